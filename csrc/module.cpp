@@ -1,0 +1,240 @@
+// Python bindings: checks arguments, allocates results and releases the GIL around the work.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <atomic>
+
+#include "native.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace py = pybind11;
+
+namespace vdengine {
+namespace {
+
+std::atomic<int> default_threads{0};
+
+}  // namespace
+
+int resolve_threads(int requested) {
+    if (requested < 0) throw std::invalid_argument("threads must be >= 0, got " + std::to_string(requested));
+    if (requested == 0) requested = default_threads;
+#ifdef _OPENMP
+    return requested > 0 ? requested : omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+void set_num_threads(int n) {
+    if (n < 0) throw std::invalid_argument("the number of threads must be >= 0, got " + std::to_string(n));
+    default_threads = n;
+}
+
+bool has_openmp() {
+#ifdef _OPENMP
+    return true;
+#else
+    return false;
+#endif
+}
+
+namespace {
+
+// A one-dimensional C-contiguous array of exactly this dtype: a conversion could silently copy a memory-mapped
+// store of many gigabytes.
+template <typename T>
+class Input {
+  public:
+    Input(const py::array& array, const char* name, int64_t length = -1) : array_(array) {
+        if (!py::array_t<T, py::array::c_style>::check_(array) || array.ndim() != 1)
+            throw py::type_error(std::string(name) + " must be a one-dimensional contiguous array of dtype " +
+                                 std::string(py::str(py::dtype::of<T>())) + ", got " + std::to_string(array.ndim()) +
+                                 " dimensions of dtype " + std::string(py::str(array.dtype())));
+        if (length >= 0 && array.size() != length)
+            throw py::value_error(std::string(name) + " must have " + std::to_string(length) + " elements, has " +
+                                  std::to_string(array.size()));
+    }
+    const T* data() const { return static_cast<const T*>(array_.data()); }
+    int64_t size() const { return array_.size(); }
+
+  private:
+    py::array array_;
+};
+
+template <typename T>
+py::array_t<T> new_array(int64_t length) {
+    return py::array_t<T>(static_cast<py::ssize_t>(length));
+}
+
+py::array_t<int64_t> to_array(const std::vector<int64_t>& values) {
+    return py::array_t<int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+DType parse_dtype(const std::string& name, const char* what) {
+    if (name == "float32") return DType::float32;
+    if (name == "bfloat16") return DType::bfloat16;
+    throw py::value_error(std::string(what) + " must be 'float32' or 'bfloat16', got '" + name + "'");
+}
+
+template <typename T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+py::tuple py_plan_packs(const py::array& num_tokens, const py::array& cost, int64_t ranks, int64_t budget) {
+    const Input<int64_t> tokens(num_tokens, "num_tokens");
+    const Input<double> costs(cost, "cost", tokens.size());
+    py::array_t<int32_t> bins = new_array<int32_t>(tokens.size());
+    int32_t* out = bins.mutable_data();
+    int64_t micro_steps;
+    {
+        py::gil_scoped_release release;
+        micro_steps = plan_packs(tokens.data(), costs.data(), tokens.size(), ranks, budget, out);
+    }
+    return py::make_tuple(bins, micro_steps);
+}
+
+py::dict py_assemble(const py::array& tokens, const py::array& scored, const py::array& tree_start,
+                     const py::array& prompt_start, const py::array& prompt_len, const py::array& branch_start,
+                     const py::array& branch_len, const py::array& select) {
+    const Input<int32_t> in_tokens(tokens, "tokens");
+    const Input<uint8_t> in_scored(scored, "scored", in_tokens.size());
+    const Input<int64_t> in_prompt_start(prompt_start, "prompt_start");
+    const int64_t n = in_prompt_start.size();
+    const Input<int64_t> in_tree_start(tree_start, "tree_start", n + 1);
+    const Input<int64_t> in_prompt_len(prompt_len, "prompt_len", n);
+    const Input<int64_t> in_branch_start(branch_start, "branch_start");
+    const Input<int64_t> in_branch_len(branch_len, "branch_len", in_branch_start.size());
+    const Input<int64_t> in_select(select, "select");
+    const Forest forest{in_tokens.data(),       in_scored.data(),     in_tokens.size(),
+                        in_tree_start.data(),   in_prompt_start.data(), in_prompt_len.data(), n,
+                        in_branch_start.data(), in_branch_len.data(), in_branch_start.size()};
+
+    PackSizes sizes;
+    {
+        py::gil_scoped_release release;
+        sizes = measure_pack(forest, in_select.data(), in_select.size());
+    }
+    auto out_tokens = new_array<int64_t>(sizes.tokens);
+    auto positions = new_array<int32_t>(sizes.tokens);
+    auto cu_seqlens_q = new_array<int32_t>(sizes.segments + 1);
+    auto cu_seqlens_k = new_array<int32_t>(sizes.segments + 1);
+    auto rows = new_array<int64_t>(sizes.scored);
+    auto targets = new_array<int64_t>(sizes.scored);
+    auto branch_offsets = new_array<int64_t>(sizes.branches + 1);
+    auto tree_of_branch = new_array<int64_t>(sizes.branches);
+    auto rows_order = new_array<int64_t>(sizes.scored);
+    auto rows_offsets = new_array<int64_t>(sizes.tokens + 1);
+    auto token_order = new_array<int64_t>(sizes.tokens);
+    const bool gather = sizes.keys > 0;
+    auto kv_index = new_array<int64_t>(sizes.keys);
+    auto kv_order = new_array<int64_t>(sizes.keys);
+    auto kv_offsets = new_array<int64_t>(gather ? sizes.tokens + 1 : 0);
+    std::vector<int64_t> unique_tokens, token_offsets;
+    PackArrays out;
+    out.tokens = out_tokens.mutable_data();
+    out.positions = positions.mutable_data();
+    out.cu_seqlens_q = cu_seqlens_q.mutable_data();
+    out.cu_seqlens_k = cu_seqlens_k.mutable_data();
+    out.kv_index = gather ? kv_index.mutable_data() : nullptr;
+    out.rows = rows.mutable_data();
+    out.targets = targets.mutable_data();
+    out.branch_offsets = branch_offsets.mutable_data();
+    out.tree_of_branch = tree_of_branch.mutable_data();
+    out.rows_order = rows_order.mutable_data();
+    out.rows_offsets = rows_offsets.mutable_data();
+    out.kv_order = gather ? kv_order.mutable_data() : nullptr;
+    out.kv_offsets = gather ? kv_offsets.mutable_data() : nullptr;
+    out.token_order = token_order.mutable_data();
+    {
+        py::gil_scoped_release release;
+        fill_pack(forest, in_select.data(), in_select.size(), sizes, out, unique_tokens, token_offsets);
+    }
+
+    py::dict pack;
+    pack["tokens"] = out_tokens;
+    pack["positions"] = positions;
+    pack["cu_seqlens_q"] = cu_seqlens_q;
+    pack["cu_seqlens_k"] = cu_seqlens_k;
+    pack["kv_index"] = gather ? py::object(kv_index) : py::none();
+    pack["max_q"] = sizes.max_q;
+    pack["max_k"] = sizes.max_k;
+    pack["rows"] = rows;
+    pack["targets"] = targets;
+    pack["branch_offsets"] = branch_offsets;
+    pack["tree_of_branch"] = tree_of_branch;
+    pack["tree_ids"] = py::array_t<int64_t>(in_select.size(), in_select.data());
+    pack["rows_inverse"] = py::make_tuple(rows_order, rows_offsets);
+    pack["kv_inverse"] = gather ? py::object(py::make_tuple(kv_order, kv_offsets)) : py::none();
+    pack["unique_tokens"] = to_array(unique_tokens);
+    pack["token_inverse"] = py::make_tuple(token_order, to_array(token_offsets));
+    return pack;
+}
+
+void py_log_softmax_rows(uintptr_t logits_ptr, const std::string& logits_dtype, int64_t n, int64_t v,
+                         int64_t row_stride, uintptr_t targets_ptr, double inv_temperature, uintptr_t logp_ptr,
+                         uintptr_t lse_ptr, uintptr_t entropy_ptr, uintptr_t p_ptr, const std::string& p_dtype,
+                         int64_t p_row_stride, int threads, const std::string& simd) {
+    RowsArgs args;
+    args.logits = pointer<const void>(logits_ptr);
+    args.logits_dtype = parse_dtype(logits_dtype, "logits_dtype");
+    args.n = n;
+    args.v = v;
+    args.row_stride = row_stride;
+    args.targets = pointer<const int64_t>(targets_ptr);
+    args.inv_temperature = inv_temperature;
+    args.logp = pointer<float>(logp_ptr);
+    args.lse = pointer<float>(lse_ptr);
+    args.entropy = pointer<float>(entropy_ptr);
+    args.p = pointer<void>(p_ptr);
+    args.p_dtype = parse_dtype(p_dtype, "p_dtype");
+    args.p_row_stride = p_row_stride;
+    py::gil_scoped_release release;
+    log_softmax_rows(args, threads, simd);
+}
+
+void py_gather_sum(uintptr_t src_ptr, const std::string& src_dtype, int64_t width, int64_t src_row_stride,
+                   uintptr_t order_ptr, uintptr_t offsets_ptr, int64_t m, uintptr_t out_ptr,
+                   const std::string& out_dtype, int64_t out_row_stride, int threads) {
+    GatherArgs args;
+    args.src = pointer<const void>(src_ptr);
+    args.src_dtype = parse_dtype(src_dtype, "src_dtype");
+    args.width = width;
+    args.src_row_stride = src_row_stride;
+    args.order = pointer<const int64_t>(order_ptr);
+    args.offsets = pointer<const int64_t>(offsets_ptr);
+    args.m = m;
+    args.out = pointer<void>(out_ptr);
+    args.out_dtype = parse_dtype(out_dtype, "out_dtype");
+    args.out_row_stride = out_row_stride;
+    py::gil_scoped_release release;
+    gather_sum(args, threads);
+}
+
+}  // namespace
+}  // namespace vdengine
+
+PYBIND11_MODULE(_native, m) {
+    using namespace vdengine;
+    using py::arg;
+    m.doc() = "Packing, batch assembly and CPU row kernels. Documented in _native.pyi.";
+    m.def("plan_packs", &py_plan_packs, arg("num_tokens"), arg("cost"), arg("ranks"), arg("budget"));
+    m.def("assemble", &py_assemble, arg("tokens"), arg("scored"), arg("tree_start"), arg("prompt_start"),
+          arg("prompt_len"), arg("branch_start"), arg("branch_len"), arg("select"));
+    m.def("log_softmax_rows", &py_log_softmax_rows, arg("logits_ptr"), arg("logits_dtype"), arg("n"), arg("v"),
+          arg("row_stride"), arg("targets_ptr"), arg("inv_temperature"), arg("logp_ptr"), arg("lse_ptr"),
+          arg("entropy_ptr") = 0, arg("p_ptr") = 0, arg("p_dtype") = "float32", arg("p_row_stride") = 0,
+          arg("threads") = 0, arg("simd") = "auto");
+    m.def("gather_sum", &py_gather_sum, arg("src_ptr"), arg("src_dtype"), arg("width"), arg("src_row_stride"),
+          arg("order_ptr"), arg("offsets_ptr"), arg("m"), arg("out_ptr"), arg("out_dtype"), arg("out_row_stride"),
+          arg("threads") = 0);
+    m.def("set_num_threads", &set_num_threads, arg("n"));
+    m.def("simd_levels", &simd_levels);
+    m.def("has_openmp", &has_openmp);
+}

@@ -1,0 +1,100 @@
+"""Packing, batch assembly and CPU row kernels (csrc/). Every call releases the GIL and is deterministic.
+
+Pointers are addresses as `Tensor.data_ptr()` or `ndarray.ctypes.data` give them; strides are in elements; the
+innermost dimension is contiguous; bfloat16 is stored as uint16. The caller keeps the memory alive and sized as
+stated. `threads = 0` means the number given to `set_num_threads`, or OpenMP's default.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DType = Literal["float32", "bfloat16"]
+
+def plan_packs(
+    num_tokens: NDArray[np.int64],  # [n]
+    cost: NDArray[np.float64],  # [n]
+    ranks: int,
+    budget: int,
+) -> tuple[NDArray[np.int32], int]:
+    """Deals n trees to packs of at most `budget` tokens: (bin of each tree [n], micro steps).
+
+    Bin b is the pack of rank `b % ranks` in micro step `b // ranks`: every rank runs the same number of packs. There
+    are as few micro steps as the heuristics can fit (the minimum in all but contrived cases). The bins of a micro
+    step have about equal cost, as ranks wait for one another there; the costliest micro step comes first.
+
+    No bin is empty when n >= ranks * micro_steps. With fewer trees some are, and those ranks run an empty pack; n = 0
+    gives 0 micro steps. Time is O(n log n).
+
+    ValueError: a tree above the budget or without tokens, a cost that is negative or not finite, ranks or budget
+    below 1.
+    """
+
+def assemble(
+    tokens: NDArray[np.int32],  # [L]
+    scored: NDArray[np.uint8],  # [L]
+    tree_start: NDArray[np.int64],  # [n+1]
+    prompt_start: NDArray[np.int64],  # [n]
+    prompt_len: NDArray[np.int64],  # [n]
+    branch_start: NDArray[np.int64],  # [B]
+    branch_len: NDArray[np.int64],  # [B]
+    select: NDArray[np.int64],  # [k]
+) -> dict[str, Any]:
+    """The arrays of one pack of the trees `select`: see `vdengine.data.trees.pack_store`, which wraps it."""
+
+def log_softmax_rows(
+    logits_ptr: int,  # [n, v] logits_dtype
+    logits_dtype: _DType,
+    n: int,
+    v: int,
+    row_stride: int,
+    targets_ptr: int,  # [n] int64
+    inv_temperature: float,
+    logp_ptr: int,  # [n] float32
+    lse_ptr: int,  # [n] float32, or 0
+    entropy_ptr: int = 0,  # [n] float32, or 0
+    p_ptr: int = 0,  # [n, v] p_dtype, or 0
+    p_dtype: _DType = "float32",
+    p_row_stride: int = 0,
+    threads: int = 0,
+    simd: str = "auto",
+) -> None:
+    """Per row, with z = logits * inv_temperature: lse = log sum exp z, logp = z[target] - lse, entropy of softmax(z).
+
+    With p_ptr also P = softmax(z) - onehot(target), rounded to nearest even; p_ptr may be logits_ptr where dtype and
+    row stride agree. fp32 arithmetic, sums ended in fp64: within about 1e-6 of the fp64 formula, relative to
+    max(1, |result|). Probabilities below 2^-126 are 0. A NaN or +inf logit makes its row NaN; -inf is a
+    probability of 0. A row's result does not depend on the other rows, n or threads.
+
+    `simd` names one of `simd_levels()`, for tests. ValueError: a target outside 0..v-1, an inv_temperature outside
+    1e-30..1e30, strides below v.
+    """
+
+def gather_sum(
+    src_ptr: int,  # [rows, width] src_dtype
+    src_dtype: _DType,
+    width: int,
+    src_row_stride: int,
+    order_ptr: int,  # [offsets[m]] int64, rows of src
+    offsets_ptr: int,  # [m+1] int64
+    m: int,
+    out_ptr: int,  # [m, width] out_dtype
+    out_dtype: _DType,
+    out_row_stride: int,
+    threads: int = 0,
+) -> None:
+    """out[j] = sum of src[order[i]] for i in offsets[j] .. offsets[j+1], added in that order in fp32; 0 for none.
+
+    The same bits for every number of threads. ValueError: offsets that decrease. Entries of `order` are not
+    checked: for the inverse of a gather, len(order) equals the rows of src.
+    """
+
+def set_num_threads(n: int) -> None:
+    """The number of threads of calls with `threads = 0`; n = 0 goes back to OpenMP's default."""
+
+def simd_levels() -> list[str]:
+    """Instruction sets the row kernel can use on this machine, best first: "avx512", "avx2", "baseline"."""
+
+def has_openmp() -> bool:
+    """Whether the extension was built with OpenMP. Without it every call runs on one thread."""
