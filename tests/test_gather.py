@@ -1,0 +1,57 @@
+"""The gather whose backward adds in a fixed order."""
+
+import pytest
+import torch
+
+from vdengine.kernels.gather import embedding_rows, gather_rows, gather_sum, gather_sum_reference
+
+
+def inverse(index, m):
+    order = torch.argsort(index, stable=True)
+    return order, torch.searchsorted(index[order], torch.arange(m + 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(9, 1), (40, 3, 5), (1, 33)])
+def test_gather_rows_equals_indexing(dtype, shape):
+    """Guards values and gradients, for rows used never, once and often."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=g).to(dtype).requires_grad_()
+    index = torch.randint(0, max(1, shape[0] // 2), (50,), generator=g)
+    upstream = torch.randn(50, *shape[1:], generator=g).to(dtype)
+    y = gather_rows(x, index, *inverse(index, shape[0]))
+    assert torch.equal(y, x[index])
+    y.backward(upstream)
+    exact = torch.zeros(shape, dtype=torch.float64).index_add_(0, index, upstream.double())
+    # fp32 accumulation of at most 50 terms, then one rounding to dtype
+    assert torch.allclose(x.grad.double(), exact, rtol=torch.finfo(dtype).eps, atol=50 * 2**-23 * 4)
+    first = x.grad.clone()
+    x.grad = None
+    gather_rows(x, index, *inverse(index, shape[0])).backward(upstream)
+    assert torch.equal(first, x.grad)
+
+
+def test_gather_sum_matches_its_reference_and_gives_zeros_for_empty_groups():
+    """Guards the native kernel against the torch one."""
+    src = torch.randn(30, 17)
+    index = torch.randint(0, 5, (30,))
+    index[index == 3] = 2
+    order, offsets = inverse(index, 5)
+    got = gather_sum(src, order, offsets)
+    assert torch.allclose(got, gather_sum_reference(src, order, offsets), atol=1e-5)
+    assert torch.equal(got[3], torch.zeros(17))
+
+
+def test_embedding_gradient_is_fp32_and_equals_the_library():
+    """Guards the embedding: a repeated token's rows add up in fp32 even under bf16."""
+    tokens = torch.tensor([4, 1, 4, 4, 0])
+    unique = tokens.unique()
+    order, offsets = inverse(torch.searchsorted(unique, tokens), len(unique))
+    weight = torch.randn(6, 8, dtype=torch.bfloat16, requires_grad=True)
+    upstream = torch.randn(5, 8, dtype=torch.bfloat16)
+    out = embedding_rows(weight, tokens, unique, order, offsets)
+    assert torch.equal(out, torch.nn.functional.embedding(tokens, weight))
+    out.backward(upstream)
+    exact = torch.zeros(6, 8, dtype=torch.float64).index_add_(0, tokens, upstream.double())
+    assert weight.grad.dtype == torch.float32
+    assert torch.allclose(weight.grad.double(), exact, atol=1e-6)
