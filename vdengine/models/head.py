@@ -1,0 +1,46 @@
+"""The output head: hidden rows and target ids in, log-probs out. Logits never leave `linear_logprob`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vdengine.kernels.linear_logprob import Scored, linear_logprob
+
+
+class Scores(NamedTuple):
+    """What a forward returns. A scored token is a (row, target) pair of the pack, in the pack's order."""
+
+    logp: Tensor  # [R] fp32, differentiable: log p of each scored branch token; [0] without a pack
+    entropy: Tensor | None  # [R] fp32, nats; None unless asked for
+    probe_logp: Tensor | None  # [P] fp32, no grad: the probe packs' scored tokens, pack after pack
+
+
+class Head(nn.Module):
+    """`lm_head`. An FSDP unit of its own, or with the embedding when their weight is tied."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, saved_bytes: int | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.saved_bytes = saved_bytes
+
+    def forward(
+        self,
+        hidden: Tensor | None,  # [R, H]
+        targets: Tensor | None,  # [R] int64
+        probe_hidden: list[Tensor],  # each [P_i, H]
+        probe_targets: list[Tensor],  # each [P_i] int64
+        entropy: bool,
+    ) -> Scores:
+        logp, ent, probe_logp = torch.empty(0, device=self.weight.device), None, None
+        if hidden is not None and targets is not None:
+            out = linear_logprob(hidden, self.weight, targets, entropy=entropy, saved_bytes=self.saved_bytes)
+            logp, ent = out if isinstance(out, Scored) else (out, None)
+        if probe_hidden:
+            # pack by pack, never concatenated: a probe's GEMM shapes, so its bits, are the same in every forward
+            with torch.no_grad():
+                each = [linear_logprob(h, self.weight, t) for h, t in zip(probe_hidden, probe_targets, strict=True)]
+                probe_logp = torch.cat([x for x in each if isinstance(x, Tensor)])
+        return Scores(logp, ent, probe_logp)

@@ -1,0 +1,313 @@
+"""One Transformer for Llama-3 and Qwen-3 (dense): a pack of prompt trees in, log-probs out.
+
+Two streams run through every layer: the training pack with grad, then the probe packs under `no_grad`, with the
+same gathered weights. One all-gather per layer serves both; the probes read the weights *before* this step's
+update, keep no activations and have no backward. Parameters have their Hugging Face names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from vdengine.kernels.gather import embedding_rows, gather_rows
+from vdengine.models.attention import attend
+from vdengine.models.head import Head, Scores
+
+if TYPE_CHECKING:
+    from vdengine.data.trees import Pack
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """rope_type "llama3": long wavelengths are stretched by `factor`, short ones kept, those between blended."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model; field names are those of Hugging Face's config.json."""
+
+    model_type: str  # "llama" | "qwen3"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters, a tied weight counted once."""
+        h, d = self.hidden_size, self.head_dim
+        attention = 2 * h * d * (self.num_attention_heads + self.num_key_value_heads)
+        norms = 2 * h + (2 * d if self.model_type == "qwen3" else 0)
+        layer = attention + 3 * h * self.intermediate_size + norms
+        return self.num_hidden_layers * layer + h + self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
+
+    @property
+    def flops(self) -> dict[str, float]:
+        """FLOPs of one forward: per token in the layers (`linear`), per (query, key) pair (`quadratic`) and per
+        scored token in the head (`head`). A training step takes three times as much."""
+        h, d = self.hidden_size, self.head_dim
+        layer = 2 * h * d * (self.num_attention_heads + self.num_key_value_heads) + 3 * h * self.intermediate_size
+        return {
+            "linear": 2.0 * self.num_hidden_layers * layer,
+            "quadratic": 4.0 * self.num_hidden_layers * self.num_attention_heads * d,
+            "head": 2.0 * self.vocab_size * h,
+        }
+
+
+class Stream(NamedTuple):
+    """What every layer needs to know of a pack. Bare tensors and integers: FSDP's hooks look at pytree leaves."""
+
+    cos: Tensor  # [T, head_dim] fp32
+    sin: Tensor  # [T, head_dim] fp32
+    cu_seqlens_q: Tensor  # [S+1] int32
+    cu_seqlens_k: Tensor  # [S+1] int32
+    max_q: int
+    max_k: int
+    kv_index: Tensor | None  # [K] int64; None: every key row is used once, in order
+    kv_order: Tensor | None
+    kv_offsets: Tensor | None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in fp32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of x [T, heads, head_dim] in fp32 (arXiv 2104.09864, half-split layout)."""
+    x32 = x.float()
+    first, second = x32.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return torch.addcmul(x32 * cos[:, None], turned, sin[:, None]).to(x.dtype)
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Inverse frequencies [head_dim / 2] fp32, with Llama-3.1's scaling where the config has it."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    if (s := config.rope_scaling) is None:
+        return frequencies
+    # turns of a frequency within the context it was trained on
+    turns = s.original_max_position_embeddings * frequencies / (2 * math.pi)
+    keep = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
+    return frequencies * (keep + (1 - keep) / s.factor)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        h, d = config.hidden_size, config.head_dim
+        self.head_dim = d
+        self.q_proj = nn.Linear(h, config.num_attention_heads * d, bias=False)
+        self.k_proj = nn.Linear(h, config.num_key_value_heads * d, bias=False)
+        self.v_proj = nn.Linear(h, config.num_key_value_heads * d, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * d, h, bias=False)
+        self.q_norm = RMSNorm(d, config.rms_norm_eps) if config.model_type == "qwen3" else None
+        self.k_norm = RMSNorm(d, config.rms_norm_eps) if config.model_type == "qwen3" else None
+        self.backend, self.deterministic = "auto", True
+
+    def forward(self, x: Tensor, s: Stream) -> Tensor:  # [T, H] -> [T, H]
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, s.cos, s.sin), rotate(k, s.cos, s.sin)
+        if s.kv_index is not None:  # each branch gets its prompt's keys in front of its own
+            k, v = (gather_rows(t, s.kv_index, s.kv_order, s.kv_offsets) for t in (k, v))
+        out = attend(
+            q, k, v, s.cu_seqlens_q, s.cu_seqlens_k, s.max_q, s.max_k,
+            backend=self.backend, deterministic=self.deterministic,
+        )  # fmt: skip
+        return self.o_proj(out.flatten(-2))
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def _selective() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Selective checkpointing: keep what is dear to recompute (GEMMs, attention), recompute the elementwise rest."""
+
+    def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if op in _DEAR_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
+
+
+def _nothing_kept() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Full checkpointing: a layer keeps its input alone."""
+    return nullcontext(), nullcontext()
+
+
+_DEAR_OPS = frozenset(
+    op.default
+    for name in (
+        "aten::mm",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_flash_attention_forward",
+        "torch_attn::_varlen_attn",
+        "flash_attn::_flash_attn_varlen_forward",
+    )
+    if (op := getattr(getattr(torch.ops, name.split("::")[0]), name.split("::")[1], None)) is not None
+)
+
+
+class Block(nn.Module):
+    """A decoder layer over two streams; the FSDP unit."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+        self.activation_checkpoint = "none"  # "none" | "selective" | "full", for the training stream
+        self.probe_clock: AbstractContextManager[None] = nullcontext()  # times the probe stream
+
+    def forward(
+        self, x: Tensor | None, stream: Stream | None, probes: list[Tensor], probe_streams: list[Stream]
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        if x is not None and stream is not None:
+            if self.activation_checkpoint == "none" or not torch.is_grad_enabled():
+                x = self._layer(x, stream)
+            else:
+                context_fn = _selective if self.activation_checkpoint == "selective" else _nothing_kept
+                # no dropout anywhere: no RNG state to keep
+                x = checkpoint(
+                    self._layer, x, stream, use_reentrant=False, preserve_rng_state=False, context_fn=context_fn
+                )
+        if probes:
+            with torch.no_grad(), self.probe_clock:
+                probes = [self._layer(p, s) for p, s in zip(probes, probe_streams, strict=True)]
+        return x, probes
+
+    def _layer(self, x: Tensor, s: Stream) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), s)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Embedding(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+
+    def forward(
+        self, tokens: Tensor | None, unique: Tensor, order: Tensor, offsets: Tensor, probe_tokens: list[Tensor]
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        x = None if tokens is None else embedding_rows(self.weight, tokens, unique, order, offsets)
+        with torch.no_grad():
+            return x, [self.weight.index_select(0, t) for t in probe_tokens]
+
+
+class Decoder(nn.Module):
+    """The name space `model.` of a checkpoint. `Transformer.forward` runs its parts."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """Llama-3 / Qwen-3 as log-probs: `model(pack, probes) -> Scores`.
+
+    Built uninitialised (on the meta device if that is current); `weights.load_into` fills it. Under FSDP only this
+    root `forward` gathers weights: score through it, never through a submodule.
+    """
+
+    def __init__(self, config: ModelConfig, head_saved_bytes: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = Head(config.vocab_size, config.hidden_size, head_saved_bytes)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, typed."""
+        return [block for block in self.model.layers if isinstance(block, Block)]
+
+    def forward(
+        self,
+        pack: Pack | None,  # the training stream
+        probes: Pack | Sequence[Pack] | None = None,  # scored without grad, one pack after another
+        entropy: bool = False,
+    ) -> Scores:
+        """Log-probs of every scored token of `pack`, and of `probes` without grad. See `Scores`."""
+        probe_packs: list[Pack] = [] if probes is None else list(probes) if isinstance(probes, Sequence) else [probes]
+        frequencies = rope_frequencies(self.config)
+        stream = None if pack is None else _stream(pack, frequencies)
+        probe_streams = [_stream(p, frequencies) for p in probe_packs]
+
+        if pack is None:
+            embedded = self.model.embed_tokens(None, None, None, None, [p.tokens for p in probe_packs])
+        else:
+            unique, inverse = pack.token_inverse
+            embedded = self.model.embed_tokens(
+                pack.tokens, unique, inverse.order, inverse.offsets, [p.tokens for p in probe_packs]
+            )
+        x, probe_x = embedded
+        for layer in self.model.layers:
+            x, probe_x = layer(x, stream, probe_x, probe_streams)
+
+        # only the rows that predict a scored token go on to the norm and the head
+        rows = None
+        if pack is not None and x is not None:
+            rows = self.model.norm(gather_rows(x, pack.rows, pack.rows_inverse.order, pack.rows_inverse.offsets))
+        with torch.no_grad():
+            probe_rows = [
+                self.model.norm(px.index_select(0, p.rows)) for px, p in zip(probe_x, probe_packs, strict=True)
+            ]
+        targets = None if pack is None else pack.targets
+        return self.lm_head(rows, targets, probe_rows, [p.targets for p in probe_packs], entropy)
+
+
+def _stream(pack: Pack, frequencies: Tensor) -> Stream:
+    angles = pack.positions.float()[:, None] * frequencies.to(pack.positions.device)  # [T, head_dim / 2]
+    angles = torch.cat((angles, angles), dim=-1)
+    inverse = pack.kv_inverse
+    return Stream(
+        angles.cos(), angles.sin(), pack.cu_seqlens_q, pack.cu_seqlens_k, pack.max_q, pack.max_k, pack.kv_index,
+        None if inverse is None else inverse.order, None if inverse is None else inverse.offsets,
+    )  # fmt: skip
