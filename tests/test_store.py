@@ -1,0 +1,358 @@
+"""data/store.py and data/show.py: tokenised rows, what is dropped, the content hash, and the printed batch."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from vdengine.data.show import show_batch
+from vdengine.data.store import Store, build_store
+from vdengine.data.trees import Tree, pack, pack_store
+from vdengine.errors import InputError
+
+
+class Rendered(NamedTuple):
+    prompt: list[int]
+    branches: list[list[int]]
+    scored: list[list[bool]]
+
+
+class ByteRenderer:
+    """The renderer's interface over bytes: token = byte + 3; 1 begins, 2 ends a turn, '?' stands for a role."""
+
+    def __init__(self, name: str = "bytes") -> None:
+        self.hash = name
+        self.calls = 0
+
+    def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
+        text = "".join(f"{m['role'][0]}:{m['content']}\n" for m in messages) + "a:"
+        return [1, *(byte + 3 for byte in text.encode())]
+
+    def response_tree(self, messages: list[dict[str, str]], responses: list[str]) -> Rendered:
+        self.calls += 1
+        if messages[0]["content"] == "refuse":
+            raise InputError("the chat template refuses: roles must alternate")
+        branches = [[*(byte + 3 for byte in r.strip().encode()), 2] for r in responses]
+        return Rendered(self._prompt(messages), branches, [[True] * len(b) for b in branches])
+
+    def conversation_trees(self, messages: list[dict[str, str]]) -> list[Rendered]:
+        """One tree per assistant turn, as with templates that are not prefix-stable."""
+        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        return [self.response_tree(messages[:i], [messages[i]["content"]]) for i in turns]
+
+
+class ByteTokenizer:
+    def decode(self, ids: list[int]) -> str:
+        special = {1: b"<s>", 2: b"</s>"}
+        return b"".join(special.get(i) or bytes([i - 3]) for i in ids).decode(errors="replace")
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def pair(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def build(paths: str | list[str], cache: Path, renderer: Any = None, **changes: Any) -> Store:
+    options: dict[str, Any] = {"kind": "preference", "max_tokens": 64, "overlong": "drop", "formats": "auto"}
+    options |= changes
+    paths = [paths] if isinstance(paths, str) else paths
+    return build_store(paths, renderer=renderer or ByteRenderer(), cache=cache, progress=False, **options)
+
+
+def text(ids: list[int]) -> str:
+    return ByteTokenizer().decode(ids)
+
+
+ROWS = [pair("q", "yes", "no"), pair("q", "a", "a"), pair("why?", "because", "no idea")]
+
+
+def test_trees_are_the_rendered_rows(tmp_path: Path) -> None:
+    """Guards against offsets that mix up trees, branches, masks or row numbers."""
+    store = build(write(tmp_path / "a.jsonl", ROWS), tmp_path)
+    assert len(store) == 2 and store.dropped == {"chosen equals rejected": 1}
+    renderer = ByteRenderer()
+    for i, row in enumerate((ROWS[0], ROWS[2])):
+        messages = [{"role": "user", "content": row["prompt"]}]
+        rendered = renderer.response_tree(messages, [row["chosen"], row["rejected"]])
+        assert store.tree(i) == Tree(*rendered, id=i)
+        assert store.num_tokens[i] == len(rendered.prompt) + sum(map(len, rendered.branches))
+        assert store.num_scored[i] == sum(map(len, rendered.branches))
+    assert store.row_index.tolist() == [0, 2]
+    assert store.where(1) == f"{tmp_path / 'a.jsonl'} row 3"
+    assert store.max_token_id == ord("y") + 3
+    assert store.summary().splitlines() == [
+        f"{tmp_path / 'a.jsonl'} (preference): 3 rows, 2 examples, 40 tokens",
+        "  dropped 1: chosen equals rejected",
+    ]
+
+
+def test_pack_of_the_store_is_the_pack_of_its_trees(tmp_path: Path) -> None:
+    """Guards against a store layout that the native assembly reads otherwise."""
+    store = build(write(tmp_path / "a.jsonl", ROWS), tmp_path)
+    native, python = pack_store(store.arrays(), [1, 0]), pack([store.tree(1), store.tree(0)])
+    for name in ("tokens", "positions", "kv_index", "rows", "targets", "branch_offsets", "tree_ids"):
+        assert getattr(native, name).tolist() == getattr(python, name).tolist()
+
+
+def test_several_sources_keep_their_ranges(tmp_path: Path) -> None:
+    """Guards against weights and messages that are applied to another source's rows."""
+    a = write(tmp_path / "a.jsonl", ROWS)
+    b = write(tmp_path / "b.jsonl", ROWS[:1])
+    store = build([a, b], tmp_path)
+    assert store.source_start.tolist() == [0, 2, 3]
+    assert [store.source_of(i) for i in range(3)] == [0, 0, 1]
+    assert store.where(2) == f"{b} row 1"
+    assert [info.rows for info in store.sources] == [3, 1]
+
+
+def test_sft_kinds(tmp_path: Path) -> None:
+    """Guards against conversations of several trees that lose their row, and preference data that trains on the
+    rejected answer."""
+    turns = [{"role": role, "content": c} for role, c in zip(["user", "assistant"] * 2, "abcd", strict=True)]
+    store = build(write(tmp_path / "a.jsonl", [{"messages": turns}] * 2), tmp_path, kind="sft")
+    assert store.row_index.tolist() == [0, 0, 1, 1]
+    assert [text(store.tree(i).prompt) for i in (0, 1)] == ["<s>u:a\na:", "<s>u:a\na:b\nu:c\na:"]
+    store = build(write(tmp_path / "b.jsonl", ROWS), tmp_path, kind="sft")
+    assert [[text(b) for b in store.tree(i).branches] for i in range(len(store))] == [["yes</s>"], ["because</s>"]]
+
+
+def test_overlong_rows(tmp_path: Path) -> None:
+    """Guards against a response cut to nothing (a NaN in DPO), and rows that exceed `max_tokens`."""
+    rows = [
+        pair("0123456789", "a", "b"),  # the prompt is 16 tokens
+        pair("q", "a" * 40, "b"),
+        pair("q", "same start" + "a" * 40, "same start" + "b" * 40),
+        pair("q", "yes", "no"),
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    store = build(path, tmp_path, max_tokens=16)
+    assert store.row_index.tolist() == [3]
+    assert store.dropped == {"prompt too long": 1, "too long": 2}
+    store = build(path, tmp_path, max_tokens=17, overlong="truncate")
+    assert store.row_index.tolist() == [0, 1, 3]
+    # 17 - 7 tokens of prompt: the shared beginning is all that is left of the third row.
+    assert store.dropped == {"chosen equals rejected": 1}
+    assert store.sources[0].truncated == 2 and "  cut to max_tokens: 2" in store.summary()
+    assert [text(b) for b in store.tree(0).branches] == ["a", "b"]
+    assert [text(b) for b in store.tree(1).branches] == ["a" * 10, "b</s>"]
+    assert all(store.prompt_len[t] + store.branch_len[2 * t : 2 * t + 2].max() <= 17 for t in range(3))
+
+
+def test_no_row_left(tmp_path: Path) -> None:
+    """Guards against a run over nothing, and against a half-written store behind the error."""
+    path = write(tmp_path / "a.jsonl", [pair("q", "a", "a"), pair("q", "a" * 80, "b")])
+    with pytest.raises(InputError) as caught:
+        build(path, tmp_path / "cache")
+    assert str(caught.value) == f"{path}: no usable row (dropped chosen equals rejected: 1, too long: 1)"
+    assert list((tmp_path / "cache" / "store").iterdir()) == []
+
+
+def test_broken_row_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Guards against a store of the rows before the broken one, which a second run would open."""
+    path = tmp_path / "a.jsonl"
+    write(path, ROWS)
+    path.write_text(path.read_text() + "{")
+    with pytest.raises(InputError, match="a.jsonl line 4: broken JSON"):
+        build(str(path), tmp_path / "cache")
+    write(path, [pair("refuse", "a", "b")])
+    with pytest.raises(InputError) as caught:
+        build(str(path), tmp_path / "cache")
+    assert str(caught.value) == f"{path} line 1: the chat template refuses: roles must alternate"
+    assert list((tmp_path / "cache" / "store").iterdir()) == []
+
+
+def test_hash_covers_what_decides_the_content(tmp_path: Path) -> None:
+    """Guards against a stale store when any input changes, and against tokenising twice when none does."""
+    path = write(tmp_path / "a.jsonl", ROWS)
+    first = ByteRenderer()
+    store = build(path, tmp_path, first)
+    again = ByteRenderer()
+    assert build(path, tmp_path, again).hash == store.hash
+    assert first.calls == 3 - 1 and again.calls == 0
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_bytes(Path(path).read_bytes())
+    same = build(str(renamed), tmp_path, again)
+    assert same.hash == store.hash and again.calls == 0
+    assert same.sources[0].name == str(renamed)
+    others = [
+        build(path, tmp_path, kind="sft"),
+        build(path, tmp_path, max_tokens=63),
+        build(path, tmp_path, overlong="truncate"),
+        build(path, tmp_path, ByteRenderer("other template")),
+        build([path, path], tmp_path),
+        build(write(tmp_path / "c.jsonl", ROWS[::-1]), tmp_path),
+    ]
+    assert len({store.hash, *(other.hash for other in others)}) == 7
+
+
+def test_leftovers_of_killed_builds(tmp_path: Path) -> None:
+    """Guards against a disk that fills with half-written stores, and against removing one being written."""
+    path = write(tmp_path / "a.jsonl", ROWS)
+    store = build(path, tmp_path)
+    shutil.rmtree(store.folder)
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead = store.folder.with_name(f"{store.hash}.{socket.gethostname()}.{int(child.stdout)}.ab.partial")
+    alive = store.folder.with_name(f"{store.hash}.{socket.gethostname()}.1.ab.partial")
+    elsewhere = store.folder.with_name(f"{store.hash}.another-host.{int(child.stdout)}.ab.partial")
+    for folder in (dead, alive, elsewhere):
+        folder.mkdir()
+    build(path, tmp_path)
+    assert {p.name for p in (tmp_path / "store").iterdir()} == {store.hash, alive.name, elsewhere.name}
+
+
+def test_same_store_made_by_another_run(tmp_path: Path) -> None:
+    """Guards against a failed run when two runs tokenise the same data at once."""
+    path = write(tmp_path / "a.jsonl", ROWS)
+
+    class Slow(ByteRenderer):
+        def response_tree(self, messages: list[dict[str, str]], responses: list[str]) -> Rendered:
+            if self.calls == 0:
+                build(path, tmp_path)  # the other run, faster
+            return super().response_tree(messages, responses)
+
+    store = build(path, tmp_path, Slow())
+    assert len(store) == 2 and [p.name for p in (tmp_path / "store").iterdir()] == [store.hash]
+
+
+@pytest.mark.parametrize("damage", ["cut", "remove", "manifest", "unfinished"])
+def test_damaged_store_is_rebuilt(tmp_path: Path, damage: str) -> None:
+    """Guards against reading a store that a full disk or a copy cut short."""
+    path = write(tmp_path / "a.jsonl", ROWS)
+    store = build(path, tmp_path)
+    expected, tokens = store.tree(1), store.folder / "tokens.npy"
+    if damage == "cut":
+        tokens.write_bytes(tokens.read_bytes()[:-4])
+    elif damage == "remove":
+        tokens.unlink()
+    elif damage == "manifest":
+        (store.folder / "manifest.json").write_text('{"hash": ')
+    else:
+        (store.folder / "manifest.json").unlink()
+    with pytest.raises(InputError, match="not a whole store"):
+        Store.open(store.folder)
+    renderer = ByteRenderer()
+    assert build(path, tmp_path, renderer).tree(1) == expected
+    assert renderer.calls == 2
+    assert [p.name for p in (tmp_path / "store").iterdir()] == [store.folder.name]
+
+
+def test_more_rows_than_a_buffer(tmp_path: Path) -> None:
+    """Guards against rows lost where the writer flushes, and against a header of the wrong length."""
+    rows = [pair(f"question {i}", "x" * (i % 30), f"answer {i}") for i in range(3000)]
+    store = build(write(tmp_path / "a.jsonl", rows), tmp_path)
+    assert len(store) == 2900 and store.dropped == {"empty response": 100}
+    assert len(store.tokens) > 1 << 16
+    for i in (0, 1450, 2899):
+        row = rows[store.row_index[i]]
+        assert [text(b) for b in store.tree(i).branches] == [row["chosen"] + "</s>", row["rejected"] + "</s>"]
+    assert isinstance(store.tokens, np.memmap)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_worker_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against an order that depends on which process is faster, and against errors lost in a worker."""
+    monkeypatch.setattr("vdengine.data.store.MIN_ROWS", 100)
+    rows = [pair(f"question {i}", "x" * (i % 30), f"answer {i}") for i in range(500)]
+    path = write(tmp_path / "a.jsonl", rows)
+    one, two = (build(path, tmp_path / str(workers), workers=workers) for workers in (1, 2))
+    assert one.hash == two.hash and one.dropped == two.dropped
+    for file in sorted(one.folder.iterdir()):
+        assert file.read_bytes() == (two.folder / file.name).read_bytes()
+    write(tmp_path / "a.jsonl", [*rows[:400], pair("refuse", "a", "b"), *rows[400:]])
+    with pytest.raises(InputError) as caught:
+        build(path, tmp_path / "2", workers=2)
+    assert str(caught.value) == f"{path} line 401: the chat template refuses: roles must alternate"
+
+
+def test_real_hh_rlhf_store(shared_data: Path, tmp_path: Path) -> None:
+    """Guards against an end-to-end path that works on toy rows only: 2,308 real pairs, byte tokens."""
+    store = build(str(shared_data / "hh_rlhf"), tmp_path, max_tokens=100_000)
+    assert len(store) == 2308
+    assert int(store.num_tokens.sum()) == len(store.tokens)
+    assert int(store.num_scored.sum()) == int(np.asarray(store.scored).sum())
+
+
+@pytest.mark.parametrize("name, end", [("qwen3", "<|im_end|>"), ("llama3", "<|eot_id|>")])
+def test_real_rows_with_real_templates(
+    shared_data: Path, tmp_path: Path, real_tokenizer: Any, name: str, end: str
+) -> None:
+    """Guards against sources, renderer and store that fit each other in stand-ins only: 40 rows of two real sets."""
+    from vdengine.models.chat import Renderer
+    from vdengine.models.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(str(real_tokenizer(name)))
+    renderer = Renderer(tokenizer)
+    with gzip.open(shared_data / "hh_rlhf" / "harmless-base-test.jsonl.gz", "rt") as file:
+        pairs = [json.loads(line) for line in islice(file, 40)]
+    store = build(write(tmp_path / "hh.jsonl", pairs), tmp_path, renderer, max_tokens=2048)
+    assert len(store) == 40
+    for i, row in enumerate(pairs):
+        tree = store.tree(i)
+        assert tree.scored == [[True] * len(branch) for branch in tree.branches]
+        for branch, side in zip(tree.branches, ("chosen", "rejected"), strict=True):
+            answer = row[side].rpartition("\n\nAssistant:")[2].strip()
+            assert tokenizer.decode(branch).endswith(f"{answer}{end}")
+        assert tokenizer.decode(tree.prompt).rstrip().endswith("assistant" + "<|end_header_id|>" * (name == "llama3"))
+        bos = [] if tokenizer.bos_id is None else [k for k, t in enumerate(tree.prompt) if t == tokenizer.bos_id]
+        assert bos == ([0] if name == "llama3" else [])
+    chats = json.loads((shared_data / "alpaca" / "alpaca_en_demo.json").read_text())[:40]
+    store = build(write(tmp_path / "alpaca.jsonl", chats), tmp_path, renderer, max_tokens=2048, kind="sft")
+    for i, row in enumerate(chats):
+        assert tokenizer.decode(store.tree(i).branches[0]).endswith(f"{row['output']}{end}")
+
+
+# ---- show
+
+
+def show(store: Store, rows: list[int], color: bool | None) -> str:
+    out = io.StringIO()
+    show_batch(store, ByteTokenizer(), rows, out, color)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def test_show_marks_scored_text(tmp_path: Path) -> None:
+    """Guards against a display that hides special tokens, splits characters, or lets data drive the terminal."""
+    store = build(write(tmp_path / "a.jsonl", [pair("q", "sí\n😀", "n\x1b[2Jo")]), tmp_path)
+    assert show(store, [0], None) == (
+        "prompt; answer: [[scored]], not scored\n"
+        f"\n=== example 0 ({tmp_path / 'a.jsonl'} row 1): 23 tokens, 16 scored\n"
+        "--- prompt: 7 tokens\n"
+        "<s>u:q\na:\n"
+        "--- chosen: 9 tokens, 9 scored\n"
+        "[[sí\n😀</s>]]\n"
+        "--- rejected: 7 tokens, 7 scored\n"
+        "[[n\\x1b[2Jo</s>]]\n"
+    )
+    colored = show(store, [0], True)
+    assert "\x1b[32;1msí\x1b[0m\n\x1b[32;1m😀</s>\x1b[0m" in colored
+    assert "\x1b[36m<s>u:q\x1b[0m" in colored and "\x1b[2J" not in colored
+
+
+def test_show_tells_unscored_from_scored(tmp_path: Path) -> None:
+    """Guards against a wrong mask that the display would hide."""
+
+    class Masked(ByteRenderer):
+        def conversation_trees(self, messages: list[dict[str, str]]) -> list[Rendered]:
+            (tree,) = super().conversation_trees(messages)
+            return [tree._replace(scored=[[i % 2 == 0 for i in range(len(tree.branches[0]))]])]
+
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "abc"}]}
+    store = build(write(tmp_path / "a.jsonl", [row]), tmp_path, Masked(), kind="sft")
+    assert show(store, [0], False).endswith("--- answer: 4 tokens, 2 scored\n[[a]]b[[c]]</s>\n")
+    with pytest.raises(InputError, match="^row 1: the store has the rows 0 to 0$"):
+        show(store, [1], False)

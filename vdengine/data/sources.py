@@ -1,0 +1,725 @@
+"""Rows of outside data files, brought to two neutral shapes: `Conversation` (SFT) and `Preference`.
+
+A source is named by one string, as in a recipe's `data.train`:
+
+- a local .jsonl, .json (both also .gz) or .parquet file, or a folder of such files (`folder:split` where
+  the file names tell splits apart);
+- a hub data set `org/name[/folder or configuration][@revision][:split]` (split: train);
+- the built-in `values-synth:support | oppose | shuffled` (`?topics=a,b` keeps some of its topics).
+
+A row that cannot be used (chosen equals rejected, an empty response, ...) is dropped and counted by reason;
+a row that breaks its format (a field that is missing, broken JSON) is an `InputError` with file and row.
+Files are read as data only: no code of a data set is ever run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.resources
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+
+from vdengine.errors import InputError
+
+Message = dict[str, str]
+
+# What each format's rows look like; the text is shown in error messages.
+FORMATS = {
+    "preference": "chosen and rejected (text or messages), prompt (text or messages; may be left out when "
+    "chosen and rejected are messages that begin alike)",
+    "hh_rlhf": "chosen and rejected transcripts of '\\n\\nHuman: ...\\n\\nAssistant: ...'",
+    "ultrafeedback": "prompt text, chosen and rejected lists of messages",
+    "messages": "messages [{role, content}] or conversations [{from, value}]",
+    "prompt_completion": "prompt and completion (text or messages)",
+    "alpaca": "instruction, input (may be left out) and output",
+    "wildchat": "conversation [{role, content}]",
+}
+PREFERENCE_FORMATS = ("preference", "hh_rlhf", "ultrafeedback")
+SYNTH = "values-synth"
+SYNTH_VARIANTS = ("support", "oppose", "shuffled")
+
+_EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_HUB_ID = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?P<folder>(/[\w.-]+)*)(@(?P<revision>[\w./-]+))?(:(?P<split>[\w.-]+))?"
+)
+_HH_TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
+# Names that a role goes by in the formats read here; a role that is not listed is an error.
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+}
+_COLUMNS = set(
+    "prompt chosen rejected messages conversations conversation completion instruction input output system "
+    "history".split()
+)
+_TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation to imitate: every assistant turn is scored, or only the last one (`last_only`)."""
+
+    messages: list[Message]
+    last_only: bool = False
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two assistant answers to the same messages, the first preferred. `prompt` ends with a user turn."""
+
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+
+
+class Row(NamedTuple):
+    """A usable row: its 0-based number in the source, where to find it ("file line 3"), and what it says."""
+
+    number: int
+    where: str
+    example: Conversation | Preference
+
+
+class _Drop(Exception):
+    """Ends the reading of one row; the message is the reason it is counted under."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A resolved source. `name`: as the user wrote it; `files`: local paths, in reading order; `commit`: the
+    hub commit, or None; `variant` and `topics`: for the built-in set."""
+
+    name: str
+    files: tuple[Path, ...]
+    labels: tuple[str, ...]  # one per file: its name in messages
+    commit: str | None = None
+    variant: str | None = None
+    topics: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Content hash. Local and built-in: of the bytes read, so a renamed file keeps it; hub: of the
+        commit and the file names."""
+        hasher = hashlib.blake2b(digest_size=16)
+        hasher.update(json.dumps([self.commit, self.variant, sorted(self.topics)]).encode())
+        for path, label in zip(self.files, self.labels, strict=True):
+            if self.commit is not None:
+                hasher.update(label.encode() + b"\0")
+                continue
+            with open(path, "rb") as file:
+                hasher.update(hashlib.file_digest(file, "blake2b").digest())
+        return hasher.hexdigest()
+
+    def count(self) -> int:
+        """Number of rows, usable or not."""
+        return sum(_count(path, label) for path, label in zip(self.files, self.labels, strict=True))
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(where, row as the file has it) of every row, in reading order."""
+        for path, label in zip(self.files, self.labels, strict=True):
+            yield from _raw_rows(path, label)
+
+
+# ------------------------------------------------------------------------------------------------- resolving
+
+
+def resolve(name: str) -> Source:
+    """Finds the files of a source; downloads those of a hub data set. InputError: nothing there."""
+    if name == SYNTH or name.startswith(SYNTH + ":"):
+        return _resolve_synth(name)
+    path, split = Path(name).expanduser(), None
+    if not path.exists() and ":" in name:
+        base, _, split = name.rpartition(":")
+        if Path(base).expanduser().is_dir():
+            path = Path(base).expanduser()
+    if path.is_dir():
+        files = [f for f in sorted(path.iterdir()) if f.is_file() and _is_data(f.name)]
+        if not files:
+            raise InputError(f"{name}: no data file in this folder; it needs {', '.join(_EXTENSIONS)} files")
+        chosen = _of_split([f.name for f in files], split, name, default=None)
+        return Source(name, tuple(path / f for f in chosen), tuple(f"{path}/{f}" for f in chosen))
+    if path.is_file():
+        if not _is_data(path.name):
+            raise InputError(f"{name}: not a data file; the name must end with {', '.join(_EXTENSIONS)}")
+        return Source(name, (path,), (name,))
+    match = _HUB_ID.fullmatch(name)
+    if match and not _is_data(name):
+        return _resolve_hub(name, match)
+    raise InputError(
+        f"{name}: no such file or folder (a source is a {', '.join(_EXTENSIONS)} file, a folder of them, "
+        f"a hub data set 'org/name' or 'org/name:split', or {SYNTH}:{'|'.join(SYNTH_VARIANTS)})"
+    )
+
+
+def _is_data(name: str) -> bool:
+    return not name.startswith(".") and name.endswith(_EXTENSIONS)
+
+
+def _split_of(file_name: str) -> str | None:
+    """The split a file name tells: 'data/train-00000-of-00001.parquet' -> 'train'; None if it tells none."""
+    stem = file_name.rsplit("/", 1)[-1].split(".", 1)[0]
+    stem = re.sub(r"-\d{5}-of-\d{5}.*$", "", stem)
+    match = re.fullmatch(r"(?:.*[-_])?((?:train|test|valid|validation|dev|eval)(?:_[A-Za-z]+)?)", stem)
+    return match.group(1) if match else None
+
+
+def _of_split(files: list[str], split: str | None, name: str, default: str | None) -> list[str]:
+    """The files of `split`. Without one: `default`, or all files when their names tell no splits apart."""
+    splits = sorted({s for s in map(_split_of, files) if s is not None})
+    if split is None:
+        if len(splits) <= 1 and (default is None or not splits or splits == [default]):
+            return files
+        if default is None or default not in splits:
+            names = ", ".join(splits)
+            raise InputError(f"{name}: holds the splits {names}; name one, as '{name}:{splits[0]}'")
+        split = default
+    found = [f for f in files if _split_of(f) == split]
+    if not found:
+        names = ", ".join(splits) or "no named splits"
+        raise InputError(f"{name}: no file of split '{split}'; it has {names}")
+    return found
+
+
+def _resolve_synth(name: str) -> Source:
+    head, _, query = name.partition("?")
+    variant = head.partition(":")[2]
+    if variant not in SYNTH_VARIANTS:
+        allowed = ", ".join(f"{SYNTH}:{v}" for v in SYNTH_VARIANTS)
+        raise InputError(f"{name}: unknown variant '{variant}' of the built-in set; use {allowed}")
+    options = parse_qs(query, keep_blank_values=True)
+    for option in options:
+        if option != "topics":
+            raise InputError(f"{name}: unknown option '{option}'; the only one is topics=a,b")
+    topics = tuple(t for value in options.get("topics", []) for t in value.split(","))
+    # The package is installed as plain files (it has a compiled module), so the resource is a path.
+    path = Path(str(importlib.resources.files("vdengine.data") / "synth" / f"{SYNTH}.jsonl"))
+    if not path.is_file():
+        raise InputError(f"{name}: the package data file synth/{SYNTH}.jsonl is missing; reinstall vdengine")
+    if topics:
+        known = sorted({row["topic"] for _, row in _raw_rows(path, path.name)})
+        unknown = [t for t in topics if t not in known]
+        if unknown:
+            raise InputError(f"{name}: unknown topic '{unknown[0]}'; the topics are {', '.join(known)}")
+    return Source(name, (path,), (path.name,), variant=variant, topics=topics)
+
+
+def _resolve_hub(name: str, match: re.Match[str]) -> Source:
+    """Lists and downloads the files of one split of a hub data set (no script of it is run). Without a network,
+    the files of an earlier download serve."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    repo, split, revision = match["repo"], match["split"], match["revision"]
+    folder = match["folder"].strip("/")
+    cached: Path | None = None
+    card: dict[str, Any] = {}
+    try:
+        info = HfApi().dataset_info(repo, revision=revision)
+        commit, names = str(info.sha), [s.rfilename for s in info.siblings or []]
+        card = info.card_data.to_dict() if info.card_data else {}
+    except Exception as error:  # the hub's client lets its HTTP library's own types through: no common base
+        try:
+            found = snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True)
+        except OSError:
+            raise InputError(
+                f"{name}: no such local file, and the hub data set '{repo}' cannot be read "
+                f"({type(error).__name__}: {_one_line(error)})"
+            ) from error
+        cached = Path(found)
+        commit = cached.name
+        names = [p.relative_to(cached).as_posix() for p in cached.rglob("*") if p.is_file()]
+    files = sorted(n for n in names if _is_data(n.rsplit("/", 1)[-1]))
+    declared = _declared_files(card, files, folder, name)
+    if declared:
+        wanted = split or "train"
+        if wanted not in declared:
+            raise InputError(f"{name}: no split '{wanted}'; it has {', '.join(sorted(declared))}")
+        chosen = declared[wanted]
+    else:
+        files = [f for f in files if not folder or f == folder or f.startswith(folder + "/")]
+        if not files:
+            raise InputError(f"{name}: the hub data set has no {', '.join(_EXTENSIONS)} file here")
+        chosen = _of_split(files, split, name, default="train")
+    try:
+        paths = tuple(
+            cached / f if cached else Path(hf_hub_download(repo, f, repo_type="dataset", revision=commit))
+            for f in chosen
+        )
+    except Exception as error:
+        raise InputError(f"{name}: download failed ({type(error).__name__}: {_one_line(error)})") from error
+    return Source(name, paths, tuple(f"{repo}/{f}" for f in chosen), commit=commit)
+
+
+def _declared_files(card: dict[str, Any], files: list[str], folder: str, name: str) -> dict[str, list[str]]:
+    """Files by split, as the data set's card declares them (`configs: data_files`); {} if it does not."""
+    from fnmatch import fnmatch
+
+    configs = [c for c in card.get("configs") or [] if c.get("data_files")]
+    if not configs:
+        return {}
+    named = [c for c in configs if c.get("config_name") == folder]
+    if folder and not named:
+        return {}  # not a configuration: a folder of the repository
+    if not folder:
+        named = [c for c in configs if c.get("default") or c.get("config_name") == "default"] or configs
+        if len(named) > 1:
+            known = [str(c.get("config_name")) for c in configs]
+            raise InputError(f"{name}: has the configurations {', '.join(known)}; name one, as '{name}/{known[0]}'")
+    entries = named[0]["data_files"]
+    if isinstance(entries, str | list) and all(isinstance(e, str) for e in entries):
+        entries = [{"split": "train", "path": entries}]
+    splits: dict[str, list[str]] = {}
+    for entry in entries:
+        patterns = [entry["path"]] if isinstance(entry["path"], str) else entry["path"]
+        matched = [f for f in files if any(fnmatch(f, p.removeprefix("./")) for p in patterns)]
+        if matched:
+            splits.setdefault(str(entry["split"]), []).extend(matched)
+    return splits
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else "no message"
+
+
+# ------------------------------------------------------------------------------------------------- raw rows
+
+
+def _raw_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, row) of one file, in order. Lines and rows are counted from 1 in `where`."""
+    if path.name.endswith(".parquet"):
+        rows = _parquet_rows(path, label)
+    elif _is_array(path, label):
+        rows = _array_rows(path, label)
+    else:
+        rows = _line_rows(path, label)
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: a row must be a JSON object, this one is {_kind(row)}")
+        yield where, row
+
+
+def _open(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")
+
+
+def _unreadable(label: str, error: Exception) -> InputError:
+    return InputError(f"{label}: cannot be read ({type(error).__name__}: {_one_line(error)})")
+
+
+def _is_array(path: Path, label: str) -> bool:
+    """Whether a .json file holds one array; else it holds one object per line, as many .json files do."""
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        return False
+    try:
+        with _open(path) as file:
+            head = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(label, error) from error
+    return head.startswith(b"[")
+
+
+def _line_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                line = line.rstrip()
+                if line:
+                    yield f"{label} line {number}", json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{label} line {number}: broken JSON ({error.msg}, column {error.colno})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{label} line {number}: not UTF-8 (byte {error.start + 1} of the line)") from error
+    except RecursionError as error:
+        raise InputError(f"{label} line {number}: broken JSON (nested too deeply)") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(label, error) from error
+
+
+def _array_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
+    try:
+        with _open(path) as file:
+            rows = json.loads(file.read().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        where = f"{label} line {error.lineno}"
+        raise InputError(f"{where}: broken JSON ({error.msg}, column {error.colno})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{label}: not UTF-8 (byte {error.start + 1} of the file)") from error
+    except RecursionError as error:
+        raise InputError(f"{label}: broken JSON (nested too deeply)") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(label, error) from error
+    for number, row in enumerate(rows, 1):
+        yield f"{label} row {number}", row
+
+
+def _parquet_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            # Only the columns of the formats read here: sets such as WildChat carry many heavier ones.
+            columns = [c for c in file.schema_arrow.names if c in _COLUMNS] or None
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{label} row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _unreadable(label, error) from error
+
+
+def _count(path: Path, label: str) -> int:
+    if path.name.endswith(".parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return int(pyarrow.parquet.read_metadata(path).num_rows)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise _unreadable(label, error) from error
+    if _is_array(path, label):
+        return sum(1 for _ in _array_rows(path, label))
+    try:
+        with _open(path) as file:
+            return sum(1 for line in file if line.strip(b"\xef\xbb\xbf \t\r\n"))
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(label, error) from error
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def choose_format(source: Source, format: str = "auto", kind: str = "preference") -> str:
+    """The format to read `source` in. "auto" looks at the first row's fields; what it chose is in the store's
+    manifest. `kind`: "sft" or "preference". InputError: unknown or ambiguous format, or SFT data for a
+    preference objective."""
+    if kind not in ("sft", "preference"):
+        raise ValueError(f"kind must be 'sft' or 'preference', not {kind!r}")
+    if source.variant is not None:
+        if format not in ("auto", "values_synth"):
+            raise InputError(f"data.format: '{format}' does not fit the built-in {source.name}; leave it 'auto'")
+        return "values_synth"
+    if format == "auto":
+        first = next(source.rows(), None)
+        if first is None:
+            raise InputError(f"{source.name}: no rows")
+        format = _detect(*first, kind)
+    elif format not in FORMATS:
+        raise InputError(f"data.format: unknown format '{format}'; use auto, {', '.join(FORMATS)}")
+    if kind == "preference" and format not in PREFERENCE_FORMATS:
+        raise InputError(
+            f"{source.name}: format '{format}' has no rejected answer, so it serves SFT only; "
+            f"preference objectives read {', '.join(PREFERENCE_FORMATS)}"
+        )
+    return format
+
+
+def _detect(where: str, row: dict[str, Any], kind: str) -> str:
+    def is_list(key: str) -> bool:
+        return isinstance(row.get(key), list)
+
+    found = []
+    if "chosen" in row and "rejected" in row:
+        chosen, prompt = row["chosen"], row.get("prompt")
+        if prompt is None and isinstance(chosen, str) and _HH_TURN.match(chosen):
+            found.append("hh_rlhf")
+        elif isinstance(prompt, str) and is_list("chosen") and len(chosen) > 1:
+            found.append("ultrafeedback")
+        elif prompt is not None or is_list("chosen"):
+            found.append("preference")
+    # UltraFeedback repeats its chosen conversation under `messages`: not a second reading of the row.
+    if (is_list("messages") or is_list("conversations")) and found != ["ultrafeedback"]:
+        found.append("messages")
+    if is_list("conversation"):
+        found.append("wildchat")
+    if "prompt" in row and "completion" in row:
+        found.append("prompt_completion")
+    if "instruction" in row and "output" in row:
+        found.append("alpaca")
+    if kind == "preference" and set(found) & set(PREFERENCE_FORMATS):
+        found = [f for f in found if f in PREFERENCE_FORMATS]
+    if len(found) == 1:
+        return found[0]
+    fields = ", ".join(row) or "none"
+    if found:
+        names = ", ".join(found)
+        raise InputError(f"{where}: the fields ({fields}) fit several formats; set data.format: {names}")
+    raise InputError(f"{where}: the fields ({fields}) fit no format; the formats are {', '.join(FORMATS)}")
+
+
+def read(source: Source, format: str, kind: str, dropped: Counter[str]) -> Iterator[Row]:
+    """Usable rows of `source` in file order. `format`: as `choose_format` returns it. Unusable rows are counted by
+    reason in `dropped`. kind "sft" reads the chosen answers of a preference format. InputError: a row that breaks
+    the format, with its file and row."""
+    if format == "values_synth":
+        yield from _read_synth(source, kind, dropped)
+        return
+    parse = _PARSERS[format]
+    for number, (where, row) in enumerate(source.rows()):
+        try:
+            example = _checked(parse(row, where), kind)
+        except _Drop as reason:
+            dropped[str(reason)] += 1
+            continue
+        yield Row(number, where, example)
+
+
+def _checked(example: Conversation | Preference, kind: str) -> Conversation | Preference:
+    """What `kind` reads of the row, or a _Drop when there is nothing to learn."""
+    if isinstance(example, Conversation):
+        return _checked_conversation(example)
+    _check_prompt(example.prompt)
+    if kind == "sft":
+        _check_answers(example.chosen)
+        return _as_conversation(example)
+    _check_answers(example.chosen, example.rejected)
+    return example
+
+
+def _as_conversation(pair: Preference) -> Conversation:
+    return Conversation([*pair.prompt, _turn("assistant", pair.chosen)], last_only=True)
+
+
+def _read_synth(source: Source, kind: str, dropped: Counter[str]) -> Iterator[Row]:
+    every = [(number, where, row) for number, (where, row) in enumerate(source.rows())]
+    rows = [item for item in every if not source.topics or item[2]["topic"] in source.topics]
+    if len(rows) < len(every):
+        dropped["not of the topics asked for"] = len(every) - len(rows)
+    flipped: set[str] = set()
+    if source.variant == "shuffled":
+        by_topic: dict[str, list[dict[str, Any]]] = {}
+        for _, _, row in rows:
+            by_topic.setdefault(row["topic"], []).append(row)
+        for group in by_topic.values():
+            # Every second row in hash order, polarity by polarity: half of each topic's rows (rounded down) and,
+            # within one, half of each polarity's. It defines the data set, so a run's seed does not enter.
+            group.sort(key=lambda row: (row["axis_polarity"], _key(f"shuffled:{row['id']}")))
+            flipped.update(row["id"] for row in group[1::2])
+    for number, where, row in rows:
+        answers = (row["support"], row["oppose"])
+        if (source.variant == "oppose") != (row["id"] in flipped):
+            answers = (row["oppose"], row["support"])
+        pair = Preference([_turn("user", row["prompt"])], *answers)
+        yield Row(number, where, pair if kind == "preference" else _as_conversation(pair))
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+# ------------------------------------------------------------------------------------------------- formats
+
+
+def _turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _kind(value: Any) -> str:
+    names: dict[Any, str] = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _field(row: dict[str, Any], key: str, where: str, format: str, types: tuple[type, ...] = (str,)) -> Any:
+    """row[key], which must have one of `types`; text must be valid Unicode."""
+    if key not in row:
+        raise InputError(f"{where}: field '{key}' is missing; format {format} needs {FORMATS[format]}")
+    value = row[key]
+    if not isinstance(value, types):
+        names: dict[Any, str] = {str: "text", list: "a list of messages"}
+        allowed = " or ".join(names[t] for t in types)
+        raise InputError(f"{where}: field '{key}' must be {allowed}, this one is {_kind(value)}")
+    return _valid(value) if isinstance(value, str) else value
+
+
+def _valid(text: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a lone surrogate (half of a "\\ud83d\\ude00"), which no tokenizer takes
+            raise _Drop("text is not valid Unicode") from None
+    return text
+
+
+def _messages(value: list[Any], where: str, field: str) -> list[Message]:
+    """Checked messages with the roles system, user and assistant. Turns of tools drop the row."""
+    messages = []
+    for i, item in enumerate(value, 1):
+        at = f"{where}: field '{field}', message {i}"
+        if not isinstance(item, dict):
+            raise InputError(f"{at} must be an object with role and content, it is {_kind(item)}")
+        keys = ("from", "value") if "from" in item and "role" not in item else ("role", "content")
+        for key in keys:
+            if key not in item:
+                raise InputError(f"{at} has no '{key}'; a message is {{role, content}} or {{from, value}}")
+        role, content = item[keys[0]], item[keys[1]]
+        if role in _TOOL_ROLES or item.get("tool_calls"):
+            raise _Drop("uses tools")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise InputError(f"{at} has the role {role!r}; known are {', '.join(_ROLES)}")
+        if isinstance(content, list):  # [{"type": "text", "text": ...}]
+            if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+                raise _Drop("content that is not text")
+            content = "".join(part["text"] for part in content)
+        if content is None:
+            content = ""
+        if not isinstance(content, str):
+            raise InputError(f"{at}: '{keys[1]}' must be text, it is {_kind(content)}")
+        messages.append(_turn(_ROLES[role], _valid(content)))
+    return messages
+
+
+def _check_prompt(prompt: list[Message]) -> None:
+    if not prompt or prompt[-1]["role"] != "user":
+        raise _Drop("the prompt does not end with a user turn" if prompt else "empty prompt")
+    if not prompt[-1]["content"].strip():
+        raise _Drop("empty prompt")
+    if next(m["role"] for m in prompt if m["role"] != "system") != "user":
+        raise _Drop("the first turn is not the user's")
+
+
+def _check_answers(*answers: str) -> None:
+    if not all(answer.strip() for answer in answers):
+        raise _Drop("empty response")
+
+
+def _checked_conversation(talk: Conversation) -> Conversation:
+    messages = list(talk.messages)
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()  # nothing follows to be learned
+    if not messages:
+        raise _Drop("no assistant turn")
+    first = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
+    _check_prompt(messages[: -1 if talk.last_only else first])
+    scored = messages[-1:] if talk.last_only else messages
+    _check_answers(*(m["content"] for m in scored if m["role"] == "assistant"))
+    return Conversation(messages, talk.last_only)
+
+
+def _split_pair(chosen: list[Message], rejected: list[Message]) -> Preference:
+    """Two conversations, split at the first turn in which they differ. It must be the assistant's and the last of
+    both: were it an earlier one, what follows on each side would answer different words."""
+    if chosen == rejected:
+        raise _Drop("chosen equals rejected")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if shared == min(len(chosen), len(rejected)):
+        raise _Drop("one transcript is the beginning of the other")
+    if chosen[shared]["role"] != "assistant" or rejected[shared]["role"] != "assistant":
+        raise _Drop("transcripts differ in a turn that is not the assistant's")
+    if shared != len(chosen) - 1 or shared != len(rejected) - 1:
+        raise _Drop("transcripts differ before the last turn")
+    return Preference(chosen[:shared], chosen[shared]["content"], rejected[shared]["content"])
+
+
+def _transcript(text: str, where: str, field: str) -> list[Message]:
+    """Turns of an HH-RLHF transcript, stripped; a speaker's successive turns are joined by a blank line."""
+    parts = _HH_TURN.split(text)
+    if len(parts) == 1:
+        needs = FORMATS["hh_rlhf"]
+        raise InputError(f"{where}: field '{field}' has no 'Human:' turn; format hh_rlhf needs {needs}")
+    if parts[0].strip():
+        raise _Drop("text before the first turn")
+    turns: list[Message] = []
+    for speaker, said in zip(parts[1::2], parts[2::2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        if turns and turns[-1]["role"] == role:
+            turns[-1] = _turn(role, f"{turns[-1]['content']}\n\n{said.strip()}".strip())
+        else:
+            turns.append(_turn(role, said.strip()))
+    return turns
+
+
+def _hh_rlhf(row: dict[str, Any], where: str) -> Preference:
+    sides = [_transcript(_field(row, key, where, "hh_rlhf"), where, key) for key in ("chosen", "rejected")]
+    return _split_pair(*sides)
+
+
+def _ultrafeedback(row: dict[str, Any], where: str) -> Preference:
+    _field(row, "prompt", where, "ultrafeedback")  # repeats the user turn; the messages are what is read
+    lists = [(key, _field(row, key, where, "ultrafeedback", (list,))) for key in ("chosen", "rejected")]
+    return _split_pair(*(_messages(value, where, key) for key, value in lists))
+
+
+def _text_or_messages(row: dict[str, Any], key: str, role: str, where: str, format: str) -> list[Message]:
+    """The field's messages; text is one message of `role`."""
+    value = _field(row, key, where, format, (str, list))
+    return [_turn(role, value)] if isinstance(value, str) else _messages(value, where, key)
+
+
+def _preference(row: dict[str, Any], where: str) -> Preference:
+    chosen = _text_or_messages(row, "chosen", "assistant", where, "preference")
+    rejected = _text_or_messages(row, "rejected", "assistant", where, "preference")
+    if row.get("prompt") is None:
+        if isinstance(row["chosen"], str) or isinstance(row["rejected"], str):
+            needs = FORMATS["preference"]
+            raise InputError(f"{where}: field 'prompt' is missing; format preference needs {needs}")
+        return _split_pair(chosen, rejected)
+    prompt = _text_or_messages(row, "prompt", "user", where, "preference")
+    # Answers given as messages may repeat the prompt.
+    sides = [side if side[: len(prompt)] == prompt else [*prompt, *side] for side in (chosen, rejected)]
+    return _split_pair(*sides)
+
+
+def _chat(row: dict[str, Any], where: str) -> Conversation:
+    key = "conversations" if "conversations" in row and "messages" not in row else "messages"
+    messages = _messages(_field(row, key, where, "messages", (list,)), where, key)
+    system = row.get("system")
+    if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
+        messages = [_turn("system", _valid(system)), *messages]  # ShareGPT files keep it beside the turns
+    return Conversation(messages)
+
+
+def _prompt_completion(row: dict[str, Any], where: str) -> Conversation:
+    prompt = _text_or_messages(row, "prompt", "user", where, "prompt_completion")
+    completion = _text_or_messages(row, "completion", "assistant", where, "prompt_completion")
+    if len(completion) != 1 or completion[0]["role"] != "assistant":
+        raise _Drop("the completion is not one assistant turn")
+    return Conversation([*prompt, *completion], last_only=True)
+
+
+def _alpaca(row: dict[str, Any], where: str) -> Conversation:
+    instruction, output = (_field(row, key, where, "alpaca") for key in ("instruction", "output"))
+    extra = _field(row, "input", where, "alpaca") if row.get("input") is not None else ""
+    messages = []
+    if row.get("system"):
+        messages.append(_turn("system", _field(row, "system", where, "alpaca")))
+    for pair in row.get("history") or []:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair)):
+            raise InputError(f"{where}: field 'history' must be a list of [instruction, output] text pairs")
+        messages += [_turn("user", _valid(pair[0])), _turn("assistant", _valid(pair[1]))]
+    messages.append(_turn("user", f"{instruction}\n\n{extra}" if extra.strip() else instruction))
+    return Conversation([*messages, _turn("assistant", output)], last_only=True)
+
+
+def _wildchat(row: dict[str, Any], where: str) -> Conversation:
+    value = _field(row, "conversation", where, "wildchat", (list,))
+    return Conversation(_messages(value, where, "conversation"))
+
+
+_PARSERS: dict[str, Callable[[dict[str, Any], str], Conversation | Preference]] = {
+    "preference": _preference,
+    "hh_rlhf": _hh_rlhf,
+    "ultrafeedback": _ultrafeedback,
+    "messages": _chat,
+    "prompt_completion": _prompt_completion,
+    "alpaca": _alpaca,
+    "wildchat": _wildchat,
+}
