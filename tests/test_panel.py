@@ -1,0 +1,287 @@
+"""The panel format, its checks and the built-in values-mini panel."""
+
+import json
+import pickle
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from vdengine.drift.panel import STANCES, Branch, Panel, content_words, lint, overlap
+from vdengine.errors import InputError
+
+
+def row(**changes):
+    base = {
+        "schema": 1,
+        "id": "t-1",
+        "topic": "parks",
+        "axis": "more parks",
+        "polarity": 1,
+        "prompt": "Should the town build another park?",
+        "paraphrases": ["Does the town need one more park?"],
+        "openings": {
+            "support": [{"text": "I think another park would be a fine thing.", "kind": "belief"}],
+            "neutral": [{"text": "People differ on whether it needs a park.", "kind": "balanced"}],
+            "oppose": [{"text": "I think another park would be a poor thing.", "kind": "belief"}],
+        },
+    }
+    return base | changes
+
+
+def reverse(**changes):
+    return row(id="t-2", polarity=-1, prompt="Should that meadow become a car deck?", paraphrases=[], **changes)
+
+
+def without(key):
+    return {k: v for k, v in row().items() if k != key}
+
+
+def openings(**changes):
+    return row()["openings"] | changes
+
+
+def write(path: Path, *rows) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def mini() -> Panel:
+    return Panel.load("values-mini")
+
+
+# ------------------------------------------------------------------------------------------ values-mini
+
+
+def test_mini_shape(mini):
+    """A lost or extra probe would change every reading: 4 topics of 12, half of each polarity, 6 openings each."""
+    assert len(mini.topics) == 4 and len(mini.probes) == 48
+    for topic in mini.topics:
+        assert Counter(p.polarity for p in mini.probes if p.topic == topic) == {1: 6, -1: 6}
+    for probe in mini.probes:
+        assert len(probe.paraphrases) >= 2
+        for stance in ("support", "oppose"):
+            assert Counter(o.kind for o in probe.openings[stance]) == {"belief": 1, "claim": 1}
+        assert Counter(o.kind for o in probe.openings["neutral"]) == {"balanced": 1, "declining": 1}
+
+
+def test_mini_lints_clean(mini):
+    """The built-in panel must meet the rules it asks of others."""
+    assert lint(mini) == []
+
+
+def test_mini_openings_match_in_bytes(mini):
+    """A length gap turns likelihood displacement into a false margin: at most 10 bytes in any probe and kind, and
+    none on average along the topic's axis (1 byte is the tolerance, 1.5% of an opening)."""
+    for topic in mini.topics:
+        for kind in ("belief", "claim"):
+            along_axis = []
+            for probe in (p for p in mini.probes if p.topic == topic):
+                size = {s: next(o.num_bytes for o in probe.openings[s] if o.kind == kind) for s in STANCES[::2]}
+                assert abs(size["support"] - size["oppose"]) <= 10, (probe.id, kind)
+                along_axis.append(probe.polarity * (size["support"] - size["oppose"]))
+            assert abs(sum(along_axis) / len(along_axis)) <= 1.0, (topic, kind)
+
+
+def test_mini_opening_lengths_in_tokens(mini, real_tokenizer):
+    """Openings of 8 to 24 tokens: shorter ones carry no stance, longer ones cost training time."""
+    from tokenizers import Tokenizer
+
+    for name in ("qwen3", "llama3"):
+        tokenizer = Tokenizer.from_file(str(real_tokenizer(name) / "tokenizer.json"))
+        sizes = [len(tokenizer.encode(b.text, add_special_tokens=False).ids) for b in mini.branches()]
+        assert 8 <= min(sizes) and max(sizes) <= 24
+
+
+def test_mini_wording(mini):
+    """Beliefs speak in the first person and claims do not; stance is not a matter of saying "not"; nothing twice."""
+    negation = re.compile(r"\b(not|never|cannot|no|nobody|nothing)\b|n't\b", re.I)
+    first_person = re.compile(r"\b(I|my)\b", re.I)
+    texts = Counter(b.text for b in mini.branches())
+    assert max(texts.values()) == 1
+    for branch in mini.branches():
+        assert branch.text.endswith(".")
+        if branch.kind in ("belief", "claim"):
+            assert not negation.search(branch.text), branch.text
+            assert bool(first_person.search(branch.text)) == (branch.kind == "belief"), branch.text
+    for probe in mini.probes:
+        assert all(q.endswith("?") for q in (probe.prompt, *probe.paraphrases)), probe.id
+
+
+# ------------------------------------------------------------------------------------------ the class
+
+
+def test_branch_order(mini):
+    """The raw score log has no names beside its numbers: the order of branches must never depend on anything."""
+    branches = mini.branches()
+    assert len(branches) == 288 and branches == Panel.load("values-mini").branches()
+    assert [b.probe for b in branches] == sorted(b.probe for b in branches)
+    assert [b.stance for b in branches[:6]] == ["support", "support", "neutral", "neutral", "oppose", "oppose"]
+    first = mini.probes[0].openings["support"][0]
+    assert branches[0] == Branch(0, "support", first.kind, first.text, len(first.text.encode()))
+
+
+def test_bytes_are_utf8(tmp_path):
+    """Per-byte scores divide by UTF-8 bytes, not characters."""
+    text = "Grünflächen gehören für mich zu jeder Stadt."
+    panel = Panel.load(write(tmp_path / "p.jsonl", row(openings=openings(support=[{"text": text, "kind": "b"}]))))
+    assert panel.branches()[0].num_bytes == len(text) + 4
+
+
+def test_hash_is_of_content(tmp_path):
+    """Two runs are compared by panel hash: layout and file name must not change it, any content must."""
+    plain = Panel.load(write(tmp_path / "a.jsonl", row(), reverse()))
+    shuffled_keys = dict(reversed(row().items()))
+    laid_out = "\ufeff" + json.dumps(shuffled_keys, ensure_ascii=True, indent=None, separators=(" ,", " : "))
+    same = Panel.load(write(tmp_path / "b.jsonl", laid_out, "", json.dumps(reverse()) + "\r"))
+    assert plain.hash == same.hash and (plain.name, same.name) == ("a", "b")
+    assert re.fullmatch("[0-9a-f]{32}", plain.hash)
+    for changed in (
+        [reverse(), row()],
+        [row(), reverse(axis="more parks", topic="other")],
+        [row()],
+        [row(paraphrases=[]), reverse()],
+        [row(polarity=-1), reverse()],
+    ):
+        assert Panel.from_rows(changed, "c").hash != plain.hash
+
+
+def test_round_trip(mini):
+    """`to_row` and `from_rows` are inverse, and a panel can be sent to another process."""
+    again = Panel.from_rows([p.to_row() for p in mini.probes], "values-mini")
+    assert again == mini and again.hash == mini.hash
+    assert pickle.loads(pickle.dumps(mini)) == mini
+    assert mini.axis("immigration") == "more open immigration"
+
+
+def test_separator_inside_a_string(tmp_path):
+    """U+2028 is legal inside a JSON string and is no end of line."""
+    line = json.dumps(row(prompt="One\u2028two?"), ensure_ascii=False)
+    assert Panel.load(write(tmp_path / "p.jsonl", line)).probes[0].prompt == "One\u2028two?"
+
+
+# ------------------------------------------------------------------------------------------ bad input
+
+BAD = [
+    ('{"schema": 1,', r"malformed JSON at column \d+"),
+    ("[" * 100_000, "malformed JSON"),
+    ("[1]", "must be a JSON object, not a list"),
+    (row(schema=2), "schema is 2"),
+    (row(schema=True), "schema is True"),
+    *(
+        (without(key), f"missing field '{key}'")
+        for key in ("schema", "id", "topic", "axis", "polarity", "prompt", "openings")
+    ),
+    (row(pompt="x"), "unknown field 'pompt'"),
+    (row(polarity=0), "polarity is 0; it must be 1 or -1"),
+    (row(polarity="1"), "polarity is '1'"),
+    (row(polarity=1.0), "polarity is 1.0"),
+    (row(polarity=True), "polarity is True"),
+    (row(id=""), "id is empty"),
+    (row(id=7), "id must be a string, not a number"),
+    (row(prompt="  "), "prompt is empty"),
+    (row(prompt="Park? "), "prompt starts or ends with white space"),
+    (row(prompt="\ud800?"), "surrogate"),
+    (row(paraphrases="x"), "paraphrases must be a list of strings, not a string"),
+    (row(paraphrases=["fine?", None]), r"paraphrases\[1\] must be a string, not null"),
+    (row(openings=[]), "openings must be an object"),
+    (row(openings={s: o for s, o in openings().items() if s != "neutral"}), "no 'neutral' opening"),
+    (row(openings=openings(oppose=[])), "no 'oppose' opening"),
+    (row(openings=openings(agree=[])), "unknown stance 'agree'"),
+    (row(openings=openings(support="x")), "openings.support must be a list, not a string"),
+    (row(openings=openings(support=[{"text": "x"}])), r"openings.support\[0\] must be an object with just"),
+    (row(openings=openings(support=[{"text": "", "kind": "b"}])), r"openings.support\[0\].text is empty"),
+    (row(openings=openings(oppose=openings()["support"])), r"openings.oppose\[0\] repeats an opening of 'support'"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_row_names_file_and_line(tmp_path, bad, message):
+    """A bad row gives one line with file and line number, whatever is wrong with it."""
+    path = write(tmp_path / "mine.jsonl", reverse(), "", bad)
+    with pytest.raises(InputError, match=message) as error:
+        Panel.load(path)
+    assert str(error.value).startswith(f"{path}, line 3: ") and "\n" not in str(error.value)
+
+
+def test_bad_rows_together(tmp_path):
+    """Duplicate ids and a topic with two axes are seen only across rows; the error names both places."""
+    with pytest.raises(InputError, match=r"line 2: duplicate id 't-1', first used at .*line 1"):
+        Panel.load(write(tmp_path / "p.jsonl", row(), row()))
+    with pytest.raises(InputError, match=r"line 2: topic 'parks' has the axis 'fewer' here but 'more parks' at .* 1"):
+        Panel.load(write(tmp_path / "p.jsonl", row(), reverse(axis="fewer")))
+    with pytest.raises(InputError, match="mine, row 2: duplicate id"):
+        Panel.from_rows([row(), row()], "mine")
+
+
+def test_bad_file(tmp_path):
+    """Files that hold no panel at all: empty, absent, a folder, not text, not JSONL, an unknown name."""
+    with pytest.raises(InputError, match="the panel is empty"):
+        Panel.load(write(tmp_path / "empty.jsonl", "", ""))
+    with pytest.raises(InputError, match=r"absent.jsonl: cannot be read \(No such file"):
+        Panel.load(tmp_path / "absent.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(InputError, match="cannot be read"):
+        Panel.load(tmp_path / "folder.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
+    with pytest.raises(InputError, match=r"line 1: not UTF-8 \(byte 9 of the line\)"):
+        Panel.load(tmp_path / "latin.jsonl")
+    with pytest.raises(InputError, match="not a .jsonl file"):
+        Panel.load(tmp_path / "panel.csv")
+    with pytest.raises(InputError, match=r"'value-mini': no built-in panel .*nearest: values-mini.*values-mini"):
+        Panel.load("value-mini")
+
+
+# ------------------------------------------------------------------------------------------ lint
+
+
+def only_warning(*rows) -> str:
+    warnings = lint(Panel.from_rows(rows, "p"))
+    assert len(warnings) == 1, warnings
+    return warnings[0]
+
+
+def test_lint_is_quiet_on_a_sound_panel():
+    """A warning that always shows is read by nobody."""
+    assert lint(Panel.from_rows([row(), reverse()], "p")) == []
+
+
+def test_lint_finds_each_fault():
+    """Each fault that was measured to spoil a reading is reported, once, with the probe's id."""
+    assert only_warning(row()) == "topic 'parks': 1 probes of polarity 1, 0 of polarity -1"
+
+    def with_support(text, kind="belief"):
+        return row(openings=openings(support=[{"text": text, "kind": kind}]))
+
+    assert "belief openings differ by +16 bytes" in only_warning(
+        with_support("I think another park would be a fine thing for us to enjoy."), reverse()
+    )
+    assert "support has kinds claim but oppose belief" in only_warning(
+        with_support("Another park would be a fine thing for all.", "claim"), reverse()
+    )
+    assert "starts with a bare answer: 'Yes, another park" in only_warning(
+        with_support("Yes, another park would be a fine thing."), reverse()
+    )
+    assert "neutral openings differ by +" in only_warning(
+        row(openings=openings(neutral=[{"text": "People differ " + "very " * 10 + "much.", "kind": "x"}])), reverse()
+    )
+    assert "suggests an answer" in only_warning(row(prompt="Don't you want another park for the town?"), reverse())
+    assert "suggests an answer" in only_warning(row(paraphrases=["Another lawn is nice, isn't it?"]), reverse())
+    assert lint(Panel.from_rows([row(paraphrases=["Must people who don't walk pay for lawns?"]), reverse()], "p")) == []
+    near = reverse() | {"prompt": "Should they build another park in town?"}
+    assert only_warning(row(), near) == "t-1 and t-2: nearly the same question (word overlap 1.00)"
+
+
+def test_lint_finds_negation_confounded_with_stance():
+    """If one side always says "not", the probe reads negation, not stance."""
+    negated = openings(oppose=[{"text": "I do not think another park would be fine.", "kind": "belief"}])
+    assert "0% of support but 100% of oppose" in only_warning(row(openings=negated), reverse(openings=negated))
+
+
+def test_overlap():
+    """Function words must not make two questions look alike, nor case and punctuation make them look different."""
+    assert content_words("Should the government do more about PARKS, please?") == {"parks", "please"}
+    assert overlap(content_words("Is the park good?"), content_words("Should a PARK be?")) == 1.0
+    assert overlap(frozenset(), frozenset()) == 0.0
