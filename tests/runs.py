@@ -1,0 +1,92 @@
+"""Scenarios run under torchrun by test_trainer.py: `torchrun ... tests/runs.py OUT MODEL DATA SCENARIO ...`.
+
+Each trains a tiny model for a few steps and leaves `OUT/<scenario>.pt`: full weights, metrics rows, drift records,
+and the rows of every step. All scenarios of a call share one process group, as an embedder's trainers would.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from vdengine.drift.log import DriftLog
+from vdengine.engine.trainer import Trainer
+from vdengine.recipe import make_recipe
+
+STEPS = 4
+
+
+def tables(out: Path, model: str, data: str, folder: str) -> dict:
+    return {
+        "run": {"folder": str(out / folder), "steps": STEPS, "seed": 3},
+        "model": {"source": model, "dtype": "float32"},
+        "data": {"train": [data], "cache": str(out / "cache"), "max_tokens": 400},
+        "objective": {"name": "dpo", "beta": 0.1},
+        "batch": {"examples": 6, "tokens": 4096},
+        # eps far above the gradients' rounding noise: AdamW's g / sqrt(v) would blow that noise up to a full step
+        "optimizer": {"lr": 1e-3, "eps": 1e-3, "warmup": 0.0},
+        "probes": {"panel": "values-mini", "every": 1, "tokens": 8192},
+        "parallel": {"activation_checkpoint": "selective"},
+        "checkpoint": {"every": 0, "export": False},
+    }
+
+
+SCENARIOS: dict[str, dict] = {
+    "base": {},
+    "small_packs": {"batch": {"tokens": 700}},
+    "probes_off": {"probes": {"every": 0}},
+    "live": {"objective": {"reference": "live"}},
+    "lr0": {"optimizer": {"lr": 0.0}},
+    "sft": {"objective": {"name": "sft", "beta": None}},
+    "simpo": {"objective": {"name": "simpo", "beta": 2.0}},
+    "bf16": {"model": {"dtype": "bfloat16"}, "optimizer": {"lr": 0.0}},
+    "resumed": {},
+    "full_checkpointing": {"parallel": {"activation_checkpoint": "full"}},
+    "fraction": {"probes": {"fraction": 0.5, "tokens": 1024}},
+}
+
+
+def recipe_of(name: str, out: Path, model: str, data: str):
+    t = tables(out, model, data, name)
+    for section, changes in SCENARIOS[name].items():
+        for key, value in changes.items():
+            if value is None:
+                t[section].pop(key, None)
+            else:
+                t[section][key] = value
+    return make_recipe(t)
+
+
+def run(name: str, out: Path, model: str, data: str) -> None:
+    recipe = recipe_of(name, out, model, data)
+    trainer = Trainer(recipe)
+    rows, seen = [], []
+    while trainer.step_count < trainer.total_steps:
+        seen.append(trainer.loader.rows(trainer.step_count).tolist())
+        rows.append(trainer.step())
+        if name == "resumed" and trainer.step_count == 2:  # stop in the middle, and start again from the folder
+            trainer.save()
+            trainer.step()  # progress that is lost
+            trainer.close()
+            trainer = Trainer(recipe)
+            assert trainer.step_count == 2
+    trainer.finish()
+    weights = {n: p.full_tensor().detach().clone() for n, p in trainer.model.named_parameters()}
+    if dist.get_rank() == 0:
+        log = DriftLog.open(trainer.folder) if trainer.probes else None
+        drift = None if log is None else (log.steps.copy(), log.logp.copy())
+        torch.save({"weights": weights, "rows": rows, "seen": seen, "drift": drift}, out / f"{name}.pt")
+    trainer.close()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    out, model, data, *names = sys.argv[1:]
+    for scenario in names:
+        run(scenario, Path(out), model, data)
+    dist.barrier()
+    dist.destroy_process_group()

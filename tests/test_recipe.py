@@ -1,0 +1,119 @@
+"""Recipes: what is read, what is refused and how, and that documentation and shipped recipes keep up."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from vdengine.errors import InputError
+from vdengine.recipe import Recipe, differences, load_recipe, make_recipe, to_tables, to_toml
+from vdengine.train import main
+
+REPO = Path(__file__).resolve().parent.parent
+GOOD = '[run]\nsteps = 3\n\n[model]\nsource = "m"\n\n[data]\ntrain = "d"\n'
+
+
+def write(tmp_path, text):
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    return path
+
+
+def test_round_trip(tmp_path):
+    """Guards the resolved recipe in a run folder: it reads back to an equal one, odd strings included."""
+    recipe = load_recipe(write(tmp_path, GOOD), ['data.train=["a\\tb", "c\\"d\\\\e"]', "optimizer.lr=1e-5"])
+    assert recipe.data.train == ["a\tb", 'c"d\\e'] and recipe.optimizer.lr == 1e-5
+    assert load_recipe(write(tmp_path, to_toml(recipe))) == recipe
+
+
+def test_overrides_win_and_bare_words_are_strings(tmp_path):
+    """Guards the command line."""
+    recipe = load_recipe(write(tmp_path, GOOD), ["model.source=org/name", "run.steps=7", "run.resume=false"])
+    assert (recipe.model.source, recipe.run.steps, recipe.run.resume) == ("org/name", 7, False)
+
+
+def test_defaults_that_depend_on_the_objective(tmp_path):
+    """Guards beta: 0.1 is DPO's scale, not SimPO's; and a recipe shows only keys that act."""
+    assert load_recipe(write(tmp_path, GOOD)).objective.beta == 0.1
+    simpo = load_recipe(write(tmp_path, GOOD), ["objective.name=simpo"])
+    assert simpo.objective.beta == 2.0
+    assert set(to_tables(simpo)["objective"]) == {"name", "beta", "gamma_beta_ratio"}
+    assert set(to_tables(load_recipe(write(tmp_path, GOOD), ["objective.name=sft"]))["objective"]) == {"name"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "[optimizer]\nlrr = 1\n", ":10: unknown key optimizer.lrr; did you mean lr?"),
+        (GOOD + "[optimiser]\nlr = 1\n", ":9: unknown section [optimiser]; did you mean optimizer?"),
+        (GOOD + "[optimizer]\nlr = -1\n", ":10: optimizer.lr = -1.0 is out of range; allowed: >= 0.0"),
+        (GOOD + '[optimizer]\nlr = "x"\n', ":10: optimizer.lr must be a number; got 'x'"),
+        (GOOD + '[objective]\nname = "kto"\n', ":10: objective.name = 'kto' is not known; allowed: sft, dpo, simpo"),
+        (
+            GOOD + '[objective]\nname = "sft"\nbeta = 0.1\n',
+            ':11: objective.beta has no effect with objective.name = "sft"; it belongs to dpo, simpo',
+        ),
+        (
+            GOOD + '[objective]\nname = "simpo"\nlabel_smoothing = 0.1\n',
+            ':11: objective.label_smoothing has no effect with objective.name = "simpo"; it belongs to dpo',
+        ),
+        ('[run]\nsteps = 3\n[model]\nsource = "m"\n', ": data.train is missing: every recipe must name it"),
+        ('[model]\nsource = "m"\n[data]\ntrain = "d"\n', ": give one of run.steps and run.epochs"),
+        (GOOD + "[batch]\ntokens = 100\n", ":10: batch.tokens = 100 is smaller than data.max_tokens = 1024"),
+        (GOOD + "[probes]\nevery = 2\nbudget = 0.1\n", ":11: give one of probes.every and probes.budget"),
+        (GOOD + "weights = [1.0, 2.0]\n", ":9: data.weights has 2 values for 1 sources in data.train"),
+        (GOOD + "eval_every = 5\n", ":9: data.eval_every has no effect without data.eval or data.eval_fraction"),
+        (GOOD + "[run\n", ": not valid TOML: "),
+        ("steps = 3\n", ": unknown section [steps]"),
+    ],
+)
+def test_bad_recipes_give_one_line_with_the_place(tmp_path, text, message):
+    """Guards users: file, line, key, what is wrong, what is allowed."""
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as error:
+        load_recipe(path)
+    assert f"{path}{message}" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lr=1", "command line: 'lr=1' is not an override; write section.key=value"),
+        ("optimizer.lr=fast", "command line: optimizer.lr must be a number; got 'fast'"),
+        ("run.lr=1", "command line: unknown key run.lr; did you mean optimizer.lr?"),
+    ],
+)
+def test_bad_overrides(tmp_path, override, message):
+    """Guards the command line's errors."""
+    with pytest.raises(InputError) as error:
+        load_recipe(write(tmp_path, GOOD), [override])
+    assert message in str(error.value)
+
+
+def test_the_verb_prints_one_line_and_fails(tmp_path, capsys):
+    """Guards the exit status and that no traceback reaches a user."""
+    assert main([str(tmp_path / "none.toml")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none.toml'}: no such recipe\n"
+
+
+def test_differences_name_keys_that_change_numbers():
+    """Guards resume: results-changing keys are named, others may change."""
+    base = {"run": {"steps": 3}, "model": {"source": "m"}, "data": {"train": "d"}}
+    old = make_recipe(base)
+    assert differences(old, make_recipe(base | {"log": {"every": 5}, "checkpoint": {"keep": 9}})) == []
+    assert differences(old, make_recipe(base | {"optimizer": {"lr": 1e-3}})) == ["optimizer.lr: 5e-07 -> 0.001"]
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_valid(path):
+    """Guards recipes/ against keys that moved."""
+    load_recipe(path)
+
+
+def test_every_key_is_documented():
+    """Guards docs/recipe.md against keys added or removed in the code."""
+    documented = {
+        line.split("`")[1] for line in (REPO / "docs/recipe.md").read_text().splitlines() if line[:3] == "| `"
+    }
+    keys = {f"{s.name}.{f.name}" for s in dataclasses.fields(Recipe) for f in dataclasses.fields(s.default_factory)}
+    assert documented == keys

@@ -1,0 +1,222 @@
+"""Whole runs on real processes: 1 and 2 gloo ranks, FSDP2, tiny models.
+
+Tolerance between different packings or world sizes: the same fp32 terms are summed in another order, so log-prob
+sums of some hundred terms around 5 differ by about 1e-6 relative, and four AdamW steps of lr 1e-3 (eps 1e-3, so
+linear in the gradient) carry that to 1e-6 of a weight's change.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import SCENARIOS, STEPS, recipe_of
+
+from vdengine.drift.estimators import drift, probe_scores
+from vdengine.drift.log import DriftLog
+from vdengine.engine.trainer import Trainer
+from vdengine.errors import InputError
+
+HERE = Path(__file__).parent
+ON_TWO = ["base", "small_packs", "probes_off", "resumed", "sft", "fraction"]
+
+
+def torchrun(ranks: int, *arguments: object) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """40 preference rows of very different lengths."""
+    g = torch.Generator().manual_seed(0)
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    words = "the a value of people think that law is right wrong free world very many few".split()
+
+    def text(low: int, high: int) -> str:
+        n = int(torch.randint(low, high, (1,), generator=g))
+        return " ".join(words[i] for i in torch.randint(0, len(words), (n,), generator=g).tolist())
+
+    rows = [{"prompt": text(2, 15), "chosen": text(1, 30), "rejected": text(1, 30)} for _ in range(40)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, tiny_models, data):
+    """Results of every scenario on one rank."""
+    out = tmp_path_factory.mktemp("one")
+    torchrun(1, HERE / "runs.py", out, tiny_models["qwen3"], data, *SCENARIOS)
+    return {name: torch.load(out / f"{name}.pt", weights_only=False) for name in SCENARIOS} | {"out": out}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, tiny_models, data):
+    """The same on two ranks."""
+    out = tmp_path_factory.mktemp("two")
+    torchrun(2, HERE / "runs.py", out, tiny_models["qwen3"], data, *ON_TWO)
+    return {name: torch.load(out / f"{name}.pt", weights_only=False) for name in ON_TWO}
+
+
+def same_bits(a: dict, b: dict) -> bool:
+    return all(torch.equal(a["weights"][n], b["weights"][n]) for n in a["weights"])
+
+
+def assert_close(a: dict, b: dict, start: dict) -> None:
+    for n, w in a["weights"].items():
+        moved = (w - start["weights"][n]).abs().max()
+        assert (w - b["weights"][n]).abs().max() <= 1e-4 * moved + 1e-7, n
+    for x, y in zip(a["rows"], b["rows"], strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4)
+
+
+def test_one_rank_equals_two(one, two):
+    """Guards the global denominator, the summed reduction and the order of the data."""
+    for name in ("base", "sft"):
+        assert one[name]["seen"] == two[name]["seen"]
+        assert_close(one[name], two[name], one["lr0"])
+
+
+def test_one_pack_equals_several(one, two):
+    """Guards accumulation: the loss is divided once, by the global count."""
+    assert one["base"]["rows"][0]["micro_steps"] == 1
+    assert one["small_packs"]["rows"][0]["micro_steps"] >= 2
+    assert_close(one["base"], one["small_packs"], one["lr0"])
+    assert_close(one["base"], two["small_packs"], one["lr0"])
+
+
+def test_probes_do_not_touch_training(one, two):
+    """Guards the second stream: with activation checkpointing, on 1 and 2 ranks, weights have the same bits with
+    probes on and off."""
+    assert same_bits(one["base"], one["probes_off"])
+    assert same_bits(two["base"], two["probes_off"])
+    assert not same_bits(one["base"], one["lr0"])
+
+
+def test_resume_is_exact(one, two):
+    """Guards checkpoints: stopped after step 2 and resumed, weights, metrics and drift have the same bits."""
+    for runs in (one, two):
+        assert same_bits(runs["base"], runs["resumed"])
+        for a, b in zip(runs["base"]["drift"], runs["resumed"]["drift"], strict=True):
+            assert np.array_equal(a, b)
+    losses = [json.loads(line)["loss"] for line in open(one["out"] / "resumed" / "metrics.jsonl")]
+    assert losses == [row["loss"] for row in one["base"]["rows"]]
+
+
+def test_activation_checkpointing_changes_nothing(one):
+    """Guards recomputation: selective and full give the same bits."""
+    assert same_bits(one["base"], one["full_checkpointing"])
+
+
+def test_probe_scores_are_the_same_bits_anywhere(one, two):
+    """Guards the fixed packs: theta_0's scores do not depend on ranks, packing of the batch or what else rides."""
+    base = one["base"]["drift"][1][0]
+    for other in (two["base"], one["small_packs"], two["small_packs"], one["sft"], one["lr0"]):
+        assert np.array_equal(base, other["drift"][1][0])
+    assert np.array_equal(one["base"]["drift"][0], np.arange(STEPS + 1))
+
+
+def test_lr_zero_drifts_by_exactly_nothing(one):
+    """Guards the measurement: unchanged weights give an unchanged reading, to the bit."""
+    steps, logp = one["lr0"]["drift"]
+    assert (logp == logp[0]).all() and np.isfinite(logp).all()
+    scores = probe_scores(DriftLog.open(one["out"] / "lr0"))
+    assert all(d.shift.mean == 0 and d.shift.low == 0 and d.shift.high == 0 for d in drift(scores, STEPS))
+
+
+def test_rotating_fraction_samples_whole_packs(one, two):
+    """Guards partial panels: the ends are whole, the middle alternates halves that together make the panel."""
+    for runs in (one, two):
+        steps, logp = runs["fraction"]["drift"]
+        seen = np.isfinite(logp)
+        assert seen[0].all() and seen[-1].all()
+        assert 0 < seen[1].sum() < seen.shape[1] and (seen[1] ^ seen[2]).all()
+
+
+def test_dpo_starts_at_ln_2(one, two):
+    """Guards the reference: at step 0 it is the policy. Exact for live (same packs, same kernels); cached, too,
+    along the same packs; 1e-6 when packs differ."""
+    for name, runs in (("live", one), ("base", one), ("base", two)):
+        row = runs[name]["rows"][0]
+        assert row["loss"] == pytest.approx(np.log(2), abs=1e-7) and row["rewards/margins"] == 0.0, name
+    assert one["small_packs"]["rows"][0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert same_bits(one["base"], one["live"])
+
+
+def test_bf16_noise_is_stated(one):
+    """Guards the noise floor: bf16 compute scores theta_0 within what 8 mantissa bits allow, and not equal."""
+    fp32, bf16 = one["base"]["drift"][1][0], one["bf16"]["drift"][1][0]
+    tokens = np.array([row["num_tokens"] for row in DriftLog.open(one["out"] / "base").table])
+    per_token = np.abs(fp32 - bf16) / tokens
+    # activations carry 2^-9 relative rounding through 3 layers; log-probs here are about 6 nats
+    assert 0 < per_token.mean() < 0.02
+
+
+def test_metrics_and_folder(one):
+    """Guards what a user finds: TRL's names in metrics.jsonl, a resolved recipe, a drift log."""
+    folder = one["out"] / "base"
+    rows = [json.loads(line) for line in open(folder / "metrics.jsonl")]
+    assert [r["step"] for r in rows] == [1, 2, 3, 4]
+    wanted = {
+        "loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
+        "logps/rejected", "entropy", "num_tokens", "grad_norm", "learning_rate", "step_seconds", "probe_seconds",
+        "tokens", "scored_tokens", "tokens_per_second", "memory_bytes",
+    }  # fmt: skip
+    assert wanted <= rows[0].keys()
+    assert rows[0]["probe_seconds"] > 0 and one["probes_off"]["rows"][0]["probe_seconds"] == 0
+    assert (folder / "recipe.toml").exists() and (folder / "checkpoints" / "step-000004" / "manifest.json").exists()
+
+
+def test_a_changed_recipe_does_not_resume(tmp_path, tiny_models, data):
+    """Guards a run folder against going on with other numbers; a key without effect on them may change."""
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    recipe.run.steps = 1
+    trainer = Trainer(recipe)
+    trainer.step()
+    trainer.finish()
+    trainer.close()
+    recipe.checkpoint.keep = 5
+    Trainer(recipe).close()
+    recipe.optimizer.lr = 2e-3
+    with pytest.raises(InputError, match=r"cannot resume, the recipe differs: optimizer.lr: 0.001 -> 0.002"):
+        Trainer(recipe)
+
+
+def test_not_finite_moves_nothing_and_says_where(tmp_path, tiny_models, data):
+    """Guards the weights: a poisoned step is skipped on the device, counted, and named with its rows."""
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    trainer = Trainer(recipe)
+    before = {n: p.full_tensor().detach().clone() for n, p in trainer.model.named_parameters()}
+    poisoned = trainer.loader.rows(0)[0]
+    trainer.reference.sums[trainer.store.tree_start[poisoned]] = float("nan")
+    with pytest.raises(InputError, match="not ln 2"):
+        trainer.step()
+    assert all(torch.equal(before[n], p.full_tensor()) for n, p in trainer.model.named_parameters())
+    assert "rows [" in trainer.warning and "step 1" in trainer.warning
+    row = trainer.step()
+    assert row["skipped_updates"] == 0 and np.isfinite(row["loss"])
+    trainer.close()
+
+
+def test_eval_and_epochs(tmp_path, tiny_models, data):
+    """Guards the held-out part: never trained on, evaluated with the same reference, and an epoch's length."""
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    recipe.run.steps, recipe.run.epochs, recipe.data.eval_fraction = None, 1, 0.2
+    trainer = Trainer(recipe)
+    trained = {r for k in range(trainer.total_steps) for r in trainer.loader.rows(k).tolist()}
+    assert trained.isdisjoint(trainer.loader.eval_rows.tolist()) and len(trained) + len(trainer.loader.eval_rows) == 40
+    first = trainer.evaluate()
+    assert first["eval/loss"] == pytest.approx(np.log(2), abs=1e-6)
+    for _ in range(3):
+        trainer.step()
+    assert trainer.evaluate()["eval/loss"] != first["eval/loss"]
+    trainer.close()

@@ -1,0 +1,118 @@
+"""Checkpoints: `<run>/checkpoints/step-NNNNNN/`, sharded (torch.distributed.checkpoint), whole or not there.
+
+A checkpoint is written under a temporary name and renamed when every rank has finished; `manifest.json` holds
+the step, the versions and a hash of every file. Step N means: after N updates. Master weights and AdamW's
+moments are all there is to save: data order and probes are functions of the step, and nothing draws random
+numbers. Another world size can load it.
+
+A run folder is trusted: DCP's metadata is a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+
+import vdengine
+from vdengine.engine.parallel import World
+from vdengine.errors import InputError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Tensors to save or to load in place, by Hugging Face name (a tied weight once)."""
+    state: dict[str, Any] = {}
+    for name, p in model.named_parameters():
+        state[f"model.{name}"] = p.data
+        s = optimizer.state[p]
+        if not s:  # before the first update: what AdamW itself would start from
+            s.update({m: torch.zeros_like(p.data) for m in MOMENTS}, step=torch.zeros((), device=p.device))
+        state |= {f"optimizer.{m}.{name}": s[m] for m in MOMENTS}
+        state[f"optimizer.step.{name}"] = s["step"]
+    return state
+
+
+def save(
+    run_folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, keep: int
+) -> Path:
+    """Save on all ranks together; then rank 0 removes all but the newest `keep`."""
+    root = run_folder / "checkpoints"
+    final, temporary = root / f"step-{step:06d}", root / f"step-{step:06d}.tmp"
+    if world.is_main:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
+        temporary.mkdir(parents=True)
+    dist.barrier()
+    dcp.save(_state(model, optimizer), checkpoint_id=temporary)  # a collective: every rank writes its shards
+    mine = {p.name: _digest(p) for p in sorted(temporary.glob(f"__{world.rank}_*"))}
+    every: list[Any] = [None] * world.size
+    dist.all_gather_object(every, mine)
+    if world.is_main:
+        files = {".metadata": _digest(temporary / ".metadata")} | {k: v for part in every for k, v in part.items()}
+        manifest = {
+            "step": step,
+            "world_size": world.size,
+            "vdengine": vdengine.__version__,
+            "torch": torch.__version__,
+            "files": files,
+        }
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in _checkpoints(run_folder)[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+    return final
+
+
+def newest(run_folder: Path) -> tuple[Path, int] | None:
+    """The newest checkpoint whose files are all as its manifest says, and its step; None if there is none.
+
+    Raises:
+        InputError: there are checkpoints, but not one is whole.
+    """
+    damaged = []
+    for folder in reversed(_checkpoints(run_folder)):
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            for name, digest in manifest["files"].items():
+                if _digest(folder / name) != digest:
+                    raise ValueError(f"{name} does not match its hash")
+            return folder, int(manifest["step"])
+        except (OSError, ValueError, KeyError) as e:
+            damaged.append(f"{folder.name} ({e})")
+    if damaged:
+        raise InputError(f"{run_folder / 'checkpoints'}: no whole checkpoint: {'; '.join(damaged)}")
+    return None
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Fill model and optimizer in place, each rank reading its own shards.
+
+    Raises:
+        InputError: the checkpoint does not fit the model.
+    """
+    state = _state(model, optimizer)
+    try:
+        dcp.load(state, checkpoint_id=folder)
+    except (RuntimeError, ValueError, dcp.api.CheckpointException) as e:
+        raise InputError(f"{folder}: does not fit this model: {str(e).splitlines()[0]}") from e
+    for name, p in model.named_parameters():
+        optimizer.state[p]["step"] = state[f"optimizer.step.{name}"]
+
+
+def _checkpoints(run_folder: Path) -> list[Path]:
+    return sorted(p for p in (run_folder / "checkpoints").glob("step-*") if p.is_dir() and p.suffix != ".tmp")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,178 @@
+"""What a person sees: the plan before the run, a line per logged step, and a last screen."""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from vdengine.drift.estimators import FEW_PROBES, drift, probe_scores
+from vdengine.drift.log import DriftLog
+from vdengine.engine.trainer import Trainer
+
+
+class Console:
+    """Prints on rank 0 only, and keeps a copy in `log.txt`. A progress bar where there is a terminal."""
+
+    def __init__(self, trainer: Trainer, stream: TextIO | None = None) -> None:
+        self.main = trainer.world.is_main
+        self.stream = stream or sys.stdout
+        self.file = open(trainer.folder / "log.txt", "a") if self.main else None
+        self.bar = tqdm(
+            total=trainer.total_steps, initial=trainer.step_count, unit="step", file=self.stream, dynamic_ncols=True,
+            disable=not (self.main and self.stream.isatty()),
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {remaining}",
+        )  # fmt: skip
+
+    def say(self, text: str) -> None:
+        if self.file is None:
+            return
+        self.file.write(text + "\n")
+        self.file.flush()
+        if self.bar.disable:
+            print(text, file=self.stream, flush=True)
+        else:
+            self.bar.write(text, file=self.stream)
+
+    def step(self, row: dict[str, Any], total: int) -> None:
+        if row:
+            self.say(step_line(row, total))
+        self.bar.update()
+
+    def evaluation(self, row: dict[str, Any], t: Trainer) -> None:
+        if row and t.metrics_log is not None:
+            t.metrics_log.write({"step": t.step_count} | row)
+            shown = {
+                k: v for k, v in row.items() if k in ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins")
+            }
+            self.say(f"step {t.step_count}/{t.total_steps} | " + " | ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+
+    def end(self, t: Trainer, seconds: float) -> None:
+        if not self.main:
+            return
+        if t.probes is not None:
+            self.say("\n" + drift_table(t.folder))
+        self.say(f"\nDone in {seconds:.0f} s. Everything is in {t.folder}/")
+        files = {"metrics.jsonl": "a line per step", "drift/": "raw probe scores", "checkpoints/": "to resume from"}
+        if t.recipe.checkpoint.export:
+            files["export/"] = "the trained model, a Hugging Face folder"
+        for name, what in files.items():
+            if (t.folder / name).exists():
+                self.say(f"  {name:15} {what}")
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.file is not None:
+            self.file.close()
+
+
+def step_line(row: dict[str, Any], total: int) -> str:
+    """One logged step on one line."""
+    parts = [f"step {row['step']:>{len(str(total))}}/{total}", f"loss {row['loss']:.4f}"]
+    if "rewards/margins" in row:
+        parts += [f"margin {row['rewards/margins']:+.3f}", f"acc {row['rewards/accuracies']:.2f}"]
+    parts += [
+        f"grad {row['grad_norm']:.2f}",
+        f"lr {row['learning_rate']:.1e}",
+        f"{row['step_seconds']:.2f} s",
+        f"{row['tokens_per_second']:,.0f} tok/s",
+    ]
+    if "mfu" in row:
+        parts.append(f"MFU {row['mfu']:.1%}")
+    parts.append(f"{row['memory_bytes'] / 2**30:.1f} GiB")
+    if row["probe_seconds"]:
+        parts.append(f"probes {row['probe_seconds']:.2f} s")
+    return " | ".join(parts)
+
+
+def plan(t: Trainer) -> str:
+    """What is about to happen, in a few lines."""
+    r, c = t.recipe, t.weights.config
+    replicas = f" ({r.parallel.replicate} replicas)" if r.parallel.replicate > 1 else ""
+    where = f"{t.world.size} x {t.world.device.type}{replicas}"
+    dtype = str(t.dtype).removeprefix("torch.")
+    lines = [
+        f"model   {r.model.source}",
+        f"        {c.model_type}, {c.num_parameters / 1e6:,.0f}M parameters, {dtype} on {where}",
+        *_labelled("data", t.store.summary()),
+        f"train   {r.objective.name}, {t.total_steps} steps of {r.batch.examples} "
+        f"{'examples' if r.objective.name == 'sft' else 'pairs'} "
+        f"({t.total_steps / t.loader.steps_per_epoch:.2f} epochs), lr {r.optimizer.lr:g} {r.optimizer.schedule}",
+    ]
+    if t.probes is not None:
+        p, s = t.probes, t.probes.schedule
+        steps = ", ".join(map(str, s.steps if len(s.steps) <= 12 else (*s.steps[:8], "...", s.steps[-1])))
+        lines += [
+            f"probes  {p.openings.panel.name}: {len(p.openings.panel.probes)} probes, {len(p.openings.branches)} "
+            f"openings, {p.num_tokens:,} tokens a sample",
+            f"        {len(s.steps)} samples, at steps {steps}",
+            f"        estimated cost {s.cost:.1%} of the training FLOPs",
+        ]
+    else:
+        lines.append("probes  off")
+    lines.append(f"folder  {t.folder}")
+    if t.resumed_at:
+        lines.append(f"        resuming at step {t.resumed_at}")
+    return "\n".join(lines)
+
+
+def _labelled(label: str, text: str) -> list[str]:
+    first, *rest = text.splitlines()
+    return [f"{label:8}{first}", *(f"        {line}" for line in rest)]
+
+
+def drift_table(run_folder: Path) -> str:
+    """How far each topic has moved by the last sample, with its interval and the validity channels.
+
+    Raises:
+        InputError: the folder has no drift log.
+    """
+    log = DriftLog.open(run_folder)
+    if len(log.steps) < 2:
+        return "Fewer than two samples: no drift to show."
+    scores = probe_scores(log)
+    first, last = int(scores.steps[0]), int(scores.steps[-1])
+    found = drift(scores, last)
+    axes = {row["topic"]: row["axis"] for row in log.table}
+    name = max(len(t) for t in [*axes, "all topics"])
+    axis = max(len(a) for a in [*axes.values(), "towards"])
+    size = float(scores.opening_bytes.mean())
+    few = any(d.shift.num_probes < FEW_PROBES for d in found)
+    out = [
+        f"How far the stances moved, step {first} to {last} ({log.manifest['panel']}, {len(scores.topics)} probes)",
+        "",
+        f"{'topic':{name}}  {'towards':{axis}}  {'shift':>7}  {'95% interval':>18}  {'odds':>6}  verdict",
+    ]
+    for d in [*found[1:], found[0]]:
+        s, topic = d.shift, d.topic if d.topic != "all" else "all topics"
+        verdict = "no clear shift" if not s.significant else "moved towards" if s.mean > 0 else "moved away"
+        mark = "*" if few and s.num_probes < FEW_PROBES else " "
+        odds = math.exp(min(s.mean * size, 50.0))
+        out.append(
+            f"{topic:{name}}  {axes.get(d.topic, '(mean of axes)'):{axis}}  {s.mean * 100:+7.2f}  "
+            f"[{s.low * 100:+7.2f}, {s.high * 100:+7.2f}]  x{odds:<5.3g}  {verdict}{mark}"
+        )
+    whole = found[0]
+    out += [
+        "",
+        f"yes-bias            {_interval(whole.yes_bias)}   agreeing with whatever the question proposes",
+        f"displacement        {_interval(whole.displacement)}   all openings rising or falling together",
+        f"neutral             {_interval(whole.neutral)}   balanced and declining openings against the two sides",
+        "",
+    ]
+    notes = (
+        "Shift: log-prob per byte of openings that take the topic's side, minus those that take the other, now minus "
+        "at the start; in nats per 100 bytes. Odds: the same for one opening of mean length. It is a sensitive early "
+        "sign of direction, not a measure of what the model would say."
+    )
+    if few:
+        notes += f" * fewer than {FEW_PROBES} probes: read the interval with care."
+    return "\n".join(out + textwrap.wrap(notes, 100))
+
+
+def _interval(e: Any) -> str:
+    return f"{e.mean * 100:+7.2f} [{e.low * 100:+7.2f}, {e.high * 100:+7.2f}]"

@@ -1,0 +1,130 @@
+"""What a run reports: one JSON object per logged step, a console line, and clocks that do not stall the device."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Dense bf16 peak, FLOP/s, from the vendors' data sheets: what MFU is a share of.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's dense bf16 peak, or None if it is not in the table (CPUs are not)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak memory of this process: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class SectionClock:
+    """Adds up the time spent in a section, entered many times: `with clock: ...`; then `clock.take()` seconds.
+
+    On CUDA it records events and reads them in `take`, which waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.total = 0.0
+        self.events: list[tuple[Any, Any]] = []
+
+    def __enter__(self) -> None:
+        if self.cuda:
+            self.events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self.events[-1][0].record()
+        else:
+            self.total -= time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self.cuda:
+            self.events[-1][1].record()
+        else:
+            self.total += time.perf_counter()
+
+    def take(self) -> float:
+        """Seconds since the last `take`."""
+        if self.events:
+            self.events[-1][1].synchronize()
+            self.total = sum(start.elapsed_time(end) for start, end in self.events) / 1e3
+            self.events = []
+        total, self.total = self.total, 0.0
+        return total
+
+
+def profiler(run_folder: Path, steps: int, rank: int) -> Any:
+    """A context whose `.step()` counts steps: traces `steps` of them after two of warm-up, into
+    `profile-rank<r>.json` (Chrome trace format). Does nothing for steps = 0."""
+    if steps == 0:
+        return _NoProfiler()
+    return torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=0, warmup=2, active=steps, repeat=1),
+        on_trace_ready=lambda p: p.export_chrome_trace(str(run_folder / f"profile-rank{rank}.json")),
+    )
+
+
+class _NoProfiler(nullcontext):  # type: ignore[type-arg]
+    def __enter__(self) -> _NoProfiler:
+        return self
+
+    def step(self) -> None:
+        """Nothing to count."""
+
+
+class MetricsLog:
+    """`metrics.jsonl`, and TensorBoard if asked for. Rank 0 only."""
+
+    def __init__(self, run_folder: Path, start_step: int, tensorboard: bool) -> None:
+        self.path = run_folder / "metrics.jsonl"
+        self._rewind(start_step)
+        self.file = open(self.path, "a")
+        self.tensorboard = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start_step)
+
+    def _rewind(self, step: int) -> None:
+        """Drop what a resumed run will log again, and a last line cut short."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                break
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, self.path)
+
+    def write(self, row: dict[str, Any]) -> None:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.file.write(json.dumps(finite, allow_nan=False) + "\n")  # JSON has no NaN
+        self.file.flush()
+        if self.tensorboard is not None:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self.tensorboard.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self.file.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()

@@ -1,0 +1,119 @@
+"""Reference log-probs of a preference run: cached once, computed live, or none.
+
+Cached: branch sums of the untrained policy itself, by the same kernels, dtype and packs as training, so that
+at step 0 the margins are exactly 0. They are kept by branch of the store under a hash of all that decides them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+import vdengine
+from vdengine.data.store import Store
+from vdengine.data.trees import Pack
+from vdengine.engine.parallel import World
+from vdengine.models.transformer import Transformer
+
+
+class LiveReference:
+    """A frozen copy of the model beside the policy; one forward more per pack."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def __call__(self, pack: Pack) -> Tensor:  # [B] fp32
+        return pack.branch_sum(self.model(pack).logp)
+
+
+class CachedReference:
+    """Branch sums by branch of the store, filled before training."""
+
+    def __init__(self, sums: Tensor, tree_start: Tensor) -> None:
+        self.sums, self.tree_start = sums, tree_start  # [branches of the store] fp32; [trees + 1] int64
+
+    def __call__(self, pack: Pack) -> Tensor:  # [B] fp32
+        return self.sums[branch_index(pack, self.tree_start)]
+
+
+def branch_index(pack: Pack, tree_start: Tensor) -> Tensor:
+    """Index in the store's branch table of every branch of a pack: [B] int64."""
+    first = torch.searchsorted(pack.tree_of_branch, torch.arange(len(pack.tree_ids), device=pack.tree_ids.device))
+    within = torch.arange(len(pack.tree_of_branch), device=first.device) - first[pack.tree_of_branch]
+    return tree_start[pack.tree_ids[pack.tree_of_branch]] + within
+
+
+@torch.no_grad()
+def cache_reference(
+    model: Callable[[], Transformer],  # called only if something is missing
+    store: Store,
+    visits: Sequence[tuple[np.ndarray, Callable[[], Iterable[Pack | None]]]],
+    idle: Pack,
+    world: World,
+    *,
+    folder: Path,
+    weights_hash: str,
+    dtype: torch.dtype,
+) -> CachedReference:
+    """Fill the cache for all rows that a run will visit; what the file of an earlier run holds is not redone.
+
+    Args:
+        visits: the run's forwards in order, as (tree ids of all ranks, this rank's packs). Every rank passes the
+            same: each forward is a collective. A row is computed at its first visit.
+        idle: what a rank runs where it has no pack.
+    """
+    key = {
+        "weights": weights_hash,
+        "store": store.hash,
+        "dtype": str(dtype),
+        "device": world.device.type,
+        "vdengine": vdengine.__version__,
+    }
+    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+    path = folder / "reference" / f"{name}.npy"
+    known = np.full(int(store.tree_start[-1]), np.nan, dtype=np.float32)
+    if world.is_main and path.exists():
+        found = np.load(path, allow_pickle=False)
+        known = found if found.shape == known.shape else known
+    sums = torch.from_numpy(known).to(world.device)
+    if world.size > 1:
+        dist.broadcast(sums, 0)
+    tree_start = torch.from_numpy(np.array(store.tree_start)).to(world.device)
+    missing = np.isnan(sums.cpu().numpy())[np.asarray(store.tree_start[:-1])]  # by tree
+    todo = []
+    for rows, packs in visits:
+        if missing[rows].any():
+            missing[rows] = False
+            todo.append(packs)
+    if not todo:
+        return CachedReference(sums, tree_start)
+
+    reference, fresh, done = model(), torch.zeros_like(sums), torch.zeros_like(sums)
+    for packs in tqdm(todo, desc="reference log-probs", unit="step", disable=not world.is_main, leave=False):
+        for mine in packs():
+            this = (idle if mine is None else mine).to(world.device)
+            logp = reference(this).logp
+            if mine is not None:
+                index = branch_index(this, tree_start)
+                fresh[index], done[index] = this.branch_sum(logp), 1.0
+    if world.size > 1:  # a branch was computed by one rank, the others hold zeros: the sum is exact
+        dist.all_reduce(fresh)
+        dist.all_reduce(done)
+    sums = torch.where(done > 0, fresh, sums)
+    if world.is_main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with open(temporary, "wb") as f:
+            np.save(f, sums.cpu().numpy())
+        os.replace(temporary, path)
+    return CachedReference(sums, tree_start)

@@ -1,0 +1,368 @@
+"""The trainer: one recipe, one run. `Trainer.step` is the loop's body, whole, top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vdengine import objectives
+from vdengine import recipe as recipes
+from vdengine.data.loader import Loader
+from vdengine.data.store import Store, build_store
+from vdengine.data.trees import Pack, Tree, pack, tree_cost
+from vdengine.engine import checkpoint
+from vdengine.engine.metrics import MetricsLog, SectionClock, memory_bytes, peak_flops
+from vdengine.engine.optim import apply_update, learning_rate, make_optimizer
+from vdengine.engine.parallel import World, grad_norm, main_first, shard_model, start_world
+from vdengine.engine.probes import Probes
+from vdengine.engine.reference import CachedReference, LiveReference, cache_reference
+from vdengine.errors import InputError
+from vdengine.models.chat import Renderer
+from vdengine.models.head import Scores
+from vdengine.models.tokenizer import load_tokenizer
+from vdengine.models.transformer import Transformer
+from vdengine.models.weights import check_vocabulary, load_into, open_weights, save_model
+
+MAX_SKIPPED = 20  # consecutive updates skipped as not finite before the run gives up
+
+
+class Trainer:
+    """A run of a recipe, on every rank of the process group (one is made if there is none).
+
+        trainer = Trainer(recipe)
+        while trainer.step_count < trainer.total_steps:
+            metrics = trainer.step()
+        trainer.finish()
+
+    `step_count` is the number of updates the weights have had.
+
+    Raises:
+        InputError: anything wrong with the recipe's files, before the first step.
+    """
+
+    def __init__(self, recipe: recipes.Recipe) -> None:
+        self.recipe = recipe
+        self.world: World = start_world(recipe.parallel)
+        self.folder = Path(recipe.run.folder)
+        torch.manual_seed(recipe.run.seed)
+        try:
+            self._check_folder()
+            self._open_data()
+            self._open_model()
+            self._open_probes()
+            self._open_run()
+            self._open_reference()
+        except BaseException:
+            self.world.close()
+            raise
+        self._start_clock()
+
+    # ------------------------------------------------------------------------------------------------ set-up
+
+    def _check_folder(self) -> None:
+        """A run folder may be taken up again only by a recipe that gives the same numbers."""
+        r, saved = self.recipe, self.folder / "recipe.toml"
+        if not saved.exists():
+            return
+        if not r.run.resume:
+            raise InputError(f"{self.folder}: exists already; give run.folder a new name or set run.resume = true")
+        if changed := recipes.differences(recipes.load_recipe(saved), r):
+            raise InputError(f"{self.folder}: cannot resume, the recipe differs: {'; '.join(changed)}")
+
+    def _open_data(self) -> None:
+        r = self.recipe
+        self.weights = open_weights(r.model.source)
+        self.tokenizer = load_tokenizer(r.model.tokenizer or r.model.source)
+        check_vocabulary(self.weights.config, self.tokenizer)
+        self.renderer = Renderer(self.tokenizer, template=r.data.template)
+        with main_first(self.world):  # rank 0 tokenises, the others open what it wrote
+            self.store = self._build_store(r.data.train)
+            held_out: Store | float = self._build_store([r.data.eval]) if r.data.eval else r.data.eval_fraction
+        self.flops = self.weights.config.flops
+        self.cost = self._costs(self.store)
+        self.loader = Loader(
+            self.store,
+            examples=r.batch.examples,
+            seed=r.run.seed,
+            weights=r.data.weights,
+            evaluation=held_out,
+            eval_examples=r.data.eval_examples,
+            flops=self.flops,
+        )
+        self.loader.check_budget(r.batch.tokens)
+        self.total_steps = r.run.steps or math.ceil((r.run.epochs or 0) * self.loader.steps_per_epoch)
+        # What a rank runs when a micro step has no rows for it: forwards are collectives. Its loss counts zero.
+        self.idle = pack([Tree([0], [[0]] * (1 if r.objective.name == "sft" else 2), id=0)])
+
+    def _build_store(self, paths: list[str]) -> Store:
+        r = self.recipe
+        return build_store(
+            paths, r.data.format, "sft" if r.objective.name == "sft" else "preference", self.renderer,
+            max_tokens=r.data.max_tokens, overlong=r.data.overlong, cache=r.data.cache, progress=self.world.is_main,
+        )  # fmt: skip
+
+    def _costs(self, store: Store) -> np.ndarray:
+        """FLOPs of one forward over each tree of a store, [n] float64."""
+        return tree_cost(store.prompt_len, store.branch_len, store.tree_start, store.num_scored, **self.flops)
+
+    def _open_model(self) -> None:
+        r, device = self.recipe, self.world.device
+        auto = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.dtype = auto if r.model.dtype == "auto" else getattr(torch, r.model.dtype)
+        self.model = self._new_model(trainable=True)
+        self.optimizer = make_optimizer(self.model, r.optimizer)
+        self.parameters = list(self.model.parameters())
+        self.probe_clock = SectionClock(device)
+        for block in self.model.blocks:
+            block.probe_clock = self.probe_clock
+
+    def _new_model(self, trainable: bool) -> Transformer:
+        """A sharded model with the recipe's weights, each rank reading its own rows."""
+        r = self.recipe
+        with torch.device("meta"):
+            model = Transformer(self.weights.config, head_saved_bytes=r.parallel.head_saved_bytes)
+        for block in model.blocks:
+            block.self_attn.deterministic = r.run.deterministic
+        shard_model(
+            model, self.world, dtype=self.dtype, trainable=trainable,
+            activation_checkpoint=r.parallel.activation_checkpoint if trainable else "none",
+        )  # fmt: skip
+        load_into(model, self.weights)
+        return model
+
+    def _open_probes(self) -> None:
+        self.probes: Probes | None = None
+        if self.recipe.probes.every == 0:
+            return
+        # a step's training FLOPs: three forwards over the mean step
+        step_flops = 3 * float(self.cost.mean()) * self.recipe.batch.examples
+        self.probes = Probes(
+            self.recipe.probes, self.renderer, self.world, total_steps=self.total_steps, step_flops=step_flops,
+            flops=self.flops,
+        )  # fmt: skip
+
+    def _open_run(self) -> None:
+        """Make the run folder, or go on where its newest checkpoint stands."""
+        self.step_count = 0
+        if found := checkpoint.newest(self.folder):
+            path, self.step_count = found
+            checkpoint.load(path, self.model, self.optimizer)
+        self.resumed_at = self.step_count
+        self.tokens_seen = sum(int(self.store.num_tokens[self.loader.rows(k)].sum()) for k in range(self.step_count))
+        self.metrics_log: MetricsLog | None = None
+        with main_first(self.world):
+            if self.world.is_main:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / "recipe.toml").write_text(recipes.to_toml(self.recipe))
+                self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe.log.tensorboard)
+                if self.probes is not None:
+                    self.probes.open_log(self.folder, self.step_count)
+
+    def _open_reference(self) -> None:
+        r, loader = self.recipe, self.loader
+        self.reference: LiveReference | CachedReference | None = None
+        self.eval_reference: LiveReference | CachedReference | None = None
+        if r.objective.name != "dpo" or r.objective.reference == "none":
+            return
+        # Before the first update the policy is the reference: no second copy. A resumed run needs one only if it
+        # is live, or if the cache file has gone.
+        fresh = self.step_count == 0
+        if r.objective.reference == "live":
+            self.reference = self.eval_reference = LiveReference(self._new_model(trainable=False))
+            return
+        w, budget = self.world, r.batch.tokens
+        epoch = range(self.total_steps)
+        train = ((loader.rows(k), lambda k=k: loader.packs(k, w.size, w.rank, budget)) for k in epoch)
+        evals = [(loader.eval_rows, lambda: loader.eval_packs(w.size, w.rank, budget))] if len(loader.eval_rows) else []
+        same = loader.eval_store is self.store
+
+        def cached(store: Store, visits: Sequence[Any]) -> CachedReference:
+            return cache_reference(
+                (lambda: self.model) if fresh else (lambda: self._new_model(trainable=False)),
+                store, visits, self.idle, w, folder=Path(r.data.cache).expanduser(),
+                weights_hash=self.weights.hash, dtype=self.dtype,
+            )  # fmt: skip
+
+        self.reference = cached(self.store, [*train, *(evals if same else [])])
+        self.eval_reference = self.reference if same else cached(loader.eval_store, evals)
+
+    def _start_clock(self) -> None:
+        self._unlogged: list[tuple[int, Tensor, Tensor]] = []  # step, tree ids and losses of packs not yet logged
+        self._skipped = torch.zeros((), device=self.world.device)  # updates skipped in a row
+        self._steps_since_log, self._seconds = 0, 0.0
+
+    # -------------------------------------------------------------------------------------------------- step
+
+    def step(self) -> dict[str, Any]:
+        """One optimizer step. Its metrics where `log.every` (or the last step) asks for them, else {}: only then
+        does the host wait for the device."""
+        started, k, w, device = time.perf_counter(), self.step_count, self.world, self.world.device
+        batch = self.loader.batch(k, w.size, w.rank, self.recipe.batch.tokens)
+        count = batch.num_scored if self.recipe.objective.name == "sft" else batch.num_examples
+        riders = self.probes.begin(k, len(batch.packs)) if self.probes else [[] for _ in batch.packs]
+        sums: dict[str, Tensor] = {}
+
+        # Under FSDP every forward and backward is a collective: all ranks run the same number, rows or no rows.
+        for mine, rider in zip(batch.packs, riders, strict=True):
+            this, live = (self.idle, 0.0) if mine is None else (mine, 1.0)
+            this = this.to(device, non_blocking=True)
+            scores = self.model(this, self.probes.packs(rider) if self.probes else None, entropy=True)
+            if self.probes:
+                self.probes.collect(rider, scores.probe_logp)
+            losses, metrics = self._losses(this, scores, self.reference)
+            (losses.sum() * (live / count)).backward()  # one global denominator, known before the first forward
+            for name, x in {**metrics, "loss": losses.detach(), "entropy": scores.entropy.detach()}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=device)) + live * x.sum()
+            self._unlogged.append((k, this.tree_ids, losses.detach()))
+        if self.probes:
+            self.probes.end()
+
+        # One small all-reduce, so that every rank skips, or does not skip, the same update.
+        names = sorted(sums)
+        totals = torch.stack([sums[name] for name in names])
+        if w.size > 1:
+            dist.all_reduce(totals)
+        norm = grad_norm(self.parameters)
+        finite = torch.isfinite(norm + totals.sum())
+        self._skipped = torch.where(finite, 0.0, self._skipped + 1)
+        lr = learning_rate(self.recipe.optimizer, k, self.total_steps)
+        apply_update(self.optimizer, lr, norm, (~finite).float(), self.recipe.optimizer.clip)
+
+        self.step_count += 1
+        self.tokens_seen += batch.num_tokens
+        self._steps_since_log += 1
+        if self.step_count % self.recipe.log.every and self.step_count != self.total_steps:
+            self._seconds += time.perf_counter() - started
+            return {}
+
+        # From here on the host waits for the device.
+        values = dict(zip(names, totals.tolist(), strict=True))
+        row = {"step": self.step_count, "epoch": self.step_count / self.loader.steps_per_epoch}
+        row |= {name: v / (batch.num_scored if name == "entropy" else count) for name, v in values.items()}
+        row |= {"grad_norm": float(norm), "learning_rate": lr}
+        seconds = (self._seconds + time.perf_counter() - started) / self._steps_since_log
+        row |= {
+            "step_seconds": seconds,
+            "probe_seconds": self.probe_clock.take() / self._steps_since_log,
+            "tokens": batch.num_tokens,
+            "scored_tokens": batch.num_scored,
+            "tokens_per_second": batch.num_tokens / seconds,
+            "scored_tokens_per_second": batch.num_scored / seconds,
+            "num_tokens": self.tokens_seen,
+            "micro_steps": len(batch.packs),
+            "memory_bytes": memory_bytes(device),
+        }
+        if peak := peak_flops(device):
+            row["mfu"] = 3 * float(self.cost[batch.rows].sum()) / seconds / w.size / peak
+        self._steps_since_log, self._seconds = 0, 0.0
+        row["skipped_updates"] = self._check_finite()
+        self._check_start(row, k)
+        if self.metrics_log is not None:
+            self.metrics_log.write(row)
+        if self.probes:
+            self.probes.flush()
+        return row
+
+    def _losses(self, this: Pack, scores: Scores, reference: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Per-example losses and metrics of one pack."""
+        o, policy = self.recipe.objective, this.branch_sum(scores.logp)
+        if o.name == "sft" or o.beta is None:
+            return objectives.sft(policy)
+        if o.name == "simpo":
+            return objectives.simpo(policy, this.branch_lengths, beta=o.beta, gamma_beta_ratio=o.gamma_beta_ratio)
+        sums = None if reference is None else reference(this)
+        return objectives.dpo(policy, sums, beta=o.beta, label_smoothing=o.label_smoothing)
+
+    def _check_finite(self) -> int:
+        """How many updates in a row have been skipped; says which step, rank and rows were not finite.
+
+        Raises:
+            InputError: too many in a row; the run would only burn time.
+        """
+        skipped = int(self._skipped)
+        bad = [
+            f"step {k + 1}, rank {self.world.rank}, rows {ids.tolist()[:8]}"
+            for k, ids, losses in self._unlogged
+            if not torch.isfinite(losses).all()
+        ]
+        self._unlogged = []
+        if skipped:
+            where: list[Any] = [None] * self.world.size
+            dist.all_gather_object(where, bad)
+            found = "; ".join(sorted({b for part in where for b in part})) or "the losses are finite, the norm is not"
+            self.warning = f"step {self.step_count}: update skipped, not finite ({found})"
+            if skipped >= MAX_SKIPPED:
+                raise InputError(f"{self.warning}; {skipped} in a row: lower optimizer.lr or look at these rows")
+        else:
+            self.warning = ""
+        return skipped
+
+    def _check_start(self, row: dict[str, Any], k: int) -> None:
+        """DPO's first step knows its own answer: policy = reference, so the loss is ln 2 and the margin 0.
+
+        Tolerance: the two differ by the rounding of a sum of some hundred log-probs when the cache was filled
+        along other packs: 1e-3 in fp32, and for bf16, whose activations differ by 2^-8 a layer, 5e-2.
+        """
+        if k or self.reference is None:
+            return
+        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
+        if not abs(row["loss"] - math.log(2)) <= tolerance:
+            raise InputError(
+                f"DPO's loss at step 0 is {row['loss']:.6f}, not ln 2: the reference log-probs are not this model's; "
+                f"remove {Path(self.recipe.data.cache) / 'reference'} and start again"
+            )
+
+    # ------------------------------------------------------------------------------------- between the steps
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """Loss and metrics on the held-out examples, under `eval/`; {} if there are none."""
+        w, loader, sft = self.world, self.loader, self.recipe.objective.name == "sft"
+        if not len(loader.eval_rows):
+            return {}
+        sums: dict[str, Tensor] = {}
+        for mine in loader.eval_packs(w.size, w.rank, self.recipe.batch.tokens):
+            this, live = (self.idle, 0.0) if mine is None else (mine, 1.0)
+            this = this.to(w.device)
+            losses, metrics = self._losses(this, self.model(this), self.eval_reference)
+            for name, x in {**metrics, "loss": losses}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=w.device)) + live * x.sum()
+        names = sorted(sums)
+        totals = torch.stack([sums[name] for name in names])
+        if w.size > 1:
+            dist.all_reduce(totals)
+        rows = loader.eval_rows
+        count = int(loader.eval_store.num_scored[rows].sum()) if sft else len(rows)
+        return {f"eval/{name}": v / count for name, v in zip(names, totals.tolist(), strict=True)}
+
+    def save(self) -> Path:
+        """A checkpoint of this step. All ranks together."""
+        if self.probes:
+            self.probes.flush()
+        return checkpoint.save(
+            self.folder, self.step_count, self.model, self.optimizer, self.world, self.recipe.checkpoint.keep
+        )
+
+    def finish(self) -> None:
+        """The last probe sample (theta after the last update), the last checkpoint, and the export."""
+        if self.probes:
+            self.probes.sample(self.model, self.step_count)
+            self.probes.flush()
+        self.save()
+        if self.recipe.checkpoint.export:
+            save_model(self.model, self.tokenizer, self.folder / "export")
+
+    def close(self) -> None:
+        """Release the loader's thread, the logs and, if this trainer made it, the process group."""
+        self.loader.close()
+        if self.metrics_log is not None:
+            self.metrics_log.close()
+        self.world.close()

@@ -1,0 +1,362 @@
+"""A recipe is one TOML file and one run. These dataclasses are its keys, defaults, ranges and meaning.
+
+    recipe = load_recipe("recipes/quickstart.toml", ["optimizer.lr=1e-5"])
+
+An unknown key, a value out of range, or a key that the chosen objective ignores is an `InputError`: nothing a
+user writes is silently without effect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vdengine.errors import InputError
+
+OBJECTIVES = ("sft", "dpo", "simpo")
+FORMATS = ("auto", "preference", "messages", "prompt_completion", "alpaca", "hh_rlhf", "ultrafeedback", "wildchat")
+
+
+def key(default: Any, *, low=None, high=None, above=None, choices=None, only=None, result=True) -> Any:
+    """A recipe key: its default and what is allowed.
+
+    low/high are inclusive bounds, `above` an exclusive lower one. `only`: the objectives that read this key.
+    result=False: the key does not change the numbers of a run, so a resumed run may change it.
+    """
+    meta = {"low": low, "high": high, "above": above, "choices": choices, "only": only, "result": result}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+@dataclass
+class Run:
+    folder: str = key("runs/run", result=False)
+    seed: int = key(0, low=0)
+    steps: int | None = key(None, low=1)  # optimizer steps; or
+    epochs: float | None = key(None, above=0)  # passes over the data
+    resume: bool = key(True, result=False)  # an existing folder goes on from its newest checkpoint
+    deterministic: bool = key(True)
+
+
+@dataclass
+class Model:
+    source: str = key("")  # folder | hub id | *.gguf | package://package/file.gguf
+    tokenizer: str = key("")  # same forms; default: source
+    dtype: str = key("auto", choices=("auto", "float32", "bfloat16"))  # compute; master weights are fp32
+
+
+@dataclass
+class Data:
+    train: list[str] = key([])  # files, folders, hub ids or built-in names
+    weights: list[float] = key([])  # passes over each source per epoch; default 1.0 each
+    format: str = key("auto", choices=FORMATS)
+    template: str = key("auto")  # chat template: auto (the tokenizer's) | plain | alpaca | a .jinja file
+    max_tokens: int = key(1024, low=2)  # of prompt + one branch
+    overlong: str = key("drop", choices=("drop", "truncate"))
+    eval: str = key("")  # held-out data: a source like train's, or empty
+    eval_fraction: float = key(0.0, low=0.0, high=0.5)  # or this share of train, held out
+    eval_every: int = key(0, low=0, result=False)  # steps; 0: at the end only
+    eval_examples: int = key(256, low=1)  # at most
+    cache: str = key("~/.cache/vdengine", result=False)  # tokenised data and reference log-probs
+
+
+@dataclass
+class Objective:
+    name: str = key("dpo", choices=OBJECTIVES)
+    beta: float | None = key(None, above=0, only=("dpo", "simpo"))  # default: dpo 0.1, simpo 2.0
+    label_smoothing: float = key(0.0, low=0.0, high=0.5, only=("dpo",))  # conservative DPO
+    reference: str = key("cached", choices=("cached", "live", "none"), only=("dpo",))
+    gamma_beta_ratio: float = key(0.5, low=0.0, only=("simpo",))
+
+
+@dataclass
+class Batch:
+    examples: int = key(16, low=1)  # per optimizer step, over all ranks
+    tokens: int = key(8192, low=2)  # budget of one pack on one rank
+
+
+@dataclass
+class Optimizer:
+    lr: float = key(5e-7, low=0.0)
+    betas: list[float] = key([0.9, 0.95], low=0.0, high=0.9999999)
+    eps: float = key(1e-8, above=0)
+    weight_decay: float = key(0.0, low=0.0)
+    warmup: float = key(0.1, low=0.0, high=1.0)  # share of the steps
+    schedule: str = key("cosine", choices=("constant", "linear", "cosine"))
+    min_lr: float = key(0.0, low=0.0, high=1.0)  # floor of the schedule, as a share of lr
+    clip: float = key(1.0, low=0.0)  # gradient norm; 0: no clipping
+
+
+@dataclass
+class Probes:
+    panel: str = key("values-mini")  # built-in name or a .jsonl file
+    every: int | None = key(None, low=0)  # steps between samples; 0: no probes; or
+    budget: float | None = key(None, above=0, high=1.0)  # share of step time. Default, with neither given: 0.03
+    fraction: float = key(1.0, above=0, high=1.0)  # of the panel at each sample; the parts rotate
+    tokens: int = key(2048, low=64)  # budget of one probe pack
+
+
+@dataclass
+class Parallel:
+    replicate: int = key(1, low=1)  # HSDP: copies of the sharded model
+    shard: str | int = key("all")  # ranks to a copy; "all": world size / replicate
+    activation_checkpoint: str = key("selective", choices=("none", "selective", "full"))
+    head_saved_bytes: int = key(1 << 30, low=0)  # softmax chunks kept until backward; 0 recomputes
+
+
+@dataclass
+class Checkpoint:
+    every: int = key(100, low=0, result=False)  # steps; 0: at the end only
+    keep: int = key(2, low=1, result=False)
+    export: bool = key(True, result=False)  # a Hugging Face folder at the end
+
+
+@dataclass
+class Log:
+    every: int = key(1, low=1, result=False)
+    tensorboard: bool = key(False, result=False)
+    profile: int = key(0, low=0, result=False)  # trace this many steps, after two of warm-up
+
+
+@dataclass
+class Recipe:
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    objective: Objective = field(default_factory=Objective)
+    batch: Batch = field(default_factory=Batch)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    probes: Probes = field(default_factory=Probes)
+    parallel: Parallel = field(default_factory=Parallel)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe and dotted overrides (`section.key=value`, values as in TOML; bare words are strings).
+
+    Raises:
+        InputError: the file is missing or malformed; a key is unknown, mistyped, out of range or without effect.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: cannot be read as a recipe: {e}") from None
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise InputError(f"{path}: not valid TOML: {e}") from None
+    where = _Where(str(path), text)
+    for override in overrides:
+        _apply_override(tables, override, where)
+    return make_recipe(tables, where)
+
+
+def make_recipe(tables: dict[str, dict[str, Any]], where: _Where | None = None) -> Recipe:
+    """A checked recipe from nested dictionaries, as a TOML file gives them.
+
+    Raises:
+        InputError: as `load_recipe`.
+    """
+    where = where or _Where("recipe", "")
+    recipe = Recipe()
+    sections = {f.name for f in dataclasses.fields(Recipe)}
+    for name, table in tables.items():
+        if name not in sections:
+            hint = _nearest(name, sections)
+            raise InputError(f"{where(name)}: unknown section [{name}]{hint}; sections: {', '.join(sorted(sections))}")
+        if not isinstance(table, dict):
+            raise InputError(f"{where(name)}: {name} must be a section: write [{name}] above its keys")
+        section = getattr(recipe, name)
+        fields = {f.name: f for f in dataclasses.fields(section)}
+        hints = typing.get_type_hints(type(section))
+        for k, value in table.items():
+            at = where(name, k)
+            if k not in fields:
+                others = sorted(f"{s}.{f.name}" for s in sections for f in dataclasses.fields(getattr(recipe, s)))
+                elsewhere = [o for o in others if o.split(".")[1] == k]
+                hint = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(k, fields)
+                raise InputError(f"{at}: unknown key {name}.{k}{hint}")
+            value = _coerce(value, hints[k], f"{name}.{k}", at)
+            _check_range(value, fields[k].metadata, f"{name}.{k}", at)
+            setattr(section, k, value)
+    _check_together(recipe, tables, where)
+    return recipe
+
+
+def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) -> None:
+    """Rules over several keys, and the defaults that depend on the objective."""
+    for f in dataclasses.fields(Objective):
+        only = f.metadata["only"]
+        if only and r.objective.name not in only and f.name in given.get("objective", {}):
+            raise InputError(
+                f"{where('objective', f.name)}: objective.{f.name} has no effect with objective.name = "
+                f'"{r.objective.name}"; it belongs to {", ".join(only)}'
+            )
+    for section, name in (("model", "source"), ("data", "train")):
+        if not getattr(getattr(r, section), name):
+            raise InputError(f"{where(section, name)}: {section}.{name} is missing: every recipe must name it")
+    if (r.run.steps is None) == (r.run.epochs is None):
+        raise InputError(f"{where('run', 'steps')}: give one of run.steps and run.epochs")
+    if r.data.weights and len(r.data.weights) != len(r.data.train):
+        raise InputError(
+            f"{where('data', 'weights')}: data.weights has {len(r.data.weights)} values for "
+            f"{len(r.data.train)} sources in data.train"
+        )
+    if any(w <= 0 for w in r.data.weights):
+        raise InputError(f"{where('data', 'weights')}: data.weights must be > 0; got {r.data.weights}")
+    if len(r.optimizer.betas) != 2:
+        raise InputError(f"{where('optimizer', 'betas')}: optimizer.betas must be two numbers")
+    if r.data.eval and r.data.eval_fraction:
+        raise InputError(f"{where('data', 'eval')}: give one of data.eval and data.eval_fraction")
+    if r.data.eval_every and not (r.data.eval or r.data.eval_fraction):
+        raise InputError(
+            f"{where('data', 'eval_every')}: data.eval_every has no effect without data.eval or data.eval_fraction"
+        )
+    if r.probes.every is not None and r.probes.budget is not None:
+        raise InputError(f"{where('probes', 'budget')}: give one of probes.every and probes.budget")
+    if r.probes.every is None and r.probes.budget is None:
+        r.probes.budget = 0.03
+    if r.batch.tokens < r.data.max_tokens:
+        raise InputError(
+            f"{where('batch', 'tokens')}: batch.tokens = {r.batch.tokens} is smaller than data.max_tokens = "
+            f"{r.data.max_tokens}: one row may not fit a pack"
+        )
+    if isinstance(r.parallel.shard, str) and r.parallel.shard != "all" or r.parallel.shard == 0:
+        raise InputError(f'{where("parallel", "shard")}: parallel.shard must be "all" or a number of ranks')
+    if r.objective.beta is None and r.objective.name != "sft":
+        r.objective.beta = {"dpo": 0.1, "simpo": 2.0}[r.objective.name]
+
+
+class _Where:
+    """Names the file, and the line where a key stands, for error messages."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self.file, self.lines, self.overridden = file, text.splitlines(), set[tuple[str, str | None]]()
+
+    def __call__(self, section: str, name: str | None = None) -> str:
+        if (section, name) in self.overridden:
+            return "command line"
+        current = ""
+        for number, line in enumerate(self.lines, 1):
+            if m := re.match(r"\s*\[([^\]]+)\]", line):
+                current = m[1].strip()
+                if current == section and name is None:
+                    return f"{self.file}:{number}"
+            elif name and current == section and re.match(rf"\s*{re.escape(name)}\s*=", line):
+                return f"{self.file}:{number}"
+        return self.file
+
+
+def _apply_override(tables: dict[str, Any], override: str, where: _Where) -> None:
+    dotted, equals, text = override.partition("=")
+    section, dot, name = dotted.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise InputError(f"command line: {override!r} is not an override; write section.key=value")
+    where.overridden.add((section, name))
+    where.overridden.add((section, None))
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word or path
+    table = tables.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise InputError(f"{where.file}: {section} must be a section: write [{section}] above its keys")
+    table[name] = value
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _coerce(value: Any, hint: Any, name: str, at: str) -> Any:
+    """The value as the annotated type, or an error. int is a fine float, a string a fine one-item list."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is list:
+            (item,) = typing.get_args(option)
+            return [_coerce(v, item, name, at) for v in (value if isinstance(value, list) else [value])]
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option in (str, bool) and isinstance(value, option):
+            return value
+    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    wanted = " or ".join(words[o] for o in options if o in words)
+    raise InputError(f"{at}: {name} must be {wanted}; got {value!r}")
+
+
+def _check_range(value: Any, meta: Any, name: str, at: str) -> None:
+    low, high, above, choices = meta["low"], meta["high"], meta["above"], meta["choices"]
+    for v in value if isinstance(value, list) else [value]:
+        if choices is not None and v not in choices:
+            raise InputError(f"{at}: {name} = {v!r} is not known; allowed: {', '.join(choices)}")
+        if not isinstance(v, int | float) or isinstance(v, bool):
+            continue
+        too_low = (low is not None and v < low) or (above is not None and v <= above)
+        if not math.isfinite(v) or too_low or (high is not None and v > high):
+            bounds = [f">= {low}"] if low is not None else [f"> {above}"] if above is not None else []
+            bounds += [f"<= {high}"] if high is not None else []
+            raise InputError(f"{at}: {name} = {v} is out of range; allowed: {' and '.join(bounds) or 'finite'}")
+
+
+def to_tables(recipe: Recipe, *, result_only: bool = False) -> dict[str, dict[str, Any]]:
+    """The recipe as nested dictionaries: every key that has an effect, defaults included."""
+    tables: dict[str, dict[str, Any]] = {}
+    for section in dataclasses.fields(Recipe):
+        s = getattr(recipe, section.name)
+        tables[section.name] = {
+            f.name: value
+            for f in dataclasses.fields(s)
+            if (value := getattr(s, f.name)) is not None
+            and (f.metadata["only"] is None or recipe.objective.name in f.metadata["only"])
+            and (f.metadata["result"] or not result_only)
+        }
+    return tables
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML; `load_recipe` reads it back to an equal recipe."""
+    return "\n".join(
+        f"[{section}]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in table.items())
+        for section, table in to_tables(recipe).items()
+    )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        escaped = re.sub(r"[\x00-\x1f\x7f]", lambda m: f"\\u{ord(m[0]):04x}", escaped)
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(v) for v in value)}]"
+    return repr(value)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Keys that differ and change a run's numbers, as `section.key: old -> new`."""
+    a, b = to_tables(old, result_only=True), to_tables(new, result_only=True)
+    out = []
+    for section in a:
+        for k in sorted(a[section].keys() | b[section].keys()):
+            was, now = a[section].get(k), b[section].get(k)
+            if was != now:
+                out.append(f"{section}.{k}: {was!r} -> {now!r}")
+    return out

@@ -1,0 +1,101 @@
+"""`python -m vdengine.train RECIPE [section.key=value ...]`: train a recipe, under torchrun or alone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from vdengine.errors import InputError
+from vdengine.recipe import load_recipe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 2 after bad input, with one line on stderr that says what and where."""
+    parser = argparse.ArgumentParser(prog="vdengine train", description="Train a recipe and trace the model's values.")
+    parser.add_argument("recipe", help="a TOML file; see recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace keys of the recipe")
+    parser.add_argument(
+        "--show-batch", type=int, metavar="N", help="print the first N rows as the model will see them, and stop"
+    )
+    args = parser.parse_args(argv)
+    try:
+        recipe = load_recipe(args.recipe, args.overrides)
+        if args.show_batch is not None:
+            return show_batch(recipe, args.show_batch)
+        return train(recipe)
+    except InputError as error:
+        rank = os.environ.get("RANK", "0")
+        where = "" if rank == "0" else f" (rank {rank})"
+        print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+def train(recipe) -> int:
+    """The whole run, in order."""
+    from vdengine.engine import console
+    from vdengine.engine.metrics import profiler
+    from vdengine.engine.trainer import Trainer
+
+    started = time.perf_counter()
+    t = Trainer(recipe)
+    screen = console.Console(t)
+    try:
+        screen.say(console.plan(t) + "\n")
+        with profiler(t.folder, recipe.log.profile, t.world.rank) as profile:
+            while t.step_count < t.total_steps:
+                row = t.step()
+                profile.step()
+                screen.step(row, t.total_steps)
+                if row.get("skipped_updates"):
+                    screen.say(t.warning)
+                if every(recipe.data.eval_every, t):
+                    screen.evaluation(t.evaluate(), t)
+                if every(recipe.checkpoint.every, t):
+                    t.save()
+        t.finish()
+        screen.evaluation(t.evaluate(), t)
+        screen.end(t, time.perf_counter() - started)
+    finally:
+        screen.close()
+        t.close()
+    return 0
+
+
+def every(n: int, t) -> bool:
+    """Whether something done every n steps is due now. The end has its own turn."""
+    return n > 0 and t.step_count % n == 0 and t.step_count < t.total_steps
+
+
+def show_batch(recipe, count: int) -> int:
+    """Rows of the first steps with prompt, scored and unscored tokens told apart."""
+    from vdengine.data.loader import Loader
+    from vdengine.data.show import show_batch
+    from vdengine.data.store import build_store
+    from vdengine.models.chat import Renderer
+    from vdengine.models.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source)
+    store = build_store(
+        recipe.data.train, recipe.data.format, "sft" if recipe.objective.name == "sft" else "preference",
+        Renderer(tokenizer, template=recipe.data.template), max_tokens=recipe.data.max_tokens,
+        overlong=recipe.data.overlong, cache=recipe.data.cache,
+    )  # fmt: skip
+    loader = Loader(
+        store, examples=recipe.batch.examples, seed=recipe.run.seed, weights=recipe.data.weights,
+        evaluation=recipe.data.eval_fraction,
+    )  # fmt: skip
+    rows: list[int] = []
+    for step in range(loader.steps_per_epoch):
+        rows += loader.rows(step).tolist()
+        if len(rows) >= count:
+            break
+    show_batch(store, tokenizer, rows[:count])
+    loader.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
