@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vdengine import recipe as recipes
 
@@ -49,10 +50,8 @@ def apply_update(optimizer: torch.optim.Optimizer, lr: float, norm: Tensor, skip
         group["lr"] = lr
     if clip:
         scale = (clip / (norm + 1e-6)).clamp(max=1.0)
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.grad.mul_(scale)
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in grads], scale)
     optimizer.found_inf = skip  # type: ignore[attr-defined]  # what torch.amp sets on a fused optimizer
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

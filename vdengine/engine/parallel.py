@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,18 +32,25 @@ class World:
     device: torch.device
     mesh: DeviceMesh
     owns_group: bool  # this process started the process group and should end it
+    owns_determinism: bool  # it also switched torch's deterministic algorithms on
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def close(self) -> None:
+        if self.owns_determinism:
+            torch.use_deterministic_algorithms(False)
         if self.owns_group and dist.is_initialized():
             dist.destroy_process_group()
 
 
-def start_world(parallel: recipes.Parallel) -> World:
+def start_world(parallel: recipes.Parallel, deterministic: bool) -> World:
     """Join the process group (torchrun's, an embedder's, or a new one of this process alone) and make the mesh.
+
+    `deterministic` on CUDA: torch's own attention picks its ordered backward, and cuBLAS a fixed workspace, only
+    under `torch.use_deterministic_algorithms`, a switch of the whole process; `World.close` turns it off again.
+    On CPU nothing here depends on it.
 
     Raises:
         InputError: replicate * shard is not the number of ranks.
@@ -51,6 +59,12 @@ def start_world(parallel: recipes.Parallel) -> World:
     owns = not dist.is_initialized()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # torchrun's contract, not a switch of ours
+    switched = cuda and deterministic and not torch.are_deterministic_algorithms_enabled()
+    if switched:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        # An op without a deterministic form warns, with its name: it does not end a run.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass
     if owns:
         backend = "nccl" if cuda else "gloo"
         patience = datetime.timedelta(minutes=30)
@@ -71,18 +85,21 @@ def start_world(parallel: recipes.Parallel) -> World:
     else:
         mesh = init_device_mesh(kind, (shard,), mesh_dim_names=("shard",))
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    return World(rank, size, device, mesh, owns)
+    return World(rank, size, device, mesh, owns, switched)
 
 
 def shard_model(
     model: Transformer, world: World, *, dtype: torch.dtype, activation_checkpoint: str, trainable: bool = True
 ) -> Transformer:
-    """Make a meta-device model an FSDP2 one and allocate its (uninitialised) shards, in fp32.
+    """Make a meta-device model an FSDP2 one and allocate its (uninitialised) shards: fp32 masters, or, of a model
+    that is not trained, `dtype` itself.
 
     Units: each block; embedding and head their own, or one unit when tied (a weight shared across units fails);
     the root keeps the final norm, so the head's unit has a single gradient dtype. Compute in `dtype`, reduce in
     fp32.
     """
+    if not trainable:
+        model.to(dtype)
     policy = MixedPrecisionPolicy(
         param_dtype=dtype,
         reduce_dtype=torch.float32,
@@ -136,7 +153,7 @@ def main_first(world: World) -> Iterator[None]:
             broadcast(world, None if failed is None else f"{type(failed).__name__}: {failed}")
 
 
-def broadcast(world: World, value: object) -> object:
+def broadcast(world: World, value: Any) -> Any:
     """Rank 0's value, on every rank. Small picklable objects of our own."""
     box = [value]
     if world.size > 1:

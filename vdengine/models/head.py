@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class Head(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
         self.saved_bytes = saved_bytes
+        self.probe_clock: AbstractContextManager[None] = nullcontext()
 
     def forward(
         self,
@@ -40,7 +42,7 @@ class Head(nn.Module):
             logp, ent = out if isinstance(out, Scored) else (out, None)
         if probe_hidden:
             # pack by pack, never concatenated: a probe's GEMM shapes, so its bits, are the same in every forward
-            with torch.no_grad():
+            with torch.no_grad(), self.probe_clock:
                 each = [linear_logprob(h, self.weight, t) for h, t in zip(probe_hidden, probe_targets, strict=True)]
                 probe_logp = torch.cat([x for x in each if isinstance(x, Tensor)])
         return Scores(logp, ent, probe_logp)

@@ -167,7 +167,7 @@ def _selective() -> tuple[AbstractContextManager[None], AbstractContextManager[N
     """Selective checkpointing: keep what is dear to recompute (GEMMs, attention), recompute the elementwise rest."""
 
     def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if op in _DEAR_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+        return CheckpointPolicy.MUST_SAVE if op.name() in _DEAR_OPS else CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)
 
@@ -177,17 +177,17 @@ def _nothing_kept() -> tuple[AbstractContextManager[None], AbstractContextManage
     return nullcontext(), nullcontext()
 
 
+# By name: some are registered only when attention first runs.
 _DEAR_OPS = frozenset(
-    op.default
-    for name in (
+    {
         "aten::mm",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention",
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_flash_attention_forward",
         "torch_attn::_varlen_attn",
         "flash_attn::_flash_attn_varlen_forward",
-    )
-    if (op := getattr(getattr(torch.ops, name.split("::")[0]), name.split("::")[1], None)) is not None
+    }
 )
 
 
@@ -229,12 +229,15 @@ class Embedding(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.probe_clock: AbstractContextManager[None] = nullcontext()
 
     def forward(
         self, tokens: Tensor | None, unique: Tensor, order: Tensor, offsets: Tensor, probe_tokens: list[Tensor]
     ) -> tuple[Tensor | None, list[Tensor]]:
         x = None if tokens is None else embedding_rows(self.weight, tokens, unique, order, offsets)
-        with torch.no_grad():
+        if not probe_tokens:
+            return x, []
+        with torch.no_grad(), self.probe_clock:
             return x, [self.weight.index_select(0, t) for t in probe_tokens]
 
 
@@ -262,6 +265,13 @@ class Transformer(nn.Module):
         self.lm_head = Head(config.vocab_size, config.hidden_size, head_saved_bytes)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self._frequencies: Tensor | None = None  # made on the first forward's device, where they stay
+
+    def time_probes(self, clock: AbstractContextManager[None]) -> None:
+        """Enter `clock` around all that a forward does for its probes."""
+        for block in self.blocks:
+            block.probe_clock = clock
+        self.model.embed_tokens.probe_clock = self.lm_head.probe_clock = clock
 
     @property
     def blocks(self) -> list[Block]:
@@ -276,9 +286,10 @@ class Transformer(nn.Module):
     ) -> Scores:
         """Log-probs of every scored token of `pack`, and of `probes` without grad. See `Scores`."""
         probe_packs: list[Pack] = [] if probes is None else list(probes) if isinstance(probes, Sequence) else [probes]
-        frequencies = rope_frequencies(self.config)
-        stream = None if pack is None else _stream(pack, frequencies)
-        probe_streams = [_stream(p, frequencies) for p in probe_packs]
+        if self._frequencies is None:
+            self._frequencies = rope_frequencies(self.config).to(self.lm_head.weight.device)
+        stream = None if pack is None else _stream(pack, self._frequencies)
+        probe_streams = [_stream(p, self._frequencies) for p in probe_packs]
 
         if pack is None:
             embedded = self.model.embed_tokens(None, None, None, None, [p.tokens for p in probe_packs])
@@ -295,16 +306,17 @@ class Transformer(nn.Module):
         rows = None
         if pack is not None and x is not None:
             rows = self.model.norm(gather_rows(x, pack.rows, pack.rows_inverse.order, pack.rows_inverse.offsets))
-        with torch.no_grad():
-            probe_rows = [
-                self.model.norm(px.index_select(0, p.rows)) for px, p in zip(probe_x, probe_packs, strict=True)
-            ]
+        probe_rows: list[Tensor] = []
+        if probe_packs:
+            with torch.no_grad(), self.lm_head.probe_clock:
+                for px, p in zip(probe_x, probe_packs, strict=True):
+                    probe_rows.append(self.model.norm(px.index_select(0, p.rows)))
         targets = None if pack is None else pack.targets
         return self.lm_head(rows, targets, probe_rows, [p.targets for p in probe_packs], entropy)
 
 
 def _stream(pack: Pack, frequencies: Tensor) -> Stream:
-    angles = pack.positions.float()[:, None] * frequencies.to(pack.positions.device)  # [T, head_dim / 2]
+    angles = pack.positions.float()[:, None] * frequencies  # [T, head_dim / 2]
     angles = torch.cat((angles, angles), dim=-1)
     inverse = pack.kv_inverse
     return Stream(

@@ -614,7 +614,7 @@ def save_model(
     failure: Exception | None = None
     if writer:
         try:
-            _check_replaceable(target)
+            check_replaceable(target)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         except (OSError, InputError) as error:
@@ -714,7 +714,7 @@ _EXPORTED = re.compile(
 )
 
 
-def _check_replaceable(target: Path) -> None:
+def check_replaceable(target: Path) -> None:
     if target.is_dir() and not target.is_symlink():
         foreign = sorted(p.name for p in target.iterdir() if not _EXPORTED.fullmatch(p.name))
         if foreign:
