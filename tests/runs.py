@@ -45,6 +45,7 @@ SCENARIOS: dict[str, dict] = {
     "bf16": {"model": {"dtype": "bfloat16"}, "optimizer": {"lr": 0.0}},
     "resumed": {},
     "full_checkpointing": {"parallel": {"activation_checkpoint": "full"}},
+    "idle": {"batch": {"examples": 1}},  # on two ranks, one has nothing to do
     "fraction": {"probes": {"fraction": 0.5, "tokens": 1024}},
 }
 

@@ -1,4 +1,4 @@
-"""The drift science without a model: schedules, packs of a panel, the raw log, and the estimator against plain loops."""
+"""The drift science without a model: schedules, packs of a panel, the raw log, the estimator against plain loops."""
 
 import json
 
@@ -36,7 +36,7 @@ def log(tmp_path, panel) -> DriftLog:
 @pytest.mark.parametrize(("total", "every"), [(24, 4), (25, 4), (3, 10), (1, 1)])
 def test_every(total, every):
     """Guards the ends: step 0 and the end are always sampled, and nothing twice."""
-    s = Schedule.make(total, every=every, budget=None, sample_cost=1.0, step_cost=10.0)
+    s = Schedule.make(total, every=every, budget=None, panel_cost=1.0, step_cost=10.0)
     assert s.steps == tuple(sorted({*range(0, total, every), total}))
     assert [s.index(k) for k in s.steps] == list(range(len(s.steps)))
     assert s.cost == pytest.approx(len(s.steps) / (10 * total))
@@ -47,7 +47,7 @@ def test_every(total, every):
 @pytest.mark.parametrize("budget", [1e-6, 0.01, 0.3, 1.0])
 def test_budget(total, budget):
     """Guards the promise: at most the budget (but always both ends), dense early, distinct steps."""
-    s = Schedule.make(total, every=None, budget=budget, sample_cost=3.0, step_cost=10.0)
+    s = Schedule.make(total, every=None, budget=budget, panel_cost=3.0, step_cost=10.0)
     assert s.steps[0] == 0 and s.steps[-1] == total and len(set(s.steps)) == len(s.steps)
     assert s.cost <= budget or len(s.steps) == 2
     if len(s.steps) > 4 and len(s.steps) < total / 2:
@@ -57,7 +57,7 @@ def test_budget(total, budget):
 
 def test_off():
     """Guards every = 0."""
-    assert Schedule.make(10, every=0, budget=None, sample_cost=1, step_cost=1).steps == ()
+    assert Schedule.make(10, every=0, budget=None, panel_cost=1, step_cost=1).steps == ()
 
 
 @pytest.mark.parametrize(("packs", "ranks", "micro_steps"), [(7, 2, 2), (3, 4, 1), (1, 1, 1), (9, 2, 1)])
@@ -97,7 +97,7 @@ def test_openings_follow_their_prompt_and_carry_no_end_token(panel, renderer):
 def test_parts_are_stratified(panel, renderer):
     """Guards rotating samples: the parts cover the panel, and each holds every topic in both polarities."""
     o = Openings.build(panel, renderer, 6000)
-    parts = [o.part(sample, 0.5) for sample in range(2)]
+    parts = [o.part(sample, 2) for sample in range(2)]
     assert sorted(parts[0] + parts[1]) == list(range(len(o.packs)))
     for part in parts:
         probes = {panel.probes[o.branches[int(i)].probe] for p in part for i in o.slots[p]}

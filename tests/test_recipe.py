@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vdengine.errors import InputError
-from vdengine.recipe import Recipe, differences, load_recipe, make_recipe, to_tables, to_toml
+from vdengine.recipe import Recipe, check, differences, load_recipe, make_recipe, to_tables, to_toml
 from vdengine.train import main
 
 REPO = Path(__file__).resolve().parent.parent
@@ -117,3 +117,37 @@ def test_every_key_is_documented():
     }
     keys = {f"{s.name}.{f.name}" for s in dataclasses.fields(Recipe) for f in dataclasses.fields(s.default_factory)}
     assert documented == keys
+
+
+def test_check_of_a_recipe_made_by_hand():
+    """Guards embedders: a Recipe built from dataclasses gets the same checks and defaults as a file."""
+    r = Recipe()
+    r.run.steps, r.model.source, r.data.train = 2, "folder", ["rows.jsonl"]
+    assert check(r).objective.beta == 0.1 and r.objective.beta is None
+    assert check(check(r)) == check(r)
+    r.batch.examples = 0
+    with pytest.raises(InputError, match="batch.examples = 0 is out of range; allowed: >= 1"):
+        check(r)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["probes.fraction=0.4"], r"probes.fraction = 0.4 must be one n-th.* 0.5 \(1/2\)"),
+        (["optimizer.schedule=constant", "optimizer.min_lr=0.1"], "optimizer.min_lr has no effect"),
+        (["data.eval_examples=5"], "data.eval_examples has no effect"),
+    ],
+)
+def test_keys_that_would_do_nothing(tmp_path, overrides, message):
+    """Guards the promise that nothing a user writes is silently without effect."""
+    path = tmp_path / "r.toml"
+    path.write_text('[run]\nsteps = 2\n[model]\nsource = "m"\n[data]\ntrain = "d.jsonl"\n')
+    with pytest.raises(InputError, match=message):
+        load_recipe(path, overrides)
+
+
+def test_probes_off_wins(tmp_path):
+    """Guards `probes.every=0` on the command line of a recipe that has a budget."""
+    path = tmp_path / "r.toml"
+    path.write_text('[run]\nsteps = 2\n[model]\nsource = "m"\n[data]\ntrain = "d.jsonl"\n[probes]\nbudget = 0.1\n')
+    assert load_recipe(path, ["probes.every=0"]).probes.budget is None

@@ -22,7 +22,7 @@ from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 
 HERE = Path(__file__).parent
-ON_TWO = ["base", "small_packs", "probes_off", "resumed", "sft", "fraction"]
+ON_TWO = ["base", "small_packs", "probes_off", "resumed", "sft", "fraction", "idle"]
 
 
 def torchrun(ranks: int, *arguments: object) -> None:
@@ -84,6 +84,14 @@ def test_one_rank_equals_two(one, two):
     for name in ("base", "sft"):
         assert one[name]["seen"] == two[name]["seen"]
         assert_close(one[name], two[name], one["lr0"])
+
+
+def test_an_idle_rank_counts_nothing(one, two):
+    """Guards a step with fewer examples than ranks: the idle rank's stand-in reads no reference of any row (row 0 is
+    never visited, so its own is unknown) and adds nothing."""
+    assert 0 not in [row for step in one["idle"]["seen"] for row in step]
+    assert all(row["skipped_updates"] == 0 for row in two["idle"]["rows"])
+    assert_close(one["idle"], two["idle"], one["lr0"])
 
 
 def test_one_pack_equals_several(one, two):
@@ -198,13 +206,91 @@ def test_not_finite_moves_nothing_and_says_where(tmp_path, tiny_models, data):
     before = {n: p.full_tensor().detach().clone() for n, p in trainer.model.named_parameters()}
     poisoned = trainer.loader.rows(0)[0]
     trainer.reference.sums[trainer.store.tree_start[poisoned]] = float("nan")
-    with pytest.raises(InputError, match="not ln 2"):
-        trainer.step()
+    row = trainer.step()
     assert all(torch.equal(before[n], p.full_tensor()) for n, p in trainer.model.named_parameters())
-    assert "rows [" in trainer.warning and "step 1" in trainer.warning
+    assert row["skipped_updates"] == 1 and "rows [" in trainer.warning and "step 1" in trainer.warning
     row = trainer.step()
     assert row["skipped_updates"] == 0 and np.isfinite(row["loss"])
     trainer.close()
+
+
+def test_skipped_updates_between_logs_are_reported(tmp_path, tiny_models, data):
+    """Guards log.every > 1: a skip between two logged steps is counted and named, and rates cover the interval."""
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    recipe.log.every = 2
+    trainer = Trainer(recipe)
+    trainer.reference.sums[trainer.store.tree_start[trainer.loader.rows(0)[0]]] = float("nan")
+    assert trainer.step() == {}
+    row = trainer.step()
+    assert row["skipped_updates"] == 1 and "step 1, rank 0" in trainer.warning
+    tokens = sum(trainer.store.num_tokens[trainer.loader.rows(k)].sum() for k in (0, 1))
+    assert row["tokens_per_second"] == pytest.approx(tokens / (2 * row["step_seconds"]))
+    trainer.close()
+
+
+def test_a_wrong_reference_stops_before_the_first_update(tmp_path, tiny_models, data):
+    """Guards the known answer of step 0: a reference of another model moves nothing and ends the run."""
+    trainer = Trainer(recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data)))
+    before = {n: p.full_tensor().detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.reference.sums[np.array(trainer.store.tree_start[:-1])] += 1.0  # every chosen branch by one nat
+    with pytest.raises(InputError, match="margin is .* not ln 2"):
+        trainer.step()
+    assert all(torch.equal(before[n], p.full_tensor()) for n, p in trainer.model.named_parameters())
+    trainer.close()
+
+
+def test_reference_sums_are_never_replaced(tmp_path, tiny_models, data):
+    """Guards a resumed run's bits: what the run folder holds wins over the shared cache, and a run along other packs
+    adds what is missing without touching what is there. A damaged file is named."""
+    make = lambda name: recipe_of(name, tmp_path, str(tiny_models["qwen3"]), str(data))  # noqa: E731
+    Trainer(make("base")).close()
+    (mine,) = (tmp_path / "base" / "reference").iterdir()
+    shared = tmp_path / "cache" / "reference" / mine.name
+    first = np.load(shared)
+    other = make("small_packs")
+    other.run.steps = 6
+    Trainer(other).close()
+    then = np.load(shared)
+    assert (
+        np.array_equal(then[~np.isnan(first)], first[~np.isnan(first)]) and np.isnan(then).sum() < np.isnan(first).sum()
+    )
+    np.save(shared, then + 1)
+    again = Trainer(make("base"))
+    assert np.array_equal(again.reference.sums[:-2].numpy()[~np.isnan(first)], first[~np.isnan(first)])
+    again.close()
+    mine.write_bytes(mine.read_bytes()[:100])
+    with pytest.raises(InputError, match=f"{mine.name}: damaged"):
+        Trainer(make("base"))
+
+
+def test_changed_contents_do_not_resume(tmp_path, tiny_models, data):
+    """Guards a run folder against data that changed under an unchanged name."""
+    copy = tmp_path / "pairs.jsonl"
+    copy.write_text(data.read_text())
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(copy))
+    Trainer(recipe).close()
+    copy.write_text(copy.read_text().replace("law", "lie"))
+    with pytest.raises(InputError, match=r"contents have changed: data.train, data.eval"):
+        Trainer(recipe)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_models, data):
+    """Guards resume after a crash that spoilt the newest checkpoint: the one before it, and the spoilt one set aside;
+    with none left, an error that says so."""
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    trainer = Trainer(recipe)
+    for _ in range(2):
+        trainer.step()
+        trainer.save()
+    trainer.close()
+    root = tmp_path / "base" / "checkpoints"
+    (root / "step-000002" / "__0_0.distcp").write_bytes(b"")
+    trainer = Trainer(recipe)
+    assert trainer.step_count == 1 and sorted(p.name for p in root.iterdir()) == ["step-000001", "step-000002.damaged"]
+    trainer.close()
+    (root / "step-000001" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="no whole checkpoint: step-000001"):
+        Trainer(recipe)
 
 
 def test_eval_and_epochs(tmp_path, tiny_models, data):

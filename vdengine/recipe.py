@@ -66,7 +66,7 @@ class Data:
     eval: str = key("")  # held-out data: a source like train's, or empty
     eval_fraction: float = key(0.0, low=0.0, high=0.5)  # or this share of train, held out
     eval_every: int = key(0, low=0, result=False)  # steps; 0: at the end only
-    eval_examples: int = key(256, low=1)  # at most
+    eval_examples: int = key(256, low=1)  # at most so many held-out examples
     cache: str = key("~/.cache/vdengine", result=False)  # tokenised data and reference log-probs
 
 
@@ -102,7 +102,7 @@ class Probes:
     panel: str = key("values-mini")  # built-in name or a .jsonl file
     every: int | None = key(None, low=0)  # steps between samples; 0: no probes; or
     budget: float | None = key(None, above=0, high=1.0)  # share of step time. Default, with neither given: 0.03
-    fraction: float = key(1.0, above=0, high=1.0)  # of the panel at each sample; the parts rotate
+    fraction: float = key(1.0, above=0, high=1.0)  # of the panel at each sample: 1, 1/2, 1/3, ...; the parts rotate
     tokens: int = key(2048, low=64)  # budget of one probe pack
 
 
@@ -110,8 +110,8 @@ class Probes:
 class Parallel:
     replicate: int = key(1, low=1)  # HSDP: copies of the sharded model
     shard: str | int = key("all")  # ranks to a copy; "all": world size / replicate
-    activation_checkpoint: str = key("selective", choices=("none", "selective", "full"))
-    head_saved_bytes: int = key(1 << 30, low=0)  # softmax chunks kept until backward; 0 recomputes
+    activation_checkpoint: str = key("selective", choices=("none", "selective", "full"), result=False)
+    head_saved_bytes: int = key(1 << 31, low=0, result=False)  # softmax chunks kept until backward; 0 recomputes
 
 
 @dataclass
@@ -197,6 +197,21 @@ def make_recipe(tables: dict[str, dict[str, Any]], where: _Where | None = None) 
     return recipe
 
 
+def check(recipe: Recipe) -> Recipe:
+    """The recipe checked and with its defaults filled in, however it was made. A new object.
+
+    Raises:
+        InputError: as `load_recipe`; a key counts as given where it differs from its default.
+    """
+    plain = Recipe()
+    given: dict[str, dict[str, Any]] = {}
+    for section in dataclasses.fields(Recipe):
+        now, default = getattr(recipe, section.name), getattr(plain, section.name)
+        names = [f.name for f in dataclasses.fields(now) if getattr(now, f.name) != getattr(default, f.name)]
+        given[section.name] = {name: getattr(now, name) for name in names}
+    return make_recipe(given)
+
+
 def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) -> None:
     """Rules over several keys, and the defaults that depend on the objective."""
     for f in dataclasses.fields(Objective):
@@ -226,6 +241,23 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) 
         raise InputError(
             f"{where('data', 'eval_every')}: data.eval_every has no effect without data.eval or data.eval_fraction"
         )
+    if r.data.eval_examples != Data().eval_examples and not (r.data.eval or r.data.eval_fraction):
+        raise InputError(
+            f"{where('data', 'eval_examples')}: data.eval_examples has no effect without data.eval or "
+            "data.eval_fraction"
+        )
+    if r.optimizer.schedule == "constant" and r.optimizer.min_lr:
+        raise InputError(
+            f'{where("optimizer", "min_lr")}: optimizer.min_lr has no effect with optimizer.schedule = "constant"'
+        )
+    parts = round(1 / r.probes.fraction)
+    if abs(r.probes.fraction * parts - 1) > 0.01:
+        raise InputError(
+            f"{where('probes', 'fraction')}: probes.fraction = {r.probes.fraction:g} must be one n-th, so that "
+            f"the parts rotate evenly; the nearest is {1 / parts:.4g} (1/{parts})"
+        )
+    if r.probes.every == 0:  # off, whatever else is said
+        r.probes.budget = None
     if r.probes.every is not None and r.probes.budget is not None:
         raise InputError(f"{where('probes', 'budget')}: give one of probes.every and probes.budget")
     if r.probes.every is None and r.probes.budget is None:

@@ -55,8 +55,9 @@ def train(recipe) -> int:
                     screen.evaluation(t.evaluate(), t)
                 if every(recipe.checkpoint.every, t):
                     t.save()
+        if t.step_count > t.resumed_at:  # not when a finished run is started again
+            screen.evaluation(t.evaluate(), t)
         t.finish()
-        screen.evaluation(t.evaluate(), t)
         screen.end(t, time.perf_counter() - started)
     finally:
         screen.close()

@@ -46,6 +46,7 @@ class Batch:
     rows: np.ndarray  # [examples] int64: the step's tree ids, all ranks
     num_tokens: int
     num_scored: int
+    cost: float  # FLOPs of one forward, all ranks
     imbalance: float  # sum over micro-steps of the slowest rank's cost, over the mean rank's; minus 1
 
     @property
@@ -61,7 +62,8 @@ class Loader:
     `evaluation`: a store of held-out data, or the share of each source's rows to hold out (they are never
     trained on; which rows does not depend on the seed, so that runs with several seeds share them).
     `eval_examples`: at most so many held-out examples are used, the first in hash order.
-    `flops`: keyword arguments of `tree_cost`, from the model's size; packs are balanced by it.
+    `flops`: keyword arguments of `tree_cost`, from the model's size; packs are balanced by it (default: by tokens).
+    `pin`: packs in page-locked memory, for copies that the host does not wait for.
     InputError: a weight that is not positive, or that takes no row.
     """
 
@@ -76,6 +78,7 @@ class Loader:
         eval_examples: int | None = None,
         flops: Mapping[str, float] | None = None,
         prefetch: bool = True,
+        pin: bool = False,
     ) -> None:
         self.store, self.seed, self.examples = store, seed, examples
         held_out = np.zeros(len(store), dtype=bool)
@@ -90,9 +93,9 @@ class Loader:
         self._sources = _weigh(store, held_out, weights)
         self.epoch_examples = sum(whole * len(rows) + part for rows, whole, part in self._sources)
         self.steps_per_epoch = math.ceil(self.epoch_examples / examples)
-        # The default is the shape of Llama-3-8B, in units of one token through its layers.
-        self._flops = flops or {"linear": 1.0, "quadratic": 1 / 26_600, "head": 0.075}
-        self._cost = self._tree_cost(store)
+        self._flops = flops or {"linear": 1.0, "quadratic": 0.0}
+        self._pin = pin
+        self.cost = self._tree_cost(store)  # [trees] float64, FLOPs of one forward
         self._orders: dict[int, np.ndarray] = {}  # permutations of recent epochs: recomputed when not here
         self._checked_budget = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader") if prefetch else None
@@ -154,10 +157,16 @@ class Loader:
         store, rows = self.eval_store, self.eval_rows
         if len(rows) == 0:
             return
-        cost = self._cost if store is self.store else self._tree_cost(store)
+        cost = self.cost if store is self.store else self._tree_cost(store)
         bins, micro_steps = _native.plan_packs(store.num_tokens[rows], cost[rows], ranks, budget)
         for micro in range(micro_steps):
-            yield _assemble(store, rows[bins == micro * ranks + rank])
+            yield self._assemble(store, rows[bins == micro * ranks + rank])
+
+    def _assemble(self, store: Store, rows: np.ndarray) -> Pack | None:
+        if not len(rows):
+            return None
+        pack = pack_store(store.arrays(), rows)
+        return pack.pin_memory() if self._pin else pack
 
     def check_budget(self, budget: int) -> None:
         """InputError when any tree, for training or evaluation, is longer than `budget` tokens."""
@@ -179,14 +188,15 @@ class Loader:
     def _make(self, step: int, ranks: int, rank: int, budget: int) -> Batch:
         self.check_budget(budget)
         rows = self.rows(step)
-        tokens, cost = self.store.num_tokens[rows], self._cost[rows]
+        tokens, cost = self.store.num_tokens[rows], self.cost[rows]
         bins, micro_steps = _native.plan_packs(tokens, cost, ranks, budget)
         per_bin = np.bincount(bins, weights=cost, minlength=micro_steps * ranks).reshape(micro_steps, ranks)
         return Batch(
-            packs=[_assemble(self.store, rows[bins == m * ranks + rank]) for m in range(micro_steps)],
+            packs=[self._assemble(self.store, rows[bins == m * ranks + rank]) for m in range(micro_steps)],
             rows=rows,
             num_tokens=int(tokens.sum()),
             num_scored=int(self.store.num_scored[rows].sum()),
+            cost=float(cost.sum()),
             imbalance=float(per_bin.max(axis=1).sum() * ranks / cost.sum() - 1.0),
         )
 
@@ -195,10 +205,6 @@ class Loader:
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = self._next = None
-
-
-def _assemble(store: Store, rows: np.ndarray) -> Pack | None:
-    return pack_store(store.arrays(), rows) if len(rows) else None
 
 
 def _hold_out(store: Store, fraction: float) -> np.ndarray:

@@ -39,8 +39,8 @@ class Openings:
         """Render, tokenise and pack a panel.
 
         Opening ids follow the prompt's ids; nothing is tokenised across the boundary, and openings carry no end
-        token. Probes are dealt so that every pack holds all topics and polarities: a part of the packs is a
-        stratified part of the panel.
+        token. Probes go into packs in an order that alternates topics and polarities, so that a part of the packs
+        is a mixed part of the panel: balanced to within a probe or two of each kind, not exactly.
 
         Raises:
             InputError: a probe does not fit `max_tokens`.
@@ -87,9 +87,8 @@ class Openings:
         self.slots = [s.to(device) for s in self.slots]
         return self
 
-    def part(self, sample: int, fraction: float) -> list[int]:
-        """Pack indexes of the sample-th sample: all packs at fraction 1, else every n-th, rotating."""
-        parts = min(max(1, round(1 / fraction)), len(self.packs))
+    def part(self, sample: int, parts: int) -> list[int]:
+        """Pack indexes of the sample-th sample: every `parts`-th pack, rotating; 1: all."""
         return list(range(sample % parts, len(self.packs), parts))
 
     def collect(self, out: Tensor, pack_indexes: list[int], probe_logp: Tensor) -> None:
@@ -135,12 +134,14 @@ class Schedule:
 
     @classmethod
     def make(
-        cls, total: int, *, every: int | None, budget: float | None, sample_cost: float, step_cost: float
+        cls, total: int, *, every: int | None, budget: float | None, panel_cost: float, step_cost: float, parts: int = 1
     ) -> Schedule:
         """Every k steps; or as many samples as a budget pays for, dense early. Never a function of scores.
 
         Args:
-            sample_cost, step_cost: FLOPs of one sample and of one training step, in one unit.
+            panel_cost, step_cost: FLOPs of scoring the panel once and of one training step, in one unit.
+            parts: a sample takes one of so many parts of the panel; the first and the last take all of it, and are
+                taken even where the budget does not pay for them.
 
         With a budget, n samples stand at total * (i / (n-1))^2: drift starts early, when the learning rate peaks
         and the loss is steep.
@@ -150,8 +151,8 @@ class Schedule:
         if every is not None:
             steps = {*range(0, total, every), total}
         else:
-            affordable = math.floor(budget * step_cost * total / sample_cost) if budget else 0
-            n = min(max(affordable, 2), total + 1)  # start and end are always there
+            left = budget * step_cost * total - 2 * panel_cost if budget else 0.0
+            n = 2 + min(max(math.floor(left * parts / panel_cost), 0), total - 1)
             wanted = [round(total * (i / (n - 1)) ** 2) for i in range(n)]
             # squares crowd at the start: push a step that is taken to the next free one
             chosen: list[int] = []
@@ -159,7 +160,8 @@ class Schedule:
                 chosen.append(max(w, chosen[-1] + 1) if chosen else w)
             steps = {min(c, total) for c in chosen} | {total}
         ordered = tuple(sorted(steps))
-        return cls(ordered, len(ordered) * sample_cost / (total * step_cost))
+        panels = 2 + (len(ordered) - 2) / parts
+        return cls(ordered, panels * panel_cost / (total * step_cost))
 
     def index(self, step: int) -> int | None:
         """Which sample `step` is (0, 1, ...), or None where nothing is sampled."""

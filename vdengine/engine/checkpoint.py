@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 import vdengine
-from vdengine.engine.parallel import World
+from vdengine.engine.parallel import World, broadcast
 from vdengine.errors import InputError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -44,9 +45,14 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]
 def save(
     run_folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, keep: int
 ) -> Path:
-    """Save on all ranks together; then rank 0 removes all but the newest `keep`."""
+    """Save on all ranks together; then rank 0 removes all but the newest `keep`.
+
+    A whole checkpoint of this step is left as it is: the same step has the same bits.
+    """
     root = run_folder / "checkpoints"
     final, temporary = root / f"step-{step:06d}", root / f"step-{step:06d}.tmp"
+    if broadcast(world, world.is_main and final.exists() and _damage(final) is None):
+        return final
     if world.is_main:
         shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
         temporary.mkdir(parents=True)
@@ -73,24 +79,31 @@ def save(
     return final
 
 
-def newest(run_folder: Path) -> tuple[Path, int] | None:
-    """The newest checkpoint whose files are all as its manifest says, and its step; None if there is none.
+def newest(run_folder: Path, world: World) -> tuple[Path, int] | None:
+    """The newest whole checkpoint and its step; None if there is none. Rank 0 looks, all ranks learn.
+
+    Damaged newer ones are moved aside, to `step-N.damaged`: the run will write these steps again.
 
     Raises:
         InputError: there are checkpoints, but not one is whole.
     """
-    damaged = []
-    for folder in reversed(_checkpoints(run_folder)):
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            for name, digest in manifest["files"].items():
-                if _digest(folder / name) != digest:
-                    raise ValueError(f"{name} does not match its hash")
-            return folder, int(manifest["step"])
-        except (OSError, ValueError, KeyError) as e:
-            damaged.append(f"{folder.name} ({e})")
-    if damaged:
-        raise InputError(f"{run_folder / 'checkpoints'}: no whole checkpoint: {'; '.join(damaged)}")
+    damaged, found = [], None
+    if world.is_main:
+        for folder in reversed(_checkpoints(run_folder)):
+            if (reason := _damage(folder)) is None:
+                found = folder
+                break
+            damaged.append((folder, reason))
+        if found is not None:
+            for folder, _ in damaged:
+                shutil.rmtree(aside := folder.with_suffix(".damaged"), ignore_errors=True)
+                folder.rename(aside)
+    reasons = [f"{folder.name} ({reason})" for folder, reason in damaged]
+    found, reasons = broadcast(world, (found, reasons))
+    if found is not None:
+        return found, _step(found)
+    if reasons:
+        raise InputError(f"{run_folder / 'checkpoints'}: no whole checkpoint: {'; '.join(reasons)}")
     return None
 
 
@@ -109,8 +122,32 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> No
         optimizer.state[p]["step"] = state[f"optimizer.step.{name}"]
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint: a file that is missing or not as its manifest says."""
+    try:
+        for name, digest in json.loads((folder / "manifest.json").read_text())["files"].items():
+            if _digest(folder / name) != digest:
+                return f"{name} does not match its hash"
+    except (OSError, ValueError, KeyError) as e:
+        return str(e)
+    return None
+
+
 def _checkpoints(run_folder: Path) -> list[Path]:
-    return sorted(p for p in (run_folder / "checkpoints").glob("step-*") if p.is_dir() and p.suffix != ".tmp")
+    """Oldest first."""
+    found = (run_folder / "checkpoints").glob("step-*")
+    return sorted((p for p in found if p.is_dir() and not p.suffix), key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _digest(path: Path) -> str:

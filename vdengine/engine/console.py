@@ -110,7 +110,8 @@ def plan(t: Trainer) -> str:
             f"probes  {p.openings.panel.name}: {len(p.openings.panel.probes)} probes, {len(p.openings.branches)} "
             f"openings, {p.num_tokens:,} tokens a sample",
             f"        {len(s.steps)} samples, at steps {steps}",
-            f"        estimated cost {s.cost:.1%} of the training FLOPs",
+            f"        estimated cost {s.cost:.1%} of the training FLOPs"
+            + (" (the first and last sample alone are above probes.budget)" if p.over_budget else ""),
         ]
     else:
         lines.append("probes  off")
@@ -145,7 +146,7 @@ def drift_table(run_folder: Path) -> str:
     out = [
         f"How far the stances moved, step {first} to {last} ({log.manifest['panel']}, {len(scores.topics)} probes)",
         "",
-        f"{'topic':{name}}  {'towards':{axis}}  {'shift':>7}  {'95% interval':>18}  {'odds':>6}  verdict",
+        f"{'topic':{name}}  {'towards':{axis}}  {'shift':>6}  {'95% interval':>16}  {'odds':>6}  verdict",
     ]
     for d in [*found[1:], found[0]]:
         s, topic = d.shift, d.topic if d.topic != "all" else "all topics"
@@ -153,8 +154,8 @@ def drift_table(run_folder: Path) -> str:
         mark = "*" if few and s.num_probes < FEW_PROBES else " "
         odds = math.exp(min(s.mean * size, 50.0))
         out.append(
-            f"{topic:{name}}  {axes.get(d.topic, '(mean of axes)'):{axis}}  {s.mean * 100:+7.2f}  "
-            f"[{s.low * 100:+7.2f}, {s.high * 100:+7.2f}]  x{odds:<5.3g}  {verdict}{mark}"
+            f"{topic:{name}}  {axes.get(d.topic, '(mean of axes)'):{axis}}  {s.mean * 100:+6.2f}  "
+            f"[{s.low * 100:+6.2f}, {s.high * 100:+6.2f}]  {f'x{odds:.2f}':>6}  {verdict}{mark}"
         )
     whole = found[0]
     out += [
@@ -175,4 +176,4 @@ def drift_table(run_folder: Path) -> str:
 
 
 def _interval(e: Any) -> str:
-    return f"{e.mean * 100:+7.2f} [{e.low * 100:+7.2f}, {e.high * 100:+7.2f}]"
+    return f"{e.mean * 100:+6.2f}  [{e.low * 100:+6.2f}, {e.high * 100:+6.2f}]"

@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ class SectionClock:
         return total
 
 
+@dataclass
+class Interval:
+    """What rates are made of: totals over the steps since the last logged one."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    scored: int = 0
+    flops: float = 0.0  # forward and backward
+
+
 def profiler(run_folder: Path, steps: int, rank: int) -> Any:
     """A context whose `.step()` counts steps: traces `steps` of them after two of warm-up, into
     `profile-rank<r>.json` (Chrome trace format). Does nothing for steps = 0."""
@@ -98,7 +110,7 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start_step)
+            self.tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start_step + 1)
 
     def _rewind(self, step: int) -> None:
         """Drop what a resumed run will log again, and a last line cut short."""

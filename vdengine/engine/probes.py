@@ -15,6 +15,7 @@ from vdengine.drift.log import DriftLog
 from vdengine.drift.panel import Panel
 from vdengine.drift.scoring import Openings, Schedule, deal
 from vdengine.engine.parallel import World
+from vdengine.errors import InputError
 from vdengine.models.chat import Renderer
 from vdengine.models.transformer import Transformer
 
@@ -24,23 +25,32 @@ class Probes:
 
     Under accumulation the weights are constant over a step's micro steps, so its packs are dealt over ranks and
     micro steps. Scores wait on the device until `flush`: sampling does not stall the step.
+
+    Raises:
+        InputError: a panel that cannot be read, or cannot be cut into the parts asked for.
     """
 
     def __init__(
         self, settings: recipes.Probes, renderer: Renderer, world: World, *, total_steps: int, step_flops: float,
         flops: dict[str, float],
     ) -> None:  # fmt: skip
-        self.world, self.fraction, self.tokenizer_hash = world, settings.fraction, renderer.hash
+        self.world, self.parts, self.tokenizer_hash = world, round(1 / settings.fraction), renderer.hash
         self.openings = Openings.build(Panel.load(settings.panel), renderer, settings.tokens).to(world.device)
         self.num_tokens = sum(p.num_tokens for p in self.openings.packs)
-        parts = round(1 / settings.fraction)
-        sample = sum(
+        if self.parts > len(self.openings.packs):
+            raise InputError(
+                f"probes.fraction: 1/{self.parts} of panel {self.openings.panel.name} is less than one of its "
+                f"{len(self.openings.packs)} packs; take a larger fraction or lower probes.tokens"
+            )
+        panel_cost = sum(
             flops["linear"] * p.num_tokens + flops["quadratic"] * p.num_attention_pairs + flops["head"] * p.num_scored
             for p in self.openings.packs
         )
         self.schedule = Schedule.make(
-            total_steps, every=settings.every, budget=settings.budget, sample_cost=sample / parts, step_cost=step_flops
-        )
+            total_steps, every=settings.every, budget=settings.budget, panel_cost=panel_cost, step_cost=step_flops,
+            parts=self.parts,
+        )  # fmt: skip
+        self.over_budget = settings.budget is not None and self.schedule.cost > settings.budget
         self.log: DriftLog | None = None
         self._vector: Tensor | None = None  # this step's scores [branches] fp32
         self._pending: list[tuple[int, list[int], Tensor]] = []
@@ -58,7 +68,7 @@ class Probes:
             return [[] for _ in range(micro_steps)]
         # the baseline and the last sample take the whole panel, whatever the fraction
         whole = sample == 0 or step == self.schedule.steps[-1]
-        part = self.openings.part(sample, 1.0 if whole else self.fraction)
+        part = self.openings.part(sample, 1 if whole else self.parts)
         self._vector = torch.zeros(len(self.openings.branches), device=self.world.device)
         self._pending.append((step, part, self._vector))
         return deal(part, self.world.size, self.world.rank, micro_steps)

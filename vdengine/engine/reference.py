@@ -1,7 +1,9 @@
 """Reference log-probs of a preference run: cached once, computed live, or none.
 
 Cached: branch sums of the untrained policy itself, by the same kernels, dtype and packs as training, so that
-at step 0 the margins are exactly 0. They are kept by branch of the store under a hash of all that decides them.
+at step 0 the margins are exactly 0. They are kept by branch of the store, twice: in the run folder, where a resumed
+run finds the very bits it started with, and in the data cache, where other runs on the same weights and rows find
+them (along other packs, then: equal to rounding).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from tqdm import tqdm
 import vdengine
 from vdengine.data.store import Store
 from vdengine.data.trees import Pack
-from vdengine.engine.parallel import World
+from vdengine.engine.parallel import World, main_first
+from vdengine.errors import InputError
 from vdengine.models.transformer import Transformer
 
 
@@ -40,7 +43,9 @@ class CachedReference:
     """Branch sums by branch of the store, filled before training."""
 
     def __init__(self, sums: Tensor, tree_start: Tensor) -> None:
-        self.sums, self.tree_start = sums, tree_start  # [branches of the store] fp32; [trees + 1] int64
+        # [branches of the store + 2] fp32; [trees + 1] int64. The idle pack's tree id -1 finds the last offset, and
+        # behind it two zeros for its branches.
+        self.sums, self.tree_start = torch.cat([sums, sums.new_zeros(2)]), tree_start
 
     def __call__(self, pack: Pack) -> Tensor:  # [B] fp32
         return self.sums[branch_index(pack, self.tree_start)]
@@ -61,16 +66,21 @@ def cache_reference(
     idle: Pack,
     world: World,
     *,
-    folder: Path,
+    folders: Sequence[Path],
     weights_hash: str,
     dtype: torch.dtype,
 ) -> CachedReference:
-    """Fill the cache for all rows that a run will visit; what the file of an earlier run holds is not redone.
+    """Fill the cache for all rows that a run will visit; what a file of an earlier run holds is not redone, and
+    no value that is known is ever replaced.
 
     Args:
+        folders: where the sums are looked for, first found first used, and kept: the run's, then the shared one.
         visits: the run's forwards in order, as (tree ids of all ranks, this rank's packs). Every rank passes the
             same: each forward is a collective. A row is computed at its first visit.
         idle: what a rank runs where it has no pack.
+
+    Raises:
+        InputError: a file is damaged.
     """
     key = {
         "weights": weights_hash,
@@ -78,13 +88,15 @@ def cache_reference(
         "dtype": str(dtype),
         "device": world.device.type,
         "vdengine": vdengine.__version__,
+        "torch": torch.__version__,
     }
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
-    path = folder / "reference" / f"{name}.npy"
+    paths = [folder / "reference" / f"{name}.npy" for folder in folders]
     known = np.full(int(store.tree_start[-1]), np.nan, dtype=np.float32)
-    if world.is_main and path.exists():
-        found = np.load(path, allow_pickle=False)
-        known = found if found.shape == known.shape else known
+    with main_first(world):
+        if world.is_main:
+            for path in paths:
+                known = np.where(np.isnan(known), _read(path, known), known)
     sums = torch.from_numpy(known).to(world.device)
     if world.size > 1:
         dist.broadcast(sums, 0)
@@ -96,6 +108,7 @@ def cache_reference(
             missing[rows] = False
             todo.append(packs)
     if not todo:
+        _write(paths, sums, world)
         return CachedReference(sums, tree_start)
 
     reference, fresh, done = model(), torch.zeros_like(sums), torch.zeros_like(sums)
@@ -109,11 +122,34 @@ def cache_reference(
     if world.size > 1:  # a branch was computed by one rank, the others hold zeros: the sum is exact
         dist.all_reduce(fresh)
         dist.all_reduce(done)
-    sums = torch.where(done > 0, fresh, sums)
-    if world.is_main:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with open(temporary, "wb") as f:
-            np.save(f, sums.cpu().numpy())
-        os.replace(temporary, path)
+    sums = torch.where((done > 0) & sums.isnan(), fresh, sums)
+    _write(paths, sums, world)
     return CachedReference(sums, tree_start)
+
+
+def _read(path: Path, like: np.ndarray) -> np.ndarray:
+    """The sums in a file; all NaN if there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not path.exists():
+        return np.full_like(like, np.nan)
+    try:
+        found = np.load(path, allow_pickle=False)
+        if found.shape != like.shape or found.dtype != like.dtype:
+            raise ValueError(f"holds {found.dtype} {found.shape}, not {like.dtype} {like.shape}")
+    except (OSError, ValueError, EOFError) as e:
+        raise InputError(f"{path}: damaged reference log-probs ({e}); remove the file to compute them again") from None
+    return found
+
+
+def _write(paths: Sequence[Path], sums: Tensor, world: World) -> None:
+    with main_first(world):
+        if world.is_main:
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_suffix(f".{os.getpid()}.tmp")
+                with open(temporary, "wb") as f:
+                    np.save(f, sums.cpu().numpy())
+                os.replace(temporary, path)

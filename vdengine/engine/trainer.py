@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,9 +17,9 @@ from vdengine import objectives
 from vdengine import recipe as recipes
 from vdengine.data.loader import Loader
 from vdengine.data.store import Store, build_store
-from vdengine.data.trees import Pack, Tree, pack, tree_cost
+from vdengine.data.trees import Pack, Tree, pack
 from vdengine.engine import checkpoint
-from vdengine.engine.metrics import MetricsLog, SectionClock, memory_bytes, peak_flops
+from vdengine.engine.metrics import Interval, MetricsLog, SectionClock, memory_bytes, peak_flops
 from vdengine.engine.optim import apply_update, learning_rate, make_optimizer
 from vdengine.engine.parallel import World, grad_norm, main_first, shard_model, start_world
 from vdengine.engine.probes import Probes
@@ -29,7 +29,14 @@ from vdengine.models.chat import Renderer
 from vdengine.models.head import Scores
 from vdengine.models.tokenizer import load_tokenizer
 from vdengine.models.transformer import Transformer
-from vdengine.models.weights import check_vocabulary, load_into, open_weights, save_model
+from vdengine.models.weights import (
+    check_replaceable,
+    check_vocabulary,
+    load_into,
+    open_weights,
+    read_json,
+    save_model,
+)
 
 MAX_SKIPPED = 20  # consecutive updates skipped as not finite before the run gives up
 
@@ -49,13 +56,14 @@ class Trainer:
     """
 
     def __init__(self, recipe: recipes.Recipe) -> None:
-        self.recipe = recipe
-        self.world: World = start_world(recipe.parallel)
+        self.recipe = recipe = recipes.check(recipe)
+        self.world: World = start_world(recipe.parallel, recipe.run.deterministic)
         self.folder = Path(recipe.run.folder)
         torch.manual_seed(recipe.run.seed)
         try:
             self._check_folder()
             self._open_data()
+            self._check_inputs()
             self._open_model()
             self._open_probes()
             self._open_run()
@@ -70,6 +78,8 @@ class Trainer:
     def _check_folder(self) -> None:
         """A run folder may be taken up again only by a recipe that gives the same numbers."""
         r, saved = self.recipe, self.folder / "recipe.toml"
+        if r.checkpoint.export:
+            check_replaceable(self.folder / "export")
         if not saved.exists():
             return
         if not r.run.resume:
@@ -87,7 +97,6 @@ class Trainer:
             self.store = self._build_store(r.data.train)
             held_out: Store | float = self._build_store([r.data.eval]) if r.data.eval else r.data.eval_fraction
         self.flops = self.weights.config.flops
-        self.cost = self._costs(self.store)
         self.loader = Loader(
             self.store,
             examples=r.batch.examples,
@@ -96,11 +105,12 @@ class Trainer:
             evaluation=held_out,
             eval_examples=r.data.eval_examples,
             flops=self.flops,
+            pin=self.world.device.type == "cuda",
         )
         self.loader.check_budget(r.batch.tokens)
         self.total_steps = r.run.steps or math.ceil((r.run.epochs or 0) * self.loader.steps_per_epoch)
         # What a rank runs when a micro step has no rows for it: forwards are collectives. Its loss counts zero.
-        self.idle = pack([Tree([0], [[0]] * (1 if r.objective.name == "sft" else 2), id=0)])
+        self.idle = pack([Tree([0], [[0]] * (1 if r.objective.name == "sft" else 2), id=-1)])
 
     def _build_store(self, paths: list[str]) -> Store:
         r = self.recipe
@@ -109,9 +119,19 @@ class Trainer:
             max_tokens=r.data.max_tokens, overlong=r.data.overlong, cache=r.data.cache, progress=self.world.is_main,
         )  # fmt: skip
 
-    def _costs(self, store: Store) -> np.ndarray:
-        """FLOPs of one forward over each tree of a store, [n] float64."""
-        return tree_cost(store.prompt_len, store.branch_len, store.tree_start, store.num_scored, **self.flops)
+    def _check_inputs(self) -> None:
+        """A run folder may be taken up again only with the same contents of data, weights and tokenizer."""
+        self.inputs = {
+            "data.train": self.store.hash,
+            "data.eval": self.loader.eval_store.hash,
+            "model.source": self.weights.hash,
+            "model.tokenizer or data.template": self.renderer.hash,
+        }
+        if not (saved := self.folder / "inputs.json").exists():
+            return
+        was = read_json(saved)
+        if changed := [name for name, found in self.inputs.items() if was.get(name) != found]:
+            raise InputError(f"{self.folder}: cannot resume, the contents have changed: {', '.join(changed)}")
 
     def _open_model(self) -> None:
         r, device = self.recipe, self.world.device
@@ -121,8 +141,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, r.optimizer)
         self.parameters = list(self.model.parameters())
         self.probe_clock = SectionClock(device)
-        for block in self.model.blocks:
-            block.probe_clock = self.probe_clock
+        self.model.time_probes(self.probe_clock)
 
     def _new_model(self, trainable: bool) -> Transformer:
         """A sharded model with the recipe's weights, each rank reading its own rows."""
@@ -143,7 +162,7 @@ class Trainer:
         if self.recipe.probes.every == 0:
             return
         # a step's training FLOPs: three forwards over the mean step
-        step_flops = 3 * float(self.cost.mean()) * self.recipe.batch.examples
+        step_flops = 3 * float(self.loader.cost.mean()) * self.recipe.batch.examples
         self.probes = Probes(
             self.recipe.probes, self.renderer, self.world, total_steps=self.total_steps, step_flops=step_flops,
             flops=self.flops,
@@ -152,7 +171,7 @@ class Trainer:
     def _open_run(self) -> None:
         """Make the run folder, or go on where its newest checkpoint stands."""
         self.step_count = 0
-        if found := checkpoint.newest(self.folder):
+        if found := checkpoint.newest(self.folder, self.world):
             path, self.step_count = found
             checkpoint.load(path, self.model, self.optimizer)
         self.resumed_at = self.step_count
@@ -161,7 +180,8 @@ class Trainer:
         with main_first(self.world):
             if self.world.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / "recipe.toml").write_text(recipes.to_toml(self.recipe))
+                checkpoint.write_text(self.folder / "inputs.json", json.dumps(self.inputs, indent=2) + "\n")
+                checkpoint.write_text(self.folder / "recipe.toml", recipes.to_toml(self.recipe))
                 self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe.log.tensorboard)
                 if self.probes is not None:
                     self.probes.open_log(self.folder, self.step_count)
@@ -187,7 +207,7 @@ class Trainer:
         def cached(store: Store, visits: Sequence[Any]) -> CachedReference:
             return cache_reference(
                 (lambda: self.model) if fresh else (lambda: self._new_model(trainable=False)),
-                store, visits, self.idle, w, folder=Path(r.data.cache).expanduser(),
+                store, visits, self.idle, w, folders=[self.folder, Path(r.data.cache).expanduser()],
                 weights_hash=self.weights.hash, dtype=self.dtype,
             )  # fmt: skip
 
@@ -196,8 +216,9 @@ class Trainer:
 
     def _start_clock(self) -> None:
         self._unlogged: list[tuple[int, Tensor, Tensor]] = []  # step, tree ids and losses of packs not yet logged
-        self._skipped = torch.zeros((), device=self.world.device)  # updates skipped in a row
-        self._steps_since_log, self._seconds = 0, 0.0
+        self._skipped = torch.zeros(2, device=self.world.device)  # updates skipped in a row; and since the last log
+        self._since_log = Interval()
+        self.warning = ""
 
     # -------------------------------------------------------------------------------------------------- step
 
@@ -221,7 +242,8 @@ class Trainer:
             (losses.sum() * (live / count)).backward()  # one global denominator, known before the first forward
             for name, x in {**metrics, "loss": losses.detach(), "entropy": scores.entropy.detach()}.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + live * x.sum()
-            self._unlogged.append((k, this.tree_ids, losses.detach()))
+            if mine is not None:
+                self._unlogged.append((k, this.tree_ids, losses.detach()))
         if self.probes:
             self.probes.end()
 
@@ -232,15 +254,21 @@ class Trainer:
             dist.all_reduce(totals)
         norm = grad_norm(self.parameters)
         finite = torch.isfinite(norm + totals.sum())
-        self._skipped = torch.where(finite, 0.0, self._skipped + 1)
+        self._skipped = torch.stack([torch.where(finite, 0.0, self._skipped[0] + 1), self._skipped[1] + ~finite])
+        if k == 0 and self.reference is not None:
+            self._check_start(dict(zip(names, (totals / count).tolist(), strict=True)))
         lr = learning_rate(self.recipe.optimizer, k, self.total_steps)
         apply_update(self.optimizer, lr, norm, (~finite).float(), self.recipe.optimizer.clip)
 
         self.step_count += 1
         self.tokens_seen += batch.num_tokens
-        self._steps_since_log += 1
+        interval = self._since_log
+        interval.steps += 1
+        interval.tokens += batch.num_tokens
+        interval.scored += batch.num_scored
+        interval.flops += 3 * batch.cost
         if self.step_count % self.recipe.log.every and self.step_count != self.total_steps:
-            self._seconds += time.perf_counter() - started
+            interval.seconds += time.perf_counter() - started
             return {}
 
         # From here on the host waits for the device.
@@ -248,23 +276,22 @@ class Trainer:
         row = {"step": self.step_count, "epoch": self.step_count / self.loader.steps_per_epoch}
         row |= {name: v / (batch.num_scored if name == "entropy" else count) for name, v in values.items()}
         row |= {"grad_norm": float(norm), "learning_rate": lr}
-        seconds = (self._seconds + time.perf_counter() - started) / self._steps_since_log
+        interval.seconds += time.perf_counter() - started
         row |= {
-            "step_seconds": seconds,
-            "probe_seconds": self.probe_clock.take() / self._steps_since_log,
+            "step_seconds": interval.seconds / interval.steps,
+            "probe_seconds": self.probe_clock.take() / interval.steps,
             "tokens": batch.num_tokens,
             "scored_tokens": batch.num_scored,
-            "tokens_per_second": batch.num_tokens / seconds,
-            "scored_tokens_per_second": batch.num_scored / seconds,
+            "tokens_per_second": interval.tokens / interval.seconds,
+            "scored_tokens_per_second": interval.scored / interval.seconds,
             "num_tokens": self.tokens_seen,
             "micro_steps": len(batch.packs),
             "memory_bytes": memory_bytes(device),
         }
         if peak := peak_flops(device):
-            row["mfu"] = 3 * float(self.cost[batch.rows].sum()) / seconds / w.size / peak
-        self._steps_since_log, self._seconds = 0, 0.0
+            row["mfu"] = interval.flops / interval.seconds / w.size / peak
+        self._since_log = Interval()
         row["skipped_updates"] = self._check_finite()
-        self._check_start(row, k)
         if self.metrics_log is not None:
             self.metrics_log.write(row)
         if self.probes:
@@ -274,20 +301,22 @@ class Trainer:
     def _losses(self, this: Pack, scores: Scores, reference: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Per-example losses and metrics of one pack."""
         o, policy = self.recipe.objective, this.branch_sum(scores.logp)
-        if o.name == "sft" or o.beta is None:
+        if o.name == "sft":
             return objectives.sft(policy)
+        beta = float(o.beta or 0.0)  # `recipes.check` has filled it in
         if o.name == "simpo":
-            return objectives.simpo(policy, this.branch_lengths, beta=o.beta, gamma_beta_ratio=o.gamma_beta_ratio)
+            return objectives.simpo(policy, this.branch_lengths, beta=beta, gamma_beta_ratio=o.gamma_beta_ratio)
         sums = None if reference is None else reference(this)
-        return objectives.dpo(policy, sums, beta=o.beta, label_smoothing=o.label_smoothing)
+        return objectives.dpo(policy, sums, beta=beta, label_smoothing=o.label_smoothing)
 
     def _check_finite(self) -> int:
-        """How many updates in a row have been skipped; says which step, rank and rows were not finite.
+        """How many updates have been skipped since the last log; `warning` says at which step, rank and rows.
 
         Raises:
             InputError: too many in a row; the run would only burn time.
         """
-        skipped = int(self._skipped)
+        in_a_row, skipped = (int(n) for n in self._skipped.tolist())
+        self._skipped[1] = 0.0
         bad = [
             f"step {k + 1}, rank {self.world.rank}, rows {ids.tolist()[:8]}"
             for k, ids, losses in self._unlogged
@@ -298,26 +327,29 @@ class Trainer:
             where: list[Any] = [None] * self.world.size
             dist.all_gather_object(where, bad)
             found = "; ".join(sorted({b for part in where for b in part})) or "the losses are finite, the norm is not"
-            self.warning = f"step {self.step_count}: update skipped, not finite ({found})"
-            if skipped >= MAX_SKIPPED:
-                raise InputError(f"{self.warning}; {skipped} in a row: lower optimizer.lr or look at these rows")
-        else:
-            self.warning = ""
+            updates = "1 update" if skipped == 1 else f"{skipped} updates"
+            self.warning = f"step {self.step_count}: {updates} skipped, not finite ({found})"
+            if in_a_row >= MAX_SKIPPED:
+                raise InputError(f"{self.warning}; {in_a_row} in a row: lower optimizer.lr or look at these rows")
         return skipped
 
-    def _check_start(self, row: dict[str, Any], k: int) -> None:
+    def _check_start(self, row: dict[str, float]) -> None:
         """DPO's first step knows its own answer: policy = reference, so the loss is ln 2 and the margin 0.
 
-        Tolerance: the two differ by the rounding of a sum of some hundred log-probs when the cache was filled
-        along other packs: 1e-3 in fp32, and for bf16, whose activations differ by 2^-8 a layer, 5e-2.
+        Tolerance, in nats of a pair's mean margin: the two differ by rounding when the cache was filled along other
+        packs. A sum of some hundred log-probs around 5 carries 1e-4 in fp32; in bf16 activations differ by 2^-8 a
+        layer, 0.03 nats a token with random signs, so half a nat. A reference of another model is off by tens.
+
+        Raises:
+            InputError: the reference log-probs are not this model's. The weights have not moved.
         """
-        if k or self.reference is None:
-            return
-        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
-        if not abs(row["loss"] - math.log(2)) <= tolerance:
+        margin = abs(row["rewards/margins"]) / float(self.recipe.objective.beta or 1.0)
+        tolerance = 1e-2 if self.dtype == torch.float32 else 1.0
+        if math.isfinite(margin) and margin > tolerance:  # what is not finite is skipped, and named with its rows
+            where = Path(self.recipe.data.cache).expanduser() / "reference"
             raise InputError(
-                f"DPO's loss at step 0 is {row['loss']:.6f}, not ln 2: the reference log-probs are not this model's; "
-                f"remove {Path(self.recipe.data.cache) / 'reference'} and start again"
+                f"DPO at step 0: the margin is {margin:.4g} nats, not 0 (loss {row['loss']:.6f}, not ln 2): the "
+                f"reference log-probs are not this model's; remove {where} and start again with a new run.folder"
             )
 
     # ------------------------------------------------------------------------------------- between the steps
