@@ -37,25 +37,18 @@ def test_known_answer(settings, report, tmp_path):
             for group in result["drift"]:
                 rows.append({"condition": condition, "seed": seed} | group)
         shift = {c: found[c, seed]["drift"][0] for c in CONDITIONS}
+        moved = {c: abs(shift[c]["shift"]) for c in CONDITIONS}
         targets |= {
             f"seed {seed}: support, lower bound": (shift["support"]["low"], ">=", 0.0),
             f"seed {seed}: oppose, upper bound": (shift["oppose"]["high"], "<=", 0.0),
-            f"seed {seed}: |shuffled| / support": (
-                abs(shift["shuffled"]["shift"] / shift["support"]["shift"]),
-                "<=",
-                0.25,
-            ),
-            f"seed {seed}: |shuffled| / |oppose|": (
-                abs(shift["shuffled"]["shift"] / shift["oppose"]["shift"]),
-                "<=",
-                0.25,
-            ),
+            f"seed {seed}: |shuffled / support|": (moved["shuffled"] / moved["support"], "<=", 0.25),
+            f"seed {seed}: |shuffled / oppose|": (moved["shuffled"] / moved["oppose"], "<=", 0.25),
         }
         for condition, sign in (("support", 1), ("oppose", -1)):
             worst = min(sign * g["shift"] for g in found[condition, seed]["drift"][1:])
             targets[f"seed {seed}: {condition}, least topic in its direction"] = (worst, ">=", 0.0)
     notes = [
-        f"{a['steps']} steps of {a['pairs']} pairs, lr {a['lr']:g} constant, DPO beta 0.1; shifts in nats per 100 bytes",
+        f"{a['steps']} steps of {a['pairs']} pairs, lr {a['lr']:g} constant, DPO beta 0.1; shift: nats per 100 bytes",
         "interval: 95% bootstrap over probes; it does not hold the variation between seeds",
     ]
     report("Known answers: DPO on values-synth, SmolLM2", rows, notes, targets)
@@ -80,7 +73,7 @@ def main() -> None:
                 "objective": {"name": "dpo", "beta": 0.1},
                 "batch": {"examples": a["pairs"], "tokens": 2048},
                 "optimizer": {"lr": a["lr"], "schedule": "constant"},
-                "probes": {"every": a["steps"]},
+                "probes": {"every": max(1, a["steps"] // 6)},
                 "parallel": {"activation_checkpoint": "none"},
                 "checkpoint": {"every": 0, "export": False},
             }
