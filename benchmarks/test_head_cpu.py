@@ -30,7 +30,7 @@ METHODS = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_head_cpu(shape, n, settings, report):
     vocab, width = SHAPES[shape] if not settings.quick else (1031, 64)
-    repeats = settings.repeats or 5
+    repeats = settings.repeats or 3
     rows = []
     for method in METHODS:
         a = {"method": method, "n": n if not settings.quick else 32, "vocab": vocab, "width": width, "repeats": repeats}

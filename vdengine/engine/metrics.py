@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from vdengine.data.loader import Batch
+
 # Dense bf16 peak, FLOP/s, from the vendors' data sheets: what MFU is a share of.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
 
@@ -78,6 +80,14 @@ class Interval:
     tokens: int = 0
     scored: int = 0
     flops: float = 0.0  # forward and backward
+
+    def add(self, seconds: float, batch: Batch) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.seconds += seconds
+        self.tokens += batch.num_tokens
+        self.scored += batch.num_scored
+        self.flops += 3 * batch.cost
 
 
 def profiler(run_folder: Path, steps: int, rank: int) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vdengine import objectives
 from vdengine import recipe as recipes
-from vdengine.data.loader import Loader
+from vdengine.data.loader import Batch, Loader
 from vdengine.data.store import Store, build_store
 from vdengine.data.trees import Pack, Tree, pack
 from vdengine.engine import checkpoint
@@ -262,35 +262,33 @@ class Trainer:
 
         self.step_count += 1
         self.tokens_seen += batch.num_tokens
-        interval = self._since_log
-        interval.steps += 1
-        interval.tokens += batch.num_tokens
-        interval.scored += batch.num_scored
-        interval.flops += 3 * batch.cost
+        self._since_log.add(time.perf_counter() - started, batch)
         if self.step_count % self.recipe.log.every and self.step_count != self.total_steps:
-            interval.seconds += time.perf_counter() - started
             return {}
+        waited = time.perf_counter()  # here the host waits for the device
+        values = zip(names, totals.tolist(), strict=True)
+        means = {name: v / (batch.num_scored if name == "entropy" else count) for name, v in values}
+        means |= {"grad_norm": float(norm), "learning_rate": lr}
+        self._since_log.seconds += time.perf_counter() - waited
+        return self._report(batch, means)
 
-        # From here on the host waits for the device.
-        values = dict(zip(names, totals.tolist(), strict=True))
-        row = {"step": self.step_count, "epoch": self.step_count / self.loader.steps_per_epoch}
-        row |= {name: v / (batch.num_scored if name == "entropy" else count) for name, v in values.items()}
-        row |= {"grad_norm": float(norm), "learning_rate": lr}
-        interval.seconds += time.perf_counter() - started
+    def _report(self, batch: Batch, means: dict[str, float]) -> dict[str, Any]:
+        """Log a step: its metrics, and rates since the last logged one."""
+        i, self._since_log = self._since_log, Interval()
+        row = {"step": self.step_count, "epoch": self.step_count / self.loader.steps_per_epoch, **means}
         row |= {
-            "step_seconds": interval.seconds / interval.steps,
-            "probe_seconds": self.probe_clock.take() / interval.steps,
+            "step_seconds": i.seconds / i.steps,
+            "probe_seconds": self.probe_clock.take() / i.steps,
             "tokens": batch.num_tokens,
             "scored_tokens": batch.num_scored,
-            "tokens_per_second": interval.tokens / interval.seconds,
-            "scored_tokens_per_second": interval.scored / interval.seconds,
+            "tokens_per_second": i.tokens / i.seconds,
+            "scored_tokens_per_second": i.scored / i.seconds,
             "num_tokens": self.tokens_seen,
             "micro_steps": len(batch.packs),
-            "memory_bytes": memory_bytes(device),
+            "memory_bytes": memory_bytes(self.world.device),
         }
-        if peak := peak_flops(device):
-            row["mfu"] = interval.flops / interval.seconds / w.size / peak
-        self._since_log = Interval()
+        if peak := peak_flops(self.world.device):
+            row["mfu"] = i.flops / i.seconds / self.world.size / peak
         row["skipped_updates"] = self._check_finite()
         if self.metrics_log is not None:
             self.metrics_log.write(row)

