@@ -1,6 +1,27 @@
 """vdengine's kernels, each beside its torch reference; they need nothing else of vdengine and embed alone."""
 
-from vdengine.kernels.gather import gather_rows, gather_sum
-from vdengine.kernels.linear_logprob import linear_logprob, linear_logprob_reference
+from vdengine.kernels.cross_entropy import LinearCrossEntropy, linear_cross_entropy
+from vdengine.kernels.gather import embedding_rows, gather_rows, gather_sum, segment_sum
+from vdengine.kernels.linear_logprob import LinearLogprob, linear_logprob, linear_logprob_reference
+from vdengine.kernels.preference import Preference, preference_loss
+from vdengine.kernels.rms_norm import RMSNorm, rms_norm
+from vdengine.kernels.rope import qk_rope
+from vdengine.kernels.swiglu import swiglu
 
-__all__ = ["gather_rows", "gather_sum", "linear_logprob", "linear_logprob_reference"]
+__all__ = [
+    "LinearCrossEntropy",
+    "LinearLogprob",
+    "Preference",
+    "RMSNorm",
+    "embedding_rows",
+    "gather_rows",
+    "gather_sum",
+    "linear_cross_entropy",
+    "linear_logprob",
+    "linear_logprob_reference",
+    "preference_loss",
+    "qk_rope",
+    "rms_norm",
+    "segment_sum",
+    "swiglu",
+]

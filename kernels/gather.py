@@ -1,4 +1,4 @@
-"""Row gather with a deterministic backward.
+"""Row gathers and segment sums whose backward adds in a fixed order.
 
 `x[index]` repeats rows (a prompt's keys serve every branch, its last row predicts every branch's first
 token), so its backward adds. Torch adds with atomics or unordered scatters, on CPU and CUDA alike: the last
@@ -6,16 +6,73 @@ bits then depend on thread timing. Here the caller brings the inverse index, bui
 backward is a segmented sum in a fixed order:
 
     y = x[index]                    dx[j] = sum over i in order[offsets[j] : offsets[j+1]] of dy[i]
+
+A branch's log-prob is a sum of the same kind over rows that lie together: `segment_sum`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from vdengine import _native
+from vdengine.kernels._triton import arch, jit, resolve, tl, triton
+from vdengine.kernels.table import launch
+
+TILE_ROWS = 4  # rows that `gather_sum` reads at a time; fixed, as is
+SEGMENT_BLOCK = 256  # terms added at a time; fixed, for the order of addition is part of the result
+
+
+@jit
+def gather_sum_kernel(
+    src,  # [N, W]
+    order,  # [n] int64
+    offsets,  # [M+1] int64
+    out,  # [M, W]
+    width,
+    stride_src,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a group and block of columns. ROWS rows are read at a time, so a frequent token's thousands of
+    rows are not one long chain of dependent loads."""
+    j = tl.program_id(0).to(tl.int64)
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    first, last = tl.load(offsets + j), tl.load(offsets + j + 1)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(first, last, ROWS):
+        at = start + tl.arange(0, ROWS)
+        rows = tl.load(order + at, mask=at < last, other=0)
+        mask = (at < last)[:, None] & (cols < width)[None, :]
+        part = tl.load(src + rows[:, None] * stride_src + cols[None, :], mask=mask, other=0.0)
+        total += tl.sum(part.to(tl.float32), 0)
+    tl.store(out + j * width + cols, total.to(out.dtype.element_ty), mask=cols < width)
+
+
+@jit
+def sum_segment(x, first, last, BLOCK: tl.constexpr):
+    """Sum of x[first:last] fp32, in the one order that every kernel shares: BLOCK running sums, then a tree."""
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(first, last, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        total += tl.load(x + at, mask=at < last, other=0.0)
+    return tl.sum(total, 0)
+
+
+@jit
+def segment_sum_kernel(
+    x,  # [R] fp32
+    offsets,  # [B+1] int64
+    out,  # [B] fp32
+    BLOCK: tl.constexpr,
+):
+    b = tl.program_id(0)
+    tl.store(out + b, sum_segment(x, tl.load(offsets + b), tl.load(offsets + b + 1), BLOCK))
+
+
+# --- sums ----------------------------------------------------------------------------------------------------
 
 
 def gather_sum(
@@ -24,23 +81,47 @@ def gather_sum(
     offsets: Tensor,  # [M+1] int64, group bounds in order
     *,
     dtype: torch.dtype | None = None,  # of the result; default: src.dtype
+    backend: str = "auto",  # triton | native | reference
 ) -> Tensor:  # [M, ...]
     """Sum rows of `src` by group: `out[j] = sum(src[order[offsets[j]:offsets[j+1]]])`, in that order.
 
-    Accumulates in fp32 and is bitwise reproducible. An empty group gives zeros.
+    Accumulates in fp32 and is bitwise reproducible. An empty group gives zeros. Not differentiable.
     """
-    m, dtype = offsets.numel() - 1, dtype or src.dtype
-    flat = src.reshape(src.shape[0], -1)
-    out = torch.empty((m, flat.shape[1]), dtype=dtype, device=src.device)
-    if src.device.type == "cpu" and src.dtype in _NAMES and dtype in _NAMES:
-        flat = flat if flat.stride(-1) == 1 or flat.shape[1] <= 1 else flat.contiguous()
+    dtype = dtype or src.dtype
+    backend = resolve("gather_sum", backend, src.device, cpu="native")
+    if src.dtype not in _NAMES or dtype not in _NAMES:
+        backend = "reference"  # float64, in tests
+    out = _gather_sum_op(src.reshape(src.shape[0], src[0].numel() if len(src) else 1), order, offsets, dtype, backend)
+    return out.reshape(offsets.numel() - 1, *src.shape[1:])
+
+
+@torch.library.custom_op(
+    "vdengine::gather_sum",
+    mutates_args=(),
+    schema="(Tensor src, Tensor order, Tensor offsets, ScalarType dtype, str backend) -> Tensor",
+)
+def _gather_sum_op(src: Tensor, order: Tensor, offsets: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    m, width = offsets.numel() - 1, src.shape[1]
+    if backend == "reference":
+        return gather_sum_reference(src, order, offsets).to(dtype)
+    out = src.new_empty((m, width), dtype=dtype)
+    src = src if src.stride(-1) == 1 or width <= 1 else src.contiguous()
+    if backend == "native":
         _native.gather_sum(
-            flat.data_ptr(), _NAMES[src.dtype], flat.shape[1], flat.stride(0), order.data_ptr(),
+            src.data_ptr(), _NAMES[src.dtype], width, src.stride(0), order.data_ptr(),
             offsets.data_ptr(), m, out.data_ptr(), _NAMES[dtype], out.stride(0), torch.get_num_threads(),
         )  # fmt: skip
-    else:
-        out = gather_sum_reference(flat, order, offsets).to(dtype)
-    return out.reshape(m, *src.shape[1:])
+    elif out.numel():
+        at = launch("gather", src.dtype, width, arch(src.device))
+        gather_sum_kernel[(m, triton.cdiv(width, at.block))](
+            src, order, offsets, out, width, src.stride(0), ROWS=TILE_ROWS, BLOCK=at.block, num_warps=at.warps
+        )
+    return out
+
+
+@_gather_sum_op.register_fake
+def _(src, order, offsets, dtype, backend):
+    return src.new_empty((offsets.numel() - 1, src.shape[1]), dtype=dtype)
 
 
 def gather_sum_reference(src: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
@@ -50,17 +131,50 @@ def gather_sum_reference(src: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
     return torch.segment_reduce(grouped, "sum", offsets=offsets, axis=0, initial=0.0, unsafe=True)
 
 
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(order, offsets)
-        return x.index_select(0, index)
+def segment_sum(
+    x: Tensor,  # [R] float32 (float64 with the reference)
+    offsets: Tensor,  # [B+1] int64
+    *,
+    backend: str = "auto",  # triton | reference
+) -> Tensor:  # [B]
+    """`out[b] = sum(x[offsets[b]:offsets[b+1]])`, 0 where that is empty. Differentiable; equal input gives equal
+    bits."""
+    backend = resolve("segment_sum", backend, x.device)
+    return _segment_sum_op(x, offsets, "reference" if x.dtype != torch.float32 else backend)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
-        order, offsets = ctx.saved_tensors
-        return gather_sum(grad, order, offsets), None, None, None
+
+@torch.library.custom_op(
+    "vdengine::segment_sum", mutates_args=(), schema="(Tensor x, Tensor offsets, str backend) -> Tensor"
+)
+def _segment_sum_op(x: Tensor, offsets: Tensor, backend: str) -> Tensor:
+    if backend == "reference":
+        return torch.segment_reduce(x, "sum", offsets=offsets, initial=0, unsafe=True)
+    out = x.new_empty(offsets.numel() - 1)
+    if out.numel():
+        segment_sum_kernel[(out.numel(),)](x.contiguous(), offsets, out, BLOCK=SEGMENT_BLOCK, num_warps=4)
+    return out
+
+
+@_segment_sum_op.register_fake
+def _(x, offsets, backend):
+    return x.new_empty(offsets.numel() - 1)
+
+
+def _segment_sum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, offsets, _ = inputs
+    ctx.save_for_backward(offsets)
+    ctx.num_rows = x.numel()
+
+
+def _segment_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (offsets,) = ctx.saved_tensors
+    return torch.repeat_interleave(grad, offsets.diff(), output_size=ctx.num_rows), None, None
+
+
+_segment_sum_op.register_autograd(_segment_sum_backward, setup_context=_segment_sum_setup)
+
+
+# --- gathers -------------------------------------------------------------------------------------------------
 
 
 def gather_rows(
@@ -70,24 +184,27 @@ def gather_rows(
     offsets: Tensor,  # [M+1] int64 / row j is used at order[offsets[j]:offsets[j+1]]
 ) -> Tensor:  # [N, ...]
     """`x[index]`, with a deterministic backward. `data.trees.pack` builds the inverse."""
-    return _GatherRows.apply(x, index, order, offsets)
+    return _gather_rows_op(x, index, order, offsets)
 
 
-class _EmbeddingRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, weight: Tensor, tokens: Tensor, unique: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(unique, order, offsets)
-        ctx.weight_shape = weight.shape
-        return weight.index_select(0, tokens)
+@torch.library.custom_op(
+    "vdengine::gather_rows",
+    mutates_args=(),
+    schema="(Tensor x, Tensor index, Tensor order, Tensor offsets) -> Tensor",
+)
+def _gather_rows_op(x: Tensor, index: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    return x.index_select(0, index)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
-        unique, order, offsets = ctx.saved_tensors
-        # fp32 whatever the compute dtype: a frequent token adds thousands of rows.
-        grad_weight = torch.zeros(ctx.weight_shape, dtype=torch.float32, device=grad.device)
-        grad_weight[unique] = gather_sum(grad, order, offsets, dtype=torch.float32)
-        return grad_weight, None, None, None, None
+
+@_gather_rows_op.register_fake
+def _(x, index, order, offsets):
+    return x.new_empty((index.numel(), *x.shape[1:]))
+
+
+_gather_rows_op.register_autograd(
+    lambda ctx, grad: (gather_sum(grad, *ctx.saved_tensors), None, None, None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[2:]),
+)
 
 
 def embedding_rows(
@@ -99,14 +216,47 @@ def embedding_rows(
 ) -> Tensor:  # [T, H] in weight.dtype
     """Embedding look-up whose weight gradient is fp32 and summed in a fixed order."""
     accept_fp32_grad(weight)
-    return _EmbeddingRows.apply(weight, tokens, unique, order, offsets)
+    return _embedding_op(weight, tokens, unique, order, offsets)
+
+
+@torch.library.custom_op(
+    "vdengine::embedding_rows",
+    mutates_args=(),
+    schema="(Tensor weight, Tensor tokens, Tensor unique, Tensor order, Tensor offsets) -> Tensor",
+)
+def _embedding_op(weight: Tensor, tokens: Tensor, unique: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+    return weight.index_select(0, tokens)
+
+
+@_embedding_op.register_fake
+def _(weight, tokens, unique, order, offsets):
+    return weight.new_empty((tokens.numel(), weight.shape[1]))
+
+
+def _embedding_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[2:])
+    ctx.weight_shape = inputs[0].shape
+
+
+def _embedding_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    unique, order, offsets = ctx.saved_tensors
+    # fp32 whatever the compute dtype: a frequent token adds thousands of rows.
+    grad_weight = torch.zeros(ctx.weight_shape, dtype=torch.float32, device=grad.device)
+    grad_weight[unique] = gather_sum(grad, order, offsets, dtype=torch.float32)
+    return grad_weight, None, None, None, None
+
+
+_embedding_op.register_autograd(_embedding_backward, setup_context=_embedding_setup)
 
 
 def accept_fp32_grad(weight: Tensor) -> None:
     """Let autograd hand an fp32 gradient to a bf16 leaf instead of rounding it to bf16 on the way.
 
-    Called inside a module's forward: under FSDP2 that is where the gathered bf16 parameter exists.
+    Called inside a module's forward: under FSDP2 that is where the gathered bf16 parameter exists. A compiled graph
+    cannot ask this of its inputs: there the gradient of a bf16 weight is rounded once, at the end.
     """
+    if torch.compiler.is_compiling():
+        return
     if weight.requires_grad and weight.is_leaf and weight.dtype != torch.float32:
         weight.grad_dtype = None
 

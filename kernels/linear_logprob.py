@@ -23,13 +23,14 @@ Entropy, if asked for, costs a term in the row pass; only a gradient through it 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdengine.kernels.gather import accept_fp32_grad
-from vdengine.kernels.rows import RowKernel, row_kernel
+from vdengine.kernels.rows import RowKernel, head_backend, row_kernel
 
 DEFAULT_SAVED_BYTES = 1 << 31  # one 4096-row chunk of bf16 P at a vocabulary of 152k is 1.2 GB
 
@@ -44,14 +45,14 @@ class Scored(NamedTuple):
 @overload
 def linear_logprob(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy: Literal[False] = False,
-    saved_bytes: int | None = None, backend: str = "auto",
+    saved_bytes: int | None = None, chunk_rows: int | None = None, backend: str = "auto",
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def linear_logprob(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy: bool,
-    saved_bytes: int | None = None, backend: str = "auto",
+    saved_bytes: int | None = None, chunk_rows: int | None = None, backend: str = "auto",
 ) -> Tensor | Scored: ...  # fmt: skip
 
 
@@ -63,29 +64,41 @@ def linear_logprob(
     temperature: float = 1.0,
     entropy: bool = False,
     saved_bytes: int | None = None,
+    chunk_rows: int | None = None,
     backend: str = "auto",
 ) -> Tensor | Scored:
     """log softmax(hidden @ weight.T / temperature)[targets] -> [N] fp32, differentiable in hidden and weight.
 
     Args:
-        entropy: also return the entropy of each row's distribution, as `Scored(logp, entropy)`.
-        saved_bytes: memory that may hold softmax chunks until backward; 0 recomputes all. Default 1 GiB.
-        backend: "auto" (by device), "native" (CPU), "torch" (any device, chunked) or "reference" (plain
-            torch in one piece; float64 stays float64).
+        entropy: also return the entropy of each row's distribution, as `Scored(logp, entropy)`, differentiable too.
+        saved_bytes: memory that may hold softmax chunks until backward; 0 recomputes all. Default 2 GiB.
+        chunk_rows: rows whose logits exist at a time; default 4096 on CUDA, 256 or 512 on a CPU. A library may
+            choose another GEMM for another number of rows: results of two sizes agree to rounding.
+        backend: "auto" (by device), "triton" (CUDA), "native" (CPU), "torch" (any device, chunked) or "reference"
+            (plain torch in one piece; float64 stays float64).
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, naming the argument; a target out of range (CPU).
+        ValueError: shapes, dtypes, devices or a backend that do not fit, naming the argument; on a CPU also a target
+            out of range. On CUDA looking would wait for the device: there such a row's log-prob is NaN.
     """
-    _check(hidden, weight, targets, temperature)
+    check_head("linear_logprob", hidden, weight, targets)
+    if not temperature > 0:
+        raise ValueError(f"linear_logprob: temperature must be > 0; got {temperature}")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"linear_logprob: chunk_rows must be >= 1; got {chunk_rows}")
+    backend = head_backend("linear_logprob", backend, hidden.device)
     if backend == "reference":
         out = linear_logprob_reference(hidden, weight, targets, temperature)
         return out if entropy else out.logp
-    if hidden.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"linear_logprob: hidden must be float32 or bfloat16; got {hidden.dtype}")
+    kernel = check_rows("linear_logprob", hidden, targets, weight.shape[0], backend)
     accept_fp32_grad(weight)
-    kernel = row_kernel(hidden.device, backend)
-    saved = DEFAULT_SAVED_BYTES if saved_bytes is None else saved_bytes
-    logp, ent = _LinearLogprob.apply(hidden, weight, targets, 1.0 / temperature, entropy, saved, kernel)
+    grad = torch.is_grad_enabled()
+    logp, ent, _, _ = _forward_op(
+        hidden, weight, targets, 1.0 / temperature, entropy,
+        DEFAULT_SAVED_BYTES if saved_bytes is None else saved_bytes,
+        chunk_rows or kernel.chunk_rows(weight.shape[0]), backend,
+        grad and hidden.requires_grad, grad and weight.requires_grad,
+    )  # fmt: skip
     return Scored(logp, ent) if entropy else logp
 
 
@@ -97,108 +110,238 @@ def linear_logprob_reference(hidden: Tensor, weight: Tensor, targets: Tensor, te
     return Scored(logp.gather(-1, targets[:, None])[:, 0], entropy)
 
 
-def _check(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> None:
+class LinearLogprob(nn.Linear):
+    """A language model's output layer that gives log-probs instead of logits; its weight is an `nn.Linear`'s.
+
+    head = LinearLogprob(hidden_size, vocab_size)
+    logp = head(hidden, targets)  # [N] fp32
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, *, saved_bytes: int | None = None, **kwargs: Any) -> None:
+        super().__init__(hidden_size, vocab_size, bias=False, **kwargs)
+        self.saved_bytes = saved_bytes
+
+    def forward(self, hidden: Tensor, targets: Tensor, **options: Any) -> Tensor | Scored:  # type: ignore[override]
+        """`linear_logprob(hidden, self.weight, targets, **options)`."""
+        return linear_logprob(hidden, self.weight, targets, **({"saved_bytes": self.saved_bytes} | options))
+
+
+# ------------------------------------------------------------------------------------- what the head's kernels share
+
+
+def check_head(op: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+    """ValueError, naming the argument, where shapes, dtypes or devices do not fit."""
     shapes = f"hidden {list(hidden.shape)}, weight {list(weight.shape)}, targets {list(targets.shape)}"
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"linear_logprob: hidden must be [N, H] and weight [V, H]; got {shapes}")
+        raise ValueError(f"{op}: hidden must be [N, H] and weight [V, H]; got {shapes}")
     if targets.ndim != 1 or targets.shape[0] != hidden.shape[0]:
-        raise ValueError(f"linear_logprob: targets must be [N], one per row of hidden; got {shapes}")
+        raise ValueError(f"{op}: targets must be [N], one per row of hidden; got {shapes}")
     if targets.dtype != torch.int64:
-        raise ValueError(f"linear_logprob: targets must be int64; got {targets.dtype}")
+        raise ValueError(f"{op}: targets must be int64; got {targets.dtype}")
     if hidden.dtype != weight.dtype or not hidden.is_floating_point():
-        raise ValueError(
-            f"linear_logprob: hidden and weight must share one floating dtype; got {hidden.dtype}, {weight.dtype}"
-        )
+        raise ValueError(f"{op}: hidden and weight must share one floating dtype; got {hidden.dtype}, {weight.dtype}")
     if not hidden.device == weight.device == targets.device:
         raise ValueError(
-            f"linear_logprob: arguments are on different devices: {hidden.device}, {weight.device}, {targets.device}"
+            f"{op}: arguments are on different devices: {hidden.device}, {weight.device}, {targets.device}"
         )
-    if not temperature > 0:
-        raise ValueError(f"linear_logprob: temperature must be > 0; got {temperature}")
 
 
-class _LinearLogprob(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, c: float, entropy: bool, saved_bytes: int,
-        kernel: RowKernel,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
-        n, vocab = hidden.shape[0], weight.shape[0]
-        hidden = hidden.contiguous()
-        logp = torch.empty(n, dtype=torch.float32, device=hidden.device)
-        ent = torch.empty_like(logp) if entropy else None
-        u = torch.empty_like(hidden) if need_hidden else None  # U = P @ W, [N, H]
-        operand = kernel.logit_operand(weight)
-        p_dtype = weight.dtype if need_hidden or need_weight else None
-        kept: list[Tensor] = []  # P of the first chunks
-        room = saved_bytes if need_weight else 0
-        for rows in kernel.chunks(n, vocab):
-            logits = kernel.logits(hidden[rows], operand)  # [chunk, V] fp32
-            p = kernel.rows(logits, targets[rows], c, logp[rows], None if ent is None else ent[rows], p_dtype)
-            if u is not None and p is not None:
-                torch.mm(p, weight, out=u[rows])
-            if p is not None and p.nbytes <= room:
-                kept.append(p)
-                room -= p.nbytes
-            else:
-                room = 0  # backward recomputes from here on
-            del logits, p
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(hidden, weight, targets, ent, u, *kept)
-        ctx.c, ctx.kernel = c, kernel
-        return logp, ent
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
-        hidden, weight, targets, ent, u, *kept = ctx.saved_tensors
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
-        kernel, c = ctx.kernel, ctx.c
-        if grad_entropy is not None:
-            grads = _backward_with_entropy(
-                hidden, weight, targets, ent, grad_logp, grad_entropy, c, kernel, need_hidden, need_weight
-            )
-            return (*grads, None, None, None, None, None)
-        if grad_logp is None:
-            return (None,) * 7
-        g = (-c * grad_logp)[:, None]  # [N, 1] fp32
-        grad_hidden = (g * u).to(hidden.dtype) if need_hidden else None
-        if not need_weight:
-            return (grad_hidden, *(None,) * 6)
-        scaled = (g * hidden).to(weight.dtype)  # [N, H]
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        operand: Tensor | None = None
-        for i, rows in enumerate(kernel.chunks(hidden.shape[0], weight.shape[0])):
-            if i < len(kept):
-                p = kept[i]
-            else:
-                operand = kernel.logit_operand(weight) if operand is None else operand
-                logits = kernel.logits(hidden[rows], operand)
-                p = kernel.rows(logits, targets[rows], c, torch.empty_like(grad_logp[rows]), None, weight.dtype)
-                del logits
-            kernel.add_grad_weight(grad_weight, p, scaled[rows])
-        return grad_hidden, grad_weight, None, None, None, None, None
+def check_rows(op: str, hidden: Tensor, targets: Tensor, vocab: int, backend: str) -> RowKernel:
+    """The row kernel of a backend. ValueError: it cannot take this dtype, this device, or (CPU) these targets."""
+    if hidden.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"{op}: hidden must be float32 or bfloat16; got {hidden.dtype}")
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling() and targets.numel():
+        low, high = (int(x) for x in targets.aminmax())
+        if low < 0 or high >= vocab:
+            raise ValueError(f"{op}: targets must be in [0, {vocab}); got {low if low < 0 else high}")
+    return row_kernel(op, hidden.device, backend)
 
 
-def _backward_with_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ent: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor,
-    c: float, kernel: RowKernel, need_hidden: bool, need_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Both gradients by recomputation: dz = c (g (onehot - p) - g_H p (log p + H))."""
-    grad_hidden = torch.empty_like(hidden) if need_hidden else None
-    grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need_weight else None
+def chunks(n: int, size: int) -> Iterator[slice]:
+    """Rows 0..n in slices of `size`."""
+    return (slice(i, min(i + size, n)) for i in range(0, n, size))
+
+
+def softmax_chunk(
+    kernel: RowKernel,
+    hidden: Tensor,  # [n, H]
+    operand: Tensor,  # kernel.logit_operand(weight)
+    targets: Tensor,  # [n]
+    c: float,
+    logp: Tensor,  # [n] fp32, written
+    entropy: Tensor | None,  # [n] fp32, written
+    p: Tensor | None,  # [n, V], written; of the weight's dtype
+) -> None:
+    """Logits of a chunk and its row pass. fp32 logits that become P are computed in P's own memory."""
+    in_place = p is not None and p.dtype == torch.float32
+    logits = p if in_place else hidden.new_empty((hidden.shape[0], operand.shape[0]), dtype=torch.float32)
+    assert logits is not None  # for mypy
+    kernel.logits(hidden, operand, logits)
+    kernel.rows(logits, targets, c, logp, entropy, p)
+
+
+def weight_gradient(weight: Tensor, n: int) -> Tensor:
+    """[V, H] fp32; the first chunk of rows writes it, so only no rows at all need zeros."""
+    make = torch.empty_like if n else torch.zeros_like
+    return make(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
+
+
+# ------------------------------------------------------------------------------------------------------- the ops
+# Custom ops, so that torch.compile takes each for one node. What backward needs is an output like any other.
+
+
+def _kept_rows(n: int, vocab: int, itemsize: int, saved_bytes: int, chunk: int) -> int:
+    """Rows whose P is kept for backward: as many whole chunks, from the first, as `saved_bytes` allows."""
+    row = vocab * itemsize
+    if n * row <= saved_bytes:
+        return n
+    return saved_bytes // row // chunk * chunk
+
+
+@torch.library.custom_op(
+    "vdengine::linear_logprob",
+    mutates_args=(),
+    schema="(Tensor hidden, Tensor weight, Tensor targets, float c, bool entropy, int saved_bytes, int chunk_rows, "
+    "str backend, bool need_hidden, bool need_weight) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _forward_op(
+    hidden: Tensor, weight: Tensor, targets: Tensor, c: float, entropy: bool, saved_bytes: int, chunk_rows: int,
+    backend: str, need_hidden: bool, need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """logp [N], entropy [N] or [0], U = P @ W [N, H] or [0], P of the kept rows [K, V]."""
+    kernel = row_kernel("linear_logprob", hidden.device, backend)
+    logp, ent, u, kept = _forward_fake(
+        hidden, weight, targets, c, entropy, saved_bytes, chunk_rows, backend, need_hidden, need_weight
+    )
+    hidden = hidden.contiguous()
     operand = kernel.logit_operand(weight)
-    for rows in kernel.chunks(hidden.shape[0], weight.shape[0]):
-        p = torch.softmax(kernel.logits(hidden[rows], operand).mul_(c), dim=-1)
-        # p log p is 0 in the limit p -> 0, also where a logit is -inf
-        dz = torch.special.xlogy(p, p).add_(p * ent[rows, None]).mul_(-grad_entropy[rows, None])
-        if grad_logp is not None:
-            p.mul_(-grad_logp[rows, None]).scatter_add_(1, targets[rows, None], grad_logp[rows, None])
-            dz.add_(p)
-        dz = dz.mul_(c).to(weight.dtype)
-        if grad_hidden is not None:
-            torch.mm(dz, weight, out=grad_hidden[rows])
-        if grad_weight is not None:
-            kernel.add_grad_weight(grad_weight, dz, hidden[rows])
+    for rows in chunks(hidden.shape[0], chunk_rows):
+        p = None
+        if rows.stop <= kept.shape[0]:
+            p = kept[rows]
+        elif need_hidden:  # without it, P is only for d weight, which makes it again
+            p = weight.new_empty((rows.stop - rows.start, weight.shape[0]))
+        softmax_chunk(
+            kernel, hidden[rows], operand, targets[rows], c, logp[rows], ent[rows] if entropy else None, p
+        )  # fmt: skip
+        if need_hidden and p is not None:
+            torch.mm(p, weight, out=u[rows])
+    return logp, ent, u, kept
+
+
+@_forward_op.register_fake
+def _forward_fake(
+    hidden, weight, targets, c, entropy, saved_bytes, chunk_rows, backend, need_hidden, need_weight
+):  # fmt: skip
+    n, vocab = hidden.shape[0], weight.shape[0]
+    kept = _kept_rows(n, vocab, weight.element_size(), saved_bytes, chunk_rows) if need_weight else 0
+    logp = hidden.new_empty(n, dtype=torch.float32)
+    return (
+        logp,
+        hidden.new_empty(n if entropy else 0, dtype=torch.float32),
+        hidden.new_empty(hidden.shape if need_hidden else 0),
+        weight.new_empty((kept, vocab)),
+    )
+
+
+@torch.library.custom_op(
+    "vdengine::linear_logprob_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor hidden, Tensor weight, Tensor targets, Tensor u, Tensor kept, float c, "
+    "int chunk_rows, str backend, bool need_hidden, bool need_weight) -> (Tensor, Tensor)",
+)
+def _backward_op(
+    grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, u: Tensor, kept: Tensor, c: float, chunk_rows: int,
+    backend: str, need_hidden: bool, need_weight: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """d hidden [N, H] (or [0]) and d weight [V, H] fp32 (or [0])."""
+    kernel = row_kernel("linear_logprob", hidden.device, backend)
+    g = (-c * grad)[:, None]  # [N, 1] fp32
+    grad_hidden = (g * u).to(hidden.dtype) if need_hidden else hidden.new_empty(0)
+    if not need_weight:
+        return grad_hidden, weight.new_empty(0, dtype=torch.float32)
+    hidden = hidden.contiguous()
+    scaled = (g * hidden).to(weight.dtype)  # [N, H]
+    grad_weight = weight_gradient(weight, hidden.shape[0])
+    operand: Tensor | None = None
+    for rows in chunks(hidden.shape[0], chunk_rows):
+        if rows.stop <= kept.shape[0]:
+            p = kept[rows]
+        else:
+            operand = kernel.logit_operand(weight) if operand is None else operand
+            p = weight.new_empty((rows.stop - rows.start, weight.shape[0]))
+            softmax_chunk(kernel, hidden[rows], operand, targets[rows], c, torch.empty_like(grad[rows]), None, p)
+        kernel.add_grad_weight(grad_weight, p, scaled[rows], rows.start == 0)
     return grad_hidden, grad_weight
+
+
+@torch.library.custom_op(
+    "vdengine::linear_logprob_entropy_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor grad_entropy, Tensor hidden, Tensor weight, Tensor targets, Tensor entropy, float c, "
+    "int chunk_rows, str backend, bool need_hidden, bool need_weight) -> (Tensor, Tensor)",
+)
+def _entropy_backward_op(
+    grad: Tensor, grad_entropy: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, entropy: Tensor, c: float,
+    chunk_rows: int, backend: str, need_hidden: bool, need_weight: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Both gradients by recomputation: dz = c (g (onehot - p) - g_H p (log p + H))."""
+    kernel = row_kernel("linear_logprob", hidden.device, backend)
+    hidden = hidden.contiguous()
+    grad_hidden = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
+    grad_weight = weight_gradient(weight, hidden.shape[0]) if need_weight else weight.new_empty(0, dtype=torch.float32)
+    operand = kernel.logit_operand(weight)
+    for rows in chunks(hidden.shape[0], chunk_rows):
+        p = hidden.new_empty((rows.stop - rows.start, weight.shape[0]), dtype=torch.float32)
+        kernel.logits(hidden[rows], operand, p)
+        p = torch.softmax(p.mul_(c), dim=-1)
+        # p log p is 0 in the limit p -> 0, also where a logit is -inf
+        dz = torch.special.xlogy(p, p).add_(p * entropy[rows, None]).mul_(-grad_entropy[rows, None])
+        g = grad[rows, None]
+        dz.add_(p.mul_(-g).scatter_add_(1, targets[rows, None], g))
+        dz = dz.mul_(c).to(weight.dtype)
+        if need_hidden:
+            torch.mm(dz, weight, out=grad_hidden[rows])
+        if need_weight:
+            kernel.add_grad_weight(grad_weight, dz, hidden[rows], rows.start == 0)
+    return grad_hidden, grad_weight
+
+
+@_backward_op.register_fake
+def _backward_fake(grad, hidden, weight, targets, u, kept, c, chunk_rows, backend, need_hidden, need_weight):
+    return (
+        hidden.new_empty(hidden.shape if need_hidden else 0),
+        weight.new_empty(weight.shape if need_weight else 0, dtype=torch.float32),
+    )
+
+
+@_entropy_backward_op.register_fake
+def _entropy_backward_fake(
+    grad, grad_entropy, hidden, weight, targets, entropy, c, chunk_rows, backend, need_hidden, need_weight
+):  # fmt: skip
+    return _backward_fake(grad, hidden, weight, targets, None, None, c, chunk_rows, backend, need_hidden, need_weight)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, targets, c, _, _, chunk_rows, backend, need_hidden, need_weight = inputs
+    _, entropy, u, kept = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(hidden, weight, targets, entropy, u, kept)
+    ctx.options = c, chunk_rows, backend, need_hidden, need_weight
+
+
+def _backward(ctx: Any, grad: Tensor | None, grad_entropy: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    hidden, weight, targets, entropy, u, kept = ctx.saved_tensors
+    *_, need_hidden, need_weight = ctx.options
+    if grad is None and grad_entropy is None:
+        return (None,) * 10
+    if grad_entropy is None:
+        found = _backward_op(grad, hidden, weight, targets, u, kept, *ctx.options)
+    else:
+        g = torch.zeros_like(grad_entropy) if grad is None else grad
+        found = _entropy_backward_op(g, grad_entropy, hidden, weight, targets, entropy, *ctx.options)
+    grad_hidden, grad_weight = found
+    return (grad_hidden if need_hidden else None, grad_weight if need_weight else None, *(None,) * 8)
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,16 +1,22 @@
-"""What `linear_logprob` needs of a device: two GEMM shapes, a row pass, and a chunk size. One class a device.
+"""What the head's kernels need of a device: two GEMM shapes, a row pass, and a chunk size. One class a device.
 
-The chunk loop and the algebra are in `linear_logprob.py`; a new device adds a `RowKernel` here and nothing else.
+The chunk loops and the algebra are in `linear_logprob.py` and `cross_entropy.py`; a new device adds a `RowKernel`.
+
+The row pass, for logits z [V] of a row, c = 1/temperature, target y, with everything shifted by the row's maximum
+before anything else (z - logsumexp(z) at z = 100 would lose 1e-5):
+
+    S = sum exp(c (z - max))      logp = c (z_y - max) - log S      P = exp(c (z - max)) / S - onehot(y)
+    entropy = log S - (1/S) sum exp(c (z - max)) c (z - max)
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from vdengine import _native
+from vdengine.kernels._triton import arch, jit, resolve, tl
+from vdengine.kernels.table import launch
 
 
 class RowKernel:
@@ -21,48 +27,49 @@ class RowKernel:
         chunk) small."""
         return 4096
 
-    def chunks(self, n: int, vocab: int) -> Iterator[slice]:
-        size = self.chunk_rows(vocab)
-        return (slice(i, min(i + size, n)) for i in range(0, n, size))
-
     def logit_operand(self, weight: Tensor) -> Tensor:
         """The [V, H] operand of the logits GEMM, made once per pass."""
         return weight
 
-    def logits(self, hidden: Tensor, operand: Tensor) -> Tensor:
-        """hidden [n, H] @ operand.T -> [n, V] fp32. A CUDA GEMM can write its fp32 accumulator; torch's CPU GEMM
+    def logits(self, hidden: Tensor, operand: Tensor, out: Tensor) -> None:
+        """out [n, V] fp32 = hidden [n, H] @ operand.T. A CUDA GEMM can write its fp32 accumulator; torch's CPU GEMM
         would round it to bf16, so there the operands are widened first (exact)."""
         if hidden.device.type == "cuda" and hidden.dtype != torch.float32:
-            return torch.mm(hidden, operand.t(), out_dtype=torch.float32)
-        return torch.mm(hidden.float(), operand.float().t())
+            torch.mm(hidden, operand.t(), out_dtype=torch.float32, out=out)
+        else:
+            torch.mm(hidden.float(), operand.float().t(), out=out)
 
     def rows(
         self,
         logits: Tensor,  # [n, V] fp32; may be overwritten
-        targets: Tensor,  # [n] int64
+        targets: Tensor,  # [n] int64; one outside [0, V) gives NaN, or a ValueError on the CPU
         c: float,  # 1 / temperature
         logp: Tensor,  # [n] fp32, written
         entropy: Tensor | None,  # [n] fp32, written
-        p_dtype: torch.dtype | None,  # None: no P wanted
-    ) -> Tensor | None:  # [n, V] P = softmax - onehot
-        # Shifted by the row's maximum before anything else: z - logsumexp(z) at z = 100 would lose 1e-5.
+        p: Tensor | None,  # [n, V], written: P = softmax - onehot in its dtype; may be `logits` itself
+    ) -> None:
         z = logits.sub_(logits.amax(-1, keepdim=True)).mul_(c)
         lse = torch.logsumexp(z, dim=-1)
         torch.sub(z.gather(1, targets[:, None])[:, 0], lse, out=logp)
-        if entropy is None and p_dtype is None:
-            return None
-        p = z.sub_(lse[:, None]).exp_()
+        if entropy is None and p is None:
+            return
+        z.sub_(lse[:, None]).exp_()
         if entropy is not None:
-            entropy.copy_(torch.special.xlogy(p, p).sum(-1).neg_())
-        if p_dtype is None:
-            return None
-        p.scatter_add_(1, targets[:, None], torch.full_like(lse, -1.0)[:, None])
-        return p.to(p_dtype)
+            entropy.copy_(torch.special.xlogy(z, z).sum(-1).neg_())
+        if p is not None:
+            z.scatter_add_(1, targets[:, None], torch.full_like(lse, -1.0)[:, None])
+            if p is not logits:
+                p.copy_(z)
 
-    def add_grad_weight(self, grad_weight: Tensor, p: Tensor, rows: Tensor) -> None:
-        """grad_weight [V, H] fp32 += p.T [V, n] @ rows [n, H], accumulated in fp32."""
+    def add_grad_weight(self, grad_weight: Tensor, p: Tensor, rows: Tensor, first: bool) -> None:
+        """grad_weight [V, H] fp32 += p.T [V, n] @ rows [n, H], accumulated in fp32; `first`: = instead of +=."""
         if p.device.type == "cuda" and p.dtype != torch.float32:
-            torch.addmm(grad_weight, p.t(), rows, out_dtype=torch.float32, out=grad_weight)
+            if first:
+                torch.mm(p.t(), rows, out_dtype=torch.float32, out=grad_weight)
+            else:
+                torch.addmm(grad_weight, p.t(), rows, out_dtype=torch.float32, out=grad_weight)
+        elif first:
+            torch.mm(p.float().t(), rows.float(), out=grad_weight)
         else:
             grad_weight.addmm_(p.float().t(), rows.float())
 
@@ -76,28 +83,94 @@ class NativeRowKernel(RowKernel):
     def logit_operand(self, weight: Tensor) -> Tensor:
         return weight.float()  # once per pass, not once per chunk
 
-    def rows(self, logits, targets, c, logp, entropy, p_dtype):
-        p = None
-        if p_dtype is not None:  # in place where the dtypes agree
-            p = logits if p_dtype == torch.float32 else torch.empty(logits.shape, dtype=p_dtype)
+    def rows(self, logits, targets, c, logp, entropy, p):
         lse = torch.empty_like(logp)
         _native.log_softmax_rows(
             logits.data_ptr(), "float32", logits.shape[0], logits.shape[1], logits.stride(0), targets.data_ptr(), c,
             logp.data_ptr(), lse.data_ptr(), 0 if entropy is None else entropy.data_ptr(),
-            0 if p is None else p.data_ptr(), "float32" if p_dtype in (None, torch.float32) else "bfloat16",
+            0 if p is None else p.data_ptr(), "float32" if p is None or p.dtype == torch.float32 else "bfloat16",
             0 if p is None else p.stride(0), torch.get_num_threads(),
         )  # fmt: skip
-        return p
 
 
-def row_kernel(device: torch.device, backend: str = "auto") -> RowKernel:
-    """The row kernel for a device. Dispatch happens here and nowhere else."""
-    if backend == "auto":
-        backend = "native" if device.type == "cpu" else "torch"
-    if backend == "native":
-        if device.type != "cpu":
-            raise ValueError(f"linear_logprob: backend 'native' is for CPU tensors; got {device}")
-        return NativeRowKernel()
-    if backend == "torch":
-        return RowKernel()
-    raise ValueError(f"linear_logprob: unknown backend {backend!r}; allowed: auto, native, torch, reference")
+@jit
+def head_rows_kernel(
+    logits,  # [n, V] fp32
+    targets,  # [n] int64
+    logp,  # [n] fp32, out
+    entropy,  # [n] fp32, out
+    p,  # [n, V] fp32 or bf16, out; may be `logits`: a block is read before it is written
+    stride_logits,
+    stride_p,
+    vocab,
+    c,
+    ENTROPY: tl.constexpr,
+    WRITE_P: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a row. Each lane keeps a running maximum and sums of its own, so the loop has no reduction across
+    lanes and its loads overlap; lanes meet once, in a tree of fixed shape."""
+    row = tl.program_id(0).to(tl.int64)
+    z_row = logits + row * stride_logits
+    lanes = tl.arange(0, BLOCK)
+    high = tl.full([BLOCK], -1e30, tl.float32)  # finite: -inf minus -inf is no number
+    total = tl.zeros([BLOCK], tl.float32)  # sum exp(c (z - high))
+    moment = tl.zeros([BLOCK], tl.float32)  # sum exp(c (z - high)) c (z - high)
+    for start in range(0, vocab, BLOCK):
+        at = start + lanes
+        z = tl.load(z_row + at, mask=at < vocab, other=-1e30)
+        new = tl.maximum(high, z)
+        drop = (high - new) * c
+        rise = (z - new) * c
+        e = tl.exp(rise)
+        if ENTROPY:
+            moment = tl.exp(drop) * (moment + total * drop) + tl.where(e > 0, e * rise, 0.0)
+        total = total * tl.exp(drop) + e
+        high = new
+    top = tl.max(high, 0)
+    drop = (high - top) * c
+    weight = tl.exp(drop)
+    s = tl.sum(total * weight, 0)
+    y = tl.load(targets + row)
+    inside = (y >= 0) & (y < vocab)  # a device assert would end the process: NaN is found, and named, at the next log
+    z_y = tl.load(z_row + y, mask=inside, other=float("nan"))
+    tl.store(logp + row, (z_y - top) * c - tl.log(s))
+    if ENTROPY:
+        tl.store(entropy + row, tl.log(s) - tl.sum(weight * (moment + total * drop), 0) / s)
+    if WRITE_P:
+        p_row = p + row * stride_p
+        for start in range(0, vocab, BLOCK):
+            at = start + lanes
+            z = tl.load(z_row + at, mask=at < vocab, other=-1e30)
+            out = tl.exp((z - top) * c) / s - (at == y).to(tl.float32)
+            tl.store(p_row + at, out.to(p.dtype.element_ty), mask=at < vocab)
+
+
+class TritonRowKernel(RowKernel):
+    """CUDA: library GEMMs that write their fp32 accumulator, and one Triton kernel between them."""
+
+    def rows(self, logits, targets, c, logp, entropy, p):
+        n, vocab = logits.shape
+        if n == 0:
+            return
+        at = launch("head", torch.float32, vocab, arch(logits.device))
+        head_rows_kernel[(n,)](
+            logits, targets, logp, logp if entropy is None else entropy, logits if p is None else p,
+            logits.stride(0), 0 if p is None else p.stride(0), vocab, c,
+            ENTROPY=entropy is not None, WRITE_P=p is not None, BLOCK=at.block, num_warps=at.warps,
+        )  # fmt: skip
+
+
+_KERNELS = {"native": NativeRowKernel, "torch": RowKernel, "triton": TritonRowKernel}
+
+
+def row_kernel(op: str, device: torch.device, backend: str) -> RowKernel:
+    """The row kernel of a resolved backend. ValueError: it does not run on `device`."""
+    if backend == "native" and device.type != "cpu":
+        raise ValueError(f"{op}: backend 'native' is for CPU tensors; got {device}")
+    return _KERNELS[backend]()
+
+
+def head_backend(op: str, backend: str, device: torch.device) -> str:
+    """`resolve` for the kernels of the output head."""
+    return resolve(op, backend, device, cpu="native", more=("torch",))

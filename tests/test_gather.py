@@ -5,6 +5,8 @@ import torch
 
 from vdengine.kernels.gather import embedding_rows, gather_rows, gather_sum, gather_sum_reference
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def inverse(index, m):
     order = torch.argsort(index, stable=True)
@@ -55,3 +57,40 @@ def test_embedding_gradient_is_fp32_and_equals_the_library():
     exact = torch.zeros(6, 8, dtype=torch.float64).index_add_(0, tokens, upstream.double())
     assert weight.grad.dtype == torch.float32
     assert torch.allclose(weight.grad.double(), exact, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("out", [torch.float32, torch.bfloat16], ids=["to fp32", "to bf16"])
+def test_triton_gather_sum(dtype, out):
+    """Guards the kernel against float64: empty groups, groups longer than a tile, widths that are no block, slices."""
+    g = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 9, (61,), generator=g)
+    index[index == 3] = 2
+    order, offsets = inverse(index, 9)
+    src = torch.randn(61, 2 * 37, generator=g).to(dtype)[:, ::2]  # not contiguous
+    args = [t.to(DEVICE) for t in (src, order, offsets)]
+    got = gather_sum(*args, dtype=out, backend="triton")
+    exact = gather_sum_reference(src.double(), order, offsets)
+    assert got.dtype == out
+    # fp32 sums of at most 20 terms below 4, then one rounding to the result's dtype
+    assert torch.allclose(got.double().cpu(), exact, rtol=torch.finfo(out).eps, atol=20 * 2**-22)
+    assert torch.equal(got, gather_sum(*args, dtype=out, backend="triton"))
+    assert torch.equal(got[3].cpu(), torch.zeros(37, dtype=out))
+
+
+def test_compiles_in_one_graph():
+    """Guards torch.compile: a gather and an embedding, forward and backward, with the bits of eager."""
+    index, tokens = torch.tensor([2, 0, 2, 1]), torch.tensor([4, 1, 4])
+    by_row, unique = inverse(index, 3), tokens.unique()
+    by_token = inverse(torch.searchsorted(unique, tokens), len(unique))
+
+    def fn(weight):
+        x = embedding_rows(weight, tokens, unique, *by_token)
+        return gather_rows(x, index, *by_row).square().sum()
+
+    got = []
+    for f in (fn, torch.compile(fn, fullgraph=True, backend="aot_eager")):
+        weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        f(weight).backward()
+        got.append(weight.grad)
+    assert torch.equal(*got)

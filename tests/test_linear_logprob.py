@@ -7,9 +7,11 @@ Tolerances are not constants: an error may be at most twice that of the plain to
 import pytest
 import torch
 
-from vdengine.kernels import linear_logprob, linear_logprob_reference
-from vdengine.kernels.rows import NativeRowKernel, RowKernel
+from vdengine.kernels import LinearLogprob, linear_logprob, linear_logprob_reference
+from vdengine.kernels.rows import NativeRowKernel, RowKernel, TritonRowKernel
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # off CUDA, Triton kernels run in its interpreter
+BACKENDS = ["triton", "torch"] if DEVICE == "cuda" else ["triton", "native", "torch"]
 SHAPES = [(1, 7, 3), (5, 33, 16), (77, 517, 40), (130, 1031, 72)]  # N, V, H: odd, not multiples of any block
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -23,7 +25,7 @@ def problem(n, v, h, dtype, *, peaked=False, seed=0):
         weight[targets] = 3 * hidden
     upstream = torch.randn(n, generator=g)  # signed
     upstream[::3] = 0.0  # and rows without any gradient
-    return hidden.to(dtype), weight.to(dtype), targets, upstream
+    return hidden.to(DEVICE, dtype), weight.to(DEVICE, dtype), targets.to(DEVICE), upstream.to(DEVICE)
 
 
 def run(fn, hidden, weight, targets, upstream, entropy_upstream=None, **options):
@@ -57,7 +59,7 @@ def assert_close(name, got, plain_value, exact, dtype):
     assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("saved_bytes", [0, None], ids=["recompute", "kept"])
@@ -74,39 +76,60 @@ def test_values_and_gradients_against_float64(backend, dtype, shape, saved_bytes
         assert_close(name, *values, dtype)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
-def test_gradient_through_the_entropy(dtype):
+def test_gradient_through_the_entropy(dtype, backend):
     """Guards the recomputing backward: both upstreams at once, and entropy alone."""
     hidden, weight, targets, upstream = problem(70, 301, 24, dtype)
-    entropy_upstream = torch.linspace(-1, 1, 70)
-    for logp_upstream in (upstream, torch.zeros(70)):
+    entropy_upstream = torch.linspace(-1, 1, 70, device=DEVICE)
+    for logp_upstream in (upstream, torch.zeros(70, device=DEVICE)):
         exact = run(
             reference, hidden.double(), weight.double(), targets, logp_upstream.double(), entropy_upstream.double()
         )
         peer = run(plain, hidden, weight, targets, logp_upstream, entropy_upstream)
-        got = run(linear_logprob, hidden, weight, targets, logp_upstream, entropy_upstream)
+        got = run(linear_logprob, hidden, weight, targets, logp_upstream, entropy_upstream, backend=backend)
         for name, *values in zip(("logp", "entropy", "grad_hidden", "grad_weight"), got, peer, exact, strict=True):
             assert_close(name, *values, dtype)
 
 
-def test_kept_recomputed_and_no_grad_give_the_same_bits():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kept_recomputed_and_no_grad_give_the_same_bits(backend):
     """Guards the promise that saving memory, or asking for no gradient, changes nothing."""
-    hidden, weight, targets, upstream = problem(1300, 517, 40, torch.float32)  # three chunks
-    chunk = NativeRowKernel().chunk_rows(517)
-    assert 1300 > 2 * chunk
-    one_chunk = chunk * 517 * 4
-    runs = [run(linear_logprob, hidden, weight, targets, upstream, saved_bytes=s) for s in (0, one_chunk, None)]
+    hidden, weight, targets, upstream = problem(130, 517, 40, torch.float32)  # three chunks, one short
+    options = {"chunk_rows": 50, "backend": backend}
+    one_chunk = 50 * 517 * 4
+    runs = [
+        run(linear_logprob, hidden, weight, targets, upstream, saved_bytes=s, **options)
+        for s in (0, one_chunk, one_chunk * 2 + 4, None)
+    ]
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
     with torch.no_grad():
-        assert torch.equal(linear_logprob(hidden, weight, targets), runs[0][0])
+        assert torch.equal(linear_logprob(hidden, weight, targets, **options), runs[0][0])
 
 
-def test_twice_the_same_bits():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_twice_the_same_bits(backend):
     """Guards determinism: fixed-order accumulation of the weight's gradient."""
-    args = problem(700, 1031, 72, torch.float32)
-    first, second = run(linear_logprob, *args), run(linear_logprob, *args)
+    args = problem(200, 1031, 72, torch.float32)
+    first, second = (run(linear_logprob, *args, chunk_rows=64, backend=backend) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_nothing_of_n_by_v_is_kept_beyond_the_allowance():
+    """Guards memory: what autograd holds between forward and backward, seen through its saved-tensor hooks."""
+    hidden, weight, targets, _ = problem(120, 517, 40, torch.float32)
+    hidden.requires_grad_(), weight.requires_grad_()
+    for saved_bytes, rows in ((0, 0), (517 * 4 * 75, 50), (None, 120)):
+        held = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, held=held: held.append(t) or t, lambda t: t):
+            linear_logprob(hidden, weight, targets, saved_bytes=saved_bytes, chunk_rows=50)
+        assert sum(t.shape[0] for t in held if t.shape[1:] == (517,)) == rows
+        assert all(t.numel() <= max(rows * 517, weight.numel()) for t in held)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or t, lambda t: t):
+        held.clear()
+        linear_logprob(hidden, weight.detach(), targets)
+    assert not any(t.numel() for t in held if t.shape[1:] == (517,))  # a frozen head keeps no P
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
@@ -152,17 +175,85 @@ def test_no_rows_and_non_contiguous_rows():
     assert torch.equal(linear_logprob(wide, weight, targets), linear_logprob(wide.contiguous(), weight, targets))
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
+@pytest.mark.parametrize("kernel", [TritonRowKernel, RowKernel] + [NativeRowKernel] * (DEVICE == "cpu"))
+def test_a_row_does_not_depend_on_its_neighbours(kernel):
     """Guards batch invariance of the row pass: the kernel gives one row the same bits alone and in company."""
     hidden, weight, targets, _ = problem(64, 517, 40, torch.float32)
     logits = hidden @ weight.t()
-    for kernel in (NativeRowKernel(), RowKernel()):
-        out = []
-        for rows in (slice(0, 64), slice(20, 21)):
-            logp = torch.empty(len(targets[rows]))
-            kernel.rows(logits[rows].clone(), targets[rows], 1.0, logp, None, None)
-            out.append(logp)
-        assert torch.equal(out[0][20:21], out[1])
+    out = []
+    for rows in (slice(0, 64), slice(20, 21)):
+        logp = torch.empty(len(targets[rows]), device=DEVICE)
+        kernel().rows(logits[rows].clone(), targets[rows], 1.0, logp, None, None)
+        out.append(logp)
+    assert torch.equal(out[0][20:21], out[1])
+
+
+def test_extreme_logits_of_the_triton_row_pass():
+    """Guards the running maximum: rows that rise, fall, hold -inf, or hide a peak in the last block."""
+    vocab = 3 * 4096 + 5
+    ramp = torch.linspace(-80, 80, vocab)
+    rows = torch.stack([ramp, ramp.flip(0), torch.full((vocab,), -1e4), ramp * 0 - 3, ramp])
+    rows[2, -1] = 1e4
+    rows[4, ::2] = -torch.inf
+    targets = torch.tensor([vocab - 1, 5, vocab - 1, 0, vocab - 2])
+    exact = torch.log_softmax(0.5 * rows.double(), -1)
+    logp, entropy = torch.empty(5, device=DEVICE), torch.empty(5, device=DEVICE)
+    TritonRowKernel().rows(rows.to(DEVICE), targets.to(DEVICE), 0.5, logp, entropy, None)
+    # exp and log of fp32 arguments up to 1e4 * 2^-24, and a sum of 12k positive terms in a tree
+    assert torch.allclose(logp.double().cpu(), exact.gather(1, targets[:, None])[:, 0], rtol=1e-6, atol=1e-5)
+    assert torch.allclose(entropy.double().cpu(), -torch.special.xlogy(exact.exp(), exact.exp()).sum(-1), atol=1e-4)
+
+
+def test_a_target_out_of_range_is_nan_on_the_device():
+    """Guards the process: a device assert would end it, and looking would make every step wait."""
+    logp = torch.empty(2, device=DEVICE)
+    targets = torch.tensor([7, -1], device=DEVICE)
+    TritonRowKernel().rows(torch.zeros(2, 7, device=DEVICE), targets, 1.0, logp, None, None)
+    assert logp.isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_in_one_graph(backend):
+    """Guards torch.compile: the op is one node, forward and backward, with the same bits as eager."""
+    hidden, weight, targets, upstream = problem(30, 133, 16, torch.float32)
+
+    def loss(h, w):
+        out = linear_logprob(2 * h, w, targets, entropy=True, backend=backend, chunk_rows=16)
+        return (out.logp * upstream).sum() + out.entropy.sum()
+
+    got = []
+    for fn in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        value = fn(h, w)
+        value.backward()
+        got.append((value.detach(), h.grad, w.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*got, strict=True))
+
+
+def test_module_is_a_linear_layer_in_a_checkpoint():
+    """Guards embedders: a state dict of nn.Linear loads into the module, whose output is the function's."""
+    linear, head = torch.nn.Linear(16, 33, bias=False), LinearLogprob(16, 33)
+    head.load_state_dict(linear.state_dict())
+    hidden, targets = torch.randn(5, 16), torch.arange(5)
+    assert torch.equal(head(hidden, targets), linear_logprob(hidden, linear.weight, targets))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device: 34 GB of logits")
+def test_offsets_beyond_2_to_31():
+    """Guards 32-bit offsets: row 16000 of a 152k vocabulary starts beyond element 2^31."""
+    n, vocab = 16384, 151936
+    logits = torch.empty(n, vocab, device="cuda").normal_(generator=torch.Generator("cuda").manual_seed(0))
+    p = torch.empty(n, vocab, device="cuda", dtype=torch.bfloat16)
+    targets = torch.randint(0, vocab, (n,), device="cuda")
+    logp = torch.empty(n, device="cuda")
+    last = logits[-1:].double().cpu()
+    TritonRowKernel().rows(logits, targets, 1.0, logp, None, p)
+    exact = torch.log_softmax(last, -1)
+    assert abs(logp[-1].item() - exact[0, int(targets[-1])].item()) < 1e-5
+    want = exact.exp()[0]
+    want[int(targets[-1])] -= 1
+    assert torch.allclose(p[-1].double().cpu(), want, rtol=2**-8, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +265,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
         ({"hidden": torch.zeros(3, 4, dtype=torch.bfloat16)}, "must share one floating dtype"),
         ({"targets": torch.tensor([0, 7, 1])}, "7"),
         ({"temperature": 0.0}, "temperature must be > 0; got 0.0"),
-        ({"backend": "cuda"}, "unknown backend 'cuda'; allowed: auto, native, torch, reference"),
+        ({"backend": "cuda"}, "unknown backend 'cuda'; allowed: auto, triton, native, torch, reference"),
     ],
 )
 def test_arguments_that_do_not_fit(change, message):

@@ -106,6 +106,19 @@ class Probes:
     tokens: int = key(2048, low=64)  # budget of one probe pack
 
 
+_ELEMENTWISE = ("auto", "triton", "reference")
+
+
+@dataclass
+class Kernels:  # a backend for each; "auto": by device
+    rms_norm: str = key("auto", choices=_ELEMENTWISE)
+    rope: str = key("auto", choices=_ELEMENTWISE)
+    swiglu: str = key("auto", choices=_ELEMENTWISE)
+    attention: str = key("auto", choices=("auto", "flash", "varlen", "sdpa"))
+    head: str = key("auto", choices=("auto", "triton", "torch", "native", "reference"))
+    preference: str = key("auto", choices=_ELEMENTWISE, only=("dpo", "simpo"))
+
+
 @dataclass
 class Parallel:
     replicate: int = key(1, low=1)  # HSDP: copies of the sharded model
@@ -137,6 +150,7 @@ class Recipe:
     batch: Batch = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Optimizer)
     probes: Probes = field(default_factory=Probes)
+    kernels: Kernels = field(default_factory=Kernels)
     parallel: Parallel = field(default_factory=Parallel)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
@@ -214,13 +228,14 @@ def check(recipe: Recipe) -> Recipe:
 
 def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) -> None:
     """Rules over several keys, and the defaults that depend on the objective."""
-    for f in dataclasses.fields(Objective):
-        only = f.metadata["only"]
-        if only and r.objective.name not in only and f.name in given.get("objective", {}):
-            raise InputError(
-                f"{where('objective', f.name)}: objective.{f.name} has no effect with objective.name = "
-                f'"{r.objective.name}"; it belongs to {", ".join(only)}'
-            )
+    for section in given:
+        for f in dataclasses.fields(getattr(r, section)):
+            only = f.metadata["only"]
+            if only and r.objective.name not in only and f.name in given[section]:
+                raise InputError(
+                    f"{where(section, f.name)}: {section}.{f.name} has no effect with objective.name = "
+                    f'"{r.objective.name}"; it belongs to {", ".join(only)}'
+                )
     for section, name in (("model", "source"), ("data", "train")):
         if not getattr(getattr(r, section), name):
             raise InputError(f"{where(section, name)}: {section}.{name} is missing: every recipe must name it")

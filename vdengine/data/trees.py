@@ -29,6 +29,7 @@ from torch import Tensor
 
 from vdengine import _native
 from vdengine.errors import InputError
+from vdengine.kernels.gather import segment_sum
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Pack:
         """
         if x.shape != self.rows.shape:
             raise ValueError(f"branch_sum: x has shape {tuple(x.shape)}, must have ({self.num_scored},)")
-        return _BranchSum.apply(x, self.branch_offsets)
+        return segment_sum(x, self.branch_offsets)
 
     def _map(self, move: Any) -> Pack:
         moved: dict[str, Any] = {}
@@ -165,23 +166,6 @@ class Pack:
             else:
                 moved[field.name] = move(value) if isinstance(value, Tensor | Inverse) else value
         return Pack(**moved)
-
-
-class _BranchSum(torch.autograd.Function):
-    """A segmented sum; its backward repeats each branch's gradient over its tokens. No scatter either way."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, offsets: Tensor) -> Tensor:
-        ctx.save_for_backward(offsets)
-        ctx.num_rows = x.numel()
-        # `unsafe` skips a validation of the offsets that reads them back from the device.
-        return torch.segment_reduce(x, "sum", offsets=offsets, initial=0, unsafe=True)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (offsets,) = ctx.saved_tensors
-        return torch.repeat_interleave(grad, offsets.diff(), output_size=ctx.num_rows), None
 
 
 def pack(trees: Sequence[Tree]) -> Pack:

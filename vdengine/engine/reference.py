@@ -69,11 +69,13 @@ def cache_reference(
     folders: Sequence[Path],
     weights_hash: str,
     dtype: torch.dtype,
+    kernels: str,
 ) -> CachedReference:
     """Fill the cache for all rows that a run will visit; what a file of an earlier run holds is not redone, and
     no value that is known is ever replaced.
 
     Args:
+        kernels: names the backends that compute: two of them agree to rounding only.
         folders: where the sums are looked for, first found first used, and kept: the run's, then the shared one.
         visits: the run's forwards in order, as (tree ids of all ranks, this rank's packs). Every rank passes the
             same: each forward is a collective. A row is computed at its first visit.
@@ -86,6 +88,7 @@ def cache_reference(
         "weights": weights_hash,
         "store": store.hash,
         "dtype": str(dtype),
+        "kernels": kernels,
         "device": world.device.type,
         "vdengine": vdengine.__version__,
         "torch": torch.__version__,

@@ -22,10 +22,12 @@ class Scores(NamedTuple):
 class Head(nn.Module):
     """`lm_head`. An FSDP unit of its own, or with the embedding when their weight is tied."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, saved_bytes: int | None = None) -> None:
+    def __init__(
+        self, vocab_size: int, hidden_size: int, saved_bytes: int | None = None, *, backend: str = "auto"
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
-        self.saved_bytes = saved_bytes
+        self.saved_bytes, self.backend = saved_bytes, backend
         self.probe_clock: AbstractContextManager[None] = nullcontext()
 
     def forward(
@@ -38,11 +40,17 @@ class Head(nn.Module):
     ) -> Scores:
         logp, ent, probe_logp = torch.empty(0, device=self.weight.device), None, None
         if hidden is not None and targets is not None:
-            out = linear_logprob(hidden, self.weight, targets, entropy=entropy, saved_bytes=self.saved_bytes)
+            out = linear_logprob(
+                hidden, self.weight, targets, entropy=entropy, saved_bytes=self.saved_bytes, backend=self.backend
+            )
             logp, ent = out if isinstance(out, Scored) else (out, None)
         if probe_hidden:
             # pack by pack, never concatenated: a probe's GEMM shapes, so its bits, are the same in every forward
             with torch.no_grad(), self.probe_clock:
-                each = [linear_logprob(h, self.weight, t) for h, t in zip(probe_hidden, probe_targets, strict=True)]
+                rows = 512 if self.weight.device.type == "cuda" else None  # 311 MB of logits at a vocabulary of 152k
+                each = [
+                    linear_logprob(h, self.weight, t, chunk_rows=rows, backend=self.backend)
+                    for h, t in zip(probe_hidden, probe_targets, strict=True)
+                ]
                 probe_logp = torch.cat([x for x in each if isinstance(x, Tensor)])
         return Scores(logp, ent, probe_logp)

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from vdengine.kernels.gather import embedding_rows, gather_rows
+from vdengine.kernels.rms_norm import RMSNorm
+from vdengine.kernels.rope import qk_rope
+from vdengine.kernels.swiglu import swiglu
 from vdengine.models.attention import attend
 from vdengine.models.head import Head, Scores
 
@@ -76,11 +78,23 @@ class ModelConfig:
         }
 
 
+@dataclass(frozen=True)
+class Kernels:
+    """Which backend each part of a model runs on. "auto": the fastest that the device has. A backend that cannot run
+    where it is asked to is a ValueError at the first forward."""
+
+    rms_norm: str = "auto"  # triton | reference; "auto" is triton on CUDA and reference, plain torch, elsewhere
+    rope: str = "auto"  # likewise; with Qwen-3's norm of queries and keys
+    swiglu: str = "auto"  # likewise
+    attention: str = "auto"  # flash | varlen | sdpa, see `attend`
+    head: str = "auto"  # triton | native | torch | reference, see `linear_logprob`
+
+
 class Stream(NamedTuple):
     """What every layer needs to know of a pack. Bare tensors and integers: FSDP's hooks look at pytree leaves."""
 
-    cos: Tensor  # [T, head_dim] fp32
-    sin: Tensor  # [T, head_dim] fp32
+    cos: Tensor  # [T, head_dim / 2] fp32
+    sin: Tensor  # [T, head_dim / 2] fp32
     cu_seqlens_q: Tensor  # [S+1] int32
     cu_seqlens_k: Tensor  # [S+1] int32
     max_q: int
@@ -88,27 +102,6 @@ class Stream(NamedTuple):
     kv_index: Tensor | None  # [K] int64; None: every key row is used once, in order
     kv_order: Tensor | None
     kv_offsets: Tensor | None
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in fp32 (arXiv 1910.07467)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of x [T, heads, head_dim] in fp32 (arXiv 2104.09864, half-split layout)."""
-    x32 = x.float()
-    first, second = x32.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return torch.addcmul(x32 * cos[:, None], turned, sin[:, None]).to(x.dtype)
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
@@ -124,7 +117,7 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
         h, d = config.hidden_size, config.head_dim
         self.head_dim = d
@@ -132,20 +125,22 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(h, config.num_key_value_heads * d, bias=False)
         self.v_proj = nn.Linear(h, config.num_key_value_heads * d, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * d, h, bias=False)
+        # their weights alone: the rotation norms each head on the way
         self.q_norm = RMSNorm(d, config.rms_norm_eps) if config.model_type == "qwen3" else None
         self.k_norm = RMSNorm(d, config.rms_norm_eps) if config.model_type == "qwen3" else None
-        self.backend, self.deterministic = "auto", True
+        self.eps, self.kernels, self.deterministic = config.rms_norm_eps, kernels, True
 
     def forward(self, x: Tensor, s: Stream) -> Tensor:  # [T, H] -> [T, H]
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, s.cos, s.sin), rotate(k, s.cos, s.sin)
+        q, k = qk_rope(
+            q, k, s.cos, s.sin, q_weight=None if self.q_norm is None else self.q_norm.weight,
+            k_weight=None if self.k_norm is None else self.k_norm.weight, eps=self.eps, backend=self.kernels.rope,
+        )  # fmt: skip
         if s.kv_index is not None:  # each branch gets its prompt's keys in front of its own
             k, v = (gather_rows(t, s.kv_index, s.kv_order, s.kv_offsets) for t in (k, v))
         out = attend(
             q, k, v, s.cu_seqlens_q, s.cu_seqlens_k, s.max_q, s.max_k,
-            backend=self.backend, deterministic=self.deterministic,
+            backend=self.kernels.attention, deterministic=self.deterministic,
         )  # fmt: skip
         return self.o_proj(out.flatten(-2))
 
@@ -153,14 +148,15 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU (arXiv 2002.05202)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.backend = kernels.swiglu
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x), backend=self.backend))
 
 
 def _selective() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -194,12 +190,13 @@ _DEAR_OPS = frozenset(
 class Block(nn.Module):
     """A decoder layer over two streams; the FSDP unit."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        h, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(h, eps, backend=kernels.rms_norm)
+        self.self_attn = Attention(config, kernels)
+        self.post_attention_layernorm = RMSNorm(h, eps, backend=kernels.rms_norm)
+        self.mlp = MLP(config, kernels)
         self.activation_checkpoint = "none"  # "none" | "selective" | "full", for the training stream
         self.probe_clock: AbstractContextManager[None] = nullcontext()  # times the probe stream
 
@@ -221,8 +218,9 @@ class Block(nn.Module):
         return x, probes
 
     def _layer(self, x: Tensor, s: Stream) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), s)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attention = self.self_attn(self.input_layernorm(x), s)
+        h, x = self.post_attention_layernorm(attention, residual=x)  # x + attention, and its norm, in one pass
+        return x + self.mlp(h)
 
 
 class Embedding(nn.Module):
@@ -244,11 +242,11 @@ class Embedding(nn.Module):
 class Decoder(nn.Module):
     """The name space `model.` of a checkpoint. `Transformer.forward` runs its parts."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(Block(config, kernels) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, backend=kernels.rms_norm)
 
 
 class Transformer(nn.Module):
@@ -258,11 +256,16 @@ class Transformer(nn.Module):
     root `forward` gathers weights: score through it, never through a submodule.
     """
 
-    def __init__(self, config: ModelConfig, head_saved_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        head_saved_bytes: int | None = None,
+        kernels: Kernels = Kernels(),
+    ) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
-        self.lm_head = Head(config.vocab_size, config.hidden_size, head_saved_bytes)
+        self.model = Decoder(config, kernels)
+        self.lm_head = Head(config.vocab_size, config.hidden_size, head_saved_bytes, backend=kernels.head)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self._frequencies: Tensor | None = None  # made on the first forward's device, where they stay
@@ -317,7 +320,6 @@ class Transformer(nn.Module):
 
 def _stream(pack: Pack, frequencies: Tensor) -> Stream:
     angles = pack.positions.float()[:, None] * frequencies  # [T, head_dim / 2]
-    angles = torch.cat((angles, angles), dim=-1)
     inverse = pack.kv_inverse
     return Stream(
         angles.cos(), angles.sin(), pack.cu_seqlens_q, pack.cu_seqlens_k, pack.max_q, pack.max_k, pack.kv_index,

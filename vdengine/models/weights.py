@@ -27,7 +27,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from vdengine.errors import InputError
 from vdengine.models.gguf import GGUFFile, GGUFTensor, read_gguf
-from vdengine.models.transformer import ModelConfig, RopeScaling, Transformer
+from vdengine.models.transformer import Kernels, ModelConfig, RopeScaling, Transformer
 
 if TYPE_CHECKING:
     from vdengine.models.tokenizer import Tokenizer
@@ -569,15 +569,21 @@ def _local_rows(name: str, parameter: Tensor) -> tuple[Tensor, int]:
     return local, offset[0]
 
 
-def load_model(source: str, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Transformer:
+def load_model(
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    *,
+    kernels: Kernels | None = None,
+) -> Transformer:
     """A model with its weights, in eval mode, its parameters trainable.
 
     `source`: a Hugging Face folder, a hub id, a .gguf path or package://pkg/file.gguf. `dtype` is that of every
-    parameter. Raises InputError as `open_weights` does.
+    parameter. `kernels`: the backend of each part, default "auto" by device. Raises InputError as `open_weights` does.
     """
     weights = open_weights(source)
     with torch.device("meta"):
-        model = Transformer(weights.config)
+        model = Transformer(weights.config, kernels=kernels or Kernels())
     model = model.to(dtype).to_empty(device=device)
     if weights.config.tie_word_embeddings:  # to_empty makes two parameters of one
         model.lm_head.weight = model.model.embed_tokens.weight

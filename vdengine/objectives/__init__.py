@@ -4,8 +4,8 @@ The trainer sums the losses and divides once by the global count: of examples, o
 Metrics are detached and have TRL's names; the trainer averages them over the global batch.
 """
 
-from vdengine.objectives.dpo import dpo
+from vdengine.objectives.dpo import dpo, preference_metrics
 from vdengine.objectives.sft import sft
 from vdengine.objectives.simpo import simpo
 
-__all__ = ["dpo", "sft", "simpo"]
+__all__ = ["dpo", "preference_metrics", "sft", "simpo"]

@@ -24,17 +24,19 @@ def dpo(
     losses = -(1 - label_smoothing) * F.logsigmoid(margin)
     if label_smoothing:
         losses = losses - label_smoothing * F.logsigmoid(-margin)
-    return losses, preference_metrics(chosen, rejected, policy)
+    return losses, preference_metrics(chosen, rejected, policy[0::2], policy[1::2])
 
 
-def preference_metrics(chosen: Tensor, rejected: Tensor, policy: Tensor) -> dict[str, Tensor]:
-    """TRL's names, one value per pair. chosen, rejected [n]: implicit rewards; policy [2n]: branch sums."""
-    chosen, rejected, policy = chosen.detach(), rejected.detach(), policy.detach()
+def preference_metrics(
+    chosen: Tensor, rejected: Tensor, chosen_logps: Tensor, rejected_logps: Tensor
+) -> dict[str, Tensor]:
+    """TRL's names, one value per pair. chosen, rejected [n]: implicit rewards; the other two [n]: branch sums."""
+    chosen, rejected = chosen.detach(), rejected.detach()
     return {
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,
         "rewards/accuracies": (chosen > rejected).float(),
-        "logps/chosen": policy[0::2],
-        "logps/rejected": policy[1::2],
+        "logps/chosen": chosen_logps.detach(),
+        "logps/rejected": rejected_logps.detach(),
     }

@@ -22,4 +22,4 @@ def simpo(
     average = policy / lengths.clamp(min=1).to(policy.dtype)  # no branch of zero length divides by zero
     chosen, rejected = average[0::2], average[1::2]
     losses = -F.logsigmoid(beta * (chosen - rejected - gamma_beta_ratio))
-    return losses, preference_metrics(beta * chosen, beta * rejected, policy)
+    return losses, preference_metrics(beta * chosen, beta * rejected, policy[0::2], policy[1::2])

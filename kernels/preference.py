@@ -1,0 +1,233 @@
+"""Preference losses from per-token log-probs: DPO and SimPO in one launch.
+
+A pack holds the scored tokens of chosen and rejected branches in turn; branch b's are offsets[b] : offsets[b+1]. With
+sums l_b over a branch, lengths n_b, and references r_b (0 without one):
+
+    DPO    x_b = l_b - r_b      m = beta (x_c - x_r)                      loss = -(1-e) log s(m) - e log s(-m)
+    SimPO  x_b = l_b / n_b      m = beta (x_c - x_r - gamma_beta_ratio)   loss = -log s(m)
+
+    d loss / d l_c = beta d,  d loss / d l_r = -beta d  (SimPO: over n_b),   d = (1-e)(s(m) - 1) + e s(m)
+
+s is the logistic function, e the label smoothing. `vdengine.objectives` has the definitions that this is tested
+against; a token's gradient is its branch's. The sums are those of `segment_sum`, to the bit: a reference cached with
+it gives a margin of exactly 0 before the first update.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdengine.kernels._triton import jit, resolve, tl
+from vdengine.kernels.gather import SEGMENT_BLOCK, segment_sum, sum_segment
+
+
+class Preference(NamedTuple):
+    """Per pair, each [n] fp32. `losses` is differentiable in the log-probs."""
+
+    losses: Tensor
+    chosen_rewards: Tensor  # beta x_c
+    rejected_rewards: Tensor  # beta x_r
+    chosen_logps: Tensor  # l_c
+    rejected_logps: Tensor  # l_r
+
+
+@jit
+def preference_kernel(
+    logp,  # [R] fp32
+    offsets,  # [2n+1] int64
+    reference,  # [2n] fp32
+    out,  # [5, n] fp32: the fields of Preference
+    token_grad,  # [R] fp32, d loss / d logp
+    n,
+    beta,
+    label_smoothing,
+    gamma_beta_ratio,
+    SIMPO: tl.constexpr,
+    REFERENCE: tl.constexpr,
+    GRAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a pair."""
+    i = tl.program_id(0)
+    first, middle, last = tl.load(offsets + 2 * i), tl.load(offsets + 2 * i + 1), tl.load(offsets + 2 * i + 2)
+    chosen, rejected = sum_segment(logp, first, middle, BLOCK), sum_segment(logp, middle, last, BLOCK)
+    tl.store(out + 3 * n + i, chosen)
+    tl.store(out + 4 * n + i, rejected)
+    slope_c = beta
+    slope_r = beta
+    if SIMPO:
+        # no branch of zero length divides by zero
+        slope_c = beta / tl.maximum(middle - first, 1).to(tl.float32)
+        slope_r = beta / tl.maximum(last - middle, 1).to(tl.float32)
+        chosen = chosen / tl.maximum(middle - first, 1).to(tl.float32)
+        rejected = rejected / tl.maximum(last - middle, 1).to(tl.float32)
+    elif REFERENCE:
+        chosen -= tl.load(reference + 2 * i)
+        rejected -= tl.load(reference + 2 * i + 1)
+    tl.store(out + n + i, beta * chosen)
+    tl.store(out + 2 * n + i, beta * rejected)
+    m = beta * chosen - beta * rejected
+    if SIMPO:
+        m = beta * (chosen - rejected - gamma_beta_ratio)
+    tail = tl.log(1.0 + tl.exp(-tl.abs(m)))  # log s(m) = min(m, 0) - tail
+    loss = tail - tl.minimum(m, 0.0)
+    sigmoid = tl.exp(tl.minimum(m, 0.0)) / (1.0 + tl.exp(-tl.abs(m)))
+    away = tl.exp(-tl.maximum(m, 0.0)) / (1.0 + tl.exp(-tl.abs(m)))  # 1 - sigmoid, without cancellation
+    slope = -away
+    if not SIMPO:
+        loss = (1.0 - label_smoothing) * loss + label_smoothing * (tail + tl.maximum(m, 0.0))
+        slope = label_smoothing * sigmoid - (1.0 - label_smoothing) * away
+    tl.store(out + i, loss)
+    if GRAD:
+        lanes = tl.arange(0, BLOCK)
+        for start in range(first, middle, BLOCK):
+            tl.store(token_grad + start + lanes, tl.zeros([BLOCK], tl.float32) + slope * slope_c,
+                     mask=start + lanes < middle)  # fmt: skip
+        for start in range(middle, last, BLOCK):
+            tl.store(token_grad + start + lanes, tl.zeros([BLOCK], tl.float32) - slope * slope_r,
+                     mask=start + lanes < last)  # fmt: skip
+
+
+@jit
+def scale_pairs_kernel(
+    token_grad,  # [R] fp32
+    offsets,  # [2n+1] int64
+    upstream,  # [n] fp32, of the losses
+    out,  # [R] fp32
+    BLOCK: tl.constexpr,
+):
+    """out = token_grad * its pair's upstream. One program a pair."""
+    i = tl.program_id(0)
+    first, last = tl.load(offsets + 2 * i), tl.load(offsets + 2 * i + 2)
+    g = tl.load(upstream + i)
+    lanes = tl.arange(0, BLOCK)
+    for start in range(first, last, BLOCK):
+        at = start + lanes
+        tl.store(out + at, g * tl.load(token_grad + at, mask=at < last, other=0.0), mask=at < last)
+
+
+def preference_loss(
+    logp: Tensor,  # [R] fp32, log-probs of the scored tokens, branch by branch
+    offsets: Tensor,  # [2n+1] int64, bounds of the branches: chosen and rejected of pair 0, of pair 1, ...
+    reference: Tensor | None = None,  # [2n] fp32, branch sums of the reference model; DPO
+    *,
+    name: str = "dpo",
+    beta: float,
+    label_smoothing: float = 0.0,
+    gamma_beta_ratio: float = 0.0,
+    backend: str = "auto",
+) -> Preference:
+    """Per-pair DPO (arXiv 2305.18290, with conservative label smoothing) or SimPO (arXiv 2405.14734) losses.
+
+    Args:
+        label_smoothing: DPO: probability that a label is flipped.
+        gamma_beta_ratio: SimPO: target margin as a share of beta.
+        backend: "auto" (Triton on CUDA), "triton" or "reference".
+
+    Raises:
+        ValueError: an argument that does not fit, or that the loss `name` ignores.
+    """
+    if name not in ("dpo", "simpo"):
+        raise ValueError(f"preference_loss: unknown name {name!r}; allowed: dpo, simpo")
+    if logp.ndim != 1 or logp.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"preference_loss: logp must be [R] float32; got {list(logp.shape)} {logp.dtype}")
+    if offsets.ndim != 1 or offsets.dtype != torch.int64 or offsets.numel() % 2 == 0:
+        raise ValueError(f"preference_loss: offsets must be [2n+1] int64; got {list(offsets.shape)} {offsets.dtype}")
+    if reference is not None and (reference.shape != (offsets.numel() - 1,) or reference.dtype != logp.dtype):
+        raise ValueError(
+            f"preference_loss: reference must be [{offsets.numel() - 1}] {logp.dtype}, one per branch; "
+            f"got {list(reference.shape)} {reference.dtype}"
+        )
+    if name == "simpo" and (reference is not None or label_smoothing):
+        raise ValueError("preference_loss: SimPO takes neither reference nor label_smoothing")
+    if name == "dpo" and gamma_beta_ratio:
+        raise ValueError("preference_loss: DPO takes no gamma_beta_ratio")
+    for what, tensor in (("offsets", offsets), ("reference", reference)):
+        if tensor is not None and tensor.device != logp.device:
+            raise ValueError(f"preference_loss: {what} is on {tensor.device}, logp on {logp.device}")
+    options = name, beta, label_smoothing, gamma_beta_ratio
+    if resolve("preference_loss", backend, logp.device) == "reference" or logp.dtype != torch.float32:
+        return preference_loss_reference(logp, offsets, reference, *options)
+    grad = torch.is_grad_enabled() and logp.requires_grad
+    out, _ = _forward_op(logp, offsets, logp.new_empty(0) if reference is None else reference, *options, grad)
+    rest = out.detach()
+    return Preference(out[0], rest[1], rest[2], rest[3], rest[4])
+
+
+def preference_loss_reference(
+    logp: Tensor, offsets: Tensor, reference: Tensor | None, name: str, beta: float, label_smoothing: float,
+    gamma_beta_ratio: float,
+) -> Preference:  # fmt: skip
+    """`preference_loss` in torch alone; float64 stays float64."""
+    sums = segment_sum(logp, offsets)
+    if name == "simpo":
+        x = sums / offsets.diff().clamp(min=1).to(sums.dtype)
+        losses = -F.logsigmoid(beta * (x[0::2] - x[1::2] - gamma_beta_ratio))
+    else:
+        x = sums if reference is None else sums - reference
+        margin = beta * x[0::2] - beta * x[1::2]
+        losses = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+    rewards, sums = beta * x.detach(), sums.detach()
+    return Preference(losses, rewards[0::2], rewards[1::2], sums[0::2], sums[1::2])
+
+
+@torch.library.custom_op(
+    "vdengine::preference_loss",
+    mutates_args=(),
+    schema="(Tensor logp, Tensor offsets, Tensor reference, str name, float beta, float label_smoothing, "
+    "float gamma_beta_ratio, bool grad) -> (Tensor, Tensor)",
+)
+def _forward_op(
+    logp: Tensor, offsets: Tensor, reference: Tensor, name: str, beta: float, label_smoothing: float,
+    gamma_beta_ratio: float, grad: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The fields of Preference [5, n], and d loss / d logp [R] or [0]."""
+    n = offsets.numel() // 2
+    out = logp.new_empty((5, n))
+    token_grad = logp.new_zeros(logp.numel() if grad else 0)
+    if n:
+        preference_kernel[(n,)](
+            logp.contiguous(), offsets, reference, out, token_grad, n, beta, label_smoothing, gamma_beta_ratio,
+            SIMPO=name == "simpo", REFERENCE=reference.numel() > 0, GRAD=grad, BLOCK=SEGMENT_BLOCK, num_warps=4,
+        )  # fmt: skip
+    return out, token_grad
+
+
+@_forward_op.register_fake
+def _(logp, offsets, reference, name, beta, label_smoothing, gamma_beta_ratio, grad):
+    return logp.new_empty((5, offsets.numel() // 2)), logp.new_empty(logp.numel() if grad else 0)
+
+
+@torch.library.custom_op(
+    "vdengine::preference_loss_backward",
+    mutates_args=(),
+    schema="(Tensor token_grad, Tensor offsets, Tensor upstream) -> Tensor",
+)
+def _backward_op(token_grad: Tensor, offsets: Tensor, upstream: Tensor) -> Tensor:
+    out, n = torch.zeros_like(token_grad), offsets.numel() // 2
+    if n:
+        scale_pairs_kernel[(n,)](token_grad, offsets, upstream.contiguous(), out, BLOCK=SEGMENT_BLOCK, num_warps=4)
+    return out
+
+
+@_backward_op.register_fake
+def _(token_grad, offsets, upstream):
+    return torch.empty_like(token_grad)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1], inputs[1])
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    token_grad, offsets = ctx.saved_tensors
+    found = None if grad is None else _backward_op(token_grad, offsets, grad[0])
+    return (found, *(None,) * 7)
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)

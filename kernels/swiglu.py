@@ -1,0 +1,160 @@
+"""SwiGLU's product (arXiv 2002.05202), elementwise: with sigma the logistic function,
+
+    y     = silu(gate) * up                       silu(g) = g sigma(g)
+    dgate = dy * up * sigma (1 + g (1 - sigma))
+    dup   = dy * g sigma
+
+fp32 inside, and each result is rounded once: in 16-bit torch, silu rounds and the product rounds again. One pass each
+way; backward computes sigma again rather than keep it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdengine.kernels._triton import arch, jit, resolve, tl, triton
+from vdengine.kernels.table import launch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@jit
+def swiglu_kernel(
+    gate,  # [N, I]
+    up,  # [N, I]
+    y,  # [N, I], out
+    width,
+    stride_gate,
+    stride_up,
+    BLOCK: tl.constexpr,
+):
+    """One program a block of a row; N * I may be beyond 2^31."""
+    blocks = tl.cdiv(width, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    cols = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = cols < width
+    g = tl.load(gate + row * stride_gate + cols, mask=mask, other=0.0).to(tl.float32)
+    u = tl.load(up + row * stride_up + cols, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + row * width + cols, (g * tl.sigmoid(g) * u).to(y.dtype.element_ty), mask=mask)
+
+
+@jit
+def swiglu_backward_kernel(
+    grad,  # [N, I], of y
+    gate,  # [N, I]
+    up,  # [N, I]
+    grad_gate,  # [N, I], out
+    grad_up,  # [N, I], out
+    width,
+    stride_grad,
+    stride_gate,
+    stride_up,
+    BLOCK: tl.constexpr,
+):
+    """Both gradients; programs as in forward."""
+    blocks = tl.cdiv(width, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    cols = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = cols < width
+    dy = tl.load(grad + row * stride_grad + cols, mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(gate + row * stride_gate + cols, mask=mask, other=0.0).to(tl.float32)
+    u = tl.load(up + row * stride_up + cols, mask=mask, other=0.0).to(tl.float32)
+    sigma = tl.sigmoid(g)
+    dg = dy * u * sigma * (1.0 + g * (1.0 - sigma))
+    to = row * width + cols
+    tl.store(grad_gate + to, dg.to(grad_gate.dtype.element_ty), mask=mask)
+    tl.store(grad_up + to, (dy * g * sigma).to(grad_up.dtype.element_ty), mask=mask)
+
+
+def swiglu(
+    gate: Tensor,  # [..., I] float32, bfloat16 or float16 (float64 with the reference)
+    up: Tensor,  # [..., I], like gate
+    *,
+    backend: str = "auto",  # triton | reference
+) -> Tensor:  # [..., I]
+    """`silu(gate) * up`, fp32 inside and rounded once. Differentiable in both.
+
+    gate and up may be the halves of one fused projection: rows are read where they lie.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or a backend that do not fit.
+    """
+    if gate.shape != up.shape or gate.ndim == 0:
+        raise ValueError(f"swiglu: gate and up must be [..., I]; got gate {list(gate.shape)}, up {list(up.shape)}")
+    if gate.dtype != up.dtype or not gate.is_floating_point():
+        raise ValueError(f"swiglu: gate and up must share one floating dtype; got {gate.dtype}, {up.dtype}")
+    if gate.device != up.device:
+        raise ValueError(f"swiglu: up is on {up.device}, gate on {gate.device}")
+    fits = gate.dtype in DTYPES
+    backend = resolve("swiglu", "reference" if backend == "auto" and not fits else backend, gate.device)
+    if backend == "reference":
+        return swiglu_reference(gate, up)
+    if not fits:
+        raise ValueError(f"swiglu: backend 'triton' takes float32, bfloat16 and float16; got {gate.dtype}")
+    return _forward_op(gate, up)
+
+
+def swiglu_reference(gate: Tensor, up: Tensor) -> Tensor:
+    """`swiglu` in torch alone; float64 stays float64."""
+    dtype = torch.promote_types(gate.dtype, torch.float32)
+    return (F.silu(gate.to(dtype)) * up.to(dtype)).to(gate.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------- the ops
+
+
+def _rows(*tensors: Tensor) -> list[Tensor]:
+    """Each as [N, I] with contiguous rows, a copy only where it must be. All contiguous: one row, so that a narrow
+    tensor leaves no block half empty and any shape whose size is a multiple of 16 gets 16-byte loads."""
+    if all(t.is_contiguous() for t in tensors):
+        return [t.reshape(1, -1) for t in tensors]
+    flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
+    return [t if t.stride(-1) == 1 else t.contiguous() for t in flat]
+
+
+@torch.library.custom_op("vdengine::swiglu", mutates_args=(), schema="(Tensor gate, Tensor up) -> Tensor")
+def _forward_op(gate: Tensor, up: Tensor) -> Tensor:
+    y = gate.new_empty(gate.shape)
+    if y.numel():
+        at = launch("swiglu", gate.dtype, gate.shape[-1], arch(gate.device))
+        g, u = _rows(gate, up)
+        n, width = g.shape
+        swiglu_kernel[(n * triton.cdiv(width, at.block),)](
+            g, u, y, width, g.stride(0), u.stride(0), BLOCK=at.block, num_warps=at.warps
+        )
+    return y
+
+
+@_forward_op.register_fake
+def _(gate, up):
+    return gate.new_empty(gate.shape)
+
+
+@torch.library.custom_op(
+    "vdengine::swiglu_backward", mutates_args=(), schema="(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)"
+)
+def _backward_op(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """d gate and d up, each [..., I]."""
+    grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
+    if grad.numel():
+        at = launch("swiglu", gate.dtype, gate.shape[-1], arch(gate.device))
+        dy, g, u = _rows(grad, gate, up)
+        n, width = g.shape
+        swiglu_backward_kernel[(n * triton.cdiv(width, at.block),)](
+            dy, g, u, grad_gate, grad_up, width, dy.stride(0), g.stride(0), u.stride(0),
+            BLOCK=at.block, num_warps=at.warps,
+        )  # fmt: skip
+    return grad_gate, grad_up
+
+
+@_backward_op.register_fake
+def _(grad, gate, up):
+    return gate.new_empty(gate.shape), up.new_empty(up.shape)
+
+
+_forward_op.register_autograd(
+    lambda ctx, grad: _backward_op(grad, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
