@@ -1,8 +1,9 @@
-"""What the benchmarks share: a fresh process for each measurement, and its memory high-water mark."""
+"""What the benchmarks share: a fresh process for each measurement, its memory high-water mark, and what they ran on."""
 
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -26,12 +27,56 @@ def missing(*packages: str, data: Path | None = None) -> str | None:
     return f"needs {', '.join(absent)}" if absent else None
 
 
+PACKAGES = (  # that a measurement depends on
+    "torch", "triton", "transformers", "trl", "accelerate", "liger-kernel", "cut-cross-entropy", "quack-kernels",
+    "flash-attn",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Of all that a measurement depends on and that is here."""
+    import torch
+
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        found |= {"device": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda), "driver": _driver()}
+    return found
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.split("\n")[0].strip() or "unknown"
+
+
+def gpu(settings: Any) -> Any:
+    """The device of a GPU benchmark: CUDA, or with --quick the CPU too. Skips the test where there is neither."""
+    import pytest
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if not settings.quick:
+        pytest.skip("needs a CUDA device")
+    return torch.device("cpu")
+
+
 def in_fresh_process(script: str, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
     """Run `script` with `arguments` (JSON) in a process of its own; what it leaves with `leave` comes back.
 
     Peak memory belongs to a process and allocators keep what they once had, so nothing measured shares one.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    # one GPU for every engine: with more in sight, transformers' Trainer would spread its batch over them
+    environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [sys.executable, script, json.dumps(arguments | {"threads": threads, "out": str(out)})]
@@ -61,10 +106,19 @@ def resident_bytes() -> int:
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def device_peak_bytes() -> int:
+    """High-water mark since `reset_peak`: of the GPU's memory where there is one, else of this process's."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()
+
+
 def reset_peak() -> None:
     """Forget the high-water mark of set-up, where the kernel allows it (Linux; a container may refuse: then set-up
     counts, for every engine alike)."""
     gc.collect()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        sys.modules["torch"].cuda.reset_peak_memory_stats()
     try:
         with open("/proc/self/clear_refs", "w") as f:
             f.write("5")

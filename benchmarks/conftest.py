@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from common import versions  # noqa: E402
 
 _TABLES: list[dict[str, Any]] = []
 
@@ -22,7 +23,9 @@ def pytest_addoption(parser):
     group.addoption("--threads", type=int, default=os.cpu_count(), help="CPU threads of every engine (default: all)")
     group.addoption("--repeats", type=int, default=None, help="interleaved repeats; the median counts")
     group.addoption("--engines", help="of the comparison with TRL, only these (comma-separated; see its ENGINES)")
-    group.addoption("--json", metavar="FILE", help="write all tables here")
+    group.addoption("--full", action="store_true", help="GPU benchmarks: every shape, not only those of the summary")
+    group.addoption("--tokenizer", help="of the GPU step: a folder or hub id (default: tests/tokenizers/qwen3)")
+    group.addoption("--json", metavar="FILE", help="write all tables here, each as soon as it is there")
     group.addoption("--check", action="store_true", help="fail where a target is missed")
 
 
@@ -45,6 +48,7 @@ def report(request):
             met = value <= target if sign == "<=" else value >= target
             checked[name] = {"measured": value, "target": f"{sign} {target}", "met": met}
         _TABLES.append({"title": title, "rows": rows, "notes": list(notes), "targets": checked})
+        _write_json(request.config.option)  # now: a later benchmark may not come to its end
         if request.config.option.check and not request.config.option.quick:
             missed = [f"{what}: {c['measured']:.3f}, not {c['target']}" for what, c in checked.items() if not c["met"]]
             assert not missed, "; ".join(missed)
@@ -53,7 +57,9 @@ def report(request):
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+    if isinstance(value, float):
+        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+    return "" if value is None else str(value)
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -72,12 +78,13 @@ def pytest_terminal_summary(terminalreporter, config):
         for name, c in table["targets"].items():
             verdict = "met" if c["met"] else "MISSED"
             terminalreporter.line(f"target: {name} {c['target']}: {c['measured']:.3f}, {verdict}")
-    if config.option.json and _TABLES:
-        import torch
 
-        option = config.option
-        machine = {"cpu": _cpu(), "threads": option.threads, "torch": torch.__version__, "quick": option.quick}
-        Path(option.json).write_text(json.dumps({"machine": machine, "tables": _TABLES}, indent=2) + "\n")
+
+def _write_json(option: Any) -> None:
+    if not option.json:
+        return
+    machine = {"cpu": _cpu(), "threads": option.threads, "quick": option.quick, **versions()}
+    Path(option.json).write_text(json.dumps({"machine": machine, "tables": _TABLES}, indent=2) + "\n")
 
 
 def _cpu() -> str:

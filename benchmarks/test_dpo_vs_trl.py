@@ -24,6 +24,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import common  # noqa: E402
+import rows_for_trl  # noqa: E402
 from common import HH_RLHF, SMOLLM2, in_fresh_process, peak_bytes, reset_peak  # noqa: E402
 
 # name -> (engine, reference, activation checkpointing)
@@ -182,20 +183,11 @@ def run_trl(a: dict[str, Any]) -> None:
     import torch
     import transformers
     import trl
-    from tokenizers import Tokenizer, models, pre_tokenizers
 
     libraries = common.resident_bytes()
     steps = json.loads(Path(a["folder"], "rows.json").read_text())["steps"]
     config = json.loads(Path(a["folder"], "weights", "config.json").read_text())
-    # words are the ids themselves; both answers end with EOS, or TRL would add one
-    ends_with = {ids[-1] for step in steps for _, *answers in step for ids in answers}
-    assert len(ends_with) == 1, f"answers end with {ends_with}"
-    word = {i: str(i) for i in range(config["vocab_size"])} | {ends_with.pop(): "<eos>", 0: "<pad>"}
-    backend = Tokenizer(models.WordLevel({w: i for i, w in word.items()}, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
-    texts = [[" ".join(word[i] for i in ids) for ids in row] for step in steps for row in step]
-    rows = [{"prompt": prompt + " ", "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in texts]
+    tokenizer, rows = rows_for_trl.preference(steps, config["vocab_size"])
     with tempfile.TemporaryDirectory() as folder:
         settings = trl.DPOConfig(
             output_dir=folder, per_device_train_batch_size=a["pairs"], max_steps=a["steps"], beta=BETA, max_length=None,
@@ -228,8 +220,7 @@ def run_trl(a: dict[str, Any]) -> None:
             f"{a['folder']}/weights", args=settings, train_dataset=datasets.Dataset.from_list(rows),
             processing_class=tokenizer, callbacks=[Clock()],
         )  # fmt: skip
-        for given, row in zip((r for step in steps for r in step), trainer.train_dataset, strict=True):
-            assert given == [row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]]
+        rows_for_trl.check_preference(steps, trainer.train_dataset)
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     parameters = sum(p.numel() for p in trainer.model.parameters())
