@@ -21,7 +21,10 @@ except ImportError:  # macOS, some CPUs: the CPU backends need none
         return function
 
 
-__all__ = ["arch", "jit", "resolve", "tl", "triton"]
+# A launch goes to the current device and its stream; every launch is made within this context of one of its tensors.
+device_of = torch.cuda.device_of
+
+__all__ = ["INTERPRETED", "arch", "device_of", "jit", "resolve", "tl", "triton"]
 
 
 # Whether kernels are run by Triton's interpreter, which takes CPU tensors: decided, as for `jit`, on import.

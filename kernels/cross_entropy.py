@@ -22,6 +22,7 @@ from vdengine.kernels.gather import accept_fp32_grad
 from vdengine.kernels.linear_logprob import (
     check_head,
     check_rows,
+    check_targets,
     chunks,
     linear_logprob_reference,
     softmax_chunk,
@@ -38,6 +39,7 @@ def linear_cross_entropy(
     denominator: Tensor | float | None = None,
     reduction: str = "mean",
     ignore_index: int = -100,
+    fp32_weight_grad: bool = False,
     chunk_rows: int | None = None,
     backend: str = "auto",
 ) -> Tensor:  # [] fp32
@@ -47,9 +49,9 @@ def linear_cross_entropy(
         denominator: divide the sum by this instead: the scored tokens of a global batch, over ranks and
             accumulation steps; a number, or a 0-dim tensor on the rows' device. Only with reduction "mean".
         reduction: "mean" or "sum". A mean over no rows is 0.
-        chunk_rows, backend: as in `linear_logprob`.
+        fp32_weight_grad, chunk_rows, backend: as in `linear_logprob`.
 
-    The weight's gradient is accumulated, and for a leaf returned, in fp32. Rows left out still take part in the GEMMs:
+    The weight's gradient is accumulated in fp32. Rows left out still take part in the GEMMs:
     drop them beforehand where their number is known on the host.
 
     Raises:
@@ -60,17 +62,22 @@ def linear_cross_entropy(
         raise ValueError(f"linear_cross_entropy: unknown reduction {reduction!r}; allowed: mean, sum")
     if reduction == "sum" and denominator is not None:
         raise ValueError("linear_cross_entropy: denominator goes with reduction 'mean'; got 'sum'")
+    if isinstance(denominator, Tensor) and denominator.ndim:
+        raise ValueError(f"linear_cross_entropy: denominator must be one number; got {list(denominator.shape)}")
+    denominator = denominator.detach() if isinstance(denominator, Tensor) else denominator
     backend = head_backend("linear_cross_entropy", backend, hidden.device)
     counts = targets != ignore_index
     inside = torch.where(counts, targets, 0)
+    check_targets("linear_cross_entropy", inside, weight.shape[0])
     scale = counts.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)  # [N]
     if reduction == "mean":
         scale = scale / (counts.sum().clamp(min=1) if denominator is None else denominator)
     if backend == "reference":
         logp = linear_logprob_reference(hidden, weight, inside).logp
         return -(torch.where(counts, logp, 0.0) * scale).sum()
-    kernel = check_rows("linear_cross_entropy", hidden, inside, weight.shape[0], backend)
-    accept_fp32_grad(weight)
+    kernel = check_rows("linear_cross_entropy", hidden, chunk_rows, backend)
+    if fp32_weight_grad:
+        accept_fp32_grad(weight)
     grad = torch.is_grad_enabled()
     loss, _, _ = _forward_op(
         hidden, weight, inside, scale, chunk_rows or kernel.chunk_rows(weight.shape[0]), backend,
@@ -136,6 +143,21 @@ def _(hidden, weight, targets, scale, chunk_rows, backend, need_hidden, need_wei
     )
 
 
+@torch.library.custom_op(
+    "vdengine::linear_cross_entropy_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor grad_hidden, Tensor grad_weight) -> (Tensor, Tensor)",
+)
+def _backward_op(grad: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both times the loss's own gradient. An op that has no backward: a second derivative is an error."""
+    return grad_hidden * grad, grad_weight * grad
+
+
+@_backward_op.register_fake
+def _(grad, grad_hidden, grad_weight):
+    return torch.empty_like(grad_hidden), torch.empty_like(grad_weight)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
@@ -143,10 +165,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    found = [
-        None if grad is None or not need else x * grad for x, need in zip(ctx.saved_tensors, ctx.needs, strict=True)
-    ]
-    return (*found, *(None,) * 6)
+    if grad is None:
+        return (None,) * 8
+    found = zip(_backward_op(grad, *ctx.saved_tensors), ctx.needs, strict=True)
+    return (*(x if need else None for x, need in found), *(None,) * 6)
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)

@@ -12,13 +12,14 @@ A branch's log-prob is a sum of the same kind over rows that lie together: `segm
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from vdengine import _native
-from vdengine.kernels._triton import arch, jit, resolve, tl, triton
+from vdengine.kernels._triton import arch, device_of, jit, resolve, tl, triton
 from vdengine.kernels.table import launch
 
 TILE_ROWS = 4  # rows that `gather_sum` reads at a time; fixed, as is
@@ -86,12 +87,18 @@ def gather_sum(
     """Sum rows of `src` by group: `out[j] = sum(src[order[offsets[j]:offsets[j+1]]])`, in that order.
 
     Accumulates in fp32 and is bitwise reproducible. An empty group gives zeros. Not differentiable.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit; on a CPU also an index out of range.
     """
     dtype = dtype or src.dtype
+    _check_groups("gather_sum", src, order, offsets)
     backend = resolve("gather_sum", backend, src.device, cpu="native")
+    if backend == "native" and src.device.type != "cpu":
+        raise ValueError(f"gather_sum: backend 'native' is for CPU tensors; got {src.device}")
     if src.dtype not in _NAMES or dtype not in _NAMES:
         backend = "reference"  # float64, in tests
-    out = _gather_sum_op(src.reshape(src.shape[0], src[0].numel() if len(src) else 1), order, offsets, dtype, backend)
+    out = _gather_sum_op(src.reshape(len(src), math.prod(src.shape[1:])), order, offsets, dtype, backend)
     return out.reshape(offsets.numel() - 1, *src.shape[1:])
 
 
@@ -102,6 +109,10 @@ def gather_sum(
 )
 def _gather_sum_op(src: Tensor, order: Tensor, offsets: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
     m, width = offsets.numel() - 1, src.shape[1]
+    order, offsets = order.contiguous(), offsets.contiguous()
+    if src.device.type == "cpu":
+        _check_range("gather_sum", "order", order, len(src))
+        check_offsets("gather_sum", offsets, order.numel())
     if backend == "reference":
         return gather_sum_reference(src, order, offsets).to(dtype)
     out = src.new_empty((m, width), dtype=dtype)
@@ -113,9 +124,10 @@ def _gather_sum_op(src: Tensor, order: Tensor, offsets: Tensor, dtype: torch.dty
         )  # fmt: skip
     elif out.numel():
         at = launch("gather", src.dtype, width, arch(src.device))
-        gather_sum_kernel[(m, triton.cdiv(width, at.block))](
-            src, order, offsets, out, width, src.stride(0), ROWS=TILE_ROWS, BLOCK=at.block, num_warps=at.warps
-        )
+        with device_of(src):
+            gather_sum_kernel[(m, triton.cdiv(width, at.block))](
+                src, order, offsets, out, width, src.stride(0), ROWS=TILE_ROWS, BLOCK=at.block, num_warps=at.warps
+            )
     return out
 
 
@@ -138,7 +150,18 @@ def segment_sum(
     backend: str = "auto",  # triton | reference
 ) -> Tensor:  # [B]
     """`out[b] = sum(x[offsets[b]:offsets[b+1]])`, 0 where that is empty. Differentiable; equal input gives equal
-    bits."""
+    bits. The offsets ascend from 0 to R.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit; on a CPU also offsets that do not end at R.
+    """
+    if x.ndim != 1 or offsets.ndim != 1 or not offsets.numel() or offsets.dtype != torch.int64:
+        raise ValueError(
+            f"segment_sum: x must be [R] and offsets [B+1] int64; got {list(x.shape)}, {list(offsets.shape)} "
+            f"{offsets.dtype}"
+        )
+    if x.device != offsets.device:
+        raise ValueError(f"segment_sum: offsets is on {offsets.device}, x on {x.device}")
     backend = resolve("segment_sum", backend, x.device)
     return _segment_sum_op(x, offsets, "reference" if x.dtype != torch.float32 else backend)
 
@@ -147,11 +170,15 @@ def segment_sum(
     "vdengine::segment_sum", mutates_args=(), schema="(Tensor x, Tensor offsets, str backend) -> Tensor"
 )
 def _segment_sum_op(x: Tensor, offsets: Tensor, backend: str) -> Tensor:
+    offsets = offsets.contiguous()
+    if x.device.type == "cpu":
+        check_offsets("segment_sum", offsets, x.numel())
     if backend == "reference":
         return torch.segment_reduce(x, "sum", offsets=offsets, initial=0, unsafe=True)
     out = x.new_empty(offsets.numel() - 1)
     if out.numel():
-        segment_sum_kernel[(out.numel(),)](x.contiguous(), offsets, out, BLOCK=SEGMENT_BLOCK, num_warps=4)
+        with device_of(x):
+            segment_sum_kernel[(out.numel(),)](x.contiguous(), offsets, out, BLOCK=SEGMENT_BLOCK, num_warps=4)
     return out
 
 
@@ -172,6 +199,28 @@ def _segment_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 
 
 _segment_sum_op.register_autograd(_segment_sum_backward, setup_context=_segment_sum_setup)
+
+
+def _check_groups(op: str, src: Tensor, order: Tensor, offsets: Tensor) -> None:
+    for name, index in (("order", order), ("offsets", offsets)):
+        if index.ndim != 1 or index.dtype != torch.int64:
+            raise ValueError(f"{op}: {name} must be one-dimensional int64; got {list(index.shape)} {index.dtype}")
+        if index.device != src.device:
+            raise ValueError(f"{op}: {name} is on {index.device}, src on {src.device}")
+    if not offsets.numel() or src.ndim == 0:
+        raise ValueError(f"{op}: offsets must be [M+1] and src [N, ...]; got {list(offsets.shape)}, {list(src.shape)}")
+
+
+def _check_range(op: str, name: str, index: Tensor, size: int) -> None:
+    """On the CPU, where looking costs nothing and a wrong index would read what is not ours."""
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
+        raise ValueError(f"{op}: {name} must be in [0, {size}); got {int(index.min())} to {int(index.max())}")
+
+
+def check_offsets(op: str, offsets: Tensor, size: int) -> None:
+    first, last = int(offsets[0]), int(offsets[-1])
+    if first != 0 or last != size or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"{op}: offsets must ascend from 0 to {size}; got {first} to {last}")
 
 
 # --- gathers -------------------------------------------------------------------------------------------------
@@ -213,9 +262,13 @@ def embedding_rows(
     unique: Tensor,  # [U] int64, the distinct tokens
     order: Tensor,  # [T] int64 \ the inverse: unique[j] stands at
     offsets: Tensor,  # [U+1] int64 / order[offsets[j]:offsets[j+1]]
+    *,
+    fp32_weight_grad: bool = False,
 ) -> Tensor:  # [T, H] in weight.dtype
-    """Embedding look-up whose weight gradient is fp32 and summed in a fixed order."""
-    accept_fp32_grad(weight)
+    """Embedding look-up whose weight gradient is summed in fp32 and in a fixed order. `fp32_weight_grad`: as in
+    `linear_logprob`."""
+    if fp32_weight_grad:
+        accept_fp32_grad(weight)
     return _embedding_op(weight, tokens, unique, order, offsets)
 
 
@@ -252,10 +305,11 @@ _embedding_op.register_autograd(_embedding_backward, setup_context=_embedding_se
 def accept_fp32_grad(weight: Tensor) -> None:
     """Let autograd hand an fp32 gradient to a bf16 leaf instead of rounding it to bf16 on the way.
 
-    Called inside a module's forward: under FSDP2 that is where the gathered bf16 parameter exists. A compiled graph
-    cannot ask this of its inputs: there the gradient of a bf16 weight is rounded once, at the end.
+    Called inside a module's forward: under FSDP2 that is where the gathered bf16 parameter exists, and a unit of its
+    own takes a gradient of another dtype. Plain optimizers and DDP do not. A compiled graph cannot ask this of its
+    inputs: there the gradient of a bf16 weight is rounded once, at the end.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return
     if weight.requires_grad and weight.is_leaf and weight.dtype != torch.float32:
         weight.grad_dtype = None

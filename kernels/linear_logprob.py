@@ -45,14 +45,16 @@ class Scored(NamedTuple):
 @overload
 def linear_logprob(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy: Literal[False] = False,
-    saved_bytes: int | None = None, chunk_rows: int | None = None, backend: str = "auto",
+    saved_bytes: int | None = None, fp32_weight_grad: bool = False, chunk_rows: int | None = None,
+    backend: str = "auto",
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def linear_logprob(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy: bool,
-    saved_bytes: int | None = None, chunk_rows: int | None = None, backend: str = "auto",
+    saved_bytes: int | None = None, fp32_weight_grad: bool = False, chunk_rows: int | None = None,
+    backend: str = "auto",
 ) -> Tensor | Scored: ...  # fmt: skip
 
 
@@ -64,6 +66,7 @@ def linear_logprob(
     temperature: float = 1.0,
     entropy: bool = False,
     saved_bytes: int | None = None,
+    fp32_weight_grad: bool = False,
     chunk_rows: int | None = None,
     backend: str = "auto",
 ) -> Tensor | Scored:
@@ -72,6 +75,9 @@ def linear_logprob(
     Args:
         entropy: also return the entropy of each row's distribution, as `Scored(logp, entropy)`, differentiable too.
         saved_bytes: memory that may hold softmax chunks until backward; 0 recomputes all. Default 2 GiB.
+        fp32_weight_grad: hand a bf16 weight the fp32 gradient that is accumulated, instead of rounding it: sets
+            `weight.grad_dtype = None`. FSDP2 takes it where the weight is a unit of its own; optimizers over bf16
+            weights and DDP do not.
         chunk_rows: rows whose logits exist at a time; default 4096 on CUDA, 256 or 512 on a CPU. A library may
             choose another GEMM for another number of rows: results of two sizes agree to rounding.
         backend: "auto" (by device), "triton" (CUDA), "native" (CPU), "torch" (any device, chunked) or "reference"
@@ -82,16 +88,18 @@ def linear_logprob(
             out of range. On CUDA looking would wait for the device: there such a row's log-prob is NaN.
     """
     check_head("linear_logprob", hidden, weight, targets)
-    if not temperature > 0:
-        raise ValueError(f"linear_logprob: temperature must be > 0; got {temperature}")
-    if chunk_rows is not None and chunk_rows < 1:
-        raise ValueError(f"linear_logprob: chunk_rows must be >= 1; got {chunk_rows}")
+    if not isinstance(temperature, float | int) or not 1e-6 <= temperature <= 1e6:
+        raise ValueError(f"linear_logprob: temperature must be a number in [1e-6, 1e6]; got {temperature}")
+    if saved_bytes is not None and saved_bytes < 0:
+        raise ValueError(f"linear_logprob: saved_bytes must be >= 0; got {saved_bytes}")
+    check_targets("linear_logprob", targets, weight.shape[0])
     backend = head_backend("linear_logprob", backend, hidden.device)
     if backend == "reference":
         out = linear_logprob_reference(hidden, weight, targets, temperature)
         return out if entropy else out.logp
-    kernel = check_rows("linear_logprob", hidden, targets, weight.shape[0], backend)
-    accept_fp32_grad(weight)
+    kernel = check_rows("linear_logprob", hidden, chunk_rows, backend)
+    if fp32_weight_grad:
+        accept_fp32_grad(weight)
     grad = torch.is_grad_enabled()
     logp, ent, _, _ = _forward_op(
         hidden, weight, targets, 1.0 / temperature, entropy,
@@ -106,7 +114,8 @@ def linear_logprob_reference(hidden: Tensor, weight: Tensor, targets: Tensor, te
     """The definition, in plain torch. fp32 logits (float64 for float64 input); memory 3NV."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logp = torch.log_softmax(hidden.to(dtype) @ weight.to(dtype).t() / temperature, dim=-1)
-    entropy = -torch.special.xlogy(logp.exp(), logp.exp()).sum(-1)
+    # clamped: where p underflows, p log p is 0 and so is its gradient (xlogy's would be 0 times infinity)
+    entropy = -(logp.exp() * logp.clamp(min=torch.finfo(dtype).min)).sum(-1)
     return Scored(logp.gather(-1, targets[:, None])[:, 0], entropy)
 
 
@@ -146,14 +155,20 @@ def check_head(op: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> None
         )
 
 
-def check_rows(op: str, hidden: Tensor, targets: Tensor, vocab: int, backend: str) -> RowKernel:
-    """The row kernel of a backend. ValueError: it cannot take this dtype, this device, or (CPU) these targets."""
-    if hidden.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"{op}: hidden must be float32 or bfloat16; got {hidden.dtype}")
+def check_targets(op: str, targets: Tensor, vocab: int) -> None:
+    """ValueError: a target out of range; on a CPU, in eager: elsewhere looking would wait, or break a graph."""
     if targets.device.type == "cpu" and not torch.compiler.is_compiling() and targets.numel():
         low, high = (int(x) for x in targets.aminmax())
         if low < 0 or high >= vocab:
             raise ValueError(f"{op}: targets must be in [0, {vocab}); got {low if low < 0 else high}")
+
+
+def check_rows(op: str, hidden: Tensor, chunk_rows: int | None, backend: str) -> RowKernel:
+    """The row kernel of a backend. ValueError: it cannot take this dtype, chunk or device."""
+    if hidden.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"{op}: hidden must be float32 or bfloat16; got {hidden.dtype}")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"{op}: chunk_rows must be >= 1; got {chunk_rows}")
     return row_kernel(op, hidden.device, backend)
 
 
@@ -213,7 +228,7 @@ def _forward_op(
     logp, ent, u, kept = _forward_fake(
         hidden, weight, targets, c, entropy, saved_bytes, chunk_rows, backend, need_hidden, need_weight
     )
-    hidden = hidden.contiguous()
+    hidden, targets = hidden.contiguous(), targets.contiguous()
     operand = kernel.logit_operand(weight)
     for rows in chunks(hidden.shape[0], chunk_rows):
         p = None
@@ -260,7 +275,7 @@ def _backward_op(
     grad_hidden = (g * u).to(hidden.dtype) if need_hidden else hidden.new_empty(0)
     if not need_weight:
         return grad_hidden, weight.new_empty(0, dtype=torch.float32)
-    hidden = hidden.contiguous()
+    hidden, targets = hidden.contiguous(), targets.contiguous()
     scaled = (g * hidden).to(weight.dtype)  # [N, H]
     grad_weight = weight_gradient(weight, hidden.shape[0])
     operand: Tensor | None = None
@@ -272,6 +287,7 @@ def _backward_op(
             p = weight.new_empty((rows.stop - rows.start, weight.shape[0]))
             softmax_chunk(kernel, hidden[rows], operand, targets[rows], c, torch.empty_like(grad[rows]), None, p)
         kernel.add_grad_weight(grad_weight, p, scaled[rows], rows.start == 0)
+        del p  # before the next chunk's is made
     return grad_hidden, grad_weight
 
 
@@ -291,19 +307,23 @@ def _entropy_backward_op(
     grad_hidden = torch.empty_like(hidden) if need_hidden else hidden.new_empty(0)
     grad_weight = weight_gradient(weight, hidden.shape[0]) if need_weight else weight.new_empty(0, dtype=torch.float32)
     operand = kernel.logit_operand(weight)
+    targets = targets.clamp(0, weight.shape[0] - 1)  # one out of range has made the row's log-prob NaN
     for rows in chunks(hidden.shape[0], chunk_rows):
         p = hidden.new_empty((rows.stop - rows.start, weight.shape[0]), dtype=torch.float32)
         kernel.logits(hidden[rows], operand, p)
-        p = torch.softmax(p.mul_(c), dim=-1)
+        p.sub_(p.amax(-1, keepdim=True)).mul_(c).exp_()
+        p.div_(p.sum(-1, keepdim=True))
         # p log p is 0 in the limit p -> 0, also where a logit is -inf
-        dz = torch.special.xlogy(p, p).add_(p * entropy[rows, None]).mul_(-grad_entropy[rows, None])
-        g = grad[rows, None]
+        dz, g = torch.special.xlogy(p, p), grad[rows, None]
+        dz.addcmul_(p, entropy[rows, None]).mul_(-grad_entropy[rows, None])
         dz.add_(p.mul_(-g).scatter_add_(1, targets[rows, None], g))
+        del p
         dz = dz.mul_(c).to(weight.dtype)
         if need_hidden:
             torch.mm(dz, weight, out=grad_hidden[rows])
         if need_weight:
             kernel.add_grad_weight(grad_weight, dz, hidden[rows], rows.start == 0)
+        del dz
     return grad_hidden, grad_weight
 
 

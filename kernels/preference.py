@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdengine.kernels._triton import jit, resolve, tl
-from vdengine.kernels.gather import SEGMENT_BLOCK, segment_sum, sum_segment
+from vdengine.kernels._triton import device_of, jit, resolve, tl
+from vdengine.kernels.gather import SEGMENT_BLOCK, check_offsets, segment_sum, sum_segment
 
 
 class Preference(NamedTuple):
@@ -73,7 +73,9 @@ def preference_kernel(
     m = beta * chosen - beta * rejected
     if SIMPO:
         m = beta * (chosen - rejected - gamma_beta_ratio)
-    tail = tl.log(1.0 + tl.exp(-tl.abs(m)))  # log s(m) = min(m, 0) - tail
+    small = tl.exp(-tl.abs(m))
+    # log(1 + small), of which 1 + small would lose the end; log s(m) = min(m, 0) - tail
+    tail = tl.where(small < 1e-3, small - 0.5 * small * small, tl.log(1.0 + small))
     loss = tail - tl.minimum(m, 0.0)
     sigmoid = tl.exp(tl.minimum(m, 0.0)) / (1.0 + tl.exp(-tl.abs(m)))
     away = tl.exp(-tl.maximum(m, 0.0)) / (1.0 + tl.exp(-tl.abs(m)))  # 1 - sigmoid, without cancellation
@@ -113,7 +115,7 @@ def scale_pairs_kernel(
 def preference_loss(
     logp: Tensor,  # [R] fp32, log-probs of the scored tokens, branch by branch
     offsets: Tensor,  # [2n+1] int64, bounds of the branches: chosen and rejected of pair 0, of pair 1, ...
-    reference: Tensor | None = None,  # [2n] fp32, branch sums of the reference model; DPO
+    reference: Tensor | None = None,  # [2n] fp32, branch sums of the reference model, a constant; DPO
     *,
     name: str = "dpo",
     beta: float,
@@ -149,6 +151,7 @@ def preference_loss(
     for what, tensor in (("offsets", offsets), ("reference", reference)):
         if tensor is not None and tensor.device != logp.device:
             raise ValueError(f"preference_loss: {what} is on {tensor.device}, logp on {logp.device}")
+    reference = None if reference is None else reference.detach()
     options = name, beta, label_smoothing, gamma_beta_ratio
     if resolve("preference_loss", backend, logp.device) == "reference" or logp.dtype != torch.float32:
         return preference_loss_reference(logp, offsets, reference, *options)
@@ -187,13 +190,17 @@ def _forward_op(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The fields of Preference [5, n], and d loss / d logp [R] or [0]."""
     n = offsets.numel() // 2
+    offsets, reference = offsets.contiguous(), reference.contiguous()
+    if logp.device.type == "cpu":
+        check_offsets("preference_loss", offsets, logp.numel())
     out = logp.new_empty((5, n))
     token_grad = logp.new_zeros(logp.numel() if grad else 0)
     if n:
-        preference_kernel[(n,)](
-            logp.contiguous(), offsets, reference, out, token_grad, n, beta, label_smoothing, gamma_beta_ratio,
-            SIMPO=name == "simpo", REFERENCE=reference.numel() > 0, GRAD=grad, BLOCK=SEGMENT_BLOCK, num_warps=4,
-        )  # fmt: skip
+        with device_of(logp):
+            preference_kernel[(n,)](
+                logp.contiguous(), offsets, reference, out, token_grad, n, beta, label_smoothing, gamma_beta_ratio,
+                SIMPO=name == "simpo", REFERENCE=reference.numel() > 0, GRAD=grad, BLOCK=SEGMENT_BLOCK, num_warps=4,
+            )  # fmt: skip
     return out, token_grad
 
 
@@ -208,9 +215,10 @@ def _(logp, offsets, reference, name, beta, label_smoothing, gamma_beta_ratio, g
     schema="(Tensor token_grad, Tensor offsets, Tensor upstream) -> Tensor",
 )
 def _backward_op(token_grad: Tensor, offsets: Tensor, upstream: Tensor) -> Tensor:
-    out, n = torch.zeros_like(token_grad), offsets.numel() // 2
+    out, offsets, n = torch.zeros_like(token_grad), offsets.contiguous(), offsets.numel() // 2
     if n:
-        scale_pairs_kernel[(n,)](token_grad, offsets, upstream.contiguous(), out, BLOCK=SEGMENT_BLOCK, num_warps=4)
+        with device_of(token_grad):
+            scale_pairs_kernel[(n,)](token_grad, offsets, upstream.contiguous(), out, BLOCK=SEGMENT_BLOCK, num_warps=4)
     return out
 
 

@@ -22,7 +22,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from vdengine.kernels._triton import arch, jit, resolve, tl, triton
+from vdengine.kernels._triton import arch, device_of, jit, resolve, tl, triton
 from vdengine.kernels.table import launch
 
 WEIGHT_PROGRAMS = 256  # two to an SM of today's GPUs; the partial sums are 2% of the traffic at 16k rows
@@ -248,10 +248,11 @@ def _forward_op(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) 
     r = x if residual is None else _rows(residual)
     at = launch("rms_norm", x.dtype, width, arch(x.device))
     rows = _rows_at_a_time(at.block)
-    rms_norm_kernel[(triton.cdiv(n, rows),)](
-        x, r, weight.contiguous(), y, y if residual is None else s, rstd, n, x.stride(0), r.stride(0), eps,
-        RESIDUAL=residual is not None, WIDTH=width, ROWS=rows, BLOCK=at.block, num_warps=at.warps,
-    )  # fmt: skip
+    with device_of(x):
+        rms_norm_kernel[(triton.cdiv(n, rows),)](
+            x, r, weight.contiguous(), y, y if residual is None else s, rstd, n, x.stride(0), r.stride(0), eps,
+            RESIDUAL=residual is not None, WIDTH=width, ROWS=rows, BLOCK=at.block, num_warps=at.warps,
+        )  # fmt: skip
     return y, s, rstd
 
 
@@ -285,12 +286,13 @@ def _backward_op(
     each = rows * triton.cdiv(n, rows * WEIGHT_PROGRAMS) if need_weight else rows
     programs = triton.cdiv(n, each)
     partial = rstd.new_empty((programs, width)) if need_weight else rstd
-    rms_norm_backward_kernel[(programs,)](
-        grad, gs, x, weight.contiguous(), rstd, grad_x if need_x else x, partial, n, each,
-        grad.stride(0), gs.stride(0), x.stride(0),
-        GRAD_SUM=grad_sum is not None, NEED_X=need_x, NEED_WEIGHT=need_weight, WIDTH=width, ROWS=rows,
-        BLOCK=at.block, STAGES=_stages(each, rows, at.block), num_warps=at.warps,
-    )  # fmt: skip
+    with device_of(x):
+        rms_norm_backward_kernel[(programs,)](
+            grad, gs, x, weight.contiguous(), rstd, grad_x if need_x else x, partial, n, each,
+            grad.stride(0), gs.stride(0), x.stride(0),
+            GRAD_SUM=grad_sum is not None, NEED_X=need_x, NEED_WEIGHT=need_weight, WIDTH=width, ROWS=rows,
+            BLOCK=at.block, STAGES=_stages(each, rows, at.block), num_warps=at.warps,
+        )  # fmt: skip
     return grad_x, partial.sum(0).to(weight.dtype) if need_weight else grad_weight
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdengine.kernels._triton import arch, jit, resolve, tl, triton
+from vdengine.kernels._triton import arch, device_of, jit, resolve, tl, triton
 from vdengine.kernels.table import launch, power_of_two
 
 WEIGHT_PROGRAMS = 1024  # the partial sums are small here, 8D bytes a program: enough programs to fill any card
@@ -50,7 +50,7 @@ def rotate_heads(
     """HEADS heads at a time, as two blocks, one of each half."""
     cols = tl.arange(0, BLOCK)
     for start in range(0, NUM_HEADS, HEADS):
-        heads = start + tl.arange(0, HEADS)
+        heads = (start + tl.arange(0, HEADS)).to(tl.int64)  # heads may lie far apart
         mask = (heads < NUM_HEADS)[:, None] & (cols < HALF)[None, :]
         at = x + heads[:, None] * stride + cols[None, :]
         a = tl.load(at, mask=mask, other=0.0).to(tl.float32)
@@ -326,13 +326,14 @@ def _forward_op(
         return out_q, out_k
     sizes, warps = _launch(q)
     q, k, cos, sin = _unit_stride(q), _unit_stride(k), cos.contiguous(), sin.contiguous()
-    qk_rope_kernel[(len(q),)](
-        q, k, cos, sin, cos if q_weight is None else q_weight.contiguous(),
-        cos if k_weight is None else k_weight.contiguous(), out_q, out_k,
-        q.stride(0), q.stride(1), k.stride(0), k.stride(1), eps,
-        NORM_Q=q_weight is not None, NORM_K=k_weight is not None, HQ=q.shape[1], HK=k.shape[1], **sizes,
-        num_warps=warps,
-    )  # fmt: skip
+    with device_of(q):
+        qk_rope_kernel[(len(q),)](
+            q, k, cos, sin, cos if q_weight is None else q_weight.contiguous(),
+            cos if k_weight is None else k_weight.contiguous(), out_q, out_k,
+            q.stride(0), q.stride(1), k.stride(0), k.stride(1), eps,
+            NORM_Q=q_weight is not None, NORM_K=k_weight is not None, HQ=q.shape[1], HK=k.shape[1], **sizes,
+            num_warps=warps,
+        )  # fmt: skip
     return out_q, out_k
 
 
@@ -364,14 +365,15 @@ def _backward_op(
     partial = cos.new_empty((programs, 2, grad_q.shape[2])) if need_weight else cos
     grad_q, grad_k, cos, sin = _unit_stride(grad_q), _unit_stride(grad_k), cos.contiguous(), sin.contiguous()
     q, k = grad_q if q is None else _unit_stride(q), grad_k if k is None else _unit_stride(k)
-    qk_rope_backward_kernel[(programs,)](
-        grad_q, grad_k, q, k, cos, sin, cos if q_weight is None else q_weight.contiguous(),
-        cos if k_weight is None else k_weight.contiguous(), out_q, out_k, partial, t, each,
-        grad_q.stride(0), grad_q.stride(1), grad_k.stride(0), grad_k.stride(1),
-        q.stride(0), q.stride(1), k.stride(0), k.stride(1), eps,
-        NORM_Q=q_weight is not None, NORM_K=k_weight is not None, NEED_WEIGHT=need_weight,
-        HQ=q.shape[1], HK=k.shape[1], **sizes, STAGES=3 if each > 1 else 1, num_warps=warps,
-    )  # fmt: skip
+    with device_of(grad_q):
+        qk_rope_backward_kernel[(programs,)](
+            grad_q, grad_k, q, k, cos, sin, cos if q_weight is None else q_weight.contiguous(),
+            cos if k_weight is None else k_weight.contiguous(), out_q, out_k, partial, t, each,
+            grad_q.stride(0), grad_q.stride(1), grad_k.stride(0), grad_k.stride(1),
+            q.stride(0), q.stride(1), k.stride(0), k.stride(1), eps,
+            NORM_Q=q_weight is not None, NORM_K=k_weight is not None, NEED_WEIGHT=need_weight,
+            HQ=q.shape[1], HK=k.shape[1], **sizes, STAGES=3 if each > 1 else 1, num_warps=warps,
+        )  # fmt: skip
     return out_q, out_k, partial.sum(0) if need_weight else grad_weight
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vdengine import _native
-from vdengine.kernels._triton import arch, jit, resolve, tl
+from vdengine.kernels._triton import arch, device_of, jit, resolve, tl
 from vdengine.kernels.table import launch
 
 
@@ -50,7 +50,9 @@ class RowKernel:
     ) -> None:
         z = logits.sub_(logits.amax(-1, keepdim=True)).mul_(c)
         lse = torch.logsumexp(z, dim=-1)
-        torch.sub(z.gather(1, targets[:, None])[:, 0], lse, out=logp)
+        inside = (targets >= 0) & (targets < z.shape[1])  # what is not gives NaN: an assert would end a CUDA process
+        targets = torch.where(inside, targets, 0)
+        torch.sub(torch.where(inside, z.gather(1, targets[:, None])[:, 0], torch.nan), lse, out=logp)
         if entropy is None and p is None:
             return
         z.sub_(lse[:, None]).exp_()
@@ -154,11 +156,12 @@ class TritonRowKernel(RowKernel):
         if n == 0:
             return
         at = launch("head", torch.float32, vocab, arch(logits.device))
-        head_rows_kernel[(n,)](
-            logits, targets, logp, logp if entropy is None else entropy, logits if p is None else p,
-            logits.stride(0), 0 if p is None else p.stride(0), vocab, c,
-            ENTROPY=entropy is not None, WRITE_P=p is not None, BLOCK=at.block, num_warps=at.warps,
-        )  # fmt: skip
+        with device_of(logits):
+            head_rows_kernel[(n,)](
+                logits, targets, logp, logp if entropy is None else entropy, logits if p is None else p,
+                logits.stride(0), 0 if p is None else p.stride(0), vocab, c,
+                ENTROPY=entropy is not None, WRITE_P=p is not None, BLOCK=at.block, num_warps=at.warps,
+            )  # fmt: skip
 
 
 _KERNELS = {"native": NativeRowKernel, "torch": RowKernel, "triton": TritonRowKernel}

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vdengine.kernels._triton import arch, jit, resolve, tl, triton
+from vdengine.kernels._triton import arch, device_of, jit, resolve, tl, triton
 from vdengine.kernels.table import launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,7 +31,7 @@ def swiglu_kernel(
     BLOCK: tl.constexpr,
 ):
     """One program a block of a row; N * I may be beyond 2^31."""
-    blocks = tl.cdiv(width, BLOCK)
+    blocks = (width - 1) // BLOCK + 1  # width + BLOCK may be beyond 2^31
     row = (tl.program_id(0) // blocks).to(tl.int64)
     cols = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < width
@@ -54,7 +54,7 @@ def swiglu_backward_kernel(
     BLOCK: tl.constexpr,
 ):
     """Both gradients; programs as in forward."""
-    blocks = tl.cdiv(width, BLOCK)
+    blocks = (width - 1) // BLOCK + 1  # width + BLOCK may be beyond 2^31
     row = (tl.program_id(0) // blocks).to(tl.int64)
     cols = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < width
@@ -121,9 +121,10 @@ def _forward_op(gate: Tensor, up: Tensor) -> Tensor:
         at = launch("swiglu", gate.dtype, gate.shape[-1], arch(gate.device))
         g, u = _rows(gate, up)
         n, width = g.shape
-        swiglu_kernel[(n * triton.cdiv(width, at.block),)](
-            g, u, y, width, g.stride(0), u.stride(0), BLOCK=at.block, num_warps=at.warps
-        )
+        with device_of(gate):
+            swiglu_kernel[(n * triton.cdiv(width, at.block),)](
+                g, u, y, width, g.stride(0), u.stride(0), BLOCK=at.block, num_warps=at.warps
+            )
     return y
 
 
@@ -142,10 +143,11 @@ def _backward_op(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor
         at = launch("swiglu", gate.dtype, gate.shape[-1], arch(gate.device))
         dy, g, u = _rows(grad, gate, up)
         n, width = g.shape
-        swiglu_backward_kernel[(n * triton.cdiv(width, at.block),)](
-            dy, g, u, grad_gate, grad_up, width, dy.stride(0), g.stride(0), u.stride(0),
-            BLOCK=at.block, num_warps=at.warps,
-        )  # fmt: skip
+        with device_of(gate):
+            swiglu_backward_kernel[(n * triton.cdiv(width, at.block),)](
+                dy, g, u, grad_gate, grad_up, width, dy.stride(0), g.stride(0), u.stride(0),
+                BLOCK=at.block, num_warps=at.warps,
+            )  # fmt: skip
     return grad_gate, grad_up
 
 

@@ -39,5 +39,11 @@ def test_kernels_bound_by_memory_load_16_bytes_at_a_time(compiled):
     bound = ("head_rows", "gather_sum", "rms_norm", "qk_rope", "swiglu")
     streaming = [row for row in compiled if row["aligned"] and row["kernel"].startswith(bound)]
     assert {row["kernel"] for row in streaming} >= {"head_rows_kernel", "rms_norm_backward_kernel", "swiglu_kernel"}
-    narrow = [f"{row['kernel']} sm_{row['arch']} {row['constants']}" for row in streaming if not row["wide_loads"]]
+    # the others are a row's own scalars, and what all rows share: angles, a weight
+    least = {"head_rows_kernel": 0.5, "gather_sum_kernel": 0.4, "qk_rope_backward_kernel": 0.5}
+    narrow = [
+        f"{row['kernel']} sm_{row['arch']}: {row['wide_loads']} of {row['loads']} loads, {row['constants']}"
+        for row in streaming
+        if row["wide_loads"] < least.get(row["kernel"], 0.65) * row["loads"]
+    ]
     assert not narrow, narrow

@@ -53,6 +53,15 @@ def test_twice_the_same_bits_and_a_second_backward(backend):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_a_second_derivative_is_an_error():
+    """Guards gradient penalties: backward keeps no graph, so it must not pretend to."""
+    hidden, weight, targets, _ = problem(20, 65, 16, torch.float32)
+    hidden.requires_grad_()
+    (grad,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        grad.square().sum().backward()
+
+
 @pytest.mark.parametrize("rows", [0, 4])
 def test_no_rows_give_a_loss_of_zero(rows):
     """Guards 0 / 0: an empty batch, and one whose rows are all left out."""
@@ -96,6 +105,8 @@ def test_module_takes_batches():
         ({"reduction": "none"}, "unknown reduction 'none'; allowed: mean, sum"),
         ({"reduction": "sum", "denominator": 3.0}, "denominator goes with reduction 'mean'"),
         ({"backend": "cuda"}, "unknown backend 'cuda'"),
+        ({"denominator": torch.ones(5)}, "denominator must be one number; got [5]"),
+        ({"chunk_rows": -1}, "chunk_rows must be >= 1; got -1"),
     ],
 )
 def test_arguments_that_do_not_fit(options, message):

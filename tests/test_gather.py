@@ -51,7 +51,7 @@ def test_embedding_gradient_is_fp32_and_equals_the_library():
     order, offsets = inverse(torch.searchsorted(unique, tokens), len(unique))
     weight = torch.randn(6, 8, dtype=torch.bfloat16, requires_grad=True)
     upstream = torch.randn(5, 8, dtype=torch.bfloat16)
-    out = embedding_rows(weight, tokens, unique, order, offsets)
+    out = embedding_rows(weight, tokens, unique, order, offsets, fp32_weight_grad=True)
     assert torch.equal(out, torch.nn.functional.embedding(tokens, weight))
     out.backward(upstream)
     exact = torch.zeros(6, 8, dtype=torch.float64).index_add_(0, tokens, upstream.double())
@@ -94,3 +94,37 @@ def test_compiles_in_one_graph():
         f(weight).backward()
         got.append(weight.grad)
     assert torch.equal(*got)
+
+
+@pytest.mark.parametrize("backend", ["triton", "native", "reference"] if DEVICE == "cpu" else ["triton", "reference"])
+def test_strided_and_empty_arguments(backend):
+    """Guards an index that is a column of a table, and a gather of no rows."""
+    index = torch.tensor([2, 0, 2, 1], device=DEVICE)
+    src = torch.randn(4, 5, device=DEVICE)
+    order, offsets = (t.to(DEVICE) for t in inverse(index.cpu(), 3))
+    strided = [torch.stack([t, t], 1)[:, 1] for t in (order, offsets)]
+    assert torch.equal(gather_sum(src, *strided, backend=backend), gather_sum(src, order, offsets, backend=backend))
+    x = torch.randn(3, 5, device=DEVICE, requires_grad=True)
+    gather_rows(x, index[:0], order[:0], torch.zeros(4, dtype=torch.int64, device=DEVICE)).sum().backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"order": torch.tensor([0, 4])}, "order must be in [0, 3); got 0 to 4"),
+        (
+            {"order": torch.tensor([0, 1], dtype=torch.int32)},
+            "order must be one-dimensional int64; got [2] torch.int32",
+        ),
+        ({"offsets": torch.tensor([0, 3])}, "offsets must ascend from 0 to 2; got 0 to 3"),
+        ({"offsets": torch.tensor([], dtype=torch.int64)}, "offsets must be [M+1]"),
+        ({"order": torch.tensor([0, 1], device="meta")}, "order is on meta, src on cpu"),
+    ],
+)
+def test_arguments_that_do_not_fit(change, message):
+    """Guards the process: the kernels follow these indexes wherever they point."""
+    arguments = {"src": torch.zeros(3, 4), "order": torch.tensor([0, 1]), "offsets": torch.tensor([0, 2])} | change
+    with pytest.raises(ValueError) as error:
+        gather_sum(**arguments)
+    assert message in str(error.value)

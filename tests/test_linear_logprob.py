@@ -31,7 +31,7 @@ def problem(n, v, h, dtype, *, peaked=False, seed=0):
 def run(fn, hidden, weight, targets, upstream, entropy_upstream=None, **options):
     """logp, entropy and the two gradients of `fn`."""
     hidden, weight = hidden.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()
-    if weight.dtype == torch.bfloat16:
+    if weight.dtype == torch.bfloat16:  # errors are those of the sum, not of a last rounding
         weight.grad_dtype = None
     out = fn(hidden, weight, targets, entropy=True, **options)
     loss = (out.logp * upstream).sum()
@@ -70,24 +70,28 @@ def test_values_and_gradients_against_float64(backend, dtype, shape, saved_bytes
     exact = run(reference, hidden.double(), weight.double(), targets, upstream.double(), temperature=0.7)
     peer = run(plain, hidden, weight, targets, upstream, temperature=0.7)
     got = run(
-        linear_logprob, hidden, weight, targets, upstream, temperature=0.7, saved_bytes=saved_bytes, backend=backend
-    )
+        linear_logprob, hidden, weight, targets, upstream, temperature=0.7, saved_bytes=saved_bytes, backend=backend,
+        chunk_rows=32,
+    )  # fmt: skip
     for name, *values in zip(("logp", "entropy", "grad_hidden", "grad_weight"), got, peer, exact, strict=True):
         assert_close(name, *values, dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
-def test_gradient_through_the_entropy(dtype, backend):
+@pytest.mark.parametrize("peaked", [False, True])
+def test_gradient_through_the_entropy(dtype, backend, peaked):
     """Guards the recomputing backward: both upstreams at once, and entropy alone."""
-    hidden, weight, targets, upstream = problem(70, 301, 24, dtype)
+    hidden, weight, targets, upstream = problem(70, 301, 24, dtype, peaked=peaked)
     entropy_upstream = torch.linspace(-1, 1, 70, device=DEVICE)
     for logp_upstream in (upstream, torch.zeros(70, device=DEVICE)):
         exact = run(
             reference, hidden.double(), weight.double(), targets, logp_upstream.double(), entropy_upstream.double()
         )
         peer = run(plain, hidden, weight, targets, logp_upstream, entropy_upstream)
-        got = run(linear_logprob, hidden, weight, targets, logp_upstream, entropy_upstream, backend=backend)
+        got = run(
+            linear_logprob, hidden, weight, targets, logp_upstream, entropy_upstream, backend=backend, chunk_rows=32
+        )
         for name, *values in zip(("logp", "entropy", "grad_hidden", "grad_weight"), got, peer, exact, strict=True):
             assert_close(name, *values, dtype)
 
@@ -146,11 +150,28 @@ def test_frozen_operand(frozen):
 
 
 def test_weight_gradient_is_fp32_for_a_bf16_weight():
-    """Guards against autograd rounding the accumulated gradient to the weight's dtype."""
+    """Guards against autograd rounding the accumulated gradient to the weight's dtype, where that is asked for; and an
+    ordinary bf16 optimizer, which wants it rounded."""
     hidden, weight, targets, upstream = problem(77, 517, 40, torch.bfloat16)
-    weight.requires_grad_()
-    (linear_logprob(hidden, weight, targets) * upstream).sum().backward()
-    assert weight.grad.dtype == torch.float32
+    for asked, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+        w = weight.clone().requires_grad_()
+        (linear_logprob(hidden, w, targets, fp32_weight_grad=asked) * upstream).sum().backward()
+        assert w.grad.dtype == dtype
+    torch.optim.AdamW([w]).step()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_weight_gradient_is_summed_over_chunks_in_fp32(backend, with_entropy):
+    """Guards the accumulator: one rounded to bf16 after each chunk is 2^-9 off, chunks that overwrite it far more."""
+    hidden, weight, targets, upstream = problem(96, 517, 40, torch.bfloat16)
+    entropy_upstream = upstream.flip(0) if with_entropy else None
+    one, many = (
+        run(linear_logprob, hidden, weight, targets, upstream, entropy_upstream, backend=backend, chunk_rows=size)[3]
+        for size in (96, 8)
+    )
+    # the same bf16 products but for rows whose logits another GEMM shape has rounded otherwise; sums of 96 in fp32
+    assert (one - many).norm() <= 2**-14 * one.norm()
 
 
 def test_bf16_log_probs_come_from_fp32_logits():
@@ -169,8 +190,13 @@ def test_no_rows_and_non_contiguous_rows():
     assert empty.shape == (0,)
     empty.sum().backward()
     assert torch.equal(weight.grad, torch.zeros_like(weight))
-    sliced = linear_logprob(hidden[::2], weight, targets[::2])
-    assert torch.equal(sliced, linear_logprob(hidden[::2].contiguous(), weight, targets[::2]))
+    for backend in BACKENDS:
+        sliced = linear_logprob(hidden[::2], weight, targets[::2], backend=backend)
+        assert torch.equal(
+            sliced, linear_logprob(hidden[::2].contiguous(), weight, targets[::2].clone(), backend=backend)
+        )
+        same = linear_logprob(hidden, weight, targets[3].expand(80), backend=backend)
+        assert torch.equal(same, linear_logprob(hidden, weight, targets[3].repeat(80), backend=backend))
     wide = torch.randn(80, 20)[:, 2:18]
     assert torch.equal(linear_logprob(wide, weight, targets), linear_logprob(wide.contiguous(), weight, targets))
 
@@ -206,10 +232,11 @@ def test_extreme_logits_of_the_triton_row_pass():
 
 def test_a_target_out_of_range_is_nan_on_the_device():
     """Guards the process: a device assert would end it, and looking would make every step wait."""
-    logp = torch.empty(2, device=DEVICE)
     targets = torch.tensor([7, -1], device=DEVICE)
-    TritonRowKernel().rows(torch.zeros(2, 7, device=DEVICE), targets, 1.0, logp, None, None)
-    assert logp.isnan().all()
+    for kernel in (TritonRowKernel(), RowKernel()):
+        logp = torch.empty(2, device=DEVICE)
+        kernel.rows(torch.zeros(2, 7, device=DEVICE), targets, 1.0, logp, None, None)
+        assert logp.isnan().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -264,7 +291,11 @@ def test_offsets_beyond_2_to_31():
         ({"targets": torch.zeros(3, dtype=torch.int32)}, "targets must be int64; got torch.int32"),
         ({"hidden": torch.zeros(3, 4, dtype=torch.bfloat16)}, "must share one floating dtype"),
         ({"targets": torch.tensor([0, 7, 1])}, "7"),
-        ({"temperature": 0.0}, "temperature must be > 0; got 0.0"),
+        ({"temperature": 0.0}, "temperature must be a number in [1e-6, 1e6]; got 0.0"),
+        ({"temperature": torch.tensor(1.0)}, "temperature must be a number"),
+        ({"chunk_rows": 0}, "chunk_rows must be >= 1; got 0"),
+        ({"saved_bytes": -1}, "saved_bytes must be >= 0; got -1"),
+        ({"targets": torch.tensor([0, -1, 1]), "backend": "reference"}, "targets must be in [0, 7); got -1"),
         ({"backend": "cuda"}, "unknown backend 'cuda'; allowed: auto, triton, native, torch, reference"),
     ],
 )

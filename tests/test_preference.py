@@ -92,6 +92,29 @@ def test_triton_segment_sum_and_its_backward():
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_strided_arguments(backend):
+    """Guards columns of a table, and offsets that skip: they are read where they lie."""
+    logp, offsets, reference = problem()
+    wide = torch.stack([reference, reference + 1], 1)[:, 0]
+    every_other = torch.stack([offsets, offsets], 1)[:, 1]
+    got = preference_loss(logp, every_other, wide, beta=0.1, backend=backend)
+    expected = preference_loss(logp, offsets, reference, beta=0.1, backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert torch.equal(segment_sum(logp, every_other, backend=backend), segment_sum(logp, offsets, backend=backend))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="looking would wait for the device")
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("bounds", [[0, 2, 9], [1, 2, 3], [0, 3, 2]], ids=str)
+def test_offsets_out_of_range_on_a_cpu(bounds, backend):
+    """Guards against reading what is not ours: the process would end without a word."""
+    for call in (preference_loss, segment_sum):
+        options = {"beta": 0.1} if call is preference_loss else {}
+        with pytest.raises(ValueError, match="offsets must ascend from 0 to 3"):
+            call(torch.zeros(3), torch.tensor(bounds), backend=backend, **options)
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_compiles_in_one_graph(backend):
     """Guards torch.compile."""
     logp, offsets, reference = problem()

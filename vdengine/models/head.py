@@ -41,8 +41,9 @@ class Head(nn.Module):
         logp, ent, probe_logp = torch.empty(0, device=self.weight.device), None, None
         if hidden is not None and targets is not None:
             out = linear_logprob(
-                hidden, self.weight, targets, entropy=entropy, saved_bytes=self.saved_bytes, backend=self.backend
-            )
+                hidden, self.weight, targets, entropy=entropy, saved_bytes=self.saved_bytes, fp32_weight_grad=True,
+                backend=self.backend,
+            )  # fmt: skip
             logp, ent = out if isinstance(out, Scored) else (out, None)
         if probe_hidden:
             # pack by pack, never concatenated: a probe's GEMM shapes, so its bits, are the same in every forward

@@ -232,7 +232,11 @@ class Embedding(nn.Module):
     def forward(
         self, tokens: Tensor | None, unique: Tensor, order: Tensor, offsets: Tensor, probe_tokens: list[Tensor]
     ) -> tuple[Tensor | None, list[Tensor]]:
-        x = None if tokens is None else embedding_rows(self.weight, tokens, unique, order, offsets)
+        x = (
+            None
+            if tokens is None
+            else embedding_rows(self.weight, tokens, unique, order, offsets, fp32_weight_grad=True)
+        )
         if not probe_tokens:
             return x, []
         with torch.no_grad(), self.probe_clock:
