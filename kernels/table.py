@@ -1,5 +1,5 @@
-"""Block sizes by kernel, part, dtype and width. A table, not a search at start-up: the same shapes always run the
-same code, so the same bits, and a run's first step costs what the others do.
+"""Block sizes by kernel, dtype, width and architecture. A table, not a search at start-up: the same shapes always run
+the same code, so the same bits, and a run's first step costs what the others do.
 
 `table.json` is written by `python -m vdengine.kernels.tune` on a GPU; each row says what it was measured on, or
 null where it is a rule of thumb that no GPU has confirmed. Shapes that have no row take the rule.
