@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vdengine.data.loader import Batch, Loader, _hash
+from vdengine.data.loader import Batch, Loader, counted_hash
 from vdengine.data.store import Store
 from vdengine.errors import InputError
 
@@ -39,12 +39,22 @@ def store_of(*sizes: int, lengths: Sequence[int] | None = None, row_index: Seque
         "row_index": np.array(
             row_index if row_index is not None else [i for size in sizes for i in range(size)], np.int64
         ),
+        "margin": np.ones(n, np.float32),
     }
     infos: list[dict[str, Any]] = [
         {"name": f"source{k}", "format": "preference", "rows": size, "trees": size, "truncated": 0, "dropped": {}}
         for k, size in enumerate(sizes)
     ]
     return Store(Path(), {"hash": "x", "kind": "preference", "max_token_id": n - 1, "sources": infos}, arrays)
+
+
+def prompts_of(*sizes: int) -> Store:
+    """The store of the same trees without their branches."""
+    store, none = store_of(*sizes), np.zeros(0, np.int64)
+    arrays = store.arrays() | {"row_index": store.row_index, "margin": store.margin}
+    arrays |= {"tree_start": np.zeros(len(store) + 1, np.int64)}
+    arrays |= {name: none for name in ("branch_start", "branch_len", "branch_scored")}
+    return Store(Path(), store.manifest | {"kind": "prompts"}, arrays)
 
 
 def epoch_rows(loader: Loader, epoch: int) -> np.ndarray:
@@ -61,7 +71,7 @@ def test_hash_is_splitmix64() -> None:
     gamma = 0x9E3779B97F4A7C15
     states = [(1234567 + i * gamma) % 2**64 for i in range(3)]
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert _hash(np.array(states, np.uint64).view(np.int64)).tolist() == expected
+    assert counted_hash(np.array(states, np.uint64).view(np.int64)).tolist() == expected
     loader = Loader(store_of(8), examples=8, seed=5)
     assert [loader.rows(step).tolist() for step in (0, 1)] == [[6, 5, 2, 3, 1, 4, 7, 0], [6, 2, 5, 4, 7, 0, 1, 3]]
     loader = Loader(store_of(4, 4), examples=8, seed=5, weights=[1.5, 0.5])
@@ -110,6 +120,22 @@ def test_weights_are_passes_per_epoch() -> None:
     # The other half in the next epoch; each tenth once in ten epochs.
     assert all(counts[0][i] + counts[1][i] == 5 for i in range(20))
     assert all(sum(count[i] for count in counts) == 1 for i in range(50, 90))
+
+
+def test_prompts_have_an_order(tmp_path: Path) -> None:
+    """Guards against a loader that needs branches, or counts those of a neighbour: PPO draws its prompts in the order
+    of any other objective, held-out rows left out, and knows what the prompts alone cost."""
+    changes: dict[str, Any] = {"examples": 7, "weights": [2.5, 1, 0.1], "seed": 4, "evaluation": 0.1}
+    flops = {"linear": 2.0, "quadratic": 0.5, "head": 3.0}
+    loader = Loader(prompts_of(20, 30, 40), flops=flops, **changes)
+    other = Loader(store_of(20, 30, 40), **changes)
+    assert loader.steps_per_epoch == other.steps_per_epoch
+    for step in range(2 * loader.steps_per_epoch):
+        assert loader.rows(step).tolist() == other.rows(step).tolist()
+    # Prompts of 3 tokens: 6 pairs attend, nothing is scored.
+    assert loader.cost.tolist() == [2.0 * 3 + 0.5 * 6] * 90
+    assert loader.store.num_tokens.tolist() == [3] * 90 and loader.store.num_scored.tolist() == [0] * 90
+    loader.check_budget(3)
 
 
 @pytest.mark.parametrize(

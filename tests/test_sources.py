@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import csv
+import dataclasses
 import gzip
 import json
 from collections import Counter
@@ -14,6 +17,7 @@ from vdengine.data.sources import (
     SYNTH_VARIANTS,
     Conversation,
     Preference,
+    Prompt,
     Row,
     choose_format,
     read,
@@ -90,8 +94,74 @@ PAIR = Preference([user("q")], "yes", "no")
 )
 def test_preference_formats(tmp_path: Path, row: dict[str, Any], format: str) -> None:
     """Guards against a format that is taken for another, or read to other words than its siblings."""
-    assert one(tmp_path, row) == (PAIR, format)
+    margin = 6.0 if format == "ultrafeedback" else 1.0
+    assert one(tmp_path, row) == (dataclasses.replace(PAIR, margin=margin), format)
     assert one(tmp_path, row, kind="sft") == (Conversation([user("q"), assistant("yes")], last_only=True), format)
+    assert one(tmp_path, row, kind="prompts") == (Prompt([user("q")]), format)
+
+
+@pytest.mark.parametrize(
+    "fields, margin",
+    [
+        ({"margin": 2}, 2.0),
+        ({"margin": -0.25}, -0.25),
+        ({"margin": None}, 1.0),
+    ],
+)
+def test_margins(tmp_path: Path, fields: dict[str, Any], margin: float) -> None:
+    """Guards against a margin that is lost on one of the two ways to give a pair, and null (Parquet's missing) as 0."""
+    told = {"prompt": "q", "chosen": "yes", "rejected": "no"} | fields
+    shared = {"chosen": [user("q"), assistant("yes")], "rejected": [user("q"), assistant("no")]} | fields
+    for row in (told, shared):
+        example, _ = one(tmp_path, row)
+        assert example == dataclasses.replace(PAIR, margin=margin) and type(example.margin) is float
+
+
+@pytest.mark.parametrize(
+    "value, shown",
+    [
+        ("true", "True"),
+        ('"0.5"', "'0.5'"),
+        ("NaN", "nan"),
+        ("-Infinity", "-inf"),
+        ("1e39", "1e+39"),
+        ("1" + "0" * 400, "1" + "0" * 39),
+        ("[1]", "[1]"),
+    ],
+)
+def test_bad_margins(tmp_path: Path, value: str, shown: str) -> None:
+    """Guards against a margin that turns the loss into NaN (1e39 is infinite in float32), or is read as 1 or 0."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(GOOD + '{"prompt": "q", "chosen": "yes", "rejected": "no", "margin": ' + value + "}\n")
+    assert error(load, path) == f"{path} line 2: field 'margin' must be a finite number, this one is {shown}"
+
+
+@pytest.mark.parametrize(
+    "scores, margin",
+    [
+        ({"score_chosen": 8, "score_rejected": 2.5}, 5.5),
+        ({"score_chosen": 2.0, "score_rejected": 8.0}, -6.0),
+        ({"score_chosen": 8.0}, 1.0),
+        ({"score_chosen": 8.0, "score_rejected": None}, 1.0),
+        ({"score_chosen": 8.0, "score_rejected": "2.0"}, 1.0),
+        ({"score_chosen": True, "score_rejected": 2.0}, 1.0),
+        ({"score_chosen": 8.0, "score_rejected": float("nan")}, 1.0),
+    ],
+)
+@pytest.mark.parametrize("parquet", [False, True])
+def test_ultrafeedback_scores(tmp_path: Path, scores: dict[str, Any], margin: float, parquet: bool) -> None:
+    """Guards against scores that are not read (Parquet reads named columns only), and a margin of NaN."""
+    import pyarrow
+    import pyarrow.parquet
+
+    row = {"prompt": "q", "chosen": [user("q"), assistant("yes")], "rejected": [user("q"), assistant("no")]} | scores
+    if parquet:
+        path = str(tmp_path / "a.parquet")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    else:
+        path = write(tmp_path / "a.jsonl", [row])
+    (found,), _, format = load(path)
+    assert (found.example, format) == (dataclasses.replace(PAIR, margin=margin), "ultrafeedback")
 
 
 @pytest.mark.parametrize(
@@ -148,20 +218,92 @@ def test_sft_formats(tmp_path: Path, row: dict[str, Any], format: str, example: 
     assert one(tmp_path, row, kind="sft") == (example, format)
 
 
-def test_sft_formats_do_not_serve_preference(tmp_path: Path) -> None:
-    """Guards against a DPO run over data that has no rejected answers."""
+TALK = [user("a"), assistant("b"), user("c"), assistant("d")]
+
+
+@pytest.mark.parametrize(
+    "row, format, messages",
+    [
+        ({"prompt": "a"}, "prompt", TALK[:1]),
+        ({"prompt": [system("s"), *TALK[:3]], "id": 7, "answer": "x"}, "prompt", [system("s"), *TALK[:3]]),
+        ({"messages": TALK}, "messages", TALK[:3]),
+        ({"messages": TALK[:3]}, "messages", TALK[:3]),
+        ({"messages": TALK[:1]}, "messages", TALK[:1]),
+        ({"messages": [*TALK, system("s")]}, "messages", TALK[:3]),
+        ({"messages": [user("a"), assistant("")]}, "messages", TALK[:1]),
+        ({"prompt": "ignored", "messages": TALK}, "messages", TALK[:3]),
+        ({"prompt": "a", "completion": "b"}, "prompt_completion", TALK[:1]),
+        ({"instruction": "c", "output": "d", "history": [["a", "b"]]}, "alpaca", TALK[:3]),
+        ({"conversation": TALK}, "wildchat", TALK[:3]),
+        ({"prompt": TALK[:3], "chosen": "d", "rejected": ""}, "preference", TALK[:3]),
+    ],
+)
+def test_prompts(tmp_path: Path, row: dict[str, Any], format: str, messages: list[dict[str, str]]) -> None:
+    """Guards against prompts that hold the answer, lose turns, or are left out for an answer that PPO never reads."""
+    assert one(tmp_path, row, kind="prompts") == (Prompt(messages), format)
+
+
+def test_unusable_prompts_are_counted(tmp_path: Path) -> None:
+    """Guards against prompts that a model cannot answer, and against rows that are merged: equal prompts both count."""
+    rows = [
+        {"prompt": "q"},
+        {"prompt": " \n"},
+        {"prompt": []},
+        {"prompt": TALK},
+        {"prompt": [assistant("hello"), user("q")]},
+        {"prompt": "q \ud83d"},
+        {"prompt": [user("q"), {"role": "tool", "content": "4"}]},
+        {"prompt": "q"},
+    ]
+    kept, dropped, _ = load(write(tmp_path / "a.jsonl", rows), "prompts")
+    assert [(row.number, row.example) for row in kept] == [(0, Prompt([user("q")])), (7, Prompt([user("q")]))]
+    assert dropped == {
+        "empty prompt": 2,
+        "the prompt does not end with a user turn": 1,
+        "the first turn is not the user's": 1,
+        "text is not valid Unicode": 1,
+        "uses tools": 1,
+    }
+    talks: list[Any] = [[], [system("s")], [assistant("b")], [user("a"), assistant("b"), assistant("c")], [user("")]]
+    kept, dropped, _ = load(write(tmp_path / "b.jsonl", [{"messages": talk} for talk in talks]), "prompts")
+    assert not kept
+    assert dropped == {"empty prompt": 3, "the prompt does not end with a user turn": 2}
+
+
+def test_formats_that_lack_what_the_kind_learns_from(tmp_path: Path) -> None:
+    """Guards against a DPO run over data that has no rejected answers, and SFT over prompts alone."""
     path = write(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b"}])
     assert error(load, path) == (
-        f"{path}: format 'alpaca' has no rejected answer, so it serves SFT only; "
+        f"{path}: format 'alpaca' has no rejected answer, so it serves SFT and PPO only; "
         "preference objectives read preference, hh_rlhf, ultrafeedback"
     )
+    path = write(tmp_path / "b.jsonl", [{"prompt": "a"}])
+    for kind, reads in (
+        ("preference", "preference objectives read preference, hh_rlhf, ultrafeedback"),
+        ("sft", "SFT reads preference, hh_rlhf, ultrafeedback, messages, prompt_completion, alpaca, wildchat"),
+    ):
+        assert error(load, path, kind) == f"{path} line 1: the fields (prompt) fit no format; {reads}"
+        assert error(load, path, kind, "prompt") == (
+            f"{path}: format 'prompt' has no answer, so it serves PPO only; {reads}"
+        )
+    path = write(tmp_path / "c.jsonl", [{"prompt": 3}])
+    assert error(load, path, "prompts") == (
+        f"{path} line 1: field 'prompt' must be text or a list of messages, this one is a number"
+    )
+    path = write(tmp_path / "d.jsonl", [{"prompt": "a", "chosen": "b"}])
+    assert error(load, path, "prompts") == (
+        f"{path} line 1: the fields (prompt, chosen) fit no format; PPO reads preference, hh_rlhf, "
+        "ultrafeedback, messages, prompt_completion, alpaca, wildchat, prompt"
+    )
+    with pytest.raises(ValueError, match="^kind must be one of sft, preference, prompts, not 'ppo'$"):
+        load(path, "ppo")
 
 
 def test_unknown_and_ambiguous_fields(tmp_path: Path) -> None:
     """Guards against guessing: a file that fits no format, or two, says which fields it has."""
     path = write(tmp_path / "a.jsonl", [{"question": "a", "answer": "b"}])
     assert error(load, path, "sft") == (
-        f"{path} line 1: the fields (question, answer) fit no format; the formats are preference, hh_rlhf, "
+        f"{path} line 1: the fields (question, answer) fit no format; SFT reads preference, hh_rlhf, "
         "ultrafeedback, messages, prompt_completion, alpaca, wildchat"
     )
     both = {"prompt": "a", "completion": "b", "instruction": "a", "output": "b"}
@@ -172,7 +314,7 @@ def test_unknown_and_ambiguous_fields(tmp_path: Path) -> None:
     )
     assert error(load, path, "sft", "csv") == (
         "data.format: unknown format 'csv'; use auto, preference, hh_rlhf, ultrafeedback, messages, "
-        "prompt_completion, alpaca, wildchat"
+        "prompt_completion, alpaca, wildchat, prompt"
     )
     # An answer pair decides for a preference objective, where `messages` beside it would be ambiguous for SFT.
     row = {"prompt": "q", "chosen": "yes", "rejected": "no", "messages": [user("q"), assistant("yes")]}
@@ -286,6 +428,20 @@ def test_real_hh_rlhf(shared_data: Path) -> None:
             # Nothing is lost or moved: the words in order, without the speakers' names.
             words = text.replace("\n\nHuman:", "\n\n").replace("\n\nAssistant:", "\n\n").split()
             assert " ".join([*said, answer]).split() == words
+    dropped = Counter()
+    prompts = {row.number: row.example for row in read(source, "hh_rlhf", "prompts", dropped)}
+    # An empty answer does not matter: the model gives its own.
+    assert len(prompts) == 2312 and not dropped
+    assert all(prompts[row.number] == Prompt(row.example.prompt) for row in rows)  # type: ignore[union-attr]
+
+
+def test_real_prism(shared_data: Path, tmp_path: Path) -> None:
+    """Guards against real opening prompts that are dropped or altered: quotes, emphasis, one-word greetings."""
+    with open(shared_data / "prism" / "opening_prompt_clusters.csv", newline="") as file:
+        texts = [text for row in csv.DictReader(file) for text in ast.literal_eval(row["top_texts"])]
+    rows, dropped, format = load(write(tmp_path / "a.jsonl", [{"prompt": text} for text in texts]), "prompts")
+    assert (len(rows), format, dropped) == (115, "prompt", {})
+    assert [row.example for row in rows] == [Prompt([user(text)]) for text in texts]
 
 
 def test_real_alpaca(shared_data: Path) -> None:
@@ -361,7 +517,7 @@ def test_digest_follows_content(tmp_path: Path) -> None:
 GOOD = '{"prompt": "q", "chosen": "yes", "rejected": "no"}\n'
 NEEDS = (
     "format preference needs chosen and rejected (text or messages), prompt (text or messages; may be left out "
-    "when chosen and rejected are messages that begin alike)"
+    "when chosen and rejected are messages that begin alike), margin (a number; may be left out)"
 )
 
 
@@ -563,6 +719,8 @@ def test_synthetic_variants() -> None:
     assert len(digests) == 3
     talk = load("values-synth:oppose", "sft")[0][0].example
     assert talk == Conversation([*oppose[0].example.prompt, assistant(oppose[0].example.chosen)], last_only=True)  # type: ignore[union-attr]
+    prompts = [row.example for row in load("values-synth:oppose", "prompts")[0]]
+    assert prompts == [Prompt(row.example.prompt) for row in oppose]  # type: ignore[union-attr]
 
 
 def test_synthetic_names() -> None:

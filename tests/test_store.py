@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from vdengine.data import sources
 from vdengine.data.show import show_batch
 from vdengine.data.store import Store, build_store
 from vdengine.data.trees import Tree, pack, pack_store
@@ -39,12 +41,16 @@ class ByteRenderer:
         text = "".join(f"{m['role'][0]}:{m['content']}\n" for m in messages) + "a:"
         return [1, *(byte + 3 for byte in text.encode())]
 
-    def response_tree(self, messages: list[dict[str, str]], responses: list[str]) -> Rendered:
+    def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         self.calls += 1
         if messages[0]["content"] == "refuse":
             raise InputError("the chat template refuses: roles must alternate")
+        return self._prompt(messages)
+
+    def response_tree(self, messages: list[dict[str, str]], responses: list[str]) -> Rendered:
+        prompt = self.prompt_ids(messages)
         branches = [[*(byte + 3 for byte in r.strip().encode()), 2] for r in responses]
-        return Rendered(self._prompt(messages), branches, [[True] * len(b) for b in branches])
+        return Rendered(prompt, branches, [[True] * len(b) for b in branches])
 
     def conversation_trees(self, messages: list[dict[str, str]]) -> list[Rendered]:
         """One tree per assistant turn, as with templates that are not prefix-stable."""
@@ -129,6 +135,52 @@ def test_sft_kinds(tmp_path: Path) -> None:
     assert [text(store.tree(i).prompt) for i in (0, 1)] == ["<s>u:a\na:", "<s>u:a\na:b\nu:c\na:"]
     store = build(write(tmp_path / "b.jsonl", ROWS), tmp_path, kind="sft")
     assert [[text(b) for b in store.tree(i).branches] for i in range(len(store))] == [["yes</s>"], ["because</s>"]]
+
+
+def test_prompts_are_trees_without_branches(tmp_path: Path) -> None:
+    """Guards against prompts that hold an answer, and counts that are those of a neighbour (an empty group of
+    np.add.reduceat takes the next one's value)."""
+    path = write(tmp_path / "a.jsonl", [{"prompt": "why?"}, {"prompt": " "}, {"prompt": "q"}, {"prompt": "why?"}])
+    pairs = write(tmp_path / "b.jsonl", ROWS[:1])
+    store = build([path, pairs], tmp_path, kind="prompts")
+    assert [text(store.prompt(i)) for i in range(len(store))] == [
+        "<s>u:why?\na:", "<s>u:q\na:", "<s>u:why?\na:", "<s>u:q\na:",
+    ]  # fmt: skip
+    assert store.row_index.tolist() == [0, 2, 3, 0] and store.dropped == {"empty prompt": 1}
+    assert store.tree_start.tolist() == [0] * 5 and len(store.branch_len) == 0
+    assert store.num_tokens.tolist() == store.prompt_len.tolist() == [10, 7, 10, 7]
+    assert store.num_scored.tolist() == [0] * 4 and store.num_scored.dtype == np.int64
+    assert store.margin.tolist() == [1.0] * 4
+    assert store.kind == "prompts" and store.where(3) == f"{pairs} row 1"
+    assert store.summary().splitlines()[0] == f"{path} (prompt): 4 rows, 3 examples, 27 tokens"
+    with pytest.raises(InputError, match="^tree 1: no branch"):
+        store.tree(1)
+    for kind in ("sft", "preference"):
+        other = build(pairs, tmp_path, kind=kind)
+        assert other.hash != build(pairs, tmp_path, kind="prompts").hash
+        assert other.prompt(0) == other.tree(0).prompt == store.prompt(3)
+    write(tmp_path / "a.jsonl", [{"prompt": "refuse"}])
+    with pytest.raises(InputError) as caught:
+        build(path, tmp_path, kind="prompts")
+    assert str(caught.value) == f"{path} line 1: the chat template refuses: roles must alternate"
+
+
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_overlong_prompts(tmp_path: Path, overlong: str) -> None:
+    """Guards against a prompt that is cut, and so loses the header that the answer follows."""
+    path = write(tmp_path / "a.jsonl", [{"prompt": "q" * n} for n in (9, 10, 11)])
+    store = build(path, tmp_path, kind="prompts", max_tokens=16, overlong=overlong)
+    assert store.prompt_len.tolist() == [15, 16] and store.dropped == {"prompt too long": 1}
+
+
+def test_margins(tmp_path: Path) -> None:
+    """Guards against margins that slip to another row when one is dropped, and a margin of its own for SFT."""
+    rows = [row | {"margin": k / 4} for k, row in enumerate(ROWS)]
+    path = write(tmp_path / "a.jsonl", [*rows, ROWS[0]])
+    store = build(path, tmp_path)
+    assert store.margin.dtype == np.float32
+    assert store.margin.tolist() == [0.0, 0.5, 1.0]
+    assert build(path, tmp_path, kind="sft").margin.tolist() == [1.0] * 3
 
 
 def test_overlong_rows(tmp_path: Path) -> None:
@@ -267,7 +319,7 @@ def test_more_rows_than_a_buffer(tmp_path: Path) -> None:
 def test_worker_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against an order that depends on which process is faster, and against errors lost in a worker."""
     monkeypatch.setattr("vdengine.data.store.MIN_ROWS", 100)
-    rows = [pair(f"question {i}", "x" * (i % 30), f"answer {i}") for i in range(500)]
+    rows = [pair(f"question {i}", "x" * (i % 30), f"answer {i}") | {"margin": i / 7} for i in range(500)]
     path = write(tmp_path / "a.jsonl", rows)
     one, two = (build(path, tmp_path / str(workers), workers=workers) for workers in (1, 2))
     assert one.hash == two.hash and one.dropped == two.dropped
@@ -285,6 +337,11 @@ def test_real_hh_rlhf_store(shared_data: Path, tmp_path: Path) -> None:
     assert len(store) == 2308
     assert int(store.num_tokens.sum()) == len(store.tokens)
     assert int(store.num_scored.sum()) == int(np.asarray(store.scored).sum())
+    prompts = build(str(shared_data / "hh_rlhf"), tmp_path, max_tokens=100_000, kind="prompts")
+    # Also of the four rows whose second answer is empty.
+    assert len(prompts) == 2312 and int(prompts.num_tokens.sum()) == len(prompts.tokens)
+    at = np.searchsorted(prompts.row_index, store.row_index)
+    assert all(prompts.prompt(int(k)) == store.prompt(i) for i, k in enumerate(at))
 
 
 @pytest.mark.parametrize("name, end", [("qwen3", "<|im_end|>"), ("llama3", "<|eot_id|>")])
@@ -310,6 +367,11 @@ def test_real_rows_with_real_templates(
         assert tokenizer.decode(tree.prompt).rstrip().endswith("assistant" + "<|end_header_id|>" * (name == "llama3"))
         bos = [] if tokenizer.bos_id is None else [k for k, t in enumerate(tree.prompt) if t == tokenizer.bos_id]
         assert bos == ([0] if name == "llama3" else [])
+    prompts = build(write(tmp_path / "hh.jsonl", pairs), tmp_path, renderer, max_tokens=2048, kind="prompts")
+    assert [prompts.prompt(i) for i in range(40)] == [
+        renderer.prompt_ids(row.example.messages)  # type: ignore[union-attr]
+        for row in sources.read(sources.resolve(str(tmp_path / "hh.jsonl")), "hh_rlhf", "prompts", Counter())
+    ]
     chats = json.loads((shared_data / "alpaca" / "alpaca_en_demo.json").read_text())[:40]
     store = build(write(tmp_path / "alpaca.jsonl", chats), tmp_path, renderer, max_tokens=2048, kind="sft")
     for i, row in enumerate(chats):

@@ -324,5 +324,11 @@ def test_tree_cost_counts_attention_pairs() -> None:
     found = tree_cost(prompt_len, branch_len, tree_start, scored, linear=2, quadratic=0.5, head=3)
     assert np.array_equal(found, 2 * np.array(tokens) + 0.5 * np.array(pairs) + 3 * scored)
     assert tree_cost(prompt_len[:0], branch_len[:0], tree_start[:1]).shape == (0,)
+    # Trees without branches, first, last and two in a row: each costs its prompt, and no other costs less for it.
+    sparse = np.array([0, 0, 2, 2, 2, 3, 3])
+    costs = tree_cost(np.array([1, 2, 3, 4, 5, 6]), np.array([10, 20, 30]), sparse, linear=2, quadratic=1)
+    pairs = [1, 3 + (20 + 55) + (40 + 210), 6, 10, 15 + (150 + 465), 21]
+    assert np.array_equal(costs, 2 * np.array([1, 32, 3, 4, 35, 6]) + pairs)
+    assert np.array_equal(tree_cost(prompt_len, branch_len[:0], np.zeros(21, np.int64)), prompt_len)
     with pytest.raises(ValueError, match="head needs num_scored"):
         tree_cost(prompt_len, branch_len, tree_start, head=1)

@@ -1,6 +1,7 @@
 """Which examples each step sees, and their packs.
 
-An example is one tree of the store. Everything here is a pure function of (store, weights, seed, examples a step,
+An example is one tree of the store. A store of prompts has an order (`Loader.rows`) but no packs: the answers that
+its trees lack are the model's to give. Everything here is a pure function of (store, weights, seed, examples a step,
 step): there is no position to save, and any number of ranks sees the same examples in the same steps. The order
 comes from a hash written out below, so it does not change with a library's version.
 """
@@ -23,7 +24,7 @@ from vdengine.errors import InputError
 _ORDER, _PART, _HELD_OUT = 1, 2, 3
 
 
-def _hash(values: np.ndarray | int, *keys: int) -> np.ndarray:
+def counted_hash(values: np.ndarray | int, *keys: int) -> np.ndarray:
     """64 well-mixed bits for each of `values` [n] int64, keyed: splitmix64 (Steele, Lea, Flood: Fast splittable
     pseudorandom number generators, 2014), once for each key and once for the value."""
     state = np.zeros(1, dtype=np.uint64)
@@ -88,7 +89,7 @@ class Loader:
             held_out = _hold_out(store, evaluation or 0.0)
             self.eval_store, self.eval_rows = store, np.flatnonzero(held_out)
         if eval_examples is not None and len(self.eval_rows) > eval_examples:
-            order = np.argsort(_hash(self.eval_rows, _HELD_OUT, 1), kind="stable")
+            order = np.argsort(counted_hash(self.eval_rows, _HELD_OUT, 1), kind="stable")
             self.eval_rows = np.sort(self.eval_rows[order[:eval_examples]])
         self._sources = _weigh(store, held_out, weights)
         self.epoch_examples = sum(whole * len(rows) + part for rows, whole, part in self._sources)
@@ -127,12 +128,12 @@ class Loader:
             if part:
                 # A window over one fixed permutation, which moves on by its length each epoch: every row has had
                 # its turn before any has a second.
-                fixed = rows[np.argsort(_hash(rows, self.seed, _PART), kind="stable")]
+                fixed = rows[np.argsort(counted_hash(rows, self.seed, _PART), kind="stable")]
                 drawn.append(np.take(fixed, np.arange(epoch * part, (epoch + 1) * part), mode="wrap"))
                 copies.append(np.full(part, whole))
         ids, copy_of = np.concatenate(drawn), np.concatenate(copies)
         # The copy enters by a hash of its own: (row, copy) pairs must not meet as sums would.
-        keys = _hash(ids, self.seed, _ORDER, epoch) ^ _hash(copy_of, self.seed, _ORDER, epoch, -1)
+        keys = counted_hash(ids, self.seed, _ORDER, epoch) ^ counted_hash(copy_of, self.seed, _ORDER, epoch, -1)
         return ids[np.lexsort((copy_of, ids, keys))]
 
     def batch(self, step: int, ranks: int, rank: int, budget: int) -> Batch:
@@ -224,7 +225,7 @@ def _hold_out(store: Store, fraction: float) -> np.ndarray:
             raise InputError(
                 f"data.eval_fraction: {fraction} of {info.name} ({len(unique)} rows) leaves no row to train on"
             )
-        chosen = unique[np.argsort(_hash(unique, _HELD_OUT, 0), kind="stable")[:count]]
+        chosen = unique[np.argsort(counted_hash(unique, _HELD_OUT, 0), kind="stable")[:count]]
         mask[trees] = np.isin(row_index, chosen)
     return mask
 

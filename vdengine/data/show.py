@@ -46,6 +46,11 @@ def show_batch(
     for i in rows:
         if not 0 <= i < len(store):
             raise InputError(f"row {i}: the store has the rows 0 to {len(store) - 1}")
+        if store.kind == "prompts":
+            prompt = store.prompt(i)
+            print(f"\n=== prompt {i} ({store.where(i)}): {len(prompt)} tokens", file=out)
+            print(paint(_PROMPT, text(prompt)), file=out)
+            continue
         tree = store.tree(i)
         lengths = f"{store.num_tokens[i]} tokens, {store.num_scored[i]} scored"
         print(f"\n=== example {i} ({store.where(i)}): {lengths}", file=out)

@@ -1,4 +1,4 @@
-"""Rows of outside data files, brought to two neutral shapes: `Conversation` (SFT) and `Preference`.
+"""Rows of outside data files, brought to three neutral shapes: `Conversation` (SFT), `Preference`, `Prompt` (PPO).
 
 A source is named by one string, as in a recipe's `data.train`:
 
@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import parse_qs
 
 from vdengine.errors import InputError
@@ -34,15 +34,24 @@ Message = dict[str, str]
 # What each format's rows look like; the text is shown in error messages.
 FORMATS = {
     "preference": "chosen and rejected (text or messages), prompt (text or messages; may be left out when "
-    "chosen and rejected are messages that begin alike)",
+    "chosen and rejected are messages that begin alike), margin (a number; may be left out)",
     "hh_rlhf": "chosen and rejected transcripts of '\\n\\nHuman: ...\\n\\nAssistant: ...'",
-    "ultrafeedback": "prompt text, chosen and rejected lists of messages",
+    "ultrafeedback": "prompt text, chosen and rejected lists of messages, score_chosen and score_rejected (numbers; "
+    "may be left out)",
     "messages": "messages [{role, content}] or conversations [{from, value}]",
     "prompt_completion": "prompt and completion (text or messages)",
     "alpaca": "instruction, input (may be left out) and output",
     "wildchat": "conversation [{role, content}]",
+    "prompt": "prompt (text or messages), with no answer beside it",
 }
 PREFERENCE_FORMATS = ("preference", "hh_rlhf", "ultrafeedback")
+# The formats that serve each kind of store, and who reads them, for messages.
+_SERVING = {
+    "sft": tuple(name for name in FORMATS if name != "prompt"),
+    "preference": PREFERENCE_FORMATS,
+    "prompts": tuple(FORMATS),
+}
+_READER = {"sft": "SFT reads", "preference": "preference objectives read", "prompts": "PPO reads"}
 SYNTH = "values-synth"
 SYNTH_VARIANTS = ("support", "oppose", "shuffled")
 
@@ -64,8 +73,9 @@ _ROLES = {
 }
 _COLUMNS = set(
     "prompt chosen rejected messages conversations conversation completion instruction input output system "
-    "history".split()
+    "history margin score_chosen score_rejected".split()
 )
+_ANSWER_COLUMNS = {"chosen", "rejected", "completion", "instruction", "output"}
 _TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 
 
@@ -79,11 +89,23 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two assistant answers to the same messages, the first preferred. `prompt` ends with a user turn."""
+    """Two assistant answers to the same messages, the first preferred. `prompt` ends with a user turn; `margin`:
+    how much better the chosen answer is (finite, as float32 too; 1.0 where the data does not say)."""
 
     prompt: list[Message]
     chosen: str
     rejected: str
+    margin: float = 1.0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Messages for the model to answer; the last is a user turn."""
+
+    messages: list[Message]
+
+
+Example = Conversation | Preference | Prompt
 
 
 class Row(NamedTuple):
@@ -91,7 +113,7 @@ class Row(NamedTuple):
 
     number: int
     where: str
-    example: Conversation | Preference
+    example: Example
 
 
 class _Drop(Exception):
@@ -408,10 +430,10 @@ def _count(path: Path, label: str) -> int:
 
 def choose_format(source: Source, format: str = "auto", kind: str = "preference") -> str:
     """The format to read `source` in. "auto" looks at the first row's fields; what it chose is in the store's
-    manifest. `kind`: "sft" or "preference". InputError: unknown or ambiguous format, or SFT data for a
-    preference objective."""
-    if kind not in ("sft", "preference"):
-        raise ValueError(f"kind must be 'sft' or 'preference', not {kind!r}")
+    manifest. `kind`: "sft", "preference" or "prompts". InputError: unknown or ambiguous format, or one that lacks
+    what the kind learns from: rejected answers for a preference objective, answers for SFT."""
+    if kind not in _SERVING:
+        raise ValueError(f"kind must be one of {', '.join(_SERVING)}, not {kind!r}")
     if source.variant is not None:
         if format not in ("auto", "values_synth"):
             raise InputError(f"data.format: '{format}' does not fit the built-in {source.name}; leave it 'auto'")
@@ -423,10 +445,11 @@ def choose_format(source: Source, format: str = "auto", kind: str = "preference"
         format = _detect(*first, kind)
     elif format not in FORMATS:
         raise InputError(f"data.format: unknown format '{format}'; use auto, {', '.join(FORMATS)}")
-    if kind == "preference" and format not in PREFERENCE_FORMATS:
+    if format not in _SERVING[kind]:
+        lacks, serves = ("answer", "PPO") if format == "prompt" else ("rejected answer", "SFT and PPO")
         raise InputError(
-            f"{source.name}: format '{format}' has no rejected answer, so it serves SFT only; "
-            f"preference objectives read {', '.join(PREFERENCE_FORMATS)}"
+            f"{source.name}: format '{format}' has no {lacks}, so it serves {serves} only; "
+            f"{_READER[kind]} {', '.join(_SERVING[kind])}"
         )
     return format
 
@@ -453,6 +476,8 @@ def _detect(where: str, row: dict[str, Any], kind: str) -> str:
         found.append("prompt_completion")
     if "instruction" in row and "output" in row:
         found.append("alpaca")
+    if kind == "prompts" and not found and "prompt" in row and not _ANSWER_COLUMNS & set(row):
+        found.append("prompt")
     if kind == "preference" and set(found) & set(PREFERENCE_FORMATS):
         found = [f for f in found if f in PREFERENCE_FORMATS]
     if len(found) == 1:
@@ -461,13 +486,14 @@ def _detect(where: str, row: dict[str, Any], kind: str) -> str:
     if found:
         names = ", ".join(found)
         raise InputError(f"{where}: the fields ({fields}) fit several formats; set data.format: {names}")
-    raise InputError(f"{where}: the fields ({fields}) fit no format; the formats are {', '.join(FORMATS)}")
+    raise InputError(f"{where}: the fields ({fields}) fit no format; {_READER[kind]} {', '.join(_SERVING[kind])}")
 
 
 def read(source: Source, format: str, kind: str, dropped: Counter[str]) -> Iterator[Row]:
     """Usable rows of `source` in file order. `format`: as `choose_format` returns it. Unusable rows are counted by
-    reason in `dropped`. kind "sft" reads the chosen answers of a preference format. InputError: a row that breaks
-    the format, with its file and row."""
+    reason in `dropped`. kind "sft" reads the chosen answers of a preference format; kind "prompts" reads the prompt of
+    a pair, and of a conversation what comes before its last answer, or all of it when a user turn ends it. InputError:
+    a row that breaks the format, with its file and row."""
     if format == "values_synth":
         yield from _read_synth(source, kind, dropped)
         return
@@ -481,20 +507,32 @@ def read(source: Source, format: str, kind: str, dropped: Counter[str]) -> Itera
         yield Row(number, where, example)
 
 
-def _checked(example: Conversation | Preference, kind: str) -> Conversation | Preference:
+def _checked(example: Example, kind: str) -> Example:
     """What `kind` reads of the row, or a _Drop when there is nothing to learn."""
+    if kind == "prompts" or isinstance(example, Prompt):
+        prompt = _as_prompt(example)
+        _check_prompt(prompt.messages)
+        return prompt
     if isinstance(example, Conversation):
         return _checked_conversation(example)
     _check_prompt(example.prompt)
     if kind == "sft":
         _check_answers(example.chosen)
-        return _as_conversation(example)
+        return Conversation([*example.prompt, _turn("assistant", example.chosen)], last_only=True)
     _check_answers(example.chosen, example.rejected)
     return example
 
 
-def _as_conversation(pair: Preference) -> Conversation:
-    return Conversation([*pair.prompt, _turn("assistant", pair.chosen)], last_only=True)
+def _as_prompt(example: Example) -> Prompt:
+    if isinstance(example, Prompt):
+        return example
+    if isinstance(example, Preference):
+        return Prompt(example.prompt)
+    messages = example.messages
+    if messages and messages[-1]["role"] == "user":
+        return Prompt(messages)
+    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    return Prompt(messages[: answers[-1]] if answers else messages)
 
 
 def _read_synth(source: Source, kind: str, dropped: Counter[str]) -> Iterator[Row]:
@@ -516,8 +554,7 @@ def _read_synth(source: Source, kind: str, dropped: Counter[str]) -> Iterator[Ro
         answers = (row["support"], row["oppose"])
         if (source.variant == "oppose") != (row["id"] in flipped):
             answers = (row["oppose"], row["support"])
-        pair = Preference([_turn("user", row["prompt"])], *answers)
-        yield Row(number, where, pair if kind == "preference" else _as_conversation(pair))
+        yield Row(number, where, _checked(Preference([_turn("user", row["prompt"])], *answers), kind))
 
 
 def _key(text: str) -> bytes:
@@ -612,7 +649,21 @@ def _checked_conversation(talk: Conversation) -> Conversation:
     return Conversation(messages, talk.last_only)
 
 
-def _split_pair(chosen: list[Message], rejected: list[Message]) -> Preference:
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number whose differences are finite in float32 too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e38
+
+
+def _margin(row: dict[str, Any], where: str) -> float:
+    value = row.get("margin")
+    if value is None:
+        return Preference.margin
+    if not _is_number(value):
+        raise InputError(f"{where}: field 'margin' must be a finite number, this one is {repr(value)[:40]}")
+    return float(value)
+
+
+def _split_pair(chosen: list[Message], rejected: list[Message], margin: float = Preference.margin) -> Preference:
     """Two conversations, split at the first turn in which they differ. It must be the assistant's and the last of
     both: were it an earlier one, what follows on each side would answer different words."""
     if chosen == rejected:
@@ -626,7 +677,7 @@ def _split_pair(chosen: list[Message], rejected: list[Message]) -> Preference:
         raise _Drop("transcripts differ in a turn that is not the assistant's")
     if shared != len(chosen) - 1 or shared != len(rejected) - 1:
         raise _Drop("transcripts differ before the last turn")
-    return Preference(chosen[:shared], chosen[shared]["content"], rejected[shared]["content"])
+    return Preference(chosen[:shared], chosen[shared]["content"], rejected[shared]["content"], margin)
 
 
 def _transcript(text: str, where: str, field: str) -> list[Message]:
@@ -648,14 +699,17 @@ def _transcript(text: str, where: str, field: str) -> list[Message]:
 
 
 def _hh_rlhf(row: dict[str, Any], where: str) -> Preference:
-    sides = [_transcript(_field(row, key, where, "hh_rlhf"), where, key) for key in ("chosen", "rejected")]
-    return _split_pair(*sides)
+    chosen, rejected = (_transcript(_field(row, k, where, "hh_rlhf"), where, k) for k in ("chosen", "rejected"))
+    return _split_pair(chosen, rejected)
 
 
 def _ultrafeedback(row: dict[str, Any], where: str) -> Preference:
     _field(row, "prompt", where, "ultrafeedback")  # repeats the user turn; the messages are what is read
     lists = [(key, _field(row, key, where, "ultrafeedback", (list,))) for key in ("chosen", "rejected")]
-    return _split_pair(*(_messages(value, where, key) for key, value in lists))
+    chosen, rejected = (_messages(value, where, key) for key, value in lists)
+    better, worse = row.get("score_chosen"), row.get("score_rejected")
+    margin = float(better - worse) if _is_number(better) and _is_number(worse) else Preference.margin
+    return _split_pair(chosen, rejected, margin)
 
 
 def _text_or_messages(row: dict[str, Any], key: str, role: str, where: str, format: str) -> list[Message]:
@@ -667,15 +721,16 @@ def _text_or_messages(row: dict[str, Any], key: str, role: str, where: str, form
 def _preference(row: dict[str, Any], where: str) -> Preference:
     chosen = _text_or_messages(row, "chosen", "assistant", where, "preference")
     rejected = _text_or_messages(row, "rejected", "assistant", where, "preference")
+    margin = _margin(row, where)
     if row.get("prompt") is None:
         if isinstance(row["chosen"], str) or isinstance(row["rejected"], str):
             needs = FORMATS["preference"]
             raise InputError(f"{where}: field 'prompt' is missing; format preference needs {needs}")
-        return _split_pair(chosen, rejected)
+        return _split_pair(chosen, rejected, margin)
     prompt = _text_or_messages(row, "prompt", "user", where, "preference")
     # Answers given as messages may repeat the prompt.
-    sides = [side if side[: len(prompt)] == prompt else [*prompt, *side] for side in (chosen, rejected)]
-    return _split_pair(*sides)
+    chosen, rejected = (side if side[: len(prompt)] == prompt else [*prompt, *side] for side in (chosen, rejected))
+    return _split_pair(chosen, rejected, margin)
 
 
 def _chat(row: dict[str, Any], where: str) -> Conversation:
@@ -714,7 +769,11 @@ def _wildchat(row: dict[str, Any], where: str) -> Conversation:
     return Conversation(_messages(value, where, "conversation"))
 
 
-_PARSERS: dict[str, Callable[[dict[str, Any], str], Conversation | Preference]] = {
+def _prompt(row: dict[str, Any], where: str) -> Prompt:
+    return Prompt(_text_or_messages(row, "prompt", "user", where, "prompt"))
+
+
+_PARSERS: dict[str, Callable[[dict[str, Any], str], Example]] = {
     "preference": _preference,
     "hh_rlhf": _hh_rlhf,
     "ultrafeedback": _ultrafeedback,
@@ -722,4 +781,5 @@ _PARSERS: dict[str, Callable[[dict[str, Any], str], Conversation | Preference]] 
     "prompt_completion": _prompt_completion,
     "alpaca": _alpaca,
     "wildchat": _wildchat,
+    "prompt": _prompt,
 }

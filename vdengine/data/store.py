@@ -14,6 +14,10 @@ temporary name and renamed when whole. Its arrays (n trees, B branches, L tokens
     branch_len     [B] int64
     branch_scored  [B] int64    scored tokens of the branch
     row_index      [n] int64    the tree's row in its source, from 0 (a conversation may give several trees)
+    margin         [n] float32  how much better the first branch of a preference pair is; 1.0 for other kinds
+
+Trees of kind "prompts" have no branch: they are prompts for the model to answer, with the generation prompt at
+their end. The model's answers become the branches, so such a tree cannot be packed as it is.
 
 The trees of a source lie together, in file order: `source_start` [sources + 1].
 """
@@ -34,7 +38,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -42,11 +46,12 @@ from tqdm import tqdm
 from vdengine.data import sources
 from vdengine.data.trees import Tree
 from vdengine.errors import InputError
+from vdengine.models.chat import Rendered
 
 if TYPE_CHECKING:
-    from vdengine.models.chat import Rendered, Renderer
+    from vdengine.models.chat import Renderer
 
-STORE_VERSION = 1  # part of the hash: raise it when the same inputs would give other arrays
+STORE_VERSION = 2  # part of the hash: raise it when the same inputs would give other arrays
 
 MIN_ROWS = 4000  # a source with fewer rows is tokenised in seconds by this process alone
 
@@ -60,6 +65,7 @@ _DTYPES: dict[str, type[np.generic]] = {
     "branch_len": np.int64,
     "branch_scored": np.int64,
     "row_index": np.int64,
+    "margin": np.float32,
 }
 
 
@@ -92,9 +98,13 @@ class Store:
         self.tree_start = arrays["tree_start"]
         self.branch_start, self.branch_len = arrays["branch_start"], arrays["branch_len"]
         self.branch_scored, self.row_index = arrays["branch_scored"], arrays["row_index"]
-        first = self.tree_start[:-1]
-        self.num_tokens: np.ndarray = self.prompt_len + np.add.reduceat(self.branch_len, first)  # [n] int64
-        self.num_scored: np.ndarray = np.add.reduceat(self.branch_scored, first)  # [n] int64
+        self.margin = arrays["margin"]
+        self.num_tokens: np.ndarray = self.prompt_len + self._sum_branches(self.branch_len)  # [n] int64
+        self.num_scored: np.ndarray = self._sum_branches(self.branch_scored)  # [n] int64
+
+    def _sum_branches(self, values: np.ndarray) -> np.ndarray:
+        """Sums `values` [B] int64 over the branches of each tree: [n] int64; 0 where there is none."""
+        return np.diff(np.concatenate(([0], np.cumsum(values)))[self.tree_start])
 
     @classmethod
     def open(cls, folder: str | Path, names: Sequence[str] | None = None) -> Store:
@@ -122,18 +132,18 @@ class Store:
         """Rows (or trees of a row) that were left out, by reason, over all sources."""
         return sum((Counter(info.dropped) for info in self.sources), Counter())
 
+    def prompt(self, i: int) -> list[int]:
+        """Token ids of tree i's prompt."""
+        return _span(self.tokens, int(self.prompt_start[i]), int(self.prompt_len[i]))
+
     def tree(self, i: int) -> Tree:
-        """Tree `i`, with id = i."""
-
-        def span(array: np.ndarray, start: int, length: int) -> list[int]:
-            return array[start : start + length].tolist()
-
+        """Tree `i`, with id = i. InputError: a tree without branches (kind "prompts")."""
         branches = range(int(self.tree_start[i]), int(self.tree_start[i + 1]))
         spans = [(int(self.branch_start[b]), int(self.branch_len[b])) for b in branches]
         return Tree(
-            prompt=span(self.tokens, int(self.prompt_start[i]), int(self.prompt_len[i])),
-            branches=[span(self.tokens, *s) for s in spans],
-            scored=[[bool(x) for x in span(self.scored, *s)] for s in spans],
+            prompt=self.prompt(i),
+            branches=[_span(self.tokens, *s) for s in spans],
+            scored=[[bool(x) for x in _span(self.scored, *s)] for s in spans],
             id=i,
         )
 
@@ -163,6 +173,10 @@ class Store:
         return "\n".join(lines)
 
 
+def _span(array: np.ndarray, start: int, length: int) -> list[int]:
+    return array[start : start + length].tolist()
+
+
 def build_store(
     paths: Sequence[str],
     formats: str | Sequence[str],
@@ -178,10 +192,11 @@ def build_store(
     """Opens the store of these sources, tokenising them first when no whole one is in `cache`.
 
     Called by one process (the caller holds back the other ranks). `formats`: one for all sources or one each.
-    `kind`: "preference" (trees of two branches: chosen, rejected) or "sft". `max_tokens` bounds prompt + branch;
-    `overlong` "drop" leaves longer rows out and counts them, "truncate" cuts a branch's end, or drops the row
-    where the prompt leaves no room. `workers`: processes that render and tokenise (None: one per core, 8 at most;
-    1: none); the result does not depend on it. InputError: bad input (with file and row), or no row left.
+    `kind`: "preference" (trees of two branches: chosen, rejected), "sft", or "prompts" (no branch). `max_tokens`
+    bounds prompt + branch; `overlong` "drop" leaves longer rows out and counts them, "truncate" cuts a branch's end,
+    or drops the row where the prompt leaves no room; a prompt itself is never cut. `workers`: processes that render
+    and tokenise (None: one per core, 8 at most; 1: none); the result does not depend on it. InputError: bad input
+    (with file and row), or no row left.
     """
     if overlong not in ("drop", "truncate"):
         raise InputError(f"data.overlong: unknown value '{overlong}'; use drop or truncate")
@@ -243,15 +258,15 @@ def _build(
             usable = sources.read(source, format, inputs["kind"], dropped)
             title = f"tokenising {source.name} ({format})"
             with tqdm(total=rows, desc=title, unit="row", disable=not progress) as bar:
-                for number, rendered in _render(usable, renderer, workers if rows >= MIN_ROWS else 1):
-                    bar.update(number + 1 - bar.n)
-                    for tree in rendered:
+                for row in _render(usable, renderer, workers if rows >= MIN_ROWS else 1):
+                    bar.update(row.number + 1 - bar.n)
+                    for tree in row.trees:
                         fitted = _fit(tree, inputs["max_tokens"], inputs["overlong"])
                         if isinstance(fitted, str):
                             dropped[fitted] += 1
                             continue
                         truncated += fitted.branches is not tree.branches
-                        _append(files, number, fitted)
+                        _append(files, row, fitted)
                         max_token_id = max(max_token_id, *map(max, [fitted.prompt, *fitted.branches]))
                 bar.update(rows - bar.n)
             trees = len(files["row_index"]) - first
@@ -290,16 +305,24 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _render(rows: Iterator[sources.Row], renderer: Renderer, workers: int) -> Iterator[tuple[int, list[Rendered]]]:
-    """(row number, its trees) of each row, in order."""
+class _RenderedRow(NamedTuple):
+    """A row's number in its source, its margin (1.0 where it is no pair) and its trees."""
+
+    number: int
+    margin: float
+    trees: list[Rendered]
+
+
+def _render(rows: Iterator[sources.Row], renderer: Renderer, workers: int) -> Iterator[_RenderedRow]:
+    """The rows, rendered, in order."""
     if workers <= 1:
         for row in rows:
-            yield row.number, _trees(row, renderer)
+            yield _render_row(row, renderer)
         return
     # Forked: each worker has the renderer as it is, and touches nothing else of the parent.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context, initializer=_set_renderer, initargs=(renderer,)) as pool:
-        pending: deque[Future[list[tuple[int, list[Rendered]]]]] = deque()
+        pending: deque[Future[list[_RenderedRow]]] = deque()
         try:
             while chunk := list(islice(rows, 32)):
                 pending.append(pool.submit(_render_chunk, chunk))
@@ -319,15 +342,22 @@ def _set_renderer(renderer: Renderer) -> None:
     _renderer = renderer
 
 
-def _render_chunk(chunk: list[sources.Row]) -> list[tuple[int, list[Rendered]]]:
+def _render_chunk(chunk: list[sources.Row]) -> list[_RenderedRow]:
     if _renderer is None:
         raise RuntimeError("not a worker process")
-    return [(row.number, _trees(row, _renderer)) for row in chunk]
+    return [_render_row(row, _renderer) for row in chunk]
+
+
+def _render_row(row: sources.Row, renderer: Renderer) -> _RenderedRow:
+    margin = row.example.margin if isinstance(row.example, sources.Preference) else 1.0
+    return _RenderedRow(row.number, margin, _trees(row, renderer))
 
 
 def _trees(row: sources.Row, renderer: Renderer) -> list[Rendered]:
     example = row.example
     try:
+        if isinstance(example, sources.Prompt):
+            return [Rendered(renderer.prompt_ids(example.messages), [], [])]
         if isinstance(example, sources.Preference):
             return [renderer.response_tree(example.prompt, [example.chosen, example.rejected])]
         if example.last_only:
@@ -343,9 +373,11 @@ def _fit(rendered: Rendered, max_tokens: int, overlong: str) -> Rendered | str:
     prompt, branches, scored = rendered
     if not prompt:
         return "empty prompt"
+    room = max_tokens - len(prompt)
+    if not branches:  # a prompt to answer: cut, it would lose its generation header
+        return rendered if room >= 0 else "prompt too long"
     if not all(branches) or not any(any(mask) for mask in scored):
         return "empty response"
-    room = max_tokens - len(prompt)
     if room <= 0:
         return "prompt too long"
     if max(map(len, branches)) > room:
@@ -359,9 +391,10 @@ def _fit(rendered: Rendered, max_tokens: int, overlong: str) -> Rendered | str:
     return rendered._replace(branches=branches, scored=scored)
 
 
-def _append(files: dict[str, _ArrayFile], number: int, tree: Rendered) -> None:
+def _append(files: dict[str, _ArrayFile], row: _RenderedRow, tree: Rendered) -> None:
     start = len(files["tokens"])
-    files["row_index"].append([number])
+    files["row_index"].append([row.number])
+    files["margin"].append([row.margin])
     files["prompt_start"].append([start])
     files["prompt_len"].append([len(tree.prompt)])
     files["tokens"].append(tree.prompt)
@@ -383,7 +416,7 @@ class _ArrayFile:
         self._file = open(path, "wb")
         self._dtype = np.dtype(dtype)
         self._length = 0
-        self._pending: list[int | bool] = []
+        self._pending: list[float] = []
         self._header()
         self._data_start = self._file.tell()
 
@@ -394,7 +427,7 @@ class _ArrayFile:
     def __len__(self) -> int:
         return self._length
 
-    def append(self, values: Sequence[int]) -> None:
+    def append(self, values: Sequence[float]) -> None:
         self._pending.extend(values)
         self._length += len(values)
         if len(self._pending) >= 1 << 16:

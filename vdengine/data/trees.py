@@ -103,6 +103,7 @@ class Pack:
     rows: Tensor  # [R] int64, the row that predicts each scored token
     targets: Tensor  # [R] int64, the scored tokens
     branch_offsets: Tensor  # [B+1] int64
+    ends: Tensor  # [B] int64, the row of each branch's last token
     tree_of_branch: Tensor  # [B] int64, index into tree_ids
     tree_ids: Tensor  # [trees] int64, store rows (or Tree.id)
     rows_inverse: Inverse  # of rows: m = T
@@ -230,16 +231,15 @@ def tree_cost(
     """Work of each tree, [n]: linear * tokens + quadratic * attention pairs + head * scored tokens.
 
     A pair is one query that sees one key: p(p+1)/2 for a prompt of p tokens, b*p + b(b+1)/2 for each branch
-    of b. In FLOPs of one forward: linear = 2 * parameters of the layers, quadratic = 4 * layers * heads *
-    head_dim, head = 2 * vocab_size * hidden_size. Only ratios matter to `plan_packs`.
+    of b (a tree may have none). In FLOPs of one forward: linear = 2 * parameters of the layers, quadratic =
+    4 * layers * heads * head_dim, head = 2 * vocab_size * hidden_size. Only ratios matter to `plan_packs`.
     """
     if head and num_scored is None:
         raise ValueError("tree_cost: head needs num_scored")
     p, b = prompt_len.astype(np.float64), branch_len.astype(np.float64)
-    per_branch = linear * b + quadratic * (b * np.repeat(p, np.diff(tree_start)) + b * (b + 1) / 2)
-    total = linear * p + quadratic * p * (p + 1) / 2
-    if len(p):
-        total += np.add.reduceat(per_branch, tree_start[:-1])
+    tree_of_branch = np.repeat(np.arange(len(p)), np.diff(tree_start))
+    per_branch = linear * b + quadratic * (b * p[tree_of_branch] + b * (b + 1) / 2)
+    total = linear * p + quadratic * p * (p + 1) / 2 + np.bincount(tree_of_branch, per_branch, len(p))
     return total if num_scored is None else total + head * num_scored
 
 
@@ -259,6 +259,11 @@ def _as_pack(arrays: dict[str, Any]) -> Pack:
     parts: dict[str, Any] = {}
     for name, value in arrays.items():
         parts[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    # a tree of several branches has a segment for its prompt, then one for each; a tree of one branch just one
+    of_tree = np.bincount(arrays["tree_of_branch"], minlength=len(arrays["tree_ids"]))
+    prompts_before = np.cumsum(of_tree > 1)[arrays["tree_of_branch"]]
+    segment = np.arange(len(arrays["tree_of_branch"])) + prompts_before
+    parts["ends"] = torch.from_numpy(arrays["cu_seqlens_q"][segment + 1].astype(np.int64) - 1)
     parts["rows_inverse"] = inverse(arrays["rows_inverse"])
     parts["kv_inverse"] = inverse(arrays["kv_inverse"]) if arrays["kv_inverse"] else None
     parts["token_inverse"] = (parts.pop("unique_tokens"), inverse(arrays["token_inverse"]))
