@@ -15,9 +15,10 @@ VOCAB = 517  # odd: no kernel's block divides it
 LAYERS = 3
 
 
-def hf_model(kind: str, *, tied: bool = False, scaled: bool = False, seed: int = 0) -> Any:
+def hf_model(kind: str, *, tied: bool = False, scaled: bool = False, scalar: bool = False, seed: int = 0) -> Any:
     """A random fp32 LlamaForCausalLM or Qwen3ForCausalLM, norms random too (at their initial 1 they hide a missing
-    weight). heads * head_dim is not hidden_size. `scaled`: llama3 rope scaling trained for 64 positions."""
+    weight). heads * head_dim is not hidden_size. `scaled`: llama3 rope scaling trained for 64 positions. `scalar`: a
+    reward model, for sequence classification with one label."""
     import transformers
 
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4 if kind == "llama" else 1e6}
@@ -26,14 +27,14 @@ def hf_model(kind: str, *, tied: bool = False, scaled: bool = False, seed: int =
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64,
         }  # fmt: skip
-    config_class, model_class = {
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
-    }[kind]
+    name = {"llama": "Llama", "qwen3": "Qwen3"}[kind]
+    config_class = getattr(transformers, f"{name}Config")
+    model_class = getattr(transformers, name + ("ForSequenceClassification" if scalar else "ForCausalLM"))
+    labels = {"num_labels": 1, "pad_token_id": 1} if scalar else {}
     config = config_class(
         vocab_size=VOCAB, hidden_size=72, intermediate_size=100, num_hidden_layers=LAYERS, num_attention_heads=6,
         num_key_value_heads=2, head_dim=16, max_position_embeddings=4096, tie_word_embeddings=tied, rms_norm_eps=1e-5,
-        rope_parameters=rope,
+        rope_parameters=rope, **labels,
     )  # fmt: skip
     model = model_class(config)
     g = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""SFT, DPO and SimPO against TRL's own trainers: loss, metrics and every parameter's gradient, fp32.
+"""SFT, DPO, SimPO and the reward model against TRL's own trainers: loss, metrics and every parameter's gradient, fp32.
 
 TRL tokenises, masks, collates and pads the rows and computes the loss; we run the same ids as trees. Its text is a
 list of numbers, which a word-level tokenizer turns into just those ids.
@@ -179,6 +179,31 @@ def test_sft(models, tokenizer, tmp_path):
     assert_same(ours.detach(), our_gradients(model, ours), loss, gradients)
     entropy = {"entropy": scores.entropy.mean().item()}
     assert_same_metrics(entropy, trainer._metrics["train"], ["entropy"], 10.0)
+
+
+@pytest.mark.parametrize("margin, center", [(False, 0.0), (True, 0.1)])
+def test_reward(tokenizer, tmp_path, margin, center):
+    """Guards a reward model's reading (the last token, shared prompts or not), loss, metrics and gradients."""
+    hf = hf_model("llama", scalar=True)
+    model = ours(hf, tmp_path / "model")
+    margins = [0.5 * i for i in range(6)]
+    data = [r | ({"margin": m} if margin else {}) for r, m in zip(rows(), margins, strict=True)]
+    trainer = trl.RewardTrainer(
+        hf, args=trl.RewardConfig(**options(tmp_path, center_rewards_coefficient=center or None, disable_dropout=True)),
+        train_dataset=datasets.Dataset.from_list(data), processing_class=tokenizer,
+    )  # fmt: skip
+    loss, gradients, _ = trl_loss(trainer)
+
+    trees = preference_trees()
+    for tree, row in zip(trees, trainer.train_dataset, strict=True):
+        assert [tree.prompt + b for b in tree.branches] == [row["chosen_ids"], row["rejected_ids"]]
+    pack = vd.pack(trees)
+    scores = model(pack).values[pack.ends]
+    losses, metrics = vd.objectives.reward(scores, torch.tensor(margins) if margin else 0.0, center=center)
+    assert losses.std() > 0.01
+    assert_same(losses.detach().mean(), our_gradients(model, losses.mean()), loss, gradients)
+    logged = {name: x.mean().item() for name, x in metrics.items()}
+    assert_same_metrics(logged, trainer._metrics["train"], list(logged), scores.abs().max().item())
 
 
 def test_simpo(models, tokenizer, tmp_path):

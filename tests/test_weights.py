@@ -480,7 +480,8 @@ def test_sharded_index(folder):
 
 @pytest.mark.parametrize("kind, change, reason", [
     ("llama", {"model_type": "mistral"}, "model_type = \"mistral\" is not supported; supported: llama, qwen3"),
-    ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "architectures"),
+    ("llama", {"architectures": ["LlamaForTokenClassification"]}, "architectures"),
+    ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "num_labels"),
     ("llama", {"attention_bias": True}, "attention_bias"),
     ("llama", {"mlp_bias": True}, "mlp_bias"),
     ("qwen3", {"use_sliding_window": True}, "use_sliding_window"),

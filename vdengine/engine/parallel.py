@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import socket
@@ -100,6 +101,8 @@ def shard_model(
     """
     if not trainable:
         model.to(dtype)
+        if model.config.head == "scalar":
+            model.score.float()
     policy = MixedPrecisionPolicy(
         param_dtype=dtype,
         reduce_dtype=torch.float32,
@@ -115,7 +118,10 @@ def shard_model(
         shard([model.model.embed_tokens, model.lm_head])
     else:
         shard(model.model.embed_tokens)
-        shard(model.lm_head)
+        if model.config.head == "scalar":  # a single row: rounding it to bf16 would save nothing
+            shard(model.score, mp_policy=dataclasses.replace(policy, param_dtype=torch.float32))
+        else:
+            shard(model.lm_head)
     shard(model)
     for module in model.modules():
         if isinstance(module, FSDPModule) and world.size > 1:  # alone, the factor 1.0 would cost a pass of its own

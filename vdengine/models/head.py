@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -17,6 +18,28 @@ class Scores(NamedTuple):
     logp: Tensor  # [R] fp32, differentiable: log p of each scored branch token; [0] without a pack
     entropy: Tensor | None  # [R] fp32, nats; None unless asked for
     probe_logp: Tensor | None  # [P] fp32, no grad: the probe packs' scored tokens, pack after pack
+    values: Tensor | None = None  # [T] fp32, differentiable: a scalar model's, at every token; then logp is empty
+
+
+class Drawn(NamedTuple):
+    """Tokens sampled by the head, one for each row."""
+
+    tokens: Tensor  # [T] int64
+    logp: Tensor  # [T] fp32
+
+
+Draw = Callable[[Tensor, Tensor], Drawn]  # (hidden rows [T, H], the head's weight [V, H])
+
+
+class ScalarHead(nn.Module):
+    """`score` of Hugging Face's sequence classification with one label. An FSDP unit of its own, in fp32."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, hidden_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:  # [T, H] -> [T] fp32
+        return torch.mv(hidden.float(), self.weight[0].float())
 
 
 class Head(nn.Module):
@@ -28,6 +51,7 @@ class Head(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
         self.saved_bytes, self.backend = saved_bytes, backend
+        self.temperature = 1.0  # divides the logits of the training stream: PPO's, that of its samples; never probes'
         self.probe_clock: AbstractContextManager[None] = nullcontext()
 
     def forward(
@@ -37,12 +61,15 @@ class Head(nn.Module):
         probe_hidden: list[Tensor],  # each [P_i, H]
         probe_targets: list[Tensor],  # each [P_i] int64
         entropy: bool,
-    ) -> Scores:
+        draw: Draw | None = None,  # sample instead: a token after each hidden row
+    ) -> Scores | Drawn:
+        if draw is not None and hidden is not None:
+            return draw(hidden, self.weight)
         logp, ent, probe_logp = torch.empty(0, device=self.weight.device), None, None
         if hidden is not None and targets is not None:
             out = linear_logprob(
-                hidden, self.weight, targets, entropy=entropy, saved_bytes=self.saved_bytes, fp32_weight_grad=True,
-                backend=self.backend,
+                hidden, self.weight, targets, temperature=self.temperature, entropy=entropy,
+                saved_bytes=self.saved_bytes, fp32_weight_grad=True, backend=self.backend,
             )  # fmt: skip
             logp, ent = out if isinstance(out, Scored) else (out, None)
         if probe_hidden:

@@ -121,6 +121,12 @@ class Tokenizer:
         return hashlib.blake2b(f"{self._backend.to_str()}\0{rest}".encode(), digest_size=16).hexdigest()
 
     @cached_property
+    def vocabulary_hash(self) -> str:
+        """Content hash of what each id stands for. Two tokenizers that agree can read each other's ids."""
+        vocabulary = sorted(self._backend.get_vocab(with_added_tokens=True).items())
+        return hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=16).hexdigest()
+
+    @cached_property
     def renderer(self) -> Renderer:
         """The renderer of the tokenizer's own chat template. InputError when it has none."""
         from vdengine.models.chat import Renderer

@@ -6,6 +6,7 @@ file have been checked, and nothing whole: `load_into` streams rows straight int
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from vdengine.models.tokenizer import Tokenizer
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+SCALAR_ARCHITECTURES = {"llama": "LlamaForSequenceClassification", "qwen3": "Qwen3ForSequenceClassification"}
 SHARD_BYTES = 5 * 10**9  # of one safetensors file, the hub's convention
 CHUNK_BYTES = 64 << 20  # read, converted and copied at a time
 HASH_BYTES = 64 << 20  # hashed by one thread at a time
@@ -137,8 +139,15 @@ def config_from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
     if kind not in ARCHITECTURES:
         raise refuse("model_type", kind, f"supported: {', '.join(ARCHITECTURES)}")
     architectures = raw.get("architectures") or [ARCHITECTURES[kind]]
-    if architectures != [ARCHITECTURES[kind]]:
-        raise refuse("architectures", architectures, f"supported: {ARCHITECTURES[kind]}")
+    scalar = architectures == [SCALAR_ARCHITECTURES[kind]]
+    if architectures != [ARCHITECTURES[kind]] and not scalar:
+        allowed = f"supported: {ARCHITECTURES[kind]}, {SCALAR_ARCHITECTURES[kind]}"
+        raise refuse("architectures", architectures, allowed)
+    if scalar:  # transformers writes the number of labels as the length of id2label; without one it means two
+        labels = raw.get("id2label")
+        num_labels = len(labels) if isinstance(labels, dict) else raw.get("num_labels", 2)
+        if num_labels != 1:
+            raise refuse("num_labels", num_labels, "a reward model has one label")
     if raw.get("quantization_config") is not None:
         raise refuse("quantization_config", "...", "only float32, float16 and bfloat16 weights (or a .gguf file)")
     for key in ("attention_bias", "mlp_bias"):
@@ -201,8 +210,9 @@ def config_from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
         rms_norm_eps=real(raw, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=rope,
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)) and not scalar,
         max_position_embeddings=positions,
+        head="scalar" if scalar else "causal",
     )
 
 
@@ -217,8 +227,9 @@ def config_to_hf(config: ModelConfig, dtype: str, tokenizer: Tokenizer | None) -
             "high_freq_factor": s.high_freq_factor,
             "original_max_position_embeddings": s.original_max_position_embeddings,
         }
+    scalar = config.head == "scalar"
     raw = {
-        "architectures": [ARCHITECTURES[config.model_type]],
+        "architectures": [(SCALAR_ARCHITECTURES if scalar else ARCHITECTURES)[config.model_type]],
         "model_type": config.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -244,9 +255,22 @@ def config_to_hf(config: ModelConfig, dtype: str, tokenizer: Tokenizer | None) -
         "eos_token_id": None if tokenizer is None else tokenizer.eos_id,
         "pad_token_id": None if tokenizer is None else tokenizer.pad_id,
     }
+    if scalar:
+        raw |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "pad_token_id": _score_pad(tokenizer)}
     if config.model_type == "llama":
         return raw | {"mlp_bias": False}
     return raw | {"use_sliding_window": False, "sliding_window": None}
+
+
+def _score_pad(tokenizer: Tokenizer | None) -> int | None:
+    """The padding of a reward model. transformers reads the score at the last token that is not padding, so it must
+    not be one that ends an answer: the tokenizer's own, else any special token that ends and begins nothing, else
+    none (transformers then takes one sequence at a time)."""
+    if tokenizer is None:
+        return None
+    used = {*tokenizer.stop_ids, tokenizer.bos_id}
+    others = (tokenizer.token_id(token.content) for token in tokenizer.added_special_tokens)
+    return next((i for i in (tokenizer.pad_id, *others) if i is not None and i not in used), None)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -270,7 +294,9 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     for i in range(config.num_hidden_layers):
         shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
     shapes["model.norm.weight"] = (h,)
-    if not config.tie_word_embeddings:
+    if config.head == "scalar":
+        shapes["score.weight"] = (1, h)
+    elif not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, h)
     return shapes
 
@@ -349,6 +375,39 @@ def open_weights(source: str) -> Weights:
     """
     path = locate(source)
     return GGUFWeights(source, read_gguf(path)) if path.is_file() else SafetensorsWeights(source, path)
+
+
+class ScalarWeights(Weights):
+    """The trunk of a language model under a new scalar head, for a reward or a value model to start from.
+
+    The head is drawn from N(0, 1 / (H + 1)) (Stiennon et al., arXiv 2009.01325, for reward models), the same for the
+    same seed on any machine; seed None: zeros (a value model's first guess is 0).
+    """
+
+    def __init__(self, trunk: Weights, seed: int | None) -> None:
+        self._trunk, self._seed = trunk, seed
+        config = dataclasses.replace(trunk.config, head="scalar", tie_word_embeddings=False)
+        shapes = {name: trunk.shape(name) for name in trunk.names if name != "lm_head.weight"}
+        shape = shapes["score.weight"] = (1, config.hidden_size)
+        super().__init__(trunk.source, config, shapes, trunk.files)
+        draw = np.zeros(shape) if seed is None else np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)
+        self._score = torch.from_numpy(draw / np.sqrt(config.hidden_size + 1)).float()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        return self._score[start:stop] if name == "score.weight" else self._trunk.read(name, start, stop)
+
+    @cached_property
+    def hash(self) -> str:
+        """Of the trunk's content and the seed."""
+        return hashlib.blake2b(f"{self._trunk.hash} score {self._seed}".encode(), digest_size=16).hexdigest()
+
+
+def open_causal(source: str) -> Weights:
+    """`open_weights` of a language model. InputError also when it is a reward model."""
+    weights = open_weights(source)
+    if weights.config.head == "scalar":
+        raise InputError(f"{source}: a reward model (it gives one score, no tokens); a language model is needed here")
+    return weights
 
 
 class SafetensorsWeights(Weights):
@@ -576,12 +635,24 @@ def load_model(
     *,
     kernels: Kernels | None = None,
 ) -> Transformer:
-    """A model with its weights, in eval mode, its parameters trainable.
+    """A model with its weights, in eval mode, its parameters trainable; of a sequence-classification folder (one
+    label) a scalar model.
 
     `source`: a Hugging Face folder, a hub id, a .gguf path or package://pkg/file.gguf. `dtype` is that of every
     parameter. `kernels`: the backend of each part, default "auto" by device. Raises InputError as `open_weights` does.
     """
     weights = open_weights(source)
+    return build_model(weights, dtype, device, kernels=kernels)
+
+
+def build_model(
+    weights: Weights,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    *,
+    kernels: Kernels | None = None,
+) -> Transformer:
+    """`load_model` of weights that are already open."""
     with torch.device("meta"):
         model = Transformer(weights.config, kernels=kernels or Kernels())
     model = model.to(dtype).to_empty(device=device)
@@ -699,10 +770,11 @@ def _finish_folder(
         index = {"metadata": {"total_size": total}, "weight_map": mapping}
         _write_json(partial / "model.safetensors.index.json", index)
     _write_json(partial / "config.json", config_to_hf(config, str(written).removeprefix("torch."), tokenizer))
-    if tokenizer is not None:
+    if tokenizer is not None and config.head == "causal":
         bos, eos, pad = tokenizer.bos_id, tokenizer.stop_ids, tokenizer.pad_id
         generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
         _write_json(partial / "generation_config.json", {k: v for k, v in generation.items() if v not in (None, [])})
+    if tokenizer is not None:
         tokenizer.save(partial)
     if target.exists():
         old = target.with_name(f".{target.name}.old")
