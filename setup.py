@@ -14,8 +14,8 @@ from pybind11 import get_include
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = ["packing.cpp", "assemble.cpp", "rows.cpp", "gather.cpp", "module.cpp"]
-HEADERS = ["native.h", "bf16.h", "rows_kernel.inl"]
+SOURCES = ["packing.cpp", "assemble.cpp", "rows.cpp", "gather.cpp", "decode.cpp", "module.cpp"]
+HEADERS = ["native.h", "bf16.h", "each_isa.inl", "vector.inl", "rows_kernel.inl", "decode_kernel.inl"]
 
 FLAGS = [
     "-std=c++17",

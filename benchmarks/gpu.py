@@ -29,6 +29,7 @@ BENCHMARKS = (  # in the order of what a short run should not go without
     "test_kernels_gpu.py::test_linear_logprob",
     "test_kernels_gpu.py::test_memory_bound",
     "test_step_gpu.py -k dpo",
+    "test_generate.py::test_generate",
     "test_kernels_gpu.py::test_cross_entropy",
     "test_kernels_gpu.py::test_preference",
     "test_step_gpu.py -k sft",

@@ -217,13 +217,60 @@ void py_gather_sum(uintptr_t src_ptr, const std::string& src_dtype, int64_t widt
     gather_sum(args, threads);
 }
 
+void py_thin_linear(uintptr_t x_ptr, int64_t rows, int64_t width, int64_t x_row_stride,
+                    const std::vector<std::tuple<uintptr_t, int64_t, int64_t>>& weights,
+                    const std::string& weight_dtype, uintptr_t y_ptr, int threads, const std::string& simd) {
+    LinearArgs args;
+    args.x = pointer<const float>(x_ptr);
+    args.rows = rows;
+    args.width = width;
+    args.x_row_stride = x_row_stride;
+    args.weight_dtype = parse_dtype(weight_dtype, "weight_dtype");
+    args.y = pointer<float>(y_ptr);
+    args.y_row_stride = 0;
+    std::vector<LinearWeight> all;
+    for (const auto& [data, columns, row_stride] : weights) {
+        all.push_back({pointer<const void>(data), columns, row_stride, args.y_row_stride});
+        args.y_row_stride += columns;
+    }
+    py::gil_scoped_release release;
+    thin_linear(args, all, threads, simd);
+}
+
+void py_decode_attention(uintptr_t q_ptr, const std::string& dtype, int64_t rows, int64_t heads, int64_t kv_heads,
+                         int64_t dim, int64_t q_row_stride, uintptr_t keys_ptr, uintptr_t values_ptr,
+                         int64_t num_blocks, int64_t block, uintptr_t table_ptr, int64_t max_blocks, int64_t table_row_stride,
+                         uintptr_t lengths_ptr, double scale, uintptr_t out_ptr, int threads,
+                         const std::string& simd) {
+    DecodeArgs args;
+    args.q = pointer<const void>(q_ptr);
+    args.dtype = parse_dtype(dtype, "dtype");
+    args.rows = rows;
+    args.heads = heads;
+    args.kv_heads = kv_heads;
+    args.dim = dim;
+    args.q_row_stride = q_row_stride;
+    args.keys = pointer<const void>(keys_ptr);
+    args.values = pointer<const void>(values_ptr);
+    args.num_blocks = num_blocks;
+    args.block = block;
+    args.table = pointer<const int32_t>(table_ptr);
+    args.max_blocks = max_blocks;
+    args.table_row_stride = table_row_stride;
+    args.lengths = pointer<const int32_t>(lengths_ptr);
+    args.scale = scale;
+    args.out = pointer<void>(out_ptr);
+    py::gil_scoped_release release;
+    decode_attention(args, threads, simd);
+}
+
 }  // namespace
 }  // namespace vdengine
 
 PYBIND11_MODULE(_native, m) {
     using namespace vdengine;
     using py::arg;
-    m.doc() = "Packing, batch assembly and CPU row kernels. Documented in _native.pyi.";
+    m.doc() = "Packing, batch assembly, CPU row kernels and CPU decoding. Documented in _native.pyi.";
     m.def("plan_packs", &py_plan_packs, arg("num_tokens"), arg("cost"), arg("ranks"), arg("budget"));
     m.def("assemble", &py_assemble, arg("tokens"), arg("scored"), arg("tree_start"), arg("prompt_start"),
           arg("prompt_len"), arg("branch_start"), arg("branch_len"), arg("select"));
@@ -234,6 +281,12 @@ PYBIND11_MODULE(_native, m) {
     m.def("gather_sum", &py_gather_sum, arg("src_ptr"), arg("src_dtype"), arg("width"), arg("src_row_stride"),
           arg("order_ptr"), arg("offsets_ptr"), arg("m"), arg("out_ptr"), arg("out_dtype"), arg("out_row_stride"),
           arg("threads") = 0);
+    m.def("thin_linear", &py_thin_linear, arg("x_ptr"), arg("rows"), arg("width"), arg("x_row_stride"), arg("weights"),
+          arg("weight_dtype"), arg("y_ptr"), arg("threads") = 0, arg("simd") = "auto");
+    m.def("decode_attention", &py_decode_attention, arg("q_ptr"), arg("dtype"), arg("rows"), arg("heads"),
+          arg("kv_heads"), arg("dim"), arg("q_row_stride"), arg("keys_ptr"), arg("values_ptr"), arg("num_blocks"),
+          arg("block"), arg("table_ptr"), arg("max_blocks"), arg("table_row_stride"), arg("lengths_ptr"), arg("scale"), arg("out_ptr"),
+          arg("threads") = 0, arg("simd") = "auto");
     m.def("set_num_threads", &set_num_threads, arg("n"));
     m.def("simd_levels", &simd_levels);
     m.def("has_openmp", &has_openmp);

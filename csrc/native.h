@@ -95,6 +95,8 @@ struct RowsArgs {
 
 // Names of the vector code this machine can run, best first.
 std::vector<std::string> simd_levels();
+// The best one for "auto"; an error where the name is not one of them.
+std::string resolve_simd(const std::string& simd);
 void log_softmax_rows(const RowsArgs& args, int threads, const std::string& simd);
 
 // ---- gather.cpp ---------------------------------------------------------------------------------------------
@@ -113,5 +115,51 @@ struct GatherArgs {
 };
 
 void gather_sum(const GatherArgs& args, int threads);
+
+// ---- decode.cpp ---------------------------------------------------------------------------------------------
+
+struct LinearWeight {
+    const void* data;  // [columns, width] LinearArgs::weight_dtype
+    int64_t columns;
+    int64_t row_stride;
+    int64_t column;  // of y where its columns begin
+};
+
+struct LinearArgs {
+    const float* x;  // [rows, width]
+    int64_t rows;
+    int64_t width;
+    int64_t x_row_stride;
+    DType weight_dtype;
+    float* y;  // [rows, columns of all weights]
+    int64_t y_row_stride;
+};
+
+// y = x @ weight.T of every weight, side by side.
+void thin_linear(const LinearArgs& args, const std::vector<LinearWeight>& weights, int threads,
+                 const std::string& simd);
+
+struct DecodeArgs {
+    const void* q;  // [rows, heads, dim]
+    DType dtype;    // of q, keys, values and out
+    int64_t rows;
+    int64_t heads;
+    int64_t kv_heads;
+    int64_t dim;
+    int64_t q_row_stride;
+    const void* keys;  // [num_blocks, block, kv_heads, dim]
+    const void* values;
+    int64_t num_blocks;
+    int64_t block;
+    const int32_t* table;  // [rows, max_blocks]
+    int64_t max_blocks;
+    int64_t table_row_stride;
+    const int32_t* lengths;  // [rows]
+    double scale;            // of the scores
+    void* out;               // [rows, heads, dim]
+};
+
+// Each row's attention over its first `lengths[row]` keys; zeros where there are none.
+void decode_attention(const DecodeArgs& args, int threads, const std::string& simd);
 
 }  // namespace vdengine

@@ -3,45 +3,18 @@
 
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 #include "bf16.h"
 #include "native.h"
-
-#if defined(__x86_64__) || defined(__i386__)
-#define VD_X86 1
-#else
-#define VD_X86 0
-#endif
 
 namespace vdengine {
 namespace {
 
 using RowFunction = void (*)(const RowsArgs&, int64_t);
 
-#if VD_X86
-namespace avx512 {
-#define VD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-#define VD_LANES 16
-#include "rows_kernel.inl"
-#undef VD_LANES
-#undef VD_TARGET
-}  // namespace avx512
-namespace avx2 {
-#define VD_TARGET __attribute__((target("avx2,fma")))
-#define VD_LANES 8
-#include "rows_kernel.inl"
-#undef VD_LANES
-#undef VD_TARGET
-}  // namespace avx2
-#endif
-
-namespace baseline {  // SSE2 on x86-64, NEON on aarch64
-#define VD_TARGET
-#define VD_LANES 4
-#include "rows_kernel.inl"
-#undef VD_LANES
-#undef VD_TARGET
-}  // namespace baseline
+#define VD_KERNEL "rows_kernel.inl"
+#include "each_isa.inl"
 
 RowFunction choose([[maybe_unused]] const std::string& simd, DType logits, DType p) {
 #if VD_X86
@@ -67,6 +40,14 @@ std::vector<std::string> simd_levels() {
     return levels;
 }
 
+std::string resolve_simd(const std::string& simd) {
+    const std::vector<std::string> levels = simd_levels();
+    if (simd == "auto") return levels.front();
+    for (const std::string& level : levels)
+        if (level == simd) return level;
+    throw std::invalid_argument("simd level '" + simd + "' does not exist on this machine");
+}
+
 void log_softmax_rows(const RowsArgs& args, int threads, const std::string& simd) {
     if (args.n < 0 || args.v < 1) throw std::invalid_argument("n must be >= 0 and v >= 1");
     if (!(args.inv_temperature >= 1e-30 && args.inv_temperature <= 1e30))
@@ -81,13 +62,8 @@ void log_softmax_rows(const RowsArgs& args, int threads, const std::string& simd
             throw std::invalid_argument("targets[" + std::to_string(i) + "] is " + std::to_string(args.targets[i]) +
                                         ", outside 0.." + std::to_string(args.v - 1) + " (V = " +
                                         std::to_string(args.v) + ")");
-    const std::vector<std::string> levels = simd_levels();
-    std::string level = simd == "auto" ? levels.front() : "";
-    for (const std::string& known : levels)
-        if (known == simd) level = known;
-    if (level.empty()) throw std::invalid_argument("simd level '" + simd + "' does not exist on this machine");
 
-    const RowFunction row = choose(level, args.logits_dtype, args.p_dtype);
+    const RowFunction row = choose(resolve_simd(simd), args.logits_dtype, args.p_dtype);
     [[maybe_unused]] const int num_threads = resolve_threads(threads);
 #pragma omp parallel for schedule(static) num_threads(num_threads) if (args.n > 1 && num_threads > 1)
     for (int64_t i = 0; i < args.n; ++i) row(args, i);

@@ -1,12 +1,4 @@
-// One row of log_softmax_rows, compiled once per instruction set: rows.cpp includes this file several times, each
-// time in a namespace of its own with VD_TARGET (a target attribute) and VD_LANES (floats per vector) defined.
-// Every function carries the attribute itself, as templates do not inherit it from a pragma.
-
-#define VD_INLINE VD_TARGET __attribute__((always_inline)) inline
-
-typedef float Floats __attribute__((vector_size(VD_LANES * 4)));
-typedef uint32_t Words __attribute__((vector_size(VD_LANES * 4)));
-typedef uint16_t Halves __attribute__((vector_size(VD_LANES * 2)));
+// One row of log_softmax_rows, compiled once per instruction set: see each_isa.inl.
 
 // Vectors in flight: exp is a chain of some twelve dependent operations of four cycles each.
 constexpr int kUnroll = 4;
@@ -15,101 +7,8 @@ constexpr int64_t kStep = kUnroll * VD_LANES;
 // is summed in fp32 (at most kBlock / kStep terms a lane) and blocks are added in fp64.
 constexpr int64_t kBlock = 4096;
 
-VD_INLINE Floats splat(float x) { return x - Floats{}; }
-
-VD_INLINE Floats load(const float* x) {
-    Floats v;
-    __builtin_memcpy(&v, x, sizeof v);
-    return v;
-}
-
-VD_INLINE Floats load(const uint16_t* x) {
-    Halves h;
-    __builtin_memcpy(&h, x, sizeof h);
-    return (Floats)(__builtin_convertvector(h, Words) << 16);
-}
-
-VD_INLINE void store(float* x, Floats v) { __builtin_memcpy(x, &v, sizeof v); }
-
-// To bfloat16, nearest or even. Not for NaN: see float_to_bf16.
-VD_INLINE void store(uint16_t* x, Floats v) {
-    const Words bits = (Words)v;
-    const Halves h = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
-    __builtin_memcpy(x, &h, sizeof h);
-}
-
-VD_INLINE float widen(float x) { return x; }
-VD_INLINE float widen(uint16_t x) { return bf16_to_float(x); }
-VD_INLINE void narrow(float* x, float v) { *x = v; }
-VD_INLINE void narrow(uint16_t* x, float v) { *x = float_to_bf16(v); }
-
-// The larger of two; b where either is NaN. One maximum instruction on x86.
-VD_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-
-// The base-2 exponent's factor, inv_temperature * log2(e), to twice fp32's precision: an error in it would be a
-// small change of temperature, which no averaging over the row takes away.
-struct Scale {
-    float high, low;
-    float lowest;  // exp2 below it is 0: -127 / high
-};
-
-VD_INLINE Scale scale_of(double inv_temperature) {
-    const double scale = inv_temperature * 1.4426950408889634;
-    const float high = static_cast<float>(scale);
-    return {high, static_cast<float>(scale - high), -127.0f / high};
-}
-
-// 2^(d * scale) for d <= 0, to about 1 ulp. Results that are not normal floats, below 2^-126.5, are 0; NaN gives
-// NaN. `d` is held above the bound, so that the caller may form e * d without 0 * -inf.
-//
-// 2^y = 2^k * 2^f, k = round(y), |f| <= 1/2. Adding `magic` rounds y to an integer and leaves k + 127, the exponent
-// field of 2^k, in the low bits; k = -127 makes that factor 0. The polynomial is the minimax fit of 2^f with 2^0 = 1
-// (relative error 3e-9).
-VD_INLINE Floats exp2_scaled(Floats& d, const Scale& scale) {
-    constexpr float magic = 12582912.0f + 127.0f;  // 1.5 * 2^23
-    d = larger(splat(scale.lowest), d);
-    const Floats shifted = d * scale.high + magic;
-    const Floats k = shifted - magic;
-    Floats f = d * scale.high - k;
-    f = d * scale.low + f;
-    Floats p = f * 1.5594678e-4f + 1.3406644e-3f;
-    p = p * f + 9.6176928e-3f;
-    p = p * f + 5.5503104e-2f;
-    p = p * f + 2.4022652e-1f;
-    p = p * f + 6.9314724e-1f;
-    p = p * f + 1.0f;
-    return p * (Floats)((Words)shifted << 23);
-}
-
-VD_INLINE float horizontal_max(Floats v) {
-    float m = v[0];
-    for (int i = 1; i < VD_LANES; ++i) m = v[i] > m ? v[i] : m;
-    return m;
-}
-
-VD_INLINE double horizontal_sum(Floats v) {
-    double s = 0;
-    for (int i = 0; i < VD_LANES; ++i) s += v[i];
-    return s;
-}
-
-// Vectors at the end of a row, where fewer than VD_LANES elements may be left. Missing ones read as -inf: they are
-// no maximum and add exp(-inf) = 0.
-template <typename T>
-VD_INLINE Floats load_up_to(const T* x, int64_t count) {
-    if (count >= VD_LANES) return load(x);
-    float buffer[VD_LANES];
-    for (int i = 0; i < VD_LANES; ++i) buffer[i] = i < count ? widen(x[i]) : -INFINITY;
-    return load(buffer);
-}
-
-template <typename T>
-VD_INLINE void store_up_to(T* x, Floats v, int64_t count) {
-    if (count >= VD_LANES) return store(x, v);
-    for (int i = 0; i < count; ++i) narrow(x + i, v[i]);
-}
-
-// The maximum, or -inf; NaN is passed over, as the sum will carry it.
+// The maximum, or -inf; NaN is passed over, as the sum will carry it. Past the end of a row logits read as -inf, here and
+// below: they are no maximum, and add exp(-inf) = 0.
 template <typename T>
 VD_INLINE float block_max(const T* x, int64_t count) {
     Floats best[kUnroll];
@@ -117,7 +16,7 @@ VD_INLINE float block_max(const T* x, int64_t count) {
     int64_t i = 0;
     for (; i + kStep <= count; i += kStep)
         for (int u = 0; u < kUnroll; ++u) best[u] = larger(load(x + i + u * VD_LANES), best[u]);
-    for (; i < count; i += VD_LANES) best[0] = larger(load_up_to(x + i, count - i), best[0]);
+    for (; i < count; i += VD_LANES) best[0] = larger(load_up_to(x + i, count - i, -INFINITY), best[0]);
     for (int u = 1; u < kUnroll; ++u) best[0] = larger(best[u], best[0]);
     return horizontal_max(best[0]);
 }
@@ -146,7 +45,7 @@ VD_INLINE void block_sum(const T* x, int64_t count, float max, const Scale& scal
         }
     }
     for (; i < count; i += VD_LANES) {
-        Floats d = load_up_to(x + i, count - i) - max;
+        Floats d = load_up_to(x + i, count - i, -INFINITY) - max;
         const Floats e = exp2_scaled(d, scale);
         s[0] += e;
         if (kWeighted) w[0] += e * d;
@@ -169,7 +68,7 @@ VD_INLINE void write_softmax(const T* x, P* p, int64_t count, float max, const S
             store(p + i + u * VD_LANES, exp2_scaled(d, scale) * factor);
         }
     for (; i < count; i += VD_LANES) {
-        Floats d = load_up_to(x + i, count - i) - max;
+        Floats d = load_up_to(x + i, count - i, -INFINITY) - max;
         store_up_to(p + i, exp2_scaled(d, scale) * factor, count - i);
     }
 }
@@ -227,5 +126,3 @@ static RowFunction choose(DType logits, DType p) {
     if (logits == DType::float32) return p == DType::float32 ? row_of<float, float> : row_of<float, uint16_t>;
     return p == DType::float32 ? row_of<uint16_t, float> : row_of<uint16_t, uint16_t>;
 }
-
-#undef VD_INLINE

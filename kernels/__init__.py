@@ -1,18 +1,21 @@
 """vdengine's kernels, each beside its torch reference; they need nothing else of vdengine and embed alone."""
 
 from vdengine.kernels.cross_entropy import LinearCrossEntropy, linear_cross_entropy
+from vdengine.kernels.decode_attention import decode_attention
 from vdengine.kernels.gather import embedding_rows, gather_rows, gather_sum, segment_sum
 from vdengine.kernels.linear_logprob import LinearLogprob, linear_logprob, linear_logprob_reference
 from vdengine.kernels.preference import Preference, preference_loss
 from vdengine.kernels.rms_norm import RMSNorm, rms_norm
 from vdengine.kernels.rope import qk_rope
 from vdengine.kernels.swiglu import swiglu
+from vdengine.kernels.thin_linear import thin_linear
 
 __all__ = [
     "LinearCrossEntropy",
     "LinearLogprob",
     "Preference",
     "RMSNorm",
+    "decode_attention",
     "embedding_rows",
     "gather_rows",
     "gather_sum",
@@ -24,4 +27,5 @@ __all__ = [
     "rms_norm",
     "segment_sum",
     "swiglu",
+    "thin_linear",
 ]

@@ -68,6 +68,8 @@ def rule(kernel: str, width: int) -> Launch:
         return Launch(block, min(16, max(1, block // 256)))
     if kernel == "swiglu":
         return Launch(1024, 4)
+    if kernel == "decode":  # 64 keys
+        return Launch(64 * power_of_two(width), 4)
     if kernel == "gather":
         block = min(1024, power_of_two(width))
         return Launch(block, min(4, max(1, block // 256)))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vdengine.kernels._triton import arch, triton
+from vdengine.kernels.decode_attention import decode_attention
 from vdengine.kernels.gather import gather_sum
 from vdengine.kernels.rms_norm import rms_norm
 from vdengine.kernels.rope import qk_rope
@@ -28,7 +29,7 @@ from vdengine.kernels.rows import TritonRowKernel
 from vdengine.kernels.swiglu import swiglu
 from vdengine.kernels.table import Entry, Launch, power_of_two, rule, table, trying
 
-KERNELS = ("head", "gather", "rms_norm", "rope", "swiglu")
+KERNELS = ("head", "gather", "rms_norm", "rope", "swiglu", "decode")
 ARCHITECTURES = (80, 90, 100)  # that `--rule` writes rows for
 SAMPLES = 20
 FLUSH_BYTES = 1 << 30  # past any L2; and writing it takes long enough for the host to queue what is timed next
@@ -64,6 +65,7 @@ def widths(kernel: str) -> list[int]:
         "rms_norm": lambda m: {m.hidden},
         "rope": lambda m: {8 * m.head_dim},
         "swiglu": lambda m: {m.intermediate},
+        "decode": lambda m: {m.head_dim},
     }
     return sorted(set().union(*(of[kernel](m) for m in MODELS.values())))
 
@@ -131,7 +133,9 @@ def cases(
     kernels: Iterable[str], device: torch.device, num_rows: int = 16384, only: Iterable[int] = ()
 ) -> Iterator[Case]:
     """The table's cases, one at a time: their inputs are large. `only`: these widths instead of the models'."""
-    make = {"head": _head, "gather": _gather, "rms_norm": _rms_norm, "rope": _rope, "swiglu": _swiglu}
+    make = {
+        "head": _head, "gather": _gather, "rms_norm": _rms_norm, "rope": _rope, "swiglu": _swiglu, "decode": _decode,
+    }  # fmt: skip
     for kernel in kernels:
         for width in list(only) or widths(kernel):
             run, moved, blocks = make[kernel](width, num_rows, device)
@@ -213,6 +217,18 @@ def _swiglu(width: int, n: int, device: torch.device) -> Made:
         return (y, *torch.autograd.grad(y, (gate, up), dy))
 
     return run, 8 * gate.nbytes, [256, 512, 1024, 2048, 4096, 8192]
+
+
+def _decode(width: int, n: int, device: torch.device) -> Made:
+    """Rows of 64 to 1024 keys, 32 heads on 8, in pages of 16 keys that lie in no order."""
+    rows, page = max(1, n // 256), 16
+    lengths = torch.randint(64, 1025, (rows,), device=device, dtype=torch.int32)
+    table = torch.randperm(rows * 64, device=device).view(rows, 64).int()
+    k, v = (_random(rows * 64, page, 8, width, device=device) for _ in range(2))
+    q = _random(rows, 32, width, device=device)
+    run = lambda: (decode_attention(q, k, v, table, lengths, backend="triton"),)  # noqa: E731
+    moved = 2 * int(lengths.sum()) * 8 * width * k.element_size()
+    return run, moved, [power_of_two(width) * keys for keys in (16, 32, 64, 128)]
 
 
 # ------------------------------------------------------------------------------------------------------- search

@@ -24,7 +24,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vdengine.kernels import _triton, gather_sum, preference_loss, qk_rope, rms_norm, segment_sum, swiglu
+from vdengine.kernels import (
+    _triton,
+    decode_attention,
+    gather_sum,
+    preference_loss,
+    qk_rope,
+    rms_norm,
+    segment_sum,
+    swiglu,
+)
 from vdengine.kernels.rows import TritonRowKernel
 
 ARCHITECTURES = (80, 90, 100)
@@ -38,7 +47,7 @@ HEADS = ((16, 8, 128, True), (32, 8, 128, True), (9, 3, 64, False))
 # SmolLM2-135M, Qwen3-0.6B and 4B, Llama-3.1-8B, a 70B; 1000 is no multiple of 16. Each block size of the table occurs.
 WIDTHS = {torch.bfloat16: (576, 1000, 1024, 2560, 4096, 8192), torch.float32: (1000, 4096)}
 VOCABULARIES = (50257, 151936)
-TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"}
+TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"}
 N = 4096  # rows: enough for the loops of the weights' gradients
 
 
@@ -78,6 +87,10 @@ def run_ops() -> None:
                 weights = {f"{x}_weight": make(d, grad=trained) for x in "qk"} if norm else {}
                 a, b = qk_rope(make(N, q, d), make(N, k, d), angles, angles, backend="triton", **weights)
                 (a.sum() + b.sum()).backward()
+            cache, index = make(9, 16, k, d, grad=False), torch.ones(16, 32, dtype=torch.int32)
+            decode_attention(
+                make(16, q, d, grad=False), cache, cache, index, index[:, 0].contiguous(), backend="triton"
+            )
 
 
 def record(arch: int) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -106,7 +119,7 @@ def record(arch: int) -> dict[str, Callable[[], dict[str, Any]]]:
 
     triton.JITFunction.run = run
     _triton.INTERPRETED = True  # so that "triton" is accepted for CPU tensors: nothing is launched
-    for module in ("gather", "rms_norm", "rope", "rows", "swiglu"):
+    for module in ("decode_attention", "gather", "rms_norm", "rope", "rows", "swiglu"):
         importlib.import_module(f"vdengine.kernels.{module}").arch = lambda device: arch
     run_ops()
     return found

@@ -1,4 +1,4 @@
-"""Packing, batch assembly and CPU row kernels (csrc/). Every call releases the GIL and is deterministic.
+"""Packing, batch assembly, CPU row kernels and CPU decoding (csrc/). Every call releases the GIL and is deterministic.
 
 Pointers are addresses as `Tensor.data_ptr()` or `ndarray.ctypes.data` give them; strides are in elements; the
 innermost dimension is contiguous; bfloat16 is stored as uint16. The caller keeps the memory alive and sized as
@@ -89,6 +89,45 @@ def gather_sum(
     The same bits for every number of threads. ValueError: offsets that decrease. Entries of `order` are not
     checked: for the inverse of a gather, len(order) equals the rows of src.
     """
+
+def thin_linear(
+    x_ptr: int,  # [rows, width] float32
+    rows: int,
+    width: int,
+    x_row_stride: int,
+    weights: list[tuple[int, int, int]],  # address of [columns, width] weight_dtype, columns, row stride
+    weight_dtype: _DType,
+    y_ptr: int,  # [rows, columns of all weights] float32
+    threads: int = 0,
+    simd: str = "auto",
+) -> None:
+    """y = x @ weight.T of every weight, side by side. fp32 sums in a fixed order: the bits of an element depend on its
+    row of x and of the weight alone, not on `rows`, the other weights or threads."""
+
+def decode_attention(
+    q_ptr: int,  # [rows, heads, dim] dtype; heads and dim contiguous
+    dtype: _DType,
+    rows: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    q_row_stride: int,
+    keys_ptr: int,  # [num_blocks, block, kv_heads, dim] dtype
+    values_ptr: int,  # [num_blocks, block, kv_heads, dim] dtype
+    num_blocks: int,
+    block: int,
+    table_ptr: int,  # [rows, max_blocks] int32: the blocks of each row's keys
+    max_blocks: int,
+    table_row_stride: int,
+    lengths_ptr: int,  # [rows] int32: keys of each row
+    scale: float,
+    out_ptr: int,  # [rows, heads, dim] dtype
+    threads: int = 0,
+    simd: str = "auto",
+) -> None:
+    """out[s, h] = softmax(scale * q[s, h] . keys) @ values over the first lengths[s] keys of row s, of key head
+    h // (heads / kv_heads); zeros where there are none. fp32 inside, rounded once. A row's bits depend on its own
+    keys alone. ValueError: a length or a block outside the table or the cache."""
 
 def set_num_threads(n: int) -> None:
     """The number of threads of calls with `threads = 0`; n = 0 goes back to OpenMP's default."""

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from vdengine.kernels.decode_attention import decode_attention
 from vdengine.kernels.gather import embedding_rows, gather_rows
 from vdengine.kernels.rms_norm import RMSNorm
 from vdengine.kernels.rope import qk_rope
 from vdengine.kernels.swiglu import swiglu
+from vdengine.kernels.thin_linear import thin_linear
 from vdengine.models.attention import attend
-from vdengine.models.head import Head, Scores
+from vdengine.models.head import Draw, Drawn, Head, ScalarHead, Scores
 
 if TYPE_CHECKING:
     from vdengine.data.trees import Pack
@@ -55,6 +57,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None
     tie_word_embeddings: bool
     max_position_embeddings: int
+    head: str = "causal"  # | "scalar": one number a token, for reward and value models; never tied
 
     @property
     def num_parameters(self) -> int:
@@ -63,7 +66,9 @@ class ModelConfig:
         attention = 2 * h * d * (self.num_attention_heads + self.num_key_value_heads)
         norms = 2 * h + (2 * d if self.model_type == "qwen3" else 0)
         layer = attention + 3 * h * self.intermediate_size + norms
-        return self.num_hidden_layers * layer + h + self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
+        embedding = self.vocab_size * h
+        head = h if self.head == "scalar" else 0 if self.tie_word_embeddings else embedding
+        return self.num_hidden_layers * layer + h + embedding + head
 
     @property
     def flops(self) -> dict[str, float]:
@@ -74,7 +79,7 @@ class ModelConfig:
         return {
             "linear": 2.0 * self.num_hidden_layers * layer,
             "quadratic": 4.0 * self.num_hidden_layers * self.num_attention_heads * d,
-            "head": 2.0 * self.vocab_size * h,
+            "head": 0.0 if self.head == "scalar" else 2.0 * self.vocab_size * h,
         }
 
 
@@ -90,6 +95,17 @@ class Kernels:
     head: str = "auto"  # triton | native | torch | reference, see `linear_logprob`
 
 
+class Cache(NamedTuple):
+    """Where the keys and values of a stream's tokens go in one layer, and what is attended to there."""
+
+    keys: Tensor  # [num_blocks, block, kv_heads, head_dim]
+    values: Tensor  # [num_blocks, block, kv_heads, head_dim]
+    places: Tensor  # [T] int64 for each token: its block * block size + its place in the block
+    table: Tensor | None  # [T, max_blocks] int32: each token is a row that attends to these blocks; None: to its stream
+    lengths: Tensor | None  # [T] int32: keys that a row has, its own included
+    backend: str  # of `decode_attention`
+
+
 class Stream(NamedTuple):
     """What every layer needs to know of a pack. Bare tensors and integers: FSDP's hooks look at pytree leaves."""
 
@@ -102,6 +118,7 @@ class Stream(NamedTuple):
     kv_index: Tensor | None  # [K] int64; None: every key row is used once, in order
     kv_order: Tensor | None
     kv_offsets: Tensor | None
+    cache: Cache | None = None  # of the layer at hand, where tokens are sampled
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
@@ -131,18 +148,24 @@ class Attention(nn.Module):
         self.eps, self.kernels, self.deterministic = config.rms_norm_eps, kernels, True
 
     def forward(self, x: Tensor, s: Stream) -> Tensor:  # [T, H] -> [T, H]
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in _project(x, s, self.q_proj, self.k_proj, self.v_proj))
         q, k = qk_rope(
             q, k, s.cos, s.sin, q_weight=None if self.q_norm is None else self.q_norm.weight,
             k_weight=None if self.k_norm is None else self.k_norm.weight, eps=self.eps, backend=self.kernels.rope,
         )  # fmt: skip
+        if (c := s.cache) is not None:
+            for pool, rows in ((c.keys, k), (c.values, v)):
+                pool.flatten(0, 1).index_copy_(0, c.places, rows)
+            if c.table is not None and c.lengths is not None:
+                out = decode_attention(q, c.keys, c.values, c.table, c.lengths, backend=c.backend)
+                return _project(out.flatten(-2), s, self.o_proj)[0]
         if s.kv_index is not None:  # each branch gets its prompt's keys in front of its own
             k, v = (gather_rows(t, s.kv_index, s.kv_order, s.kv_offsets) for t in (k, v))
         out = attend(
             q, k, v, s.cu_seqlens_q, s.cu_seqlens_k, s.max_q, s.max_k,
             backend=self.kernels.attention, deterministic=self.deterministic,
         )  # fmt: skip
-        return self.o_proj(out.flatten(-2))
+        return _project(out.flatten(-2), s, self.o_proj)[0]
 
 
 class MLP(nn.Module):
@@ -155,8 +178,14 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.backend = kernels.swiglu
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x), backend=self.backend))
+    def forward(self, x: Tensor, s: Stream) -> Tensor:  # [T, H] -> [T, H]
+        gate, up = _project(x, s, self.gate_proj, self.up_proj)
+        return _project(swiglu(gate, up, backend=self.backend), s, self.down_proj)[0]
+
+
+def _project(x: Tensor, s: Stream, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """Linear layers of one input; where tokens are sampled there are few rows, and no gradient."""
+    return tuple(p(x) for p in layers) if s.cache is None else thin_linear(x, *(p.weight for p in layers))
 
 
 def _selective() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -220,7 +249,7 @@ class Block(nn.Module):
     def _layer(self, x: Tensor, s: Stream) -> Tensor:
         attention = self.self_attn(self.input_layernorm(x), s)
         h, x = self.post_attention_layernorm(attention, residual=x)  # x + attention, and its norm, in one pass
-        return x + self.mlp(h)
+        return x + self.mlp(h, s)
 
 
 class Embedding(nn.Module):
@@ -230,8 +259,10 @@ class Embedding(nn.Module):
         self.probe_clock: AbstractContextManager[None] = nullcontext()
 
     def forward(
-        self, tokens: Tensor | None, unique: Tensor, order: Tensor, offsets: Tensor, probe_tokens: list[Tensor]
+        self, tokens: Tensor | None, unique: Tensor | None, order: Tensor, offsets: Tensor, probe_tokens: list[Tensor]
     ) -> tuple[Tensor | None, list[Tensor]]:
+        if tokens is not None and unique is None:  # sampling: there is no backward to come
+            return self.weight.index_select(0, tokens), []
         x = (
             None
             if tokens is None
@@ -254,7 +285,7 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Llama-3 / Qwen-3 as log-probs: `model(pack, probes) -> Scores`.
+    """Llama-3 / Qwen-3 as log-probs, or with a scalar head as values: `model(pack, probes) -> Scores`.
 
     Built uninitialised (on the meta device if that is current); `weights.load_into` fills it. Under FSDP only this
     root `forward` gathers weights: score through it, never through a submodule.
@@ -267,18 +298,23 @@ class Transformer(nn.Module):
         kernels: Kernels = Kernels(),
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.kernels = config, kernels
         self.model = Decoder(config, kernels)
-        self.lm_head = Head(config.vocab_size, config.hidden_size, head_saved_bytes, backend=kernels.head)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+        if config.head == "scalar":
+            self.score = ScalarHead(config.hidden_size)
+        else:
+            self.lm_head = Head(config.vocab_size, config.hidden_size, head_saved_bytes, backend=kernels.head)
+            if config.tie_word_embeddings:
+                self.lm_head.weight = self.model.embed_tokens.weight
         self._frequencies: Tensor | None = None  # made on the first forward's device, where they stay
 
     def time_probes(self, clock: AbstractContextManager[None]) -> None:
         """Enter `clock` around all that a forward does for its probes."""
         for block in self.blocks:
             block.probe_clock = clock
-        self.model.embed_tokens.probe_clock = self.lm_head.probe_clock = clock
+        self.model.embed_tokens.probe_clock = clock
+        if self.config.head == "causal":
+            self.lm_head.probe_clock = clock
 
     @property
     def blocks(self) -> list[Block]:
@@ -291,12 +327,11 @@ class Transformer(nn.Module):
         probes: Pack | Sequence[Pack] | None = None,  # scored without grad, one pack after another
         entropy: bool = False,
     ) -> Scores:
-        """Log-probs of every scored token of `pack`, and of `probes` without grad. See `Scores`."""
+        """Log-probs of every scored token of `pack`, and of `probes` without grad; of a scalar model its value at
+        every token of `pack`. See `Scores`."""
         probe_packs: list[Pack] = [] if probes is None else list(probes) if isinstance(probes, Sequence) else [probes]
-        if self._frequencies is None:
-            self._frequencies = rope_frequencies(self.config).to(self.lm_head.weight.device)
-        stream = None if pack is None else _stream(pack, self._frequencies)
-        probe_streams = [_stream(p, self._frequencies) for p in probe_packs]
+        stream = None if pack is None else self._stream(pack)
+        probe_streams = [self._stream(p) for p in probe_packs]
 
         if pack is None:
             embedded = self.model.embed_tokens(None, None, None, None, [p.tokens for p in probe_packs])
@@ -308,6 +343,11 @@ class Transformer(nn.Module):
         x, probe_x = embedded
         for layer in self.model.layers:
             x, probe_x = layer(x, stream, probe_x, probe_streams)
+
+        if self.config.head == "scalar":
+            if pack is None or probe_packs:
+                raise ValueError("a scalar model gives no log-probs: it runs a pack, and no probes")
+            return Scores(torch.empty(0, device=x.device), None, None, self.score(self.model.norm(x)))
 
         # only the rows that predict a scored token go on to the norm and the head
         rows = None
@@ -321,11 +361,25 @@ class Transformer(nn.Module):
         targets = None if pack is None else pack.targets
         return self.lm_head(rows, targets, probe_rows, [p.targets for p in probe_packs], entropy)
 
+    @torch.no_grad()
+    def decode(self, tokens: Tensor, stream: Stream, caches: Sequence[Cache], draw: Draw | None) -> Drawn | None:
+        """Run `tokens` [T] int64; in each layer their keys and values go into its cache. With `draw`, the token that
+        follows each one, as `draw` takes it from the head's logits; without, the caches are filled and that is all."""
+        x, _ = self.model.embed_tokens(tokens, None, None, None, [])
+        for layer, cache in zip(self.model.layers, caches, strict=True):
+            x, _ = layer(x, stream._replace(cache=cache), [], [])
+        return None if draw is None else self.lm_head(self.model.norm(x), None, [], [], False, draw)
 
-def _stream(pack: Pack, frequencies: Tensor) -> Stream:
-    angles = pack.positions.float()[:, None] * frequencies  # [T, head_dim / 2]
-    inverse = pack.kv_inverse
-    return Stream(
-        angles.cos(), angles.sin(), pack.cu_seqlens_q, pack.cu_seqlens_k, pack.max_q, pack.max_k, pack.kv_index,
-        None if inverse is None else inverse.order, None if inverse is None else inverse.offsets,
-    )  # fmt: skip
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:  # [T] -> twice [T, head_dim / 2] fp32
+        """Cosines and sines of the rotary embedding."""
+        if self._frequencies is None:
+            self._frequencies = rope_frequencies(self.config).to(self.model.embed_tokens.weight.device)
+        angles = positions.float()[:, None] * self._frequencies
+        return angles.cos(), angles.sin()
+
+    def _stream(self, pack: Pack) -> Stream:
+        inverse = pack.kv_inverse
+        return Stream(
+            *self.angles(pack.positions), pack.cu_seqlens_q, pack.cu_seqlens_k, pack.max_q, pack.max_k, pack.kv_index,
+            None if inverse is None else inverse.order, None if inverse is None else inverse.offsets,
+        )  # fmt: skip

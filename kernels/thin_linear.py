@@ -1,0 +1,104 @@
+"""Linear layers without gradient, as sampling has them: y = x @ w.T, for several weights of one x at once.
+
+A decoding step has a few rows, and is bound by reading the weights. On a CPU `csrc/decode.cpp` reads each once, at the
+rate of memory, where torch's GEMM takes three times as long (16 rows, two cores). A sum has one fixed order: a row's
+bits do not depend on the rows beside it, or on how many there are. With more rows, a pack of prompts, the CPU's GEMM
+is oneDNN's, twice as fast as the one that `F.linear` takes (AMD EPYC). On CUDA both are `F.linear`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdengine import _native
+from vdengine.kernels.rows import RowKernel
+
+MAX_ROWS = 64  # of "auto" on native code: from here on arithmetic is what counts
+
+
+def thin_linear(
+    x: Tensor,  # [M, K] float32 or bfloat16 (any dtype with the reference)
+    *weights: Tensor,  # each [N_i, K], of x's dtype
+    dtype: torch.dtype | None = None,  # of the results: x's (default), or float32
+    backend: str = "auto",  # native (CPU; float32, bfloat16) | onednn (CPU; float32) | reference
+) -> tuple[Tensor, ...]:  # each [M, N_i]; native ones are slices of one buffer
+    """`x @ w.T` for each weight, with fp32 sums that are rounded once. Not differentiable.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or a backend that do not fit, naming the argument.
+    """
+    _check(x, weights, dtype)
+    backend = _resolve(x, backend)
+    if backend == "native":
+        out = _thin_linear_op(x, list(weights))
+        return (out if dtype == torch.float32 else out.to(x.dtype)).split([w.shape[0] for w in weights], dim=1)
+    if backend == "onednn":  # an op that torch.compile uses, without a public name
+        return tuple(torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "") for w in weights)
+    return tuple(_linear(x, w, dtype or x.dtype) for w in weights)
+
+
+def _resolve(x: Tensor, backend: str) -> str:
+    cpu, wide = x.device.type == "cpu", x.dtype == torch.float32
+    can = {
+        "native": cpu and (wide or x.dtype == torch.bfloat16),
+        "onednn": cpu and wide and hasattr(torch.ops.mkldnn, "_linear_pointwise"),
+        "reference": True,
+    }
+    if backend == "auto":
+        return next(name for name, able in can.items() if able and (name != "native" or x.shape[0] <= MAX_ROWS))
+    if backend not in can:
+        raise ValueError(f"thin_linear: unknown backend {backend!r}; allowed: auto, {', '.join(can)}")
+    if not can[backend]:
+        raise ValueError(f"thin_linear: backend {backend!r} cannot take {x.dtype} on {x.device} here")
+    return backend
+
+
+def _linear(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == x.dtype:
+        return F.linear(x, weight)
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=dtype, device=x.device)
+    RowKernel().logits(x, weight, out)  # fp32 as accumulated
+    return out
+
+
+def _check(x: Tensor, weights: tuple[Tensor, ...], dtype: torch.dtype | None) -> None:
+    if x.ndim != 2 or x.shape[1] == 0 or not weights:
+        raise ValueError(f"thin_linear: x must be [M, K], and there must be a weight; got x {list(x.shape)}")
+    for w in weights:
+        if w.ndim != 2 or w.shape[1] != x.shape[1]:
+            raise ValueError(f"thin_linear: weights must be [N, K]; got x {list(x.shape)}, weight {list(w.shape)}")
+        if w.dtype != x.dtype or w.device != x.device:
+            raise ValueError(
+                f"thin_linear: weights must have x's dtype and device; got x {x.dtype} on {x.device}, weight "
+                f"{w.dtype} on {w.device}"
+            )
+    if dtype not in (None, x.dtype, torch.float32):
+        raise ValueError(f"thin_linear: dtype must be x's, or float32; got {dtype}")
+
+
+@torch.library.custom_op(
+    "vdengine::thin_linear", mutates_args=(), schema="(Tensor x, Tensor[] weights) -> Tensor"
+)  # fmt: skip
+def _thin_linear_op(x: Tensor, weights: list[Tensor]) -> Tensor:
+    """The native one: [M, sum of N_i] fp32."""
+    out = _thin_linear_fake(x, weights)
+    name: Any = "float32" if x.dtype == torch.float32 else "bfloat16"
+    x, weights = _unit_stride(x.float()), [_unit_stride(w) for w in weights]
+    _native.thin_linear(
+        x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), [(w.data_ptr(), w.shape[0], w.stride(0)) for w in weights],
+        name, out.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+@_thin_linear_op.register_fake
+def _thin_linear_fake(x, weights):
+    return x.new_empty((x.shape[0], sum(w.shape[0] for w in weights)), dtype=torch.float32)
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
