@@ -34,6 +34,12 @@ def tables(out: Path, model: str, data: str, folder: str) -> dict:
     }
 
 
+PPO: dict[str, dict] = {
+    "objective": {"name": "ppo", "beta": None, "num_ppo_epochs": 2, "num_mini_batches": 2},
+    "rollout": {"samples": 2, "max_new_tokens": 5, "temperature": 0.9, "show_every": 2},
+    "reward": {"source": "regex:[a-m]", "normalize": True},
+}
+
 SCENARIOS: dict[str, dict] = {
     "base": {},
     "small_packs": {"batch": {"tokens": 700}},
@@ -42,6 +48,14 @@ SCENARIOS: dict[str, dict] = {
     "lr0": {"optimizer": {"lr": 0.0}},
     "sft": {"objective": {"name": "sft", "beta": None}},
     "simpo": {"objective": {"name": "simpo", "beta": 2.0}},
+    "reward": {
+        "objective": {"name": "reward", "beta": None},
+        "probes": {"panel": None, "every": None, "tokens": None},
+    },
+    "ppo": PPO,
+    "ppo_probes_off": PPO | {"probes": {"every": 0}},
+    "ppo_resumed": PPO,
+    "ppo_sharded": PPO | {"rollout": PPO["rollout"] | {"weights": "sharded"}},
     "bf16": {"model": {"dtype": "bfloat16"}, "optimizer": {"lr": 0.0}},
     "resumed": {},
     "full_checkpointing": {"parallel": {"activation_checkpoint": "full"}},
@@ -57,7 +71,7 @@ def recipe_of(name: str, out: Path, model: str, data: str):
             if value is None:
                 t[section].pop(key, None)
             else:
-                t[section][key] = value
+                t.setdefault(section, {})[key] = value
     return make_recipe(t)
 
 
@@ -68,7 +82,7 @@ def run(name: str, out: Path, model: str, data: str) -> None:
     while trainer.step_count < trainer.total_steps:
         seen.append(trainer.loader.rows(trainer.step_count).tolist())
         rows.append(trainer.step())
-        if name == "resumed" and trainer.step_count == 2:  # stop in the middle, and start again from the folder
+        if name.endswith("resumed") and trainer.step_count == 2:  # stop in the middle, and start again from the folder
             trainer.save()
             trainer.step()  # progress that is lost
             trainer.close()

@@ -22,7 +22,7 @@ from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 
 HERE = Path(__file__).parent
-ON_TWO = ["base", "small_packs", "probes_off", "resumed", "sft", "fraction", "idle"]
+ON_TWO = ["base", "small_packs", "probes_off", "resumed", "sft", "fraction", "idle", "reward"]
 
 
 def torchrun(ranks: int, *arguments: object) -> None:
@@ -72,7 +72,7 @@ def same_bits(a: dict, b: dict) -> bool:
 
 def assert_close(a: dict, b: dict, start: dict) -> None:
     for n, w in a["weights"].items():
-        moved = (w - start["weights"][n]).abs().max()
+        moved = (w - start["weights"].get(n, 0)).abs().max()  # a reward model's new head is not in a language model
         assert (w - b["weights"][n]).abs().max() <= 1e-4 * moved + 1e-7, n
     for x, y in zip(a["rows"], b["rows"], strict=True):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
@@ -81,7 +81,7 @@ def assert_close(a: dict, b: dict, start: dict) -> None:
 
 def test_one_rank_equals_two(one, two):
     """Guards the global denominator, the summed reduction and the order of the data."""
-    for name in ("base", "sft"):
+    for name in ("base", "sft", "reward"):
         assert one[name]["seen"] == two[name]["seen"]
         assert_close(one[name], two[name], one["lr0"])
 

@@ -22,8 +22,13 @@ from typing import Any
 
 from vdengine.errors import InputError
 
-OBJECTIVES = ("sft", "dpo", "simpo")
-FORMATS = ("auto", "preference", "messages", "prompt_completion", "alpaca", "hh_rlhf", "ultrafeedback", "wildchat")
+OBJECTIVES = ("sft", "dpo", "simpo", "reward", "ppo")
+FORMATS = (
+    "auto", "preference", "messages", "prompt_completion", "alpaca", "hh_rlhf", "ultrafeedback", "wildchat", "prompt",
+)  # fmt: skip
+_ON_ROWS = ("sft", "dpo", "simpo", "reward")  # learn from rows of data; PPO from what it samples
+_LOG_PROBS = ("sft", "dpo", "simpo", "ppo")  # train a language model; "reward" one that gives a score
+_PPO = ("ppo",)
 
 
 def key(default: Any, *, low=None, high=None, above=None, choices=None, only=None, result=True) -> Any:
@@ -62,11 +67,11 @@ class Data:
     format: str = key("auto", choices=FORMATS)
     template: str = key("auto")  # chat template: auto (the tokenizer's) | plain | alpaca | a .jinja file
     max_tokens: int = key(1024, low=2)  # of prompt + one branch
-    overlong: str = key("drop", choices=("drop", "truncate"))
-    eval: str = key("")  # held-out data: a source like train's, or empty
-    eval_fraction: float = key(0.0, low=0.0, high=0.5)  # or this share of train, held out
-    eval_every: int = key(0, low=0, result=False)  # steps; 0: at the end only
-    eval_examples: int = key(256, low=1)  # at most so many held-out examples
+    overlong: str = key("drop", choices=("drop", "truncate"), only=_ON_ROWS)
+    eval: str = key("", only=_ON_ROWS)  # held-out data: a source like train's, or empty
+    eval_fraction: float = key(0.0, low=0.0, high=0.5, only=_ON_ROWS)  # or this share of train, held out
+    eval_every: int = key(0, low=0, only=_ON_ROWS, result=False)  # steps; 0: at the end only
+    eval_examples: int = key(256, low=1, only=_ON_ROWS)  # at most so many held-out examples
     cache: str = key("~/.cache/vdengine", result=False)  # tokenised data and reference log-probs
 
 
@@ -75,8 +80,48 @@ class Objective:
     name: str = key("dpo", choices=OBJECTIVES)
     beta: float | None = key(None, above=0, only=("dpo", "simpo"))  # default: dpo 0.1, simpo 2.0
     label_smoothing: float = key(0.0, low=0.0, high=0.5, only=("dpo",))  # conservative DPO
-    reference: str = key("cached", choices=("cached", "live", "none"), only=("dpo",))
+    reference: str | None = key(None, choices=("cached", "live", "none"), only=("dpo", "ppo"))  # cached; ppo: live
     gamma_beta_ratio: float = key(0.5, low=0.0, only=("simpo",))
+    margin: float = key(0.0, low=0.0, only=("reward",))  # times each row's own margin, 1 where it has none
+    center_rewards_coefficient: float = key(0.0, low=0.0, only=("reward",))  # keeps scores around 0
+    kl_coef: float = key(0.05, low=0.0, only=_PPO)  # of the penalty on log p / log p_reference, in the reward
+    kl_estimator: str = key("k1", choices=("k1", "k3"), only=_PPO)
+    kl_target: float | None = key(None, above=0, only=_PPO)  # nats a completion: adapts kl_coef towards it
+    kl_horizon: int = key(10_000, low=1, only=_PPO)  # completions over which it adapts
+    cliprange: float = key(0.2, above=0, only=_PPO)  # of the probability ratio
+    cliprange_value: float = key(0.2, above=0, only=_PPO)  # of a value's move from the rollout's
+    vf_coef: float = key(0.1, low=0.0, only=_PPO)
+    gamma: float = key(1.0, above=0, high=1.0, only=_PPO)
+    lam: float = key(0.95, low=0.0, high=1.0, only=_PPO)
+    num_ppo_epochs: int = key(4, low=1, only=_PPO)  # passes over a rollout
+    num_mini_batches: int = key(1, low=1, only=_PPO)  # updates in a pass
+    whiten_rewards: bool = key(False, only=_PPO)
+    missing_eos_penalty: float = key(0.0, low=0.0, only=_PPO)  # off the score of a completion that does not end
+
+
+@dataclass
+class Rollout:  # what PPO samples at each step
+    samples: int = key(1, low=1, only=_PPO)  # completions of a prompt
+    max_new_tokens: int = key(53, low=1, only=_PPO)
+    temperature: float = key(0.7, above=0, only=_PPO)  # also divides the logits of every log-prob that is compared
+    slots: int = key(64, low=1, only=_PPO, result=False)  # completions that a rank samples side by side
+    weights: str = key("auto", choices=("auto", "gathered", "sharded"), only=_PPO, result=False)
+    show_every: int = key(
+        10, low=0, only=_PPO, result=False
+    )  # steps between samples kept in completions.jsonl; 0: none
+    show: int = key(4, low=1, only=_PPO, result=False)  # prompts of those steps
+
+
+@dataclass
+class Reward:
+    source: str = key("", only=_PPO)  # folder or hub id of a reward model, or regex:PATTERN; or Trainer(reward=...)
+    normalize: bool = key(False, only=_PPO)  # by mean and deviation of the first rollout's scores
+
+
+@dataclass
+class Value:
+    source: str = key("", only=_PPO)  # default: the reward model; without one, model.source
+    lr: float | None = key(None, low=0.0, only=_PPO)  # default: optimizer.lr
 
 
 @dataclass
@@ -99,11 +144,12 @@ class Optimizer:
 
 @dataclass
 class Probes:
-    panel: str = key("values-mini")  # built-in name or a .jsonl file
+    panel: str = key("values-mini", only=_LOG_PROBS)  # built-in name or a .jsonl file
     every: int | None = key(None, low=0)  # steps between samples; 0: no probes; or
-    budget: float | None = key(None, above=0, high=1.0)  # share of step time. Default, with neither given: 0.03
-    fraction: float = key(1.0, above=0, high=1.0)  # of the panel at each sample: 1, 1/2, 1/3, ...; the parts rotate
-    tokens: int = key(2048, low=64)  # budget of one probe pack
+    budget: float | None = key(None, above=0, high=1.0, only=_LOG_PROBS)  # share of step time; with neither given 0.03
+    # of the panel at each sample: 1, 1/2, 1/3, ...; the parts rotate
+    fraction: float = key(1.0, above=0, high=1.0, only=_LOG_PROBS)
+    tokens: int = key(2048, low=64, only=_LOG_PROBS)  # budget of one probe pack
 
 
 _ELEMENTWISE = ("auto", "triton", "reference")
@@ -115,7 +161,7 @@ class Kernels:  # a backend for each; "auto": by device
     rope: str = key("auto", choices=_ELEMENTWISE)
     swiglu: str = key("auto", choices=_ELEMENTWISE)
     attention: str = key("auto", choices=("auto", "flash", "varlen", "sdpa"))
-    head: str = key("auto", choices=("auto", "triton", "torch", "native", "reference"))
+    head: str = key("auto", choices=("auto", "triton", "torch", "native", "reference"), only=_LOG_PROBS)
     preference: str = key("auto", choices=_ELEMENTWISE, only=("dpo", "simpo"))
 
 
@@ -147,6 +193,9 @@ class Recipe:
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     objective: Objective = field(default_factory=Objective)
+    rollout: Rollout = field(default_factory=Rollout)
+    reward: Reward = field(default_factory=Reward)
+    value: Value = field(default_factory=Value)
     batch: Batch = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Optimizer)
     probes: Probes = field(default_factory=Probes)
@@ -271,6 +320,10 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) 
             f"{where('probes', 'fraction')}: probes.fraction = {r.probes.fraction:g} must be one n-th, so that "
             f"the parts rotate evenly; the nearest is {1 / parts:.4g} (1/{parts})"
         )
+    if r.objective.name == "reward":  # a reward model has no log-probs to read
+        if r.probes.every:
+            raise InputError(f"{where('probes', 'every')}: probes.every must be 0: a reward model has no log-probs")
+        r.probes.every = 0
     if r.probes.every == 0:  # off, whatever else is said
         r.probes.budget = None
     if r.probes.every is not None and r.probes.budget is not None:
@@ -284,8 +337,38 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) 
         )
     if isinstance(r.parallel.shard, str) and r.parallel.shard != "all" or r.parallel.shard == 0:
         raise InputError(f'{where("parallel", "shard")}: parallel.shard must be "all" or a number of ranks')
-    if r.objective.beta is None and r.objective.name != "sft":
-        r.objective.beta = {"dpo": 0.1, "simpo": 2.0}[r.objective.name]
+    if r.objective.beta is None:
+        r.objective.beta = {"dpo": 0.1, "simpo": 2.0}.get(r.objective.name)
+    if r.objective.reference is None:
+        r.objective.reference = {"dpo": "cached", "ppo": "live"}.get(r.objective.name)
+    if r.objective.name == "ppo":
+        _check_ppo(r, where)
+
+
+def _check_ppo(r: Recipe, where: _Where) -> None:
+    o = r.objective
+    if o.reference == "cached":
+        raise InputError(
+            f'{where("objective", "reference")}: objective.reference = "cached" does not go with ppo, whose '
+            "completions are new at every step; allowed: live, none"
+        )
+    if o.reference == "none" and (o.kl_coef or o.kl_target):
+        raise InputError(
+            f'{where("objective", "reference")}: objective.reference = "none" needs objective.kl_coef = 0: the penalty '
+            "is on the distance from the reference"
+        )
+    if o.kl_target and not o.kl_coef:
+        raise InputError(f"{where('objective', 'kl_coef')}: objective.kl_target cannot adapt a kl_coef of 0")
+    if o.num_mini_batches > r.batch.examples:
+        raise InputError(
+            f"{where('objective', 'num_mini_batches')}: {o.num_mini_batches} minibatches of {r.batch.examples} prompts "
+            "(batch.examples): at least one prompt each"
+        )
+    if r.rollout.max_new_tokens >= r.data.max_tokens:
+        raise InputError(
+            f"{where('rollout', 'max_new_tokens')}: rollout.max_new_tokens = {r.rollout.max_new_tokens} leaves no room "
+            f"for a prompt within data.max_tokens = {r.data.max_tokens}"
+        )
 
 
 class _Where:

@@ -74,16 +74,12 @@ def show_batch(recipe, count: int) -> int:
     """Rows of the first steps with prompt, scored and unscored tokens told apart."""
     from vdengine.data.loader import Loader
     from vdengine.data.show import show_batch
-    from vdengine.data.store import build_store
+    from vdengine.engine.trainer import open_store
     from vdengine.models.chat import Renderer
     from vdengine.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source)
-    store = build_store(
-        recipe.data.train, recipe.data.format, "sft" if recipe.objective.name == "sft" else "preference",
-        Renderer(tokenizer, template=recipe.data.template), max_tokens=recipe.data.max_tokens,
-        overlong=recipe.data.overlong, cache=recipe.data.cache,
-    )  # fmt: skip
+    store = open_store(recipe, recipe.data.train, Renderer(tokenizer, template=recipe.data.template), progress=True)
     loader = Loader(
         store, examples=recipe.batch.examples, seed=recipe.run.seed, weights=recipe.data.weights,
         evaluation=recipe.data.eval_fraction,

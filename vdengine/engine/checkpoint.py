@@ -1,9 +1,9 @@
 """Checkpoints: `<run>/checkpoints/step-NNNNNN/`, sharded (torch.distributed.checkpoint), whole or not there.
 
 A checkpoint is written under a temporary name and renamed when every rank has finished; `manifest.json` holds
-the step, the versions and a hash of every file. Step N means: after N updates. Master weights and AdamW's
-moments are all there is to save: data order and probes are functions of the step, and nothing draws random
-numbers. Another world size can load it.
+the step, the versions and a hash of every file. Step N means: after N steps. Master weights, AdamW's moments and a
+few numbers (tokens seen, PPO's adaptive ones) are all there is to save: data order, probes and the noise of samples
+are functions of the step. Another world size can load it.
 
 A run folder is trusted: DCP's metadata is a pickle.
 """
@@ -14,6 +14,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +32,36 @@ from vdengine.errors import InputError
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model with its optimizer. `prefix` tells it from others by name: "" for the model of the run."""
+
+    prefix: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    lr: float  # peak
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+
+def _state(trained: Sequence[Trained], numbers: dict[str, float]) -> dict[str, Any]:
     """Tensors to save or to load in place, by Hugging Face name (a tied weight once)."""
-    state: dict[str, Any] = {}
-    for name, p in model.named_parameters():
-        state[f"model.{name}"] = p.data
-        s = optimizer.state[p]
-        if not s:  # before the first update: what AdamW itself would start from
-            s.update({m: torch.zeros_like(p.data) for m in MOMENTS}, step=torch.zeros((), device=p.device))
-        state |= {f"optimizer.{m}.{name}": s[m] for m in MOMENTS}
-        state[f"optimizer.step.{name}"] = s["step"]
+    state: dict[str, Any] = {f"numbers.{k}": torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
+    for t in trained:
+        for name, p in t.model.named_parameters():
+            state[f"{t.prefix}model.{name}"] = p.data
+            s = t.optimizer.state[p]
+            if not s:  # before the first update: what AdamW itself would start from
+                s.update({m: torch.zeros_like(p.data) for m in MOMENTS}, step=torch.zeros((), device=p.device))
+            state |= {f"{t.prefix}optimizer.{m}.{name}": s[m] for m in MOMENTS}
+            state[f"{t.prefix}optimizer.step.{name}"] = s["step"]
     return state
 
 
 def save(
-    run_folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, keep: int
+    run_folder: Path, step: int, trained: Sequence[Trained], numbers: dict[str, float], world: World, keep: int
 ) -> Path:
     """Save on all ranks together; then rank 0 removes all but the newest `keep`.
 
@@ -57,7 +75,7 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
         temporary.mkdir(parents=True)
     dist.barrier()
-    dcp.save(_state(model, optimizer), checkpoint_id=temporary)  # a collective: every rank writes its shards
+    dcp.save(_state(trained, numbers), checkpoint_id=temporary)  # a collective: every rank writes its shards
     mine = {p.name: _digest(p) for p in sorted(temporary.glob(f"__{world.rank}_*"))}
     every: list[Any] = [None] * world.size
     dist.all_gather_object(every, mine)
@@ -107,19 +125,36 @@ def newest(run_folder: Path, world: World) -> tuple[Path, int] | None:
     return None
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill model and optimizer in place, each rank reading its own shards.
+def load(folder: Path, trained: Sequence[Trained], numbers: dict[str, float]) -> dict[str, float]:
+    """Fill models and optimizers in place, each rank reading its own shards; the numbers, by the names of `numbers`.
 
     Raises:
         InputError: the checkpoint does not fit the model.
     """
-    state = _state(model, optimizer)
+    state = _state(trained, numbers)
     try:
         dcp.load(state, checkpoint_id=folder)
     except (RuntimeError, ValueError, dcp.api.CheckpointException) as e:
         raise InputError(f"{folder}: does not fit this model: {str(e).splitlines()[0]}") from e
-    for name, p in model.named_parameters():
-        optimizer.state[p]["step"] = state[f"optimizer.step.{name}"]
+    for t in trained:
+        for name, p in t.model.named_parameters():
+            t.optimizer.state[p]["step"] = state[f"{t.prefix}optimizer.step.{name}"]
+    return {name: float(state[f"numbers.{name}"]) for name in numbers}
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Fill a plain model from a checkpoint of any world size; no process group is needed.
+
+    Raises:
+        InputError: the checkpoint is damaged or does not fit the model.
+    """
+    if (reason := _damage(folder)) is not None:
+        raise InputError(f"{folder}: not a whole checkpoint: {reason}")
+    state = {f"model.{name}": p.data for name, p in model.named_parameters()}
+    try:
+        dcp.load(state, checkpoint_id=folder, no_dist=True)
+    except (RuntimeError, ValueError, dcp.api.CheckpointException) as e:
+        raise InputError(f"{folder}: does not fit this model: {str(e).splitlines()[0]}") from e
 
 
 def write_text(path: Path, text: str) -> None:

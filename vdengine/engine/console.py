@@ -12,7 +12,10 @@ from tqdm import tqdm
 
 from vdengine.drift.estimators import FEW_PROBES, drift, probe_scores
 from vdengine.drift.log import DriftLog
+from vdengine.engine.metrics import SAMPLES_FILE
 from vdengine.engine.trainer import Trainer
+
+_EVALUATED = ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins", "eval/accuracy", "eval/margin")
 
 
 class Console:
@@ -46,9 +49,7 @@ class Console:
     def evaluation(self, row: dict[str, Any], t: Trainer) -> None:
         if row and t.metrics_log is not None:
             t.metrics_log.write({"step": t.step_count} | row)
-            shown = {
-                k: v for k, v in row.items() if k in ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins")
-            }
+            shown = {k: v for k, v in row.items() if k in _EVALUATED}
             self.say(f"step {t.step_count}/{t.total_steps} | " + " | ".join(f"{k} {v:.4f}" for k, v in shown.items()))
 
     def end(self, t: Trainer, seconds: float) -> None:
@@ -57,12 +58,18 @@ class Console:
         if t.probes is not None:
             self.say("\n" + drift_table(t.folder))
         self.say(f"\nDone in {seconds:.0f} s. Everything is in {t.folder}/")
-        files = {"metrics.jsonl": "a line per step", "drift/": "raw probe scores", "checkpoints/": "to resume from"}
+        files = {
+            "metrics.jsonl": "a line per step",
+            SAMPLES_FILE: "some of what was sampled, with its scores",
+            "drift/": "raw probe scores",
+            "checkpoints/": "to resume from",
+        }
         if t.recipe.checkpoint.export:
-            files["export/"] = "the trained model, a Hugging Face folder"
+            kind = "reward model, for sequence classification" if t.recipe.objective.name == "reward" else "model"
+            files["export/"] = f"the trained {kind}, a Hugging Face folder"
         for name, what in files.items():
             if (t.folder / name).exists():
-                self.say(f"  {name:15} {what}")
+                self.say(f"  {name:18} {what}")
 
     def close(self) -> None:
         self.bar.close()
@@ -75,6 +82,12 @@ def step_line(row: dict[str, Any], total: int) -> str:
     parts = [f"step {row['step']:>{len(str(total))}}/{total}", f"loss {row['loss']:.4f}"]
     if "rewards/margins" in row:
         parts += [f"margin {row['rewards/margins']:+.3f}", f"acc {row['rewards/accuracies']:.2f}"]
+    if "accuracy" in row:
+        parts += [f"margin {row['margin']:+.3f}", f"acc {row['accuracy']:.2f}"]
+    if "objective/scores" in row:
+        parts.append(f"score {row['objective/scores']:+.3f}")
+        parts += [f"KL {row['objective/kl']:.3f}"] if "objective/kl" in row else []
+        parts.append(f"length {row['completions/mean_length']:.0f}")
     parts += [
         f"grad {row['grad_norm']:.2f}",
         f"lr {row['learning_rate']:.1e}",
@@ -86,6 +99,10 @@ def step_line(row: dict[str, Any], total: int) -> str:
     parts.append(f"{row['memory_bytes'] / 2**30:.1f} GiB")
     if row["probe_seconds"]:
         parts.append(f"probes {row['probe_seconds']:.2f} s")
+    if "rollout_seconds" in row:
+        parts.append(
+            " + ".join(f"{name} {row[f'{name}_seconds']:.1f}" for name in ("rollout", "score", "train")) + " s"
+        )
     return " | ".join(parts)
 
 
@@ -100,9 +117,19 @@ def plan(t: Trainer) -> str:
         f"        {c.model_type}, {c.num_parameters / 1e6:,.0f}M parameters, {dtype} on {where}",
         *_labelled("data", t.store.summary()),
         f"train   {r.objective.name}, {t.total_steps} steps of {r.batch.examples} "
-        f"{'examples' if r.objective.name == 'sft' else 'pairs'} "
+        f"{ {'sft': 'examples', 'ppo': 'prompts'}.get(r.objective.name, 'pairs') } "
         f"({t.total_steps / t.loader.steps_per_epoch:.2f} epochs), lr {r.optimizer.lr:g} {r.optimizer.schedule}",
     ]
+    if t.ppo is not None:
+        o, roll = r.objective, r.rollout
+        weights = "gathered for decoding" if t.ppo.gathers else "sharded, gathered layer by layer"
+        penalty = f"KL {o.kl_coef:g} ({o.kl_estimator})" if o.kl_coef else "no KL penalty"
+        lines += [
+            f"rollout {roll.samples} x {roll.max_new_tokens} tokens a prompt at T = {roll.temperature:g}; "
+            f"{o.num_ppo_epochs} epochs x {o.num_mini_batches} minibatches",
+            f"        weights {weights}",
+            f"reward  {r.reward.source or 'a function'}, {penalty}",
+        ]
     if t.probes is not None:
         p, s = t.probes, t.probes.schedule
         steps = ", ".join(map(str, s.steps if len(s.steps) <= 12 else (*s.steps[:8], "...", s.steps[-1])))

@@ -9,16 +9,17 @@ import resource
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vdengine.data.loader import Batch
-
 # Dense bf16 peak, FLOP/s, from the vendors' data sheets: what MFU is a share of.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
+
+
+SAMPLES_FILE = "completions.jsonl"  # of a PPO run: a line per completion, its step that of the weights that made it
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -80,14 +81,16 @@ class Interval:
     tokens: int = 0
     scored: int = 0
     flops: float = 0.0  # forward and backward
+    phases: dict[str, float] = field(default_factory=dict)  # seconds of a step before its updates
 
-    def add(self, seconds: float, batch: Batch) -> None:
+    def add(self, seconds: float, tokens: int, scored: int, phases: dict[str, float]) -> None:
         """Count a step."""
         self.steps += 1
         self.seconds += seconds
-        self.tokens += batch.num_tokens
-        self.scored += batch.num_scored
-        self.flops += 3 * batch.cost
+        self.tokens += tokens
+        self.scored += scored
+        for name, x in phases.items():
+            self.phases[name] = self.phases.get(name, 0.0) + x
 
 
 def profiler(run_folder: Path, steps: int, rank: int) -> Any:
@@ -109,33 +112,35 @@ class _NoProfiler(nullcontext):  # type: ignore[type-arg]
         """Nothing to count."""
 
 
+def rewind(path: Path, step: int) -> None:
+    """Drop the lines of a JSONL file that a run going on at `step` will write again, and a last one cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            break
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
 class MetricsLog:
     """`metrics.jsonl`, and TensorBoard if asked for. Rank 0 only."""
 
     def __init__(self, run_folder: Path, start_step: int, tensorboard: bool) -> None:
         self.path = run_folder / "metrics.jsonl"
-        self._rewind(start_step)
+        rewind(self.path, start_step + 1)
+        rewind(run_folder / SAMPLES_FILE, start_step)
         self.file = open(self.path, "a")
         self.tensorboard = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self.tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start_step + 1)
-
-    def _rewind(self, step: int) -> None:
-        """Drop what a resumed run will log again, and a last line cut short."""
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                break
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self.path)
 
     def write(self, row: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

@@ -23,20 +23,22 @@ def make_optimizer(model: nn.Module, settings: recipes.Optimizer) -> torch.optim
     )
 
 
-def learning_rate(settings: recipes.Optimizer, step: int, total: int) -> float:
-    """The rate of update `step` (0 .. total-1): linear warm-up, then constant, linear or cosine to min_lr * lr.
+def learning_rate(settings: recipes.Optimizer, step: int, total: int, peak: float | None = None) -> float:
+    """The rate at `step` (0 .. total-1): linear warm-up to `peak` (default: lr), then constant, linear or cosine to
+    min_lr * peak.
 
     Warm-up takes round(warmup * total) updates; the first has rate lr / warm-up updates, never 0, so no batch is
     spent on nothing.
     """
+    peak = settings.lr if peak is None else peak
     warmup = round(settings.warmup * total)
     if step < warmup:
-        return settings.lr * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     if settings.schedule == "constant":
-        return settings.lr
+        return peak
     progress = (step - warmup) / max(1, total - warmup)
     shape = 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return settings.lr * (settings.min_lr + (1 - settings.min_lr) * shape)
+    return peak * (settings.min_lr + (1 - settings.min_lr) * shape)
 
 
 def apply_update(optimizer: torch.optim.Optimizer, lr: float, norm: Tensor, skip: Tensor, clip: float) -> None:

@@ -1,4 +1,5 @@
-"""Reference log-probs of a preference run: cached once, computed live, or none.
+"""What a preference row brings to its loss beside the model's own scores: reference log-probs (cached once, computed
+live, or none), or a margin.
 
 Cached: branch sums of the untrained policy itself, by the same kernels, dtype and packs as training, so that
 at step 0 the margins are exactly 0. They are kept by branch of the store, twice: in the run folder, where a resumed
@@ -49,6 +50,16 @@ class CachedReference:
 
     def __call__(self, pack: Pack) -> Tensor:  # [B] fp32
         return self.sums[branch_index(pack, self.tree_start)]
+
+
+class Margins:
+    """What a row of a reward model's data brings beside its two answers: how much better the first is."""
+
+    def __init__(self, store: Store, scale: float, device: torch.device) -> None:
+        self.margins = scale * torch.from_numpy(np.array(store.margin)).to(device)
+
+    def __call__(self, pack: Pack) -> Tensor:  # [trees] fp32; the idle pack's are another row's, and count nothing
+        return self.margins[pack.tree_ids]
 
 
 def branch_index(pack: Pack, tree_start: Tensor) -> Tensor:

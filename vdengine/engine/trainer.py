@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from vdengine.data.loader import Batch, Loader
 from vdengine.data.store import Store, build_store
 from vdengine.data.trees import Pack, Tree, pack
 from vdengine.engine import checkpoint
+from vdengine.engine.checkpoint import Trained
 from vdengine.engine.metrics import Interval, MetricsLog, SectionClock, memory_bytes, peak_flops
 from vdengine.engine.optim import apply_update, learning_rate, make_optimizer
 from vdengine.engine.parallel import World, grad_norm, main_first, shard_model, start_world
+from vdengine.engine.ppo import PPO, RewardFunction, Rollout, pattern_reward
 from vdengine.engine.probes import Probes
-from vdengine.engine.reference import CachedReference, LiveReference, cache_reference
+from vdengine.engine.reference import CachedReference, LiveReference, Margins, cache_reference
 from vdengine.errors import InputError
 from vdengine.kernels._triton import INTERPRETED, resolve
 from vdengine.kernels.preference import preference_loss
@@ -33,9 +36,12 @@ from vdengine.models.head import Scores
 from vdengine.models.tokenizer import load_tokenizer
 from vdengine.models.transformer import Kernels, Transformer
 from vdengine.models.weights import (
+    ScalarWeights,
+    Weights,
     check_replaceable,
     check_vocabulary,
     load_into,
+    open_causal,
     open_weights,
     read_json,
     save_model,
@@ -43,6 +49,16 @@ from vdengine.models.weights import (
 
 _RUNS_ON = {"triton": "cuda", "flash": "cuda", "varlen": "cuda", "native": "cpu"}
 MAX_SKIPPED = 20  # consecutive updates skipped as not finite before the run gives up
+
+
+def open_store(r: recipes.Recipe, paths: list[str], renderer: Renderer, progress: bool) -> Store:
+    """The rows of `paths` as the recipe's objective reads them."""
+    kind = {"sft": "sft", "ppo": "prompts"}.get(r.objective.name, "preference")
+    room = r.rollout.max_new_tokens if kind == "prompts" else 0  # for what follows a prompt
+    return build_store(
+        paths, r.data.format, kind, renderer, max_tokens=r.data.max_tokens - room, overlong=r.data.overlong,
+        cache=r.data.cache, progress=progress,
+    )  # fmt: skip
 
 
 class Trainer:
@@ -53,13 +69,16 @@ class Trainer:
             metrics = trainer.step()
         trainer.finish()
 
-    `step_count` is the number of updates the weights have had.
+    `step_count` is the number of steps the weights have had: one update each, with PPO those of one rollout.
+
+    Args:
+        reward: PPO's, instead of the recipe's `reward.source`: (prompts, completions) as text, of this rank -> scores.
 
     Raises:
         InputError: anything wrong with the recipe's files, before the first step.
     """
 
-    def __init__(self, recipe: recipes.Recipe) -> None:
+    def __init__(self, recipe: recipes.Recipe, reward: RewardFunction | None = None) -> None:
         self.recipe = recipe = recipes.check(recipe)
         self.world: World = start_world(recipe.parallel, recipe.run.deterministic)
         self.folder = Path(recipe.run.folder)
@@ -67,8 +86,10 @@ class Trainer:
         try:
             self._check_folder()
             self._open_data()
+            self._open_sources(reward)
             self._check_inputs()
             self._open_model()
+            self._open_ppo()
             self._open_probes()
             self._open_run()
             self._open_reference()
@@ -93,13 +114,17 @@ class Trainer:
 
     def _open_data(self) -> None:
         r = self.recipe
-        self.weights = open_weights(r.model.source)
+        self.weights = open_weights(r.model.source) if r.objective.name == "reward" else open_causal(r.model.source)
+        if r.objective.name == "reward" and self.weights.config.head == "causal":
+            self.weights = ScalarWeights(self.weights, r.run.seed)
         self.tokenizer = load_tokenizer(r.model.tokenizer or r.model.source)
         check_vocabulary(self.weights.config, self.tokenizer)
         self.renderer = Renderer(self.tokenizer, template=r.data.template)
         with main_first(self.world):  # rank 0 tokenises, the others open what it wrote
-            self.store = self._build_store(r.data.train)
-            held_out: Store | float = self._build_store([r.data.eval]) if r.data.eval else r.data.eval_fraction
+            progress = self.world.is_main
+            self.store = open_store(r, r.data.train, self.renderer, progress)
+            named = r.data.eval
+            held_out: Store | float = open_store(r, [named], self.renderer, progress) if named else r.data.eval_fraction
         self.flops = self.weights.config.flops
         self.loader = Loader(
             self.store,
@@ -111,17 +136,47 @@ class Trainer:
             flops=self.flops,
             pin=self.world.device.type == "cuda",
         )
-        self.loader.check_budget(r.batch.tokens)
+        if r.objective.name != "ppo":
+            self.loader.check_budget(r.batch.tokens)
         self.total_steps = r.run.steps or math.ceil((r.run.epochs or 0) * self.loader.steps_per_epoch)
         # What a rank runs when a micro step has no rows for it: forwards are collectives. Its loss counts zero.
-        self.idle = pack([Tree([0], [[0]] * (1 if r.objective.name == "sft" else 2), id=-1)])
+        self.idle = pack([Tree([0], [[0]] * (1 if r.objective.name in ("sft", "ppo") else 2), id=-1)])
 
-    def _build_store(self, paths: list[str]) -> Store:
+    def _open_sources(self, reward: RewardFunction | None) -> None:
+        """PPO's reward, and the weights its value model starts from."""
         r = self.recipe
-        return build_store(
-            paths, r.data.format, "sft" if r.objective.name == "sft" else "preference", self.renderer,
-            max_tokens=r.data.max_tokens, overlong=r.data.overlong, cache=r.data.cache, progress=self.world.is_main,
-        )  # fmt: skip
+        self.reward: RewardFunction | None = reward
+        self.reward_weights: Weights | None = None
+        self.value_weights: Weights | None = None
+        if r.objective.name != "ppo":
+            if reward is not None:
+                raise InputError(f'a reward function has no effect with objective.name = "{r.objective.name}"')
+            return
+        source = r.reward.source
+        if (reward is None) == (not source):
+            raise InputError("ppo needs one reward: reward.source in the recipe, or a function given to the Trainer")
+        if source.startswith("regex:"):
+            self.reward = pattern_reward(source.removeprefix("regex:"))
+        elif source:
+            self.reward_weights = self._open_scalar("reward.source", source)
+        if r.value.source:
+            self.value_weights = self._open_scalar("value.source", r.value.source)
+        else:  # a value model starts as the reward model, or as the policy with a first guess of 0
+            self.value_weights = self.reward_weights or ScalarWeights(self.weights, None)
+
+    def _open_scalar(self, key: str, source: str) -> Weights:
+        """A reward model that reads the policy's own token ids; for a value model a language model serves too."""
+        weights = open_weights(source)
+        if weights.config.head == "causal" and key == "reward.source":
+            raise InputError(f"{key}: {source} is a language model; a reward model (one label) is needed")
+        tokenizer = load_tokenizer(source)
+        if tokenizer.vocabulary_hash != self.tokenizer.vocabulary_hash:
+            raise InputError(
+                f"{key}: {source} has another vocabulary than {self.tokenizer.source} ({tokenizer.vocab_size} and "
+                f"{self.tokenizer.vocab_size} ids): it would read other words than the policy writes"
+            )
+        check_vocabulary(weights.config, self.tokenizer)
+        return weights if weights.config.head == "scalar" else ScalarWeights(weights, None)
 
     def _check_inputs(self) -> None:
         """A run folder may be taken up again only with the same contents of data, weights and tokenizer."""
@@ -131,6 +186,10 @@ class Trainer:
             "model.source": self.weights.hash,
             "model.tokenizer or data.template": self.renderer.hash,
         }
+        if self.reward_weights is not None:
+            self.inputs["reward.source"] = self.reward_weights.hash
+        if self.value_weights is not None:
+            self.inputs["value.source"] = self.value_weights.hash
         if not (saved := self.folder / "inputs.json").exists():
             return
         was = read_json(saved)
@@ -149,25 +208,46 @@ class Trainer:
         preference = parts.pop("preference")
         self.fused_preference = resolve("kernels.preference", preference, device) == "triton"
         self.kernels = Kernels(**parts)
-        self.model = self._new_model(trainable=True)
-        self.optimizer = make_optimizer(self.model, r.optimizer)
-        self.parameters = list(self.model.parameters())
+        self.model = self._new_model(self.weights, trainable=True)
+        self.trained = [Trained("", self.model, make_optimizer(self.model, r.optimizer), r.optimizer.lr)]
         self.probe_clock = SectionClock(device)
         self.model.time_probes(self.probe_clock)
 
-    def _new_model(self, trainable: bool) -> Transformer:
-        """A sharded model with the recipe's weights, each rank reading its own rows."""
+    def _new_model(self, weights: Weights, trainable: bool) -> Transformer:
+        """A sharded model with these weights, each rank reading its own rows."""
         r = self.recipe
         with torch.device("meta"):
-            model = Transformer(self.weights.config, r.parallel.head_saved_bytes, self.kernels)
+            model = Transformer(weights.config, r.parallel.head_saved_bytes, self.kernels)
+        if r.objective.name == "ppo" and weights.config.head == "causal":
+            model.lm_head.temperature = r.rollout.temperature
         for block in model.blocks:
             block.self_attn.deterministic = r.run.deterministic
         shard_model(
             model, self.world, dtype=self.dtype, trainable=trainable,
             activation_checkpoint=r.parallel.activation_checkpoint if trainable else "none",
         )  # fmt: skip
-        load_into(model, self.weights)
+        load_into(model, weights)
         return model
+
+    def _open_ppo(self) -> None:
+        self.ppo: PPO | None = None
+        r = self.recipe
+        if self.value_weights is None:
+            return
+        critic = self._new_model(self.value_weights, trainable=True)
+        lr = r.optimizer.lr if r.value.lr is None else r.value.lr
+        self.trained.append(Trained("value/", critic, make_optimizer(critic, r.optimizer), lr))
+        live = r.objective.reference == "live"
+        frozen = None if self.reward_weights is None else self._new_model(self.reward_weights, trainable=False)
+        reward = self.reward or frozen
+        if reward is None:
+            raise RuntimeError("_open_sources sees to it that there is a reward")
+        self.ppo = PPO(
+            r, self.world, self.loader, self.tokenizer, self.idle, dtype=self.dtype, critic=critic,
+            reference=LiveReference(self._new_model(self.weights, trainable=False)) if live else None, reward=reward,
+            flops=self.flops, critic_flops=self.value_weights.config.flops,
+            num_parameters=self.weights.config.num_parameters,
+        )  # fmt: skip
 
     def _open_probes(self) -> None:
         self.probes: Probes | None = None
@@ -175,6 +255,8 @@ class Trainer:
             return
         # a step's training FLOPs: three forwards over the mean step
         step_flops = 3 * float(self.loader.cost.mean()) * self.recipe.batch.examples
+        if self.ppo is not None:
+            step_flops = self.ppo.step_flops
         self.probes = Probes(
             self.recipe.probes, self.renderer, self.world, total_steps=self.total_steps, step_flops=step_flops,
             flops=self.flops,
@@ -182,12 +264,11 @@ class Trainer:
 
     def _open_run(self) -> None:
         """Make the run folder, or go on where its newest checkpoint stands."""
-        self.step_count = 0
+        self.step_count, self.tokens_seen = 0, 0
         if found := checkpoint.newest(self.folder, self.world):
             path, self.step_count = found
-            checkpoint.load(path, self.model, self.optimizer)
+            self._set_numbers(checkpoint.load(path, self.trained, self._numbers()))
         self.resumed_at = self.step_count
-        self.tokens_seen = sum(int(self.store.num_tokens[self.loader.rows(k)].sum()) for k in range(self.step_count))
         self.metrics_log: MetricsLog | None = None
         with main_first(self.world):
             if self.world.is_main:
@@ -198,17 +279,29 @@ class Trainer:
                 if self.probes is not None:
                     self.probes.open_log(self.folder, self.step_count)
 
+    def _numbers(self) -> dict[str, float]:
+        """What a checkpoint holds beside tensors."""
+        return {"num_tokens": self.tokens_seen} | (self.ppo.state() if self.ppo else {})
+
+    def _set_numbers(self, numbers: dict[str, float]) -> None:
+        self.tokens_seen = int(numbers["num_tokens"])
+        if self.ppo:
+            self.ppo.load_state(numbers)
+
     def _open_reference(self) -> None:
         r, loader = self.recipe, self.loader
-        self.reference: LiveReference | CachedReference | None = None
-        self.eval_reference: LiveReference | CachedReference | None = None
+        self.reference: LiveReference | CachedReference | Margins | None = None
+        self.eval_reference: LiveReference | CachedReference | Margins | None = None
+        if r.objective.name == "reward" and r.objective.margin:
+            self.reference = Margins(self.store, r.objective.margin, self.world.device)
+            self.eval_reference = Margins(loader.eval_store, r.objective.margin, self.world.device)
         if r.objective.name != "dpo" or r.objective.reference == "none":
             return
         # Before the first update the policy is the reference: no second copy. A resumed run needs one only if it
         # is live, or if the cache file has gone.
         fresh = self.step_count == 0
         if r.objective.reference == "live":
-            self.reference = self.eval_reference = LiveReference(self._new_model(trainable=False))
+            self.reference = self.eval_reference = LiveReference(self._new_model(self.weights, trainable=False))
             return
         w, budget = self.world, r.batch.tokens
         epoch = range(self.total_steps)
@@ -218,7 +311,7 @@ class Trainer:
 
         def cached(store: Store, visits: Sequence[Any]) -> CachedReference:
             return cache_reference(
-                (lambda: self.model) if fresh else (lambda: self._new_model(trainable=False)),
+                (lambda: self.model) if fresh else (lambda: self._new_model(self.weights, trainable=False)),
                 store, visits, self.idle, w, folders=[self.folder, Path(r.data.cache).expanduser()],
                 weights_hash=self.weights.hash, dtype=self.dtype, kernels=str(self.kernels),
             )  # fmt: skip
@@ -235,70 +328,107 @@ class Trainer:
     # -------------------------------------------------------------------------------------------------- step
 
     def step(self) -> dict[str, Any]:
-        """One optimizer step. Its metrics where `log.every` (or the last step) asks for them, else {}: only then
-        does the host wait for the device."""
+        """One optimizer step; with PPO a rollout and all updates on it. Its metrics where `log.every` (or the last
+        step) asks for them, else {}: only then does the host wait for the device."""
         started, k, w, device = time.perf_counter(), self.step_count, self.world, self.world.device
-        batch = self.loader.batch(k, w.size, w.rank, self.recipe.batch.tokens)
-        count = batch.num_scored if self.recipe.objective.name == "sft" else batch.num_examples
-        riders = self.probes.begin(k, len(batch.packs)) if self.probes else [[] for _ in batch.packs]
-        sums: dict[str, Tensor] = {}
+        rollout, batches, extra = self._work(k)
+        logged: list[tuple[list[str], Tensor, Batch]] = []
 
-        # Under FSDP every forward and backward is a collective: all ranks run the same number, rows or no rows.
-        for mine, rider in zip(batch.packs, riders, strict=True):
-            this, live = (self.idle, 0.0) if mine is None else (mine, 1.0)
-            this = this.to(device, non_blocking=True)
-            scores = self.model(this, self.probes.packs(rider) if self.probes else None, entropy=True)
-            if self.probes:
-                self.probes.collect(rider, scores.probe_logp)
-            losses, metrics = self._losses(this, scores, self.reference)
-            (losses.sum() * (live / count)).backward()  # one global denominator, known before the first forward
-            for name, x in {**metrics, "loss": losses.detach(), "entropy": scores.entropy.detach()}.items():
-                sums[name] = sums.get(name, torch.zeros((), device=device)) + live * x.sum()
-            if mine is not None:
-                self._unlogged.append((k, this.tree_ids, losses.detach()))
-        if self.probes:
-            self.probes.end()
+        for batch in batches:
+            count = self._count(batch)
+            sampling = self.probes is not None and not logged  # theta_k is theta before the step's first update
+            riders = self.probes.begin(k, len(batch.packs)) if self.probes and sampling else [[] for _ in batch.packs]
+            sums: dict[str, Tensor] = {}
 
-        # One small all-reduce, so that every rank skips, or does not skip, the same update.
-        names = sorted(sums)
-        totals = torch.stack([sums[name] for name in names])
-        if w.size > 1:
-            dist.all_reduce(totals)
-        norm = grad_norm(self.parameters)
-        finite = torch.isfinite(norm + totals.sum())
-        self._skipped = torch.stack([torch.where(finite, 0.0, self._skipped[0] + 1), self._skipped[1] + ~finite])
-        if k == 0 and self.reference is not None:
-            self._check_start(dict(zip(names, (totals / count).tolist(), strict=True)))
-        lr = learning_rate(self.recipe.optimizer, k, self.total_steps)
-        apply_update(self.optimizer, lr, norm, (~finite).float(), self.recipe.optimizer.clip)
+            # Under FSDP every forward and backward is a collective: all ranks run the same number, rows or no rows.
+            for mine, rider in zip(batch.packs, riders, strict=True):
+                this, live = (self.idle, 0.0) if mine is None else (mine, 1.0)
+                this = this.to(device, non_blocking=True)
+                scores = self.model(this, self.probes.packs(rider) if self.probes else None, entropy=True)
+                if self.probes:
+                    self.probes.collect(rider, scores.probe_logp)
+                losses, metrics = self._losses(this, scores, self.reference, rollout)
+                (losses.sum() * (live / count)).backward()  # one global denominator, known before the first forward
+                if scores.entropy is not None:
+                    metrics = {**metrics, "entropy": scores.entropy.detach()}
+                for name, x in {**metrics, "loss": losses.detach()}.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=device)) + live * x.sum()
+                if mine is not None:
+                    self._unlogged.append((k, mine.tree_ids, losses.detach()))
+            if self.probes and sampling:
+                self.probes.end()
 
+            # One small all-reduce, so that every rank skips, or does not skip, the same update.
+            names = sorted(sums)
+            totals = torch.stack([sums[name] for name in names])
+            if w.size > 1:
+                dist.all_reduce(totals)
+            norms = [grad_norm(t.parameters) for t in self.trained]
+            finite = torch.isfinite(sum(norms, totals.sum()))
+            self._skipped = torch.stack([torch.where(finite, 0.0, self._skipped[0] + 1), self._skipped[1] + ~finite])
+            if k == 0 and not logged:
+                self._check_start({name: t / count for name, t in zip(names, totals, strict=True)})
+            for t, norm in zip(self.trained, norms, strict=True):
+                lr = learning_rate(self.recipe.optimizer, k, self.total_steps, t.lr)
+                apply_update(t.optimizer, lr, norm, (~finite).float(), self.recipe.optimizer.clip)
+            logged.append((names, torch.cat([totals, torch.stack(norms)]), batch))
+            self._since_log.flops += 3 * batch.cost
+
+        seen = [batch] if rollout is None else rollout.batches
+        num_tokens, num_scored = sum(b.num_tokens for b in seen), sum(b.num_scored for b in seen)
         self.step_count += 1
-        self.tokens_seen += batch.num_tokens
-        self._since_log.add(time.perf_counter() - started, batch)
+        self.tokens_seen += num_tokens
+        self._since_log.add(time.perf_counter() - started, num_tokens, num_scored, self.ppo.seconds if self.ppo else {})
         if self.step_count % self.recipe.log.every and self.step_count != self.total_steps:
             return {}
-        waited = time.perf_counter()  # here the host waits for the device
-        values = zip(names, totals.tolist(), strict=True)
-        means = {name: v / (batch.num_scored if name == "entropy" else count) for name, v in values}
-        means |= {"grad_norm": float(norm), "learning_rate": lr}
+        waited = time.perf_counter()
+        row = self._means(logged) | extra  # here the host waits for the device
         self._since_log.seconds += time.perf_counter() - waited
-        return self._report(batch, means)
+        row |= {"learning_rate": learning_rate(self.recipe.optimizer, k, self.total_steps)}
+        row |= {"tokens": num_tokens, "scored_tokens": num_scored, "micro_steps": len(batch.packs)}
+        return self._report(row)
 
-    def _report(self, batch: Batch, means: dict[str, float]) -> dict[str, Any]:
+    def _work(self, k: int) -> tuple[Rollout | None, Iterable[Batch], dict[str, float]]:
+        """The batches of step k, one update each, and what is known before them."""
+        if self.ppo is None:
+            return None, [self.loader.batch(k, self.world.size, self.world.rank, self.recipe.batch.tokens)], {}
+        rollout, metrics = self.ppo.rollout(self.model, k)
+        return rollout, self.ppo.updates(rollout, k), metrics
+
+    def _count(self, batch: Batch) -> int:
+        """The denominator of a batch's loss, over all ranks: examples, or scored tokens."""
+        return batch.num_scored if self.recipe.objective.name in ("sft", "ppo") else batch.num_examples
+
+    def _means(self, logged: list[tuple[list[str], Tensor, Batch]]) -> dict[str, float]:
+        """Global means of a step's metrics, over its updates."""
+        rows = []
+        for names, totals, batch in logged:
+            values, count = totals.tolist(), self._count(batch)
+            row = {n: v / (batch.num_scored if n == "entropy" else count) for n, v in zip(names, values, strict=False)}
+            norms = zip(self.trained, values[len(names) :], strict=True)
+            rows.append(row | {f"{t.prefix}grad_norm": norm for t, norm in norms})
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        if self.ppo is not None:  # TRL's names
+            ratios = [row["val/ratio"] for row in rows]
+            means["val/ratio_var"] = statistics.variance(ratios) if len(ratios) > 1 else 0.0
+            means["policy/entropy_avg"] = means.pop("entropy")
+        return means
+
+    def _report(self, found: dict[str, Any]) -> dict[str, Any]:
         """Log a step: its metrics, and rates since the last logged one."""
         i, self._since_log = self._since_log, Interval()
-        row = {"step": self.step_count, "epoch": self.step_count / self.loader.steps_per_epoch, **means}
+        row = {"step": self.step_count, "epoch": self.step_count / self.loader.steps_per_epoch, **found}
         row |= {
             "step_seconds": i.seconds / i.steps,
             "probe_seconds": self.probe_clock.take() / i.steps,
-            "tokens": batch.num_tokens,
-            "scored_tokens": batch.num_scored,
             "tokens_per_second": i.tokens / i.seconds,
             "scored_tokens_per_second": i.scored / i.seconds,
             "num_tokens": self.tokens_seen,
-            "micro_steps": len(batch.packs),
             "memory_bytes": memory_bytes(self.world.device),
         }
+        if i.phases:  # PPO's; what is left of a step is training
+            row |= {f"{name}_seconds": seconds / i.steps for name, seconds in i.phases.items()}
+            row["train_seconds"] = (i.seconds - sum(i.phases.values())) / i.steps
         if peak := peak_flops(self.world.device):
             row["mfu"] = i.flops / i.seconds / self.world.size / peak
         row["skipped_updates"] = self._check_finite()
@@ -308,10 +438,17 @@ class Trainer:
             self.probes.flush()
         return row
 
-    def _losses(self, this: Pack, scores: Scores, reference: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Per-example losses and metrics of one pack."""
+    def _losses(
+        self, this: Pack, scores: Scores, reference: Any, rollout: Rollout | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses and metrics of one pack, per example or, with PPO, per token."""
         o, beta = self.recipe.objective, float(self.recipe.objective.beta or 0.0)  # `recipes.check` has filled it in
-        sums = None if reference is None else reference(this)
+        if self.ppo is not None and rollout is not None:
+            return self.ppo.losses(this, scores, rollout)
+        sums = None if reference is None else reference(this)  # of a reward model: margins
+        if scores.values is not None:
+            ends = scores.values[this.ends]
+            return objectives.reward(ends, 0.0 if sums is None else sums, center=o.center_rewards_coefficient)
         if o.name != "sft" and self.fused_preference:  # one launch in place of a dozen; same sums, to the bit
             gamma = o.gamma_beta_ratio if o.name == "simpo" else 0.0
             p = preference_loss(
@@ -335,7 +472,7 @@ class Trainer:
         in_a_row, skipped = (int(n) for n in self._skipped.tolist())
         self._skipped[1] = 0.0
         bad = [
-            f"step {k + 1}, rank {self.world.rank}, rows {ids.tolist()[:8]}"
+            f"step {k + 1}, rank {self.world.rank}, rows {self._rows(k, ids)[:8]}"
             for k, ids, losses in self._unlogged
             if not torch.isfinite(losses).all()
         ]
@@ -350,8 +487,14 @@ class Trainer:
                 raise InputError(f"{self.warning}; {in_a_row} in a row: lower optimizer.lr or look at these rows")
         return skipped
 
-    def _check_start(self, row: dict[str, float]) -> None:
-        """DPO's first step knows its own answer: policy = reference, so the loss is ln 2 and the margin 0.
+    def _rows(self, k: int, tree_ids: Tensor) -> list[int]:
+        """Rows of the store; a rollout's trees are numbered by their place in the step."""
+        return (tree_ids if self.ppo is None else torch.from_numpy(self.loader.rows(k))[tree_ids]).tolist()
+
+    def _check_start(self, row: dict[str, Tensor]) -> None:
+        """The first update knows its own answer. PPO: the policy made the rollout, every ratio is 1, whatever the
+        dtype, for the old log-probs come from the same packs and kernels. DPO: policy = reference, so the loss is
+        ln 2 and the margin 0.
 
         Tolerance, in nats of a pair's mean margin: the two differ by rounding when the cache was filled along other
         packs. A sum of some hundred log-probs around 5 carries 1e-4 in fp32; in bf16 activations differ by 2^-8 a
@@ -359,13 +502,20 @@ class Trainer:
 
         Raises:
             InputError: the reference log-probs are not this model's. The weights have not moved.
+            RuntimeError: a ratio that is not 1: the forward does not repeat itself on this device.
         """
-        margin = abs(row["rewards/margins"]) / float(self.recipe.objective.beta or 1.0)
+        if self.ppo is not None:
+            ratio = float(row["val/ratio"])
+            if math.isfinite(ratio) and abs(ratio - 1) > 1e-3:
+                raise RuntimeError(f"PPO at step 0: the first update's mean probability ratio is {ratio:.6f}, not 1")
+        if self.reference is None or "rewards/margins" not in row:
+            return
+        margin = abs(float(row["rewards/margins"])) / float(self.recipe.objective.beta or 1.0)
         tolerance = 1e-2 if self.dtype == torch.float32 else 1.0
         if math.isfinite(margin) and margin > tolerance:  # what is not finite is skipped, and named with its rows
             where = Path(self.recipe.data.cache).expanduser() / "reference"
             raise InputError(
-                f"DPO at step 0: the margin is {margin:.4g} nats, not 0 (loss {row['loss']:.6f}, not ln 2): the "
+                f"DPO at step 0: the margin is {margin:.4g} nats, not 0 (loss {float(row['loss']):.6f}, not ln 2): the "
                 f"reference log-probs are not this model's; remove {where} and start again with a new run.folder"
             )
 
@@ -397,7 +547,7 @@ class Trainer:
         if self.probes:
             self.probes.flush()
         return checkpoint.save(
-            self.folder, self.step_count, self.model, self.optimizer, self.world, self.recipe.checkpoint.keep
+            self.folder, self.step_count, self.trained, self._numbers(), self.world, self.recipe.checkpoint.keep
         )
 
     def finish(self) -> None:
