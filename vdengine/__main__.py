@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-VERBS = {"train": "train a recipe and trace the model's values"}
+VERBS = {
+    "train": "train a recipe and trace the model's values",
+    "score": "score a panel on saved models, or check a panel",
+}
 
 
 def main() -> int:

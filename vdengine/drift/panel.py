@@ -17,9 +17,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdengine.errors import InputError
+
+if TYPE_CHECKING:
+    from vdengine.models.chat import Renderer
 
 SCHEMA = 1
 STANCES = ("support", "neutral", "oppose")
@@ -337,6 +340,33 @@ def lint(
                 worst = max(overlap(a, b) for a in sets_a for b in sets_b)
                 if worst > max_overlap:
                     warnings.append(f"{id_a} and {id_b}: nearly the same question (word overlap {worst:.2f})")
+    return warnings
+
+
+def lint_tokens(
+    panel: Panel, renderer: Renderer, *, min_tokens: int = 6, max_tokens: int = 24, max_gap_tokens: float = 4
+) -> list[str]:
+    """Warnings about how a tokenizer cuts the openings, as `renderer` puts them after a prompt.
+
+    Checked: text that does not survive the tokenizer; lengths outside `min_tokens` .. `max_tokens`; openings of one
+    kind in support and oppose that differ by more than `max_gap_tokens` on average.
+    """
+    warnings = []
+    for probe in panel.probes:
+        lengths: dict[str, dict[str, list[int]]] = {}
+        for stance in STANCES:
+            for number, opening in enumerate(probe.openings[stance]):
+                ids = renderer.opening_ids(opening.text)
+                lengths.setdefault(stance, {}).setdefault(opening.kind, []).append(len(ids))
+                where = f"{probe.id}: {stance}[{number}]"
+                if renderer.tokenizer.decode(ids).strip() != opening.text:
+                    warnings.append(f"{where} does not come back from its tokens: {renderer.tokenizer.decode(ids)!r}")
+                if not min_tokens <= len(ids) <= max_tokens:
+                    warnings.append(f"{where} has {len(ids)} tokens; {min_tokens} to {max_tokens} are usual")
+        for kind in sorted(lengths["support"].keys() & lengths["oppose"].keys()):
+            a, b = (sum(x) / len(x) for x in (lengths["support"][kind], lengths["oppose"][kind]))
+            if abs(a - b) > max_gap_tokens:
+                warnings.append(f"{probe.id}: {kind} openings differ by {a - b:+.1f} tokens, support less oppose")
     return warnings
 
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,7 +153,9 @@ def load_weights(folder: Path, model: nn.Module) -> None:
         raise InputError(f"{folder}: not a whole checkpoint: {reason}")
     state = {f"model.{name}": p.data for name, p in model.named_parameters()}
     try:
-        dcp.load(state, checkpoint_id=folder, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for
+            dcp.load(state, checkpoint_id=folder, no_dist=True)
     except (RuntimeError, ValueError, dcp.api.CheckpointException) as e:
         raise InputError(f"{folder}: does not fit this model: {str(e).splitlines()[0]}") from e
 
