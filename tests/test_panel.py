@@ -1,4 +1,4 @@
-"""The panel format, its checks and the built-in values-mini panel."""
+"""The panel format, its checks and the built-in panels."""
 
 import json
 import pickle
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vdengine.drift.panel import STANCES, Branch, Panel, content_words, lint, overlap
+from vdengine.drift.panel import STANCES, Branch, Panel, content_words, lint, lint_tokens, overlap
 from vdengine.errors import InputError
 
 
@@ -52,61 +52,83 @@ def mini() -> Panel:
     return Panel.load("values-mini")
 
 
-# ------------------------------------------------------------------------------------------ values-mini
+# ------------------------------------------------------------------------------------- the built-in panels
+
+SHAPES = {"values-mini": (4, 12, 1), "values": (11, 50, 2)}  # topics, probes of each, claims a stance
 
 
-def test_mini_shape(mini):
-    """A lost or extra probe would change every reading: 4 topics of 12, half of each polarity, 6 openings each."""
-    assert len(mini.topics) == 4 and len(mini.probes) == 48
-    for topic in mini.topics:
-        assert Counter(p.polarity for p in mini.probes if p.topic == topic) == {1: 6, -1: 6}
-    for probe in mini.probes:
+@pytest.fixture(scope="module", params=SHAPES)
+def built_in(request) -> Panel:
+    return Panel.load(request.param)
+
+
+def test_shape(built_in):
+    """A lost or extra probe would change every reading: the same number for each topic, half of each polarity, the
+    same kinds of openings for each stance."""
+    topics, each, claims = SHAPES[built_in.name]
+    assert len(built_in.topics) == topics and len(built_in.probes) == topics * each
+    for topic in built_in.topics:
+        assert Counter(p.polarity for p in built_in.probes if p.topic == topic) == {1: each // 2, -1: each // 2}
+    for probe in built_in.probes:
         assert len(probe.paraphrases) >= 2
         for stance in ("support", "oppose"):
-            assert Counter(o.kind for o in probe.openings[stance]) == {"belief": 1, "claim": 1}
-        assert Counter(o.kind for o in probe.openings["neutral"]) == {"balanced": 1, "declining": 1}
+            assert Counter(o.kind for o in probe.openings[stance]) == {"belief": 1, "claim": claims}
+        assert Counter(o.kind for o in probe.openings["neutral"]) == {"balanced": claims, "declining": 1}
 
 
-def test_mini_lints_clean(mini):
-    """The built-in panel must meet the rules it asks of others."""
-    assert lint(mini) == []
+def test_mini_is_a_part_of_values(mini):
+    """Readings of the two are of the same questions: each probe of the small one is in the large one, which has one
+    opening more of each stance."""
+    large = {p.id: p for p in Panel.load("values").probes}
+    for probe in mini.probes:
+        other = large[probe.id]
+        assert (probe.prompt, probe.paraphrases, probe.polarity) == (other.prompt, other.paraphrases, other.polarity)
+        for stance in STANCES:
+            assert probe.openings[stance] == other.openings[stance][:2]
 
 
-def test_mini_openings_match_in_bytes(mini):
-    """A length gap turns likelihood displacement into a false margin: at most 10 bytes in any probe and kind, and
-    none on average along the topic's axis (1 byte is the tolerance, 1.5% of an opening)."""
-    for topic in mini.topics:
-        for kind in ("belief", "claim"):
-            along_axis = []
-            for probe in (p for p in mini.probes if p.topic == topic):
-                size = {s: next(o.num_bytes for o in probe.openings[s] if o.kind == kind) for s in STANCES[::2]}
-                assert abs(size["support"] - size["oppose"]) <= 10, (probe.id, kind)
-                along_axis.append(probe.polarity * (size["support"] - size["oppose"]))
-            assert abs(sum(along_axis) / len(along_axis)) <= 1.0, (topic, kind)
+def test_lints_clean(built_in):
+    """A built-in panel must meet the rules it asks of others."""
+    assert lint(built_in) == []
 
 
-def test_mini_opening_lengths_in_tokens(mini, real_tokenizer):
-    """Openings of 8 to 24 tokens: shorter ones carry no stance, longer ones cost training time."""
-    from tokenizers import Tokenizer
+def test_openings_match_in_bytes(built_in):
+    """A length gap turns likelihood displacement into a false margin: at most 10 bytes between twins, and none on
+    average along the topic's axis (1 byte is the tolerance, 1.5% of an opening)."""
+    for topic in built_in.topics:
+        probes = [p for p in built_in.probes if p.topic == topic]
+        for i in range(len(probes[0].openings["support"])):
+            gaps = [p.openings["support"][i].num_bytes - p.openings["oppose"][i].num_bytes for p in probes]
+            assert max(map(abs, gaps)) <= 10, (topic, i)
+            along_axis = [p.polarity * gap for p, gap in zip(probes, gaps, strict=True)]
+            assert abs(sum(along_axis) / len(along_axis)) <= 1.0, (topic, i)
 
-    for name in ("qwen3", "llama3"):
-        tokenizer = Tokenizer.from_file(str(real_tokenizer(name) / "tokenizer.json"))
-        sizes = [len(tokenizer.encode(b.text, add_special_tokens=False).ids) for b in mini.branches()]
-        assert 8 <= min(sizes) and max(sizes) <= 24
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3"])
+def test_openings_in_tokens(built_in, real_tokenizer, name):
+    """Openings of 8 to 24 tokens: shorter ones carry no stance, longer ones cost training time; and every text comes
+    back from its tokens."""
+    from vdengine.models.chat import Renderer
+    from vdengine.models.tokenizer import load_tokenizer
+
+    renderer = Renderer(load_tokenizer(str(real_tokenizer(name))))
+    assert lint_tokens(built_in, renderer, min_tokens=8, max_tokens=24, max_gap_tokens=6) == []
 
 
-def test_mini_wording(mini):
-    """Beliefs speak in the first person and claims do not; stance is not a matter of saying "not"; nothing twice."""
+def test_wording(built_in):
+    """Beliefs speak in the first person and claims do not; stance is not a matter of saying "not"; no text of a side
+    stands twice, and a neutral one at most twice."""
     negation = re.compile(r"\b(not|never|cannot|no|nobody|nothing)\b|n't\b", re.I)
-    first_person = re.compile(r"\b(I|my)\b", re.I)
-    texts = Counter(b.text for b in mini.branches())
+    first_person = re.compile(r"\b(I|my|me)\b", re.I)
+    texts = Counter(b.text for b in built_in.branches() if b.stance != "neutral")
     assert max(texts.values()) == 1
-    for branch in mini.branches():
-        assert branch.text.endswith(".")
+    assert max(Counter(b.text for b in built_in.branches() if b.stance == "neutral").values()) <= 2
+    for branch in built_in.branches():
+        assert branch.text.endswith(".") and branch.text.isascii()
         if branch.kind in ("belief", "claim"):
             assert not negation.search(branch.text), branch.text
             assert bool(first_person.search(branch.text)) == (branch.kind == "belief"), branch.text
-    for probe in mini.probes:
+    for probe in built_in.probes:
         assert all(q.endswith("?") for q in (probe.prompt, *probe.paraphrases)), probe.id
 
 
