@@ -17,6 +17,7 @@ import vdengine as vd
 from vdengine.engine.ppo import pattern_reward, state_values, token_index
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
+from vdengine.models.weights import ScalarWeights, build_model, open_weights
 
 ON_BOTH = ["ppo", "ppo_probes_off", "ppo_resumed", "ppo_sharded"]
 
@@ -121,7 +122,11 @@ def test_the_first_ratio_is_exactly_one(recipe):
 
 
 def test_a_rollout_by_hand(recipe):
-    """Guards what a rollout is made of: every number of it recomputed from the completions alone, in float64."""
+    """Guards what a rollout is made of: every number of it recomputed from the completions alone, in float64.
+
+    Tolerance: fp32 forwards along other packs may differ by 16 EPS of log-probs up to 7, 2e-5; a return adds five such
+    terms, 1e-4; whitening divides by a deviation of 0.25, which makes that 4e-4. A wrong term shows as 1e-1.
+    """
     recipe.objective.kl_coef, recipe.objective.missing_eos_penalty = 0.3, 0.7
     trainer = Trainer(recipe)
     trainer.step()  # away from the reference
@@ -155,7 +160,7 @@ def test_a_rollout_by_hand(recipe):
             rewards.append(r), values.append(v), advantages.append(a)
             at += len(r)
     a = torch.cat(advantages)
-    np.testing.assert_allclose(got.advantages[:-1], (a - a.mean()) / (a.var() + 1e-8).sqrt(), atol=2e-3)
+    np.testing.assert_allclose(got.advantages[:-1], (a - a.mean()) / (a.var() + 1e-8).sqrt(), atol=4e-4)
     assert got.old_logp.shape == (at + 1,) and got.old_logp[-1] == 0.0  # what the idle pack reads
     assert metrics["objective/scores"] == pytest.approx(np.mean(scores), abs=1e-6)
     assert metrics["objective/rlhf_reward"] == pytest.approx(float(torch.cat(rewards).sum()) / len(scores), abs=1e-4)
@@ -179,7 +184,7 @@ def test_token_index_and_state_values():
 # -------------------------------------------------------------------------------------------------- known answers
 
 
-def learns(recipe, tmp_path):
+def learns(recipe):
     """Settings under which a tiny model learns a simple reward within seconds."""
     recipe.batch.examples, recipe.batch.tokens, recipe.rollout.samples, recipe.rollout.max_new_tokens = 8, 4096, 4, 6
     recipe.rollout.temperature, recipe.rollout.show_every = 1.0, 0
@@ -188,9 +193,9 @@ def learns(recipe, tmp_path):
     return recipe
 
 
-def test_a_known_answer(recipe, tmp_path):
+def test_a_known_answer(recipe):
     """Guards the sign and flow of everything: letters a to m are rewarded; chance gives 0.05, the best is 1."""
-    recipe = learns(recipe, tmp_path)
+    recipe = learns(recipe)
     recipe.objective.reference = "none"
     trainer, rows = run(recipe, steps=20)
     scores = [row["objective/scores"] for row in rows]
@@ -201,7 +206,7 @@ def test_a_known_answer(recipe, tmp_path):
 
 def test_a_large_kl_coefficient_keeps_the_policy(recipe, tmp_path):
     """Guards the penalty: under it the same run stays where it was, and without it goes far."""
-    recipe = learns(recipe, tmp_path)
+    recipe = learns(recipe)
     recipe.optimizer.lr = 3e-3
     recipe.objective.kl_coef = 10.0
     trainer, held = run(recipe, steps=12)
@@ -232,7 +237,7 @@ def test_a_reward_model_of_our_own(recipe, tmp_path, tiny_models):
     trainer.finish()
     trainer.close()
 
-    recipe = learns(recipe, tmp_path)
+    recipe = learns(recipe)
     recipe.reward.source, recipe.reward.normalize = str(tmp_path / "reward" / "export"), True
     trainer, rows = run(recipe, steps=30)
     scores = [row["objective/scores"] for row in rows]
@@ -275,10 +280,23 @@ def test_a_function_sees_text(recipe):
     trainer.close()
 
 
-def test_a_value_model_starts_where_it_is_told(recipe, tmp_path):
-    """Guards the first guess: 0 on the policy's trunk; a reward model's own scores when that is the reward."""
+def test_a_value_model_starts_where_it_is_told(recipe, tmp_path, tiny_models):
+    """Guards the first guess: 0 on the policy's trunk; a reward model's own scores when that is the reward; a language
+    model's trunk when it is named."""
     trainer = Trainer(recipe)
     assert not trainer.ppo.critic.score.weight.full_tensor().any()
+    trainer.close()
+    folder = tmp_path / "scores"
+    tokenizer = vd.load_tokenizer(recipe.model.source)
+    vd.save_model(build_model(ScalarWeights(open_weights(recipe.model.source), 5)), tokenizer, folder)
+    recipe.reward.source, recipe.run.folder = str(folder), str(tmp_path / "from-reward")
+    trainer = Trainer(recipe)
+    assert torch.equal(trainer.ppo.critic.score.weight.full_tensor(), trainer.ppo.reward.score.weight.full_tensor())
+    assert trainer.ppo.critic.score.weight.full_tensor().any()
+    trainer.close()
+    recipe.value.source, recipe.run.folder = str(tiny_models["llama"]), str(tmp_path / "from-other")
+    trainer = Trainer(recipe)
+    assert trainer.ppo.critic.config.model_type == "llama" and not trainer.ppo.critic.score.weight.full_tensor().any()
     trainer.close()
 
 

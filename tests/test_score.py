@@ -46,6 +46,9 @@ def test_folders_score_as_the_run_did(run, tiny_models):
     """Guards export and loading: the starting folder is step 0, the exported one the last step, to the bit."""
     found = score([str(tiny_models["qwen3"]), str(run / "export")], tokens=8192)
     assert np.array_equal(found, DriftLog.open(run).logp[[0, 4]])
+    # among folders and checkpoints the run's own settings hold for all
+    found = score([str(tiny_models["qwen3"]), str(run / "checkpoints" / "step-000004"), str(run / "export")])
+    assert np.array_equal(found, DriftLog.open(run).logp[[0, 4, 4]])
 
 
 def test_bad_models(run, tiny_models, tmp_path, capsys):

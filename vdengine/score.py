@@ -66,13 +66,13 @@ class _Source:
             return cls(name, None, None)
         return cls(name, load_recipe(folder.parent.parent / "recipe.toml"), int(folder.name.removeprefix("step-")))
 
-    def renderer(self, template: str | None) -> Renderer:
+    def renderer(self, template: str) -> Renderer:
         from vdengine.models.chat import Renderer
         from vdengine.models.tokenizer import load_tokenizer
 
         r = self.recipe
         tokenizer = load_tokenizer((r.model.tokenizer or r.model.source) if r else self.name)
-        return Renderer(tokenizer, template=template or (r.data.template if r else "auto"))
+        return Renderer(tokenizer, template=template)
 
     def model(self, dtype: str | None) -> Transformer:
         import torch
@@ -109,7 +109,6 @@ def score(
     import tempfile
 
     import numpy as np
-    from tqdm import tqdm
 
     from vdengine.drift.log import DriftLog
     from vdengine.drift.panel import Panel
@@ -117,7 +116,8 @@ def score(
     from vdengine.engine.console import drift_table
 
     sources = [_Source.find(name) for name in models]
-    first, run = sources[0], sources[0].recipe
+    first, run = sources[0], next((s.recipe for s in sources if s.recipe is not None), None)
+    template = template or (run.data.template if run else "auto")
     renderer = first.renderer(template)
     chosen: Panel = Panel.load(panel or (run.probes.panel if run else "values-mini"))
     openings = Openings.build(chosen, renderer, tokens or (run.probes.tokens if run else 2048))
@@ -135,8 +135,7 @@ def score(
         if len(log.steps):
             raise InputError(f"{folder}: holds scores already; give --out a new name")
         for source, step in zip(sources, steps, strict=True):
-            bar = tqdm(openings.packs, desc=source.name, unit="pack", leave=False)
-            rows.append(score_model(source.model(dtype), openings, bar))
+            rows.append(score_model(source.model(dtype), openings, source.name))
             log.append(step, rows[-1])
         for source, step in zip(sources, steps, strict=True):
             print(f"step {step}: {source.name}")
@@ -147,15 +146,16 @@ def score(
     return np.stack(rows)
 
 
-def score_model(model: Transformer, openings: Openings, packs: object = None) -> np.ndarray:  # [branches] fp32
-    """Log-prob sums of a panel's openings, panel order, by a plain model."""
+def score_model(model: Transformer, openings: Openings, title: str | None = None) -> np.ndarray:  # [branches] fp32
+    """Log-prob sums of a panel's openings, panel order, by a plain model. `title`: that of a progress bar."""
     import torch
+    from tqdm import tqdm
 
     device = next(model.parameters()).device
     openings.to(device)
     out = torch.zeros(len(openings.branches), device=device)
     with torch.no_grad():
-        for i, pack in enumerate(packs or openings.packs):  # type: ignore[arg-type, var-annotated]
+        for i, pack in enumerate(tqdm(openings.packs, desc=title, unit="pack", leave=False, disable=title is None)):
             found = model(None, pack).probe_logp
             if found is not None:
                 openings.collect(out, [i], found)

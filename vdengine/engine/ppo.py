@@ -35,7 +35,7 @@ from vdengine.data.loader import Batch, Loader, counted_hash
 from vdengine.data.trees import Pack, Tree, pack, tree_cost
 from vdengine.engine.metrics import SAMPLES_FILE
 from vdengine.engine.parallel import World
-from vdengine.engine.reference import LiveReference, branch_index
+from vdengine.engine.reference import branch_index
 from vdengine.errors import InputError
 from vdengine.kernels.gather import gather_rows
 from vdengine.models.generate import Completion, Sampling, gather_model, generate
@@ -96,7 +96,7 @@ class PPO:
         *,
         dtype: torch.dtype,
         critic: Transformer,  # trained; values before each token
-        reference: LiveReference | None,
+        reference: Transformer | None,  # frozen
         reward: Transformer | RewardFunction,  # frozen scalar model, or a function of text
         flops: dict[str, float],  # of the policy
         critic_flops: dict[str, float],
@@ -263,7 +263,7 @@ class PPO:
         for mine in (p for batch in batches for p in batch.packs):  # forwards are collectives: idle ranks run them too
             this = (self.idle if mine is None else mine).to(device, non_blocking=True)
             found = policy(this, entropy=True).logp, self.critic(this).values
-            beside = None if self.reference is None else self.reference.model(this).logp
+            beside = None if self.reference is None else self.reference(this).logp
             ends = self.reward(this).values if isinstance(self.reward, Transformer) else None
             if mine is None:
                 continue

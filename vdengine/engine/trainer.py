@@ -244,7 +244,7 @@ class Trainer:
             raise RuntimeError("_open_sources sees to it that there is a reward")
         self.ppo = PPO(
             r, self.world, self.loader, self.tokenizer, self.idle, dtype=self.dtype, critic=critic,
-            reference=LiveReference(self._new_model(self.weights, trainable=False)) if live else None, reward=reward,
+            reference=self._new_model(self.weights, trainable=False) if live else None, reward=reward,
             flops=self.flops, critic_flops=self.value_weights.config.flops,
             num_parameters=self.weights.config.num_parameters,
         )  # fmt: skip
