@@ -85,8 +85,9 @@ class Trainer:
         torch.manual_seed(recipe.run.seed)
         try:
             self._check_folder()
+            self._open_weights()
+            self._open_sources(reward)  # before the data: tokenising may take long
             self._open_data()
-            self._open_sources(reward)
             self._check_inputs()
             self._open_model()
             self._open_ppo()
@@ -112,35 +113,13 @@ class Trainer:
         if changed := recipes.differences(recipes.load_recipe(saved), r):
             raise InputError(f"{self.folder}: cannot resume, the recipe differs: {'; '.join(changed)}")
 
-    def _open_data(self) -> None:
+    def _open_weights(self) -> None:
         r = self.recipe
         self.weights = open_weights(r.model.source) if r.objective.name == "reward" else open_causal(r.model.source)
         if r.objective.name == "reward" and self.weights.config.head == "causal":
             self.weights = ScalarWeights(self.weights, r.run.seed)
         self.tokenizer = load_tokenizer(r.model.tokenizer or r.model.source)
         check_vocabulary(self.weights.config, self.tokenizer)
-        self.renderer = Renderer(self.tokenizer, template=r.data.template)
-        with main_first(self.world):  # rank 0 tokenises, the others open what it wrote
-            progress = self.world.is_main
-            self.store = open_store(r, r.data.train, self.renderer, progress)
-            named = r.data.eval
-            held_out: Store | float = open_store(r, [named], self.renderer, progress) if named else r.data.eval_fraction
-        self.flops = self.weights.config.flops
-        self.loader = Loader(
-            self.store,
-            examples=r.batch.examples,
-            seed=r.run.seed,
-            weights=r.data.weights,
-            evaluation=held_out,
-            eval_examples=r.data.eval_examples,
-            flops=self.flops,
-            pin=self.world.device.type == "cuda",
-        )
-        if r.objective.name != "ppo":
-            self.loader.check_budget(r.batch.tokens)
-        self.total_steps = r.run.steps or math.ceil((r.run.epochs or 0) * self.loader.steps_per_epoch)
-        # What a rank runs when a micro step has no rows for it: forwards are collectives. Its loss counts zero.
-        self.idle = pack([Tree([0], [[0]] * (1 if r.objective.name in ("sft", "ppo") else 2), id=-1)])
 
     def _open_sources(self, reward: RewardFunction | None) -> None:
         """PPO's reward, and the weights its value model starts from."""
@@ -166,10 +145,12 @@ class Trainer:
 
     def _open_scalar(self, key: str, source: str) -> Weights:
         """A reward model that reads the policy's own token ids; for a value model a language model serves too."""
-        weights = open_weights(source)
+        try:
+            weights, tokenizer = open_weights(source), load_tokenizer(source)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
         if weights.config.head == "causal" and key == "reward.source":
             raise InputError(f"{key}: {source} is a language model; a reward model (one label) is needed")
-        tokenizer = load_tokenizer(source)
         if tokenizer.vocabulary_hash != self.tokenizer.vocabulary_hash:
             raise InputError(
                 f"{key}: {source} has another vocabulary than {self.tokenizer.source} ({tokenizer.vocab_size} and "
@@ -177,6 +158,31 @@ class Trainer:
             )
         check_vocabulary(weights.config, self.tokenizer)
         return weights if weights.config.head == "scalar" else ScalarWeights(weights, None)
+
+    def _open_data(self) -> None:
+        r = self.recipe
+        self.renderer = Renderer(self.tokenizer, template=r.data.template)
+        with main_first(self.world):  # rank 0 tokenises, the others open what it wrote
+            progress = self.world.is_main
+            self.store = open_store(r, r.data.train, self.renderer, progress)
+            named = r.data.eval
+            held_out: Store | float = open_store(r, [named], self.renderer, progress) if named else r.data.eval_fraction
+        self.flops = self.weights.config.flops
+        self.loader = Loader(
+            self.store,
+            examples=r.batch.examples,
+            seed=r.run.seed,
+            weights=r.data.weights,
+            evaluation=held_out,
+            eval_examples=r.data.eval_examples,
+            flops=self.flops,
+            pin=self.world.device.type == "cuda",
+        )
+        if r.objective.name != "ppo":
+            self.loader.check_budget(r.batch.tokens)
+        self.total_steps = r.run.steps or math.ceil((r.run.epochs or 0) * self.loader.steps_per_epoch)
+        # What a rank runs when a micro step has no rows for it: forwards are collectives. Its loss counts zero.
+        self.idle = pack([Tree([0], [[0]] * (1 if r.objective.name in ("sft", "ppo") else 2), id=-1)])
 
     def _check_inputs(self) -> None:
         """A run folder may be taken up again only with the same contents of data, weights and tokenizer."""
