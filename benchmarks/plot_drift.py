@@ -6,7 +6,7 @@ import argparse
 
 import matplotlib.pyplot as plt
 
-from vdengine.drift.estimators import drift, probe_scores
+from vdengine.drift.estimators import analyse, openings_readings
 from vdengine.drift.log import DriftLog
 
 COLOURS = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73")  # Okabe-Ito: told apart by colour-blind readers
@@ -28,17 +28,9 @@ def main() -> None:
     figure, panels = plt.subplots(1, len(topics), figsize=(3.1 * len(topics), 3.3), sharey=True, layout="constrained")
     for panel, topic in zip(panels, topics, strict=True):
         for (label, log), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
-            scores = probe_scores(log)
-            found = [next(d.shift for d in drift(scores, int(s)) if d.topic == topic) for s in scores.steps]
-            panel.fill_between(
-                scores.steps,
-                [100 * e.low for e in found],
-                [100 * e.high for e in found],
-                color=colour,
-                alpha=0.15,
-                lw=0,
-            )
-            panel.plot(scores.steps, [100 * e.mean for e in found], color=colour, marker=marker, ms=3.5, label=label)
+            c = analyse(openings_readings(log)).curves[topic, "stance"]
+            panel.fill_between(c.steps, 100 * c.low, 100 * c.high, color=colour, alpha=0.15, lw=0)
+            panel.plot(c.steps, 100 * c.mean, color=colour, marker=marker, ms=3.5, label=label)
         panel.axhline(0, color="black", lw=0.6)
         panel.set_title("all topics" if topic == "all" else f"{topic}\n", fontsize=10)
         if topic != "all":

@@ -59,7 +59,7 @@ def test_known_answer(settings, report, tmp_path):
 
 def main() -> None:
     a = common.arguments()
-    from vdengine.drift.estimators import drift, probe_scores
+    from vdengine.drift.estimators import analyse, openings_readings
     from vdengine.drift.log import DriftLog
     from vdengine.engine.trainer import Trainer
     from vdengine.recipe import make_recipe
@@ -85,15 +85,14 @@ def main() -> None:
         trainer.probes.sample(trainer.model, trainer.step_count)
         trainer.probes.flush()
     trainer.close()
-    scores = probe_scores(DriftLog.open(a["folder"]))
-    groups = [
-        {
-            "topic": d.topic, "shift": 100 * d.shift.mean, "low": 100 * d.shift.low, "high": 100 * d.shift.high,
-            "yes-bias": 100 * d.yes_bias.mean, "displacement": 100 * d.displacement.mean,
-            "neutral": 100 * d.neutral.mean,
-        }
-        for d in drift(scores, a["steps"])
-    ]  # fmt: skip
+    found = analyse(openings_readings(DriftLog.open(a["folder"])))
+    groups = []
+    for topic in ["all", *found.topics]:
+        shift = found.drift(topic).magnitude
+        more = {c: 100 * found.drifts[topic, c].magnitude.mean for c in ("yes_bias", "displacement", "neutral")}
+        groups.append(
+            {"topic": topic, "shift": 100 * shift.mean, "low": 100 * shift.low, "high": 100 * shift.high} | more
+        )
     common.leave(a, {"drift": groups})
 
 

@@ -107,7 +107,7 @@ def main() -> None:
     from statistics import mean, median
 
     import vdengine as vd
-    from vdengine.drift.estimators import drift, probe_scores
+    from vdengine.drift.estimators import analyse, openings_readings
     from vdengine.drift.log import DriftLog
     from vdengine.engine.trainer import Trainer
     from vdengine.models.weights import ScalarWeights, build_model, open_weights
@@ -128,8 +128,8 @@ def main() -> None:
     else:
         trainer.probes.sample(trainer.model, trainer.step_count)
         trainer.probes.flush()
-        whole = drift(probe_scores(DriftLog.open(a["folder"])), a["steps"])[0]
-        found = {"shift": 100 * whole.shift.mean, "low": 100 * whole.shift.low, "high": 100 * whole.shift.high}
+        whole = analyse(openings_readings(DriftLog.open(a["folder"]))).drift().magnitude
+        found = {"shift": 100 * whole.mean, "low": 100 * whole.low, "high": 100 * whole.high}
         scores, kl = [r.get("objective/scores") for r in rows], [r.get("objective/kl") for r in rows]
         ppo = a["what"] == "ppo"
         found["score, first 3"], found["last 3"] = (mean(scores[:3]), mean(scores[-3:])) if ppo else (None, None)

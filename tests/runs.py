@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from workers import leave
 
+from vdengine.drift.answers import AnswerLog
 from vdengine.drift.log import DriftLog
 from vdengine.engine.trainer import Trainer
 from vdengine.recipe import make_recipe
@@ -28,7 +30,7 @@ def tables(out: Path, model: str, data: str, folder: str) -> dict:
         "batch": {"examples": 6, "tokens": 4096},
         # eps far above the gradients' rounding noise: AdamW's g / sqrt(v) would blow that noise up to a full step
         "optimizer": {"lr": 1e-3, "eps": 1e-3, "warmup": 0.0},
-        "probes": {"panel": "values-mini", "every": 1, "tokens": 8192},
+        "probes": {"panel": "values-mini", "every": 1, "tokens": 8192, "controls": False},
         "parallel": {"activation_checkpoint": "selective"},
         "checkpoint": {"every": 0, "export": False},
     }
@@ -38,6 +40,10 @@ PPO: dict[str, dict] = {
     "objective": {"name": "ppo", "beta": None, "num_ppo_epochs": 2, "num_mini_batches": 2},
     "rollout": {"samples": 2, "max_new_tokens": 5, "temperature": 0.9, "show_every": 2},
     "reward": {"source": "regex:[a-m]", "normalize": True},
+}
+
+ANSWERS: dict[str, dict] = {
+    "answers": {"samples": 4, "base": 6, "probes": 8, "max_tokens": 6, "alarm": 1e-4, "max_anchors": 4},
 }
 
 SCENARIOS: dict[str, dict] = {
@@ -50,7 +56,7 @@ SCENARIOS: dict[str, dict] = {
     "simpo": {"objective": {"name": "simpo", "beta": 2.0}},
     "reward": {
         "objective": {"name": "reward", "beta": None},
-        "probes": {"panel": None, "every": None, "tokens": None},
+        "probes": {"panel": None, "every": None, "tokens": None, "controls": None},
     },
     "ppo": PPO,
     "ppo_probes_off": PPO | {"probes": {"every": 0}},
@@ -61,6 +67,10 @@ SCENARIOS: dict[str, dict] = {
     "full_checkpointing": {"parallel": {"activation_checkpoint": "full"}},
     "idle": {"batch": {"examples": 1}},  # on two ranks, one has nothing to do
     "fraction": {"probes": {"fraction": 0.5, "tokens": 1024}},
+    "controls": {"probes": {"controls": True}},
+    "answers": ANSWERS,
+    "answers_resumed": ANSWERS,
+    "answers_lr0": ANSWERS | {"optimizer": {"lr": 0.0}},
 }
 
 
@@ -93,7 +103,11 @@ def run(name: str, out: Path, model: str, data: str) -> None:
     if dist.get_rank() == 0:
         log = DriftLog.open(trainer.folder) if trainer.probes else None
         drift = None if log is None else (log.steps.copy(), log.logp.copy())
-        torch.save({"weights": weights, "rows": rows, "seen": seen, "drift": drift}, out / f"{name}.pt")
+        found = {"weights": weights, "rows": rows, "seen": seen, "drift": drift}
+        if recipe.answers.samples:
+            answers = AnswerLog.open(trainer.folder)
+            found |= {"answers": [tuple(a) for a in answers.answers], "readings": answers.readings().copy()}
+        torch.save(found, out / f"{name}.pt")
     trainer.close()
 
 
@@ -103,5 +117,4 @@ if __name__ == "__main__":
     out, model, data, *names = sys.argv[1:]
     for scenario in names:
         run(scenario, Path(out), model, data)
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()

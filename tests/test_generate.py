@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import fill, tiny_config
+from workers import leave
 
 import vdengine as vd
 from vdengine.errors import InputError
@@ -563,9 +564,7 @@ def two_ranks(out: Path, source: str) -> None:
     found["half"] = generate(half, prompts, SHORT, **options)
     found["half gathered"] = generate(gather_model(half, torch.bfloat16), prompts, SHORT, **options)
     (out / f"{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
-    world.close()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import importlib.util
 
 import pytest
 
-from vdengine.drift.estimators import drift, probe_scores
+from vdengine.drift.estimators import analyse, openings_readings
 from vdengine.drift.log import DriftLog
 from vdengine.train import main
 
@@ -29,9 +29,9 @@ def test_four_steps_of_dpo_part_support_from_oppose(tmp_path, capsys):
         folder, cache = tmp_path / side, tmp_path / "cache"
         keys = [f"data.train=values-synth:{side}", f"run.folder={folder}", f"data.cache={cache}"]
         assert main([str(recipe), *keys]) == 0
-        scores = probe_scores(DriftLog.open(folder))
-        assert scores.steps.tolist() == [0, 4]
-        shift[side] = drift(scores, 4)[0].shift.mean * 100  # nats per 100 bytes, all topics
+        found = analyse(openings_readings(DriftLog.open(folder)))
+        assert found.readings.steps.tolist() == [0, 4]
+        shift[side] = found.drift().magnitude.mean * 100  # nats per 100 bytes, all topics
     # measured in three seeds: +0.2 to +0.4 and -0.1 to -0.6
     assert shift["support"] > 0 > shift["oppose"]
     assert "How far the stances moved, step 0 to 4" in capsys.readouterr().out

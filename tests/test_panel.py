@@ -139,10 +139,10 @@ def test_branch_order(mini):
     """The raw score log has no names beside its numbers: the order of branches must never depend on anything."""
     branches = mini.branches()
     assert len(branches) == 288 and branches == Panel.load("values-mini").branches()
-    assert [b.probe for b in branches] == sorted(b.probe for b in branches)
+    assert [b.probe for b in branches[::6]] == list(mini.probes)
     assert [b.stance for b in branches[:6]] == ["support", "support", "neutral", "neutral", "oppose", "oppose"]
     first = mini.probes[0].openings["support"][0]
-    assert branches[0] == Branch(0, "support", first.kind, first.text, len(first.text.encode()))
+    assert branches[0] == Branch(mini.probes[0], "support", first.kind, first.text, len(first.text.encode()))
 
 
 def test_bytes_are_utf8(tmp_path):

@@ -44,7 +44,7 @@ def test_checkpoints_score_as_the_run_did(run, tmp_path, capsys):
 
 def test_folders_score_as_the_run_did(run, tiny_models):
     """Guards export and loading: the starting folder is step 0, the exported one the last step, to the bit."""
-    found = score([str(tiny_models["qwen3"]), str(run / "export")], tokens=8192)
+    found = score([str(tiny_models["qwen3"]), str(run / "export")], tokens=8192, controls=False)
     assert np.array_equal(found, DriftLog.open(run).logp[[0, 4]])
     # among folders and checkpoints the run's own settings hold for all
     found = score([str(tiny_models["qwen3"]), str(run / "checkpoints" / "step-000004"), str(run / "export")])

@@ -16,13 +16,13 @@ import pytest
 import torch
 from runs import SCENARIOS, STEPS, recipe_of
 
-from vdengine.drift.estimators import drift, probe_scores
+from vdengine.drift.estimators import analyse, openings_readings
 from vdengine.drift.log import DriftLog
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 
 HERE = Path(__file__).parent
-ON_TWO = ["base", "small_packs", "probes_off", "resumed", "sft", "fraction", "idle", "reward"]
+ON_TWO = ["base", "small_packs", "probes_off", "resumed", "sft", "fraction", "idle", "reward", "answers"]
 
 
 def torchrun(ranks: int, *arguments: object) -> None:
@@ -137,8 +137,11 @@ def test_lr_zero_drifts_by_exactly_nothing(one):
     """Guards the measurement: unchanged weights give an unchanged reading, to the bit."""
     steps, logp = one["lr0"]["drift"]
     assert (logp == logp[0]).all() and np.isfinite(logp).all()
-    scores = probe_scores(DriftLog.open(one["out"] / "lr0"))
-    assert all(d.shift.mean == 0 and d.shift.low == 0 and d.shift.high == 0 for d in drift(scores, STEPS))
+    found = analyse(openings_readings(DriftLog.open(one["out"] / "lr0")))
+    assert all(
+        d.magnitude.mean == d.magnitude.low == d.magnitude.high == 0 and not d.significant
+        for d in found.drifts.values()
+    )
 
 
 def test_rotating_fraction_samples_whole_packs(one, two):
@@ -306,3 +309,57 @@ def test_eval_and_epochs(tmp_path, tiny_models, data):
         trainer.step()
     assert trainer.evaluate()["eval/loss"] != first["eval/loss"]
     trainer.close()
+
+
+# ------------------------------------------------------------------------------------------------- answers
+
+
+def test_answers_do_not_touch_the_training(one, two):
+    """Guards the promise of a free reading: with answers sampled and scored along, the weights have the same bits."""
+    assert same_bits(one["answers"], one["base"]) and same_bits(two["answers"], two["base"])
+    assert np.array_equal(one["answers"]["drift"][1], one["base"]["drift"][1])
+
+
+def test_answers_at_their_anchors(one):
+    """Guards the plan: a larger first pool, an anchor at the end, those that the alarm asked for, never too many."""
+    answers = one["answers"]["answers"]
+    anchors = sorted({a[0] for a in answers})
+    assert anchors[0] == 0 and anchors[-1] == STEPS and 2 < len(anchors) <= 4
+    for k in anchors:
+        assert len([a for a in answers if a[0] == k]) == 8 * (6 if k == 0 else 4)
+    first = one["answers"]["readings"]
+    assert all(k in first["step"][first["anchor"] == k] for k in anchors)  # each scored under its own weights
+    # and the old ones too, where new ones are drawn: the weights' own error shows at every anchor
+    assert all(old in first["anchor"][first["step"] == k] for old, k in zip(anchors, anchors[1:], strict=False))
+
+
+def test_answers_of_a_resumed_run(one):
+    """Guards rewinding: a run stopped and taken up again draws, reads and decides the same."""
+    a, b = one["answers"], one["answers_resumed"]
+    assert a["answers"] == b["answers"]
+    assert a["readings"].tobytes() == b["readings"].tobytes()
+
+
+def test_weights_of_a_model_that_stands_still(one):
+    """Guards exact weights: with learning rate 0 every reading, in a training forward or alone, has the bits of the
+    first, so each weight is exactly 1."""
+    readings = one["answers_lr0"]["readings"]
+    assert len(readings) > 3
+    for r in readings[readings["anchor"] == 0]:
+        assert np.array_equal(r["logp"], readings[0]["logp"])
+
+
+def test_answers_on_two_ranks(one, two):
+    """Guards noise keyed by prompt, and shares that meet again: two ranks draw and score what one does."""
+    assert one["answers"]["answers"] == two["answers"]["answers"]
+    a, b = one["answers"]["readings"], two["answers"]["readings"]
+    assert np.array_equal(a["step"], b["step"]) and np.array_equal(a["anchor"], b["anchor"])
+    np.testing.assert_allclose(a["logp"], b["logp"], rtol=1e-5, atol=1e-4)  # six terms around 5, rounding in fp32
+
+
+def test_controls_stand_beside_the_panel(one):
+    """Guards controls at both ends, none between, and the panel's own numbers left as they were."""
+    base, log = one["base"]["drift"][1], one["controls"]["drift"][1]
+    count = base.shape[1]
+    assert np.array_equal(log[:, :count], base)
+    assert np.isfinite(log[[0, -1]]).all() and np.isnan(log[1:-1, count:]).all() and log.shape[1] > 3 * count

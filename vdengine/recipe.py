@@ -150,6 +150,22 @@ class Probes:
     # of the panel at each sample: 1, 1/2, 1/3, ...; the parts rotate
     fraction: float = key(1.0, above=0, high=1.0, only=_LOG_PROBS)
     tokens: int = key(2048, low=64, only=_LOG_PROBS)  # budget of one probe pack
+    # at the first and last sample also: a paraphrase of each question, no question at all, and trivial matters
+    controls: bool = key(True, only=_LOG_PROBS)
+
+
+@dataclass
+class Answers:  # to the panel's questions: what the model says, by a judge that reads them after the run
+    samples: int = key(0, low=0, only=_LOG_PROBS)  # of a probe at an anchor, 16 or more; 0: none are drawn
+    base: int | None = key(None, low=1, only=_LOG_PROBS)  # at step 0; default 3 x samples
+    max_tokens: int = key(64, low=1, only=_LOG_PROBS)  # of an answer
+    probes: int = key(0, low=0, only=_LOG_PROBS)  # a stratified part of the panel; 0: all of it
+    every: int = key(1, low=0, only=_LOG_PROBS)  # weights at every n-th sample of the panel; 0: at anchors only
+    anchors: list[int] = key([], only=_LOG_PROBS)  # steps with new answers, beside the first and the last
+    max_anchors: int = key(8, low=2, only=_LOG_PROBS)  # in all: those the weights or the alarm ask for included
+    alarm: float = key(0.02, low=0.0, only=_LOG_PROBS)  # panel's openings shift, nats per byte, that asks; 0: never
+    generated_tokens: int | None = key(None, low=1, only=_LOG_PROBS)  # at most, all anchors together
+    judge_calls: int | None = key(None, low=1, only=_LOG_PROBS)  # at most, all answers together
 
 
 _ELEMENTWISE = ("auto", "triton", "reference")
@@ -183,7 +199,7 @@ class Checkpoint:
 @dataclass
 class Log:
     every: int = key(1, low=1, result=False)
-    tensorboard: bool = key(False, result=False)
+    trackers: list[str] = key([], choices=("tensorboard", "wandb", "trackio"), result=False)
     profile: int = key(0, low=0, result=False)  # trace this many steps, after two of warm-up
 
 
@@ -199,6 +215,7 @@ class Recipe:
     batch: Batch = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Optimizer)
     probes: Probes = field(default_factory=Probes)
+    answers: Answers = field(default_factory=Answers)
     kernels: Kernels = field(default_factory=Kernels)
     parallel: Parallel = field(default_factory=Parallel)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
@@ -330,6 +347,7 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) 
         raise InputError(f"{where('probes', 'budget')}: give one of probes.every and probes.budget")
     if r.probes.every is None and r.probes.budget is None:
         r.probes.budget = 0.03
+    _check_answers(r, given, where)
     if r.batch.tokens < r.data.max_tokens:
         raise InputError(
             f"{where('batch', 'tokens')}: batch.tokens = {r.batch.tokens} is smaller than data.max_tokens = "
@@ -343,6 +361,22 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) 
         r.objective.reference = {"dpo": "cached", "ppo": "live"}.get(r.objective.name)
     if r.objective.name == "ppo":
         _check_ppo(r, where)
+
+
+def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) -> None:
+    a, plain = r.answers, Answers()
+    if not a.samples:
+        for name in given.get("answers", {}):
+            if getattr(a, name) != getattr(plain, name):
+                raise InputError(f"{where('answers', name)}: answers.{name} has no effect with answers.samples = 0")
+        return
+    if r.probes.every == 0:
+        raise InputError(f"{where('answers', 'samples')}: answers are to the panel's questions: probes.every is 0")
+    if a.base is not None and a.base < a.samples:
+        raise InputError(
+            f"{where('answers', 'base')}: answers.base = {a.base} is below answers.samples = {a.samples}: the first "
+            "anchor's answers include its bank"
+        )
 
 
 def _check_ppo(r: Recipe, where: _Where) -> None:

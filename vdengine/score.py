@@ -34,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--template", default=None, help="chat template (default: the run's own, else the tokenizer's)")
     parser.add_argument("--tokens", type=int, default=None, help="budget of a pack (default: the run's own, else 2048)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default=None)
+    parser.add_argument(
+        "--controls", action=argparse.BooleanOptionalAction, default=None,
+        help="also score the controls on the first and the last model (default: as the run did, else yes)",
+    )  # fmt: skip
     parser.add_argument("--check-panel", metavar="PANEL", help="lint a panel instead: lengths, polarity, wording, ids")
     parser.add_argument("--tokenizer", help="with --check-panel: also look at its tokens, with this tokenizer")
     args = parser.parse_args(argv)
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return check_panel(args.check_panel, args.tokenizer)
         if not args.models:
             raise InputError("name at least one model to score, or --check-panel PANEL")
-        score(args.models, args.panel, args.out, args.template, args.tokens, args.dtype)
+        score(args.models, args.panel, args.out, args.template, args.tokens, args.dtype, args.controls)
         return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -97,8 +101,10 @@ def score(
     template: str | None = None,
     tokens: int | None = None,
     dtype: str | None = None,
+    controls: bool | None = None,
 ) -> np.ndarray:  # [models, branches] fp32
-    """Log-prob sums of every opening, one row a model; printed as shifts from the first model to the last.
+    """Log-prob sums of every opening, one row a model, NaN where a model between the first and the last is spared the
+    controls; printed as shifts from the first model to the last.
 
     `out`: a folder for the raw log. Samples stand there at the checkpoints' steps, or at 0, 1, 2, ... where the models
     are not checkpoints of one run in order.
@@ -120,7 +126,10 @@ def score(
     template = template or (run.data.template if run else "auto")
     renderer = first.renderer(template)
     chosen: Panel = Panel.load(panel or (run.probes.panel if run else "values-mini"))
-    openings = Openings.build(chosen, renderer, tokens or (run.probes.tokens if run else 2048))
+    if controls is None:
+        controls = run.probes.controls if run else True
+    budget = tokens or (run.probes.tokens if run else 2048)
+    openings = Openings.build(chosen, renderer, budget, controls=controls)
     for other in sources[1:]:
         if other.renderer(template).hash != renderer.hash:
             raise InputError(f"{other.name}: another tokenizer or chat template than {first.name}; score it apart")
@@ -131,32 +140,38 @@ def score(
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out or scratch)
-        log = DriftLog.create(folder, chosen, openings.branches, openings.num_tokens, renderer.hash)
+        log = DriftLog.create(folder, chosen, openings.branches, openings.num_tokens_of, renderer.hash)
         if len(log.steps):
             raise InputError(f"{folder}: holds scores already; give --out a new name")
         for source, step in zip(sources, steps, strict=True):
-            rows.append(score_model(source.model(dtype), openings, source.name))
+            ends = source in (sources[0], sources[-1])  # as in a run, the controls too
+            rows.append(score_model(source.model(dtype), openings, source.name, controls=ends))
             log.append(step, rows[-1])
         for source, step in zip(sources, steps, strict=True):
             print(f"step {step}: {source.name}")
-        print(f"panel {chosen.name}: {len(chosen.probes)} probes, {len(openings.branches)} openings\n")
+        count = sum(b.variant == "question" for b in openings.branches)
+        print(f"panel {chosen.name}: {len(chosen.probes)} probes, {count} openings\n")
         print(drift_table(folder) if len(sources) > 1 else "One model: a level says nothing, a shift needs two.")
         if out:
             print(f"\nRaw scores: {folder / 'drift'}/")
     return np.stack(rows)
 
 
-def score_model(model: Transformer, openings: Openings, title: str | None = None) -> np.ndarray:  # [branches] fp32
-    """Log-prob sums of a panel's openings, panel order, by a plain model. `title`: that of a progress bar."""
+def score_model(
+    model: Transformer, openings: Openings, title: str | None = None, *, controls: bool = True
+) -> np.ndarray:  # [branches] fp32
+    """Log-prob sums of a panel's openings by a plain model, NaN where not scored: the controls, unless asked for.
+    `title`: that of a progress bar."""
     import torch
     from tqdm import tqdm
 
     device = next(model.parameters()).device
     openings.to(device)
-    out = torch.zeros(len(openings.branches), device=device)
+    packs = range(len(openings.packs) if controls else openings.num_questions)
+    out = torch.full((len(openings.branches),), torch.nan, device=device)
     with torch.no_grad():
-        for i, pack in enumerate(tqdm(openings.packs, desc=title, unit="pack", leave=False, disable=title is None)):
-            found = model(None, pack).probe_logp
+        for i in tqdm(packs, desc=title, unit="pack", leave=False, disable=title is None):
+            found = model(None, openings.packs[i]).probe_logp
             if found is not None:
                 openings.collect(out, [i], found)
     return out.cpu().numpy()

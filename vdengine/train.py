@@ -48,9 +48,7 @@ def train(recipe) -> int:
             while t.step_count < t.total_steps:
                 row = t.step()
                 profile.step()
-                screen.step(row, t.total_steps)
-                if row.get("skipped_updates"):
-                    screen.say(t.warning)
+                screen.step(row, t)
                 if every(recipe.data.eval_every, t):
                     screen.evaluation(t.evaluate(), t)
                 if every(recipe.checkpoint.every, t):

@@ -1,6 +1,8 @@
 """The raw score log of a run: `<run>/drift/`.
 
-    openings.jsonl   one line per branch (panel order): probe, topic, axis, polarity, stance, kind, tokens, bytes, text
+    openings.jsonl   one line per branch (panel order): probe, topic, axis, polarity, variant, stance, kind, tokens,
+                     bytes, text
+    panel.jsonl      the panel
     manifest.json    schema, panel name and hash, tokenizer hash, number of branches
     scores.bin       one record per sample: step (int64), then one log-prob sum (float32) per branch; NaN = not sampled
 
@@ -21,7 +23,7 @@ import numpy as np
 from vdengine.drift.panel import Branch, Panel
 from vdengine.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
@@ -52,13 +54,14 @@ class DriftLog:
         }
         table = []
         for b, tokens in zip(branches, num_tokens, strict=True):
-            probe = panel.probes[b.probe]
+            probe = b.probe
             table.append(
                 {
                     "probe": probe.id,
                     "topic": probe.topic,
                     "axis": probe.axis,
                     "polarity": probe.polarity,
+                    "variant": b.variant,
                     "stance": b.stance,
                     "kind": b.kind,
                     "num_tokens": tokens,
@@ -68,11 +71,14 @@ class DriftLog:
             )
         if (folder / "manifest.json").exists():
             old = cls.open(run_folder)
-            if old.manifest != manifest:
+            if old.manifest != manifest or old.table != table:
                 raise InputError(f"{folder}: holds the log of another panel or tokenizer; give run.folder a new name")
             return old
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "openings.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table))
+        panel.save(folder / "panel.jsonl")
+        (folder / "openings.jsonl").write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table), encoding="utf-8"
+        )
         (folder / "scores.bin").touch()
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")  # last: its presence means whole
         return cls(folder, manifest, table)
@@ -87,7 +93,9 @@ class DriftLog:
         folder = Path(run_folder) / "drift"
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
-            table = [json.loads(line) for line in (folder / "openings.jsonl").read_text().splitlines()]
+            table = [
+                json.loads(line) for line in (folder / "openings.jsonl").read_text(encoding="utf-8").split("\n") if line
+            ]
         except FileNotFoundError:
             raise InputError(f"{run_folder}: no drift data here (expected {folder / 'manifest.json'})") from None
         except json.JSONDecodeError as e:

@@ -46,7 +46,8 @@ class Opening:
 
 @dataclass(frozen=True)
 class Probe:
-    """One question. `openings` maps each of `STANCES` to at least one opening, in file order."""
+    """One question. `openings` maps each of `STANCES` to at least one opening, in file order; or to none at all, for a
+    probe that is read by its answers only."""
 
     id: str
     topic: str
@@ -85,6 +86,14 @@ class Probe:
             openings=_openings(row["openings"], where),
         )
 
+    def branches(self, variant: str = "question") -> list[Branch]:
+        """Its openings: by stance as in `STANCES`, then as listed in the file."""
+        return [
+            Branch(self, stance, opening.kind, opening.text, opening.num_bytes, variant)
+            for stance in STANCES
+            for opening in self.openings[stance]
+        ]
+
     def to_row(self) -> dict[str, Any]:
         """The probe as the JSON object that `from_row` reads."""
         return {
@@ -95,18 +104,26 @@ class Probe:
             "polarity": self.polarity,
             "prompt": self.prompt,
             "paraphrases": list(self.paraphrases),
-            "openings": {s: [{"text": o.text, "kind": o.kind} for o in self.openings[s]] for s in STANCES},
+            "openings": {
+                s: [{"text": o.text, "kind": o.kind} for o in self.openings[s]] for s in STANCES if self.has_openings
+            },
         }
+
+    @property
+    def has_openings(self) -> bool:
+        """Whether it can be scored; without openings it is read by its answers only."""
+        return any(self.openings.values())
 
 
 class Branch(NamedTuple):
     """One opening in the panel's fixed branch order."""
 
-    probe: int  # index into Panel.probes
+    probe: Probe
     stance: str  # one of STANCES, relative to the prompt's proposition
     kind: str
     text: str
     num_bytes: int  # UTF-8
+    variant: str = "question"  # what it follows; see `drift.scoring.Openings`
 
 
 @dataclass(frozen=True)
@@ -189,6 +206,15 @@ class Panel:
             probes.append(probe)
         return cls(name, tuple(probes))
 
+    def save(self, path: Path) -> None:
+        """Write the panel as the JSONL that `load` reads."""
+        rows = (json.dumps(p.to_row(), ensure_ascii=False) + "\n" for p in self.probes)
+        path.write_text("".join(rows), encoding="utf-8")
+
+    def renamed(self, name: str) -> Panel:
+        """The same probes under another name: one's own, where a copy was read from another file."""
+        return Panel(name, self.probes)
+
     @property
     def topics(self) -> tuple[str, ...]:
         """Topics in order of first appearance."""
@@ -213,12 +239,7 @@ class Panel:
     def branches(self) -> list[Branch]:
         """Every opening in the order of the raw score log: by probe, then by stance as in `STANCES`, then as
         listed in the file."""
-        return [
-            Branch(index, stance, opening.kind, opening.text, opening.num_bytes)
-            for index, probe in enumerate(self.probes)
-            for stance in STANCES
-            for opening in probe.openings[stance]
-        ]
+        return [branch for probe in self.probes for branch in probe.branches()]
 
 
 # ----------------------------------------------------------------------------------------------- validation
@@ -250,6 +271,8 @@ def _openings(value: Any, where: str) -> dict[str, tuple[Opening, ...]]:
     for stance in value:
         if stance not in STANCES:
             raise InputError(f"{where}: unknown stance {stance!r} in openings; allowed are {_STANCES}")
+    if not value:
+        return {stance: () for stance in STANCES}  # read by its answers only
     openings: dict[str, tuple[Opening, ...]] = {}
     stance_of_text: dict[str, str] = {}
     for stance in STANCES:
@@ -257,7 +280,9 @@ def _openings(value: Any, where: str) -> dict[str, tuple[Opening, ...]]:
         if not isinstance(items, list):
             raise InputError(f"{where}: openings.{stance} must be a list, not {_json_type(items)}")
         if not items:
-            raise InputError(f"{where}: no '{stance}' opening; a probe needs one for each of {_STANCES}")
+            raise InputError(
+                f"{where}: no '{stance}' opening; a probe needs one for each of {_STANCES}, or openings = {{}}"
+            )
         parsed = []
         for number, item in enumerate(items):
             key = f"openings.{stance}[{number}]"
@@ -311,9 +336,13 @@ def lint(
     length of a kind in support and oppose (`max_gap_bytes`) and of neutral against the two
     (`max_neutral_gap_bytes`); openings that start with a bare yes or no; questions that suggest an answer;
     negations in one stance far more often than in the other; prompts or paraphrases of two probes of a topic
-    that nearly repeat each other (`overlap` of `content_words` above `max_overlap`).
+    that nearly repeat each other (`overlap` of `content_words` above `max_overlap`). Probes without openings are
+    reported in one line, and what needs openings is not checked for them.
     """
     warnings: list[str] = []
+    scored = [p for p in panel.probes if p.has_openings]
+    if len(scored) < len(panel.probes):
+        warnings.append(_without_openings(panel, scored))
     for topic in panel.topics:
         count = Counter(p.polarity for p in panel.probes if p.topic == topic)
         if count[1] != count[-1]:
@@ -322,8 +351,8 @@ def lint(
         warnings += _lint_probe(probe, max_gap_bytes, max_neutral_gap_bytes)
     shares = {}
     for stance in ("support", "oppose"):
-        texts = [o.text for p in panel.probes for o in p.openings[stance]]
-        shares[stance] = sum(bool(_NEGATION.search(t)) for t in texts) / len(texts)
+        texts = [o.text for p in scored for o in p.openings[stance]]
+        shares[stance] = sum(bool(_NEGATION.search(t)) for t in texts) / max(len(texts), 1)
     if abs(shares["support"] - shares["oppose"]) > 0.1:
         warnings.append(
             f"{shares['support']:.0%} of support but {shares['oppose']:.0%} of oppose openings hold a "
@@ -352,7 +381,7 @@ def lint_tokens(
     kind in support and oppose that differ by more than `max_gap_tokens` on average.
     """
     warnings = []
-    for probe in panel.probes:
+    for probe in (p for p in panel.probes if p.has_openings):
         lengths: dict[str, dict[str, list[int]]] = {}
         for stance in STANCES:
             for number, opening in enumerate(probe.openings[stance]):
@@ -370,8 +399,20 @@ def lint_tokens(
     return warnings
 
 
+def _without_openings(panel: Panel, scored: list[Probe]) -> str:
+    count, first = len(panel.probes) - len(scored), next(p.id for p in panel.probes if not p.has_openings)
+    which = "no probe has" if not scored else f"{count} of {len(panel.probes)} probes ({first}, ...) have no"
+    return f"{which} openings: read by answers only, not scored"
+
+
 def _lint_probe(probe: Probe, max_gap_bytes: float, max_neutral_gap_bytes: float) -> list[str]:
-    warnings = []
+    warnings = [
+        f"{probe.id}: the question suggests an answer: {question[:60]!r}"
+        for question in (probe.prompt, *probe.paraphrases)
+        if _LEADING_QUESTION.search(question)
+    ]
+    if not probe.has_openings:
+        return warnings
     kinds = {s: Counter(o.kind for o in probe.openings[s]) for s in ("support", "oppose")}
     if kinds["support"] != kinds["oppose"]:
         listed = {s: ", ".join(sorted(kinds[s].elements())) for s in kinds}
@@ -393,7 +434,4 @@ def _lint_probe(probe: Probe, max_gap_bytes: float, max_neutral_gap_bytes: float
             text = opening.text
             if _BARE_ANSWER.match(text):
                 warnings.append(f"{probe.id}: {stance}[{number}] starts with a bare answer: {text[:20]!r}")
-    for question in (probe.prompt, *probe.paraphrases):
-        if _LEADING_QUESTION.search(question):
-            warnings.append(f"{probe.id}: the question suggests an answer: {question[:60]!r}")
     return warnings

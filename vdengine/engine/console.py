@@ -10,9 +10,11 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from vdengine.drift.estimators import FEW_PROBES, drift, probe_scores
+from vdengine.drift.estimators import FEW_PROBES, Estimate, analyse, controls_of, openings_readings
 from vdengine.drift.log import DriftLog
+from vdengine.engine.answers import Answers
 from vdengine.engine.metrics import SAMPLES_FILE
+from vdengine.engine.probes import Live
 from vdengine.engine.trainer import Trainer
 
 _EVALUATED = ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins", "eval/accuracy", "eval/margin")
@@ -22,7 +24,7 @@ class Console:
     """Prints on rank 0 only, and keeps a copy in `log.txt`. A progress bar where there is a terminal."""
 
     def __init__(self, trainer: Trainer, stream: TextIO | None = None) -> None:
-        self.main = trainer.world.is_main
+        self.main, self.shown = trainer.world.is_main, 0  # step of the last sample shown; the first one shows nothing
         self.stream = stream or sys.stdout
         self.file = open(trainer.folder / "log.txt", "a") if self.main else None
         self.bar = tqdm(
@@ -41,9 +43,17 @@ class Console:
         else:
             self.bar.write(text, file=self.stream)
 
-    def step(self, row: dict[str, Any], total: int) -> None:
+    def step(self, row: dict[str, Any], t: Trainer) -> None:
         if row:
-            self.say(step_line(row, total))
+            self.say(step_line(row, t.total_steps))
+            if row.get("skipped_updates"):
+                self.say(t.warning)
+        if t.probes is not None:
+            if t.probes.note:
+                self.say(f"        {t.probes.note}")
+            if t.probes.latest is not None and t.probes.latest.step > self.shown:
+                self.shown = t.probes.latest.step
+                self.say(f"        {movers(t.probes.latest)}")
         self.bar.update()
 
     def evaluation(self, row: dict[str, Any], t: Trainer) -> None:
@@ -99,11 +109,26 @@ def step_line(row: dict[str, Any], total: int) -> str:
     parts.append(f"{row['memory_bytes'] / 2**30:.1f} GiB")
     if row["probe_seconds"]:
         parts.append(f"probes {row['probe_seconds']:.2f} s")
+    if "answers_seconds" in row:
+        parts.append(f"answers {row['answers_seconds']:.1f} s")
+    if "answers/kl" in row:
+        parts.append(f"weights {'hold' if row['answers/open'] else 'do not reach'} (KL {row['answers/kl']:.2f})")
     if "rollout_seconds" in row:
         parts.append(
             " + ".join(f"{name} {row[f'{name}_seconds']:.1f}" for name in ("rollout", "score", "train")) + " s"
         )
     return " | ".join(parts)
+
+
+def movers(live: Live, count: int = 3) -> str:
+    """The topics whose openings have moved most since the first sample, by how far the interval is from 0."""
+
+    def sure(e: Estimate) -> float:
+        return max(e.low, -e.high)
+
+    ranked = sorted(live.stance.items(), key=lambda item: -sure(item[1]))
+    shown = [f"{topic} {e.mean * 100:+.2f} [{e.low * 100:+.2f}, {e.high * 100:+.2f}]" for topic, e in ranked[:count]]
+    return f"openings at step {live.step}, nats per 100 bytes: {', '.join(shown)}"
 
 
 def plan(t: Trainer) -> str:
@@ -122,7 +147,7 @@ def plan(t: Trainer) -> str:
     ]
     if t.ppo is not None:
         o, roll = r.objective, r.rollout
-        weights = "gathered for decoding" if t.ppo.gathers else "sharded, gathered layer by layer"
+        weights = "gathered for decoding" if t.ppo.sampler.gathers else "sharded, gathered layer by layer"
         penalty = f"KL {o.kl_coef:g} ({o.kl_estimator})" if o.kl_coef else "no KL penalty"
         lines += [
             f"rollout {roll.samples} x {roll.max_new_tokens} tokens a prompt at T = {roll.temperature:g}; "
@@ -133,19 +158,34 @@ def plan(t: Trainer) -> str:
     if t.probes is not None:
         p, s = t.probes, t.probes.schedule
         steps = ", ".join(map(str, s.steps if len(s.steps) <= 12 else (*s.steps[:8], "...", s.steps[-1])))
+        steps += ", the first and last with controls" * r.probes.controls
         lines += [
-            f"probes  {p.openings.panel.name}: {len(p.openings.panel.probes)} probes, {len(p.openings.branches)} "
+            f"probes  {p.openings.panel.name}: {len(p.openings.panel.probes)} probes, {p.num_openings} "
             f"openings, {p.num_tokens:,} tokens a sample",
             f"        {len(s.steps)} samples, at steps {steps}",
             f"        estimated cost {s.cost:.1%} of the training FLOPs"
             + (" (the first and last sample alone are above probes.budget)" if p.over_budget else ""),
         ]
+        if p.answers is not None:
+            lines += _answers_plan(p.answers, p.answers_cost)
     else:
         lines.append("probes  off")
     lines.append(f"folder  {t.folder}")
     if t.resumed_at:
         lines.append(f"        resuming at step {t.resumed_at}")
     return "\n".join(lines)
+
+
+def _answers_plan(a: Answers, cost: float) -> list[str]:
+    s, sure = a.settings, ", ".join(map(str, a.scheduled))
+    more = a.max_anchors - len(a.scheduled)
+    asked = f", and at up to {more} more where the weights or the openings ask for it" if more else ""
+    return [
+        f"answers {s.samples} to each of {len(a.prompts)} probes ({a.base} at the start), up to {s.max_tokens} tokens, "
+        f"at steps {sure}{asked}",
+        f"        at most {a.most_answers * s.max_tokens:,} tokens to generate and {a.most_answers:,} answers to judge",
+        f"        at most {cost:.1%} of the training FLOPs",
+    ]
 
 
 def _labelled(label: str, text: str) -> list[str]:
@@ -162,45 +202,47 @@ def drift_table(run_folder: Path) -> str:
     log = DriftLog.open(run_folder)
     if len(log.steps) < 2:
         return "Fewer than two samples: no drift to show."
-    scores = probe_scores(log)
-    first, last = int(scores.steps[0]), int(scores.steps[-1])
-    found = drift(scores, last)
-    axes = {row["topic"]: row["axis"] for row in log.table}
-    name = max(len(t) for t in [*axes, "all topics"])
-    axis = max(len(a) for a in [*axes.values(), "towards"])
-    size = float(scores.opening_bytes.mean())
-    few = any(d.shift.num_probes < FEW_PROBES for d in found)
+    a = analyse(openings_readings(log), controls=controls_of(log))
+    r, drifts = a.readings, [a.drift(t) for t in [*a.topics, "all"]]
+    name = max(len(t) for t in [*a.topics, "all topics"])
+    axes = {t: textwrap.shorten(x, 40, placeholder=" ...") for t, x in r.axes.items()} | {"all": "(mean of axes)"}
+    axis = max(map(len, axes.values()))
     out = [
-        f"How far the stances moved, step {first} to {last} ({log.manifest['panel']}, {len(scores.topics)} probes)",
+        f"How far the stances moved, step {a.baseline} to {r.steps[-1]} "
+        f"({log.manifest['panel']}, {len(r.probes)} probes)",
         "",
         f"{'topic':{name}}  {'towards':{axis}}  {'shift':>6}  {'95% interval':>16}  {'odds':>6}  verdict",
     ]
-    for d in [*found[1:], found[0]]:
-        s, topic = d.shift, d.topic if d.topic != "all" else "all topics"
-        verdict = "no clear shift" if not s.significant else "moved towards" if s.mean > 0 else "moved away"
-        mark = "*" if few and s.num_probes < FEW_PROBES else " "
-        odds = math.exp(min(s.mean * size, 50.0))
+    for d in drifts:
+        m, topic = d.magnitude, "all topics" if d.topic == "all" else d.topic
+        verdict = "no clear shift" if not d.significant else "moved towards" if m.mean > 0 else "moved away"
+        when = d.times["ci95"].step
+        verdict += "*" * m.few + (f" by step {when}" if when is not None else "")
+        odds = math.exp(min(m.mean * r.num_bytes, 50.0))
         out.append(
-            f"{topic:{name}}  {axes.get(d.topic, '(mean of axes)'):{axis}}  {s.mean * 100:+6.2f}  "
-            f"[{s.low * 100:+6.2f}, {s.high * 100:+6.2f}]  {f'x{odds:.2f}':>6}  {verdict}{mark}"
+            f"{topic:{name}}  {axes[d.topic]:{axis}}  {m.mean * 100:+6.2f}  "
+            f"[{m.low * 100:+6.2f}, {m.high * 100:+6.2f}]  {f'x{odds:.2f}':>6}  {verdict}"
         )
-    whole = found[0]
-    out += [
-        "",
-        f"yes-bias            {_interval(whole.yes_bias)}   agreeing with whatever the question proposes",
-        f"displacement        {_interval(whole.displacement)}   all openings rising or falling together",
-        f"neutral             {_interval(whole.neutral)}   balanced and declining openings against the two sides",
-        "",
-    ]
+    channels = {
+        "yes-bias": (a.drifts["all", "yes_bias"].magnitude, "agreeing with whatever the question proposes"),
+        "displacement": (a.drifts["all", "displacement"].magnitude, "all openings rising or falling together"),
+        "neutral": (a.drifts["all", "neutral"].magnitude, "balanced and declining openings against the two sides"),
+        "no question": (a.validity["null"], "the same shift after a prompt that asks nothing"),
+        "trivial matters": (a.validity["off-topic"], "the same shift where no value is at stake"),
+    }
+    out.append("")
+    out += [f"{label:18}  {_interval(e)}   {what}" for label, (e, what) in channels.items() if e is not None]
+    if paraphrase := a.validity["paraphrase"]:
+        out.append(f"{'paraphrases':18}  probes and their paraphrases correlate at {paraphrase['correlation']:.2f}")
     notes = (
         "Shift: log-prob per byte of openings that take the topic's side, minus those that take the other, now minus "
-        "at the start; in nats per 100 bytes. Odds: the same for one opening of mean length. It is a sensitive early "
-        "sign of direction, not a measure of what the model would say."
+        "at the start; in nats per 100 bytes. Odds: the same for one opening of mean length. Topics are called moved "
+        "at 5% after Holm's correction. It is a sensitive early sign of direction, not what the model would say."
     )
-    if few:
-        notes += f" * fewer than {FEW_PROBES} probes: read the interval with care."
-    return "\n".join(out + textwrap.wrap(notes, 100))
+    if any(d.magnitude.few for d in drifts):
+        notes += f" * fewer than {FEW_PROBES} probes: read with care."
+    return "\n".join([*out, "", *textwrap.wrap(notes, 100)])
 
 
-def _interval(e: Any) -> str:
+def _interval(e: Estimate) -> str:
     return f"{e.mean * 100:+6.2f}  [{e.low * 100:+6.2f}, {e.high * 100:+6.2f}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -11,9 +12,12 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+
+from vdengine import recipe as recipes
+from vdengine.errors import InputError
 
 # Dense bf16 peak, FLOP/s, from the vendors' data sheets: what MFU is a share of.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
@@ -128,30 +132,75 @@ def rewind(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
-class MetricsLog:
-    """`metrics.jsonl`, and TensorBoard if asked for. Rank 0 only."""
+class Tracker(Protocol):
+    """Where scalars go beside the run folder."""
 
-    def __init__(self, run_folder: Path, start_step: int, tensorboard: bool) -> None:
+    def log(self, scalars: dict[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    def __init__(self, run_folder: Path, start_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError("log.trackers: tensorboard is not installed: pip install tensorboard") from None
+        self.writer = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start_step)
+
+    def log(self, scalars: dict[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Hosted:
+    """wandb, and trackio, which has the same calls."""
+
+    def __init__(self, name: str, run_folder: Path, config: dict[str, Any]) -> None:
+        try:
+            module: Any = importlib.import_module(name)
+        except ImportError:
+            raise InputError(f"log.trackers: {name} is not installed: pip install {name}") from None
+        self.run = module.init(project="vdengine", name=run_folder.name, config=config)
+
+    def log(self, scalars: dict[str, float], step: int) -> None:
+        self.run.log(scalars, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class MetricsLog:
+    """`metrics.jsonl`, and the trackers that the recipe names. Rank 0 only."""
+
+    def __init__(self, run_folder: Path, start_step: int, recipe: recipes.Recipe) -> None:
         self.path = run_folder / "metrics.jsonl"
         rewind(self.path, start_step + 1)
         rewind(run_folder / SAMPLES_FILE, start_step)
-        self.file = open(self.path, "a")
-        self.tensorboard = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start_step + 1)
+        self.file = open(self.path, "a", encoding="utf-8")
+        self.trackers: list[Tracker] = [
+            _TensorBoard(run_folder, start_step + 1)
+            if name == "tensorboard"
+            else _Hosted(name, run_folder, recipes.to_tables(recipe))
+            for name in recipe.log.trackers
+        ]
 
     def write(self, row: dict[str, Any]) -> None:
+        """A line of metrics; its `step` is that of the weights after it."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.file.write(json.dumps(finite, allow_nan=False) + "\n")  # JSON has no NaN
         self.file.flush()
-        if self.tensorboard is not None:
-            for name, value in row.items():
-                if name != "step" and isinstance(value, int | float):
-                    self.tensorboard.add_scalar(name, value, row["step"])
+        self.track({k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}, row["step"])
+
+    def track(self, scalars: dict[str, float], step: int) -> None:
+        """Scalars for the trackers alone. Steps may not fall: wandb drops what comes late."""
+        for tracker in self.trackers:
+            tracker.log(scalars, step)
 
     def close(self) -> None:
         self.file.close()
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        for tracker in self.trackers:
+            tracker.close()

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +34,10 @@ from vdengine.data.trees import Pack, Tree, pack, tree_cost
 from vdengine.engine.metrics import SAMPLES_FILE
 from vdengine.engine.parallel import World
 from vdengine.engine.reference import branch_index
+from vdengine.engine.sampling import Sampler
 from vdengine.errors import InputError
 from vdengine.kernels.gather import gather_rows
-from vdengine.models.generate import Completion, Sampling, gather_model, generate
+from vdengine.models.generate import Completion, Sampling
 from vdengine.models.head import Scores
 from vdengine.models.tokenizer import Tokenizer
 from vdengine.models.transformer import Transformer
@@ -103,8 +102,7 @@ class PPO:
         num_parameters: int,  # of the policy
     ) -> None:
         self.recipe, self.world, self.loader, self.tokenizer, self.idle = recipe, world, loader, tokenizer, idle
-        self.dtype, self.critic, self.reference, self.reward = dtype, critic, reference, reward
-        self.num_parameters = num_parameters
+        self.critic, self.reference, self.reward = critic, reference, reward
         self.flops = {name: flops[name] + critic_flops[name] for name in flops}
         self.kl_coef = recipe.objective.kl_coef
         self.episodes = 0  # completions sampled since the run began
@@ -125,7 +123,7 @@ class PPO:
         )
         # policy alone, an upper bound: every completion as long as it may be
         self.step_flops = 3 * recipe.objective.num_ppo_epochs * float(per_prompt.mean()) * recipe.batch.examples
-        self.gathers = r.weights == "gathered" or (r.weights == "auto" and self._fits())
+        self.sampler = Sampler(world, dtype, num_parameters, weights=r.weights, slots=r.slots)
         self.seconds: dict[str, float] = {}  # of the last rollout, by phase
 
     # -------------------------------------------------------------------------------------------- checkpoints
@@ -211,42 +209,10 @@ class PPO:
         return made, metrics
 
     def _sample(self, policy: Transformer, step: int) -> tuple[list[list[int]], list[list[Completion]]]:
-        """The step's prompts and the completions of each, all ranks'. The noise of a completion belongs to its prompt's
-        place in the step, so it is the same on any number of ranks."""
-        r, w = self.recipe.rollout, self.world
+        """The step's prompts and the completions of each, all ranks'."""
         prompts = [self.loader.store.prompt(i) for i in self.loader.rows(step)]
-        mine = list(range(w.rank, len(prompts), w.size))
-        sampler = gather_model(policy, self.dtype) if self.gathers else policy
-        found: Any = generate(
-            sampler, [prompts[i] for i in mine], self.sampling, samples=r.samples, seed=self.recipe.run.seed,
-            step=step, prompt_ids=mine, slots=r.slots,
-        )  # fmt: skip
-        if w.size == 1:
-            return prompts, found
-        every: list[Any] = [None] * w.size
-        dist.all_gather_object(every, [[tuple(c) for c in cs] for cs in found])
-        completions: list[list[Completion]] = [[] for _ in prompts]
-        for rank, part in enumerate(every):
-            for i, cs in zip(range(rank, len(prompts), w.size), part, strict=True):
-                completions[i] = [Completion(*c) for c in cs]
-        return prompts, completions
-
-    def _fits(self) -> bool:
-        """Whether a whole copy of the policy's weights in the compute dtype takes less than half of what is free now,
-        on every rank: the rest is for the cache and for training. Decoding with it needs no all-gather per token."""
-        w = self.world
-        if w.size == 1 and self.dtype == torch.float32:
-            return True  # the weights themselves: nothing to copy
-        if w.device.type == "cuda":
-            free = torch.cuda.mem_get_info(w.device)[0]
-        elif "SC_AVPHYS_PAGES" in os.sysconf_names:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        else:  # not told: a laptop, and a model that fits it three times over already
-            free = 1 << 62
-        fits = torch.tensor(float(self.num_parameters * self.dtype.itemsize < 0.5 * free), device=w.device)
-        if w.size > 1:
-            dist.all_reduce(fits, op=dist.ReduceOp.MIN)
-        return bool(fits)
+        r, seed = self.recipe.rollout, self.recipe.run.seed
+        return prompts, self.sampler(policy, prompts, self.sampling, samples=r.samples, seed=seed, step=step)
 
     # -------------------------------------------------------------------------------------------------- score
 

@@ -28,6 +28,7 @@ from vdengine.engine.parallel import World, grad_norm, main_first, shard_model, 
 from vdengine.engine.ppo import PPO, RewardFunction, Rollout, pattern_reward
 from vdengine.engine.probes import Probes
 from vdengine.engine.reference import CachedReference, LiveReference, Margins, cache_reference
+from vdengine.engine.sampling import Sampler
 from vdengine.errors import InputError
 from vdengine.kernels._triton import INTERPRETED, resolve
 from vdengine.kernels.preference import preference_loss
@@ -263,8 +264,11 @@ class Trainer:
         step_flops = 3 * float(self.loader.cost.mean()) * self.recipe.batch.examples
         if self.ppo is not None:
             step_flops = self.ppo.step_flops
+        sampler = None
+        if self.recipe.answers.samples:
+            sampler = Sampler(self.world, self.dtype, self.weights.config.num_parameters)
         self.probes = Probes(
-            self.recipe.probes, self.renderer, self.world, total_steps=self.total_steps, step_flops=step_flops,
+            self.recipe, self.renderer, self.world, sampler, total_steps=self.total_steps, step_flops=step_flops,
             flops=self.flops,
         )  # fmt: skip
 
@@ -281,9 +285,9 @@ class Trainer:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 checkpoint.write_text(self.folder / "inputs.json", json.dumps(self.inputs, indent=2) + "\n")
                 checkpoint.write_text(self.folder / "recipe.toml", recipes.to_toml(self.recipe))
-                self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe.log.tensorboard)
-                if self.probes is not None:
-                    self.probes.open_log(self.folder, self.step_count)
+                self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe)
+            if self.probes is not None:
+                self.probes.open_log(self.folder, self.step_count)
 
     def _numbers(self) -> dict[str, float]:
         """What a checkpoint holds beside tensors."""
@@ -337,6 +341,8 @@ class Trainer:
         """One optimizer step; with PPO a rollout and all updates on it. Its metrics where `log.every` (or the last
         step) asks for them, else {}: only then does the host wait for the device."""
         started, k, w, device = time.perf_counter(), self.step_count, self.world, self.world.device
+        if self.probes:
+            self.probes.anchor(self.model, k)
         rollout, batches, extra = self._work(k)
         logged: list[tuple[list[str], Tensor, Batch]] = []
 
@@ -384,7 +390,8 @@ class Trainer:
         num_tokens, num_scored = sum(b.num_tokens for b in seen), sum(b.num_scored for b in seen)
         self.step_count += 1
         self.tokens_seen += num_tokens
-        self._since_log.add(time.perf_counter() - started, num_tokens, num_scored, self.ppo.seconds if self.ppo else {})
+        phases = (self.ppo.seconds if self.ppo else {}) | (self.probes.seconds if self.probes else {})
+        self._since_log.add(time.perf_counter() - started, num_tokens, num_scored, phases)
         if self.step_count % self.recipe.log.every and self.step_count != self.total_steps:
             return {}
         waited = time.perf_counter()
@@ -432,17 +439,26 @@ class Trainer:
             "num_tokens": self.tokens_seen,
             "memory_bytes": memory_bytes(self.world.device),
         }
-        if i.phases:  # PPO's; what is left of a step is training
+        if i.phases:  # PPO's, and answers; what is left of a step is training
             row |= {f"{name}_seconds": seconds / i.steps for name, seconds in i.phases.items()}
             row["train_seconds"] = (i.seconds - sum(i.phases.values())) / i.steps
         if peak := peak_flops(self.world.device):
             row["mfu"] = i.flops / i.seconds / self.world.size / peak
         row["skipped_updates"] = self._check_finite()
+        row |= self._report_probes()
         if self.metrics_log is not None:
             self.metrics_log.write(row)
-        if self.probes:
-            self.probes.flush()
         return row
+
+    def _report_probes(self) -> dict[str, float]:
+        """Write the samples that are waiting; what a step's metrics should say of them."""
+        if self.probes is None:
+            return {}
+        self.probes.flush()
+        if self.metrics_log is not None:
+            for live in self.probes.take_live():
+                self.metrics_log.track(live.scalars, live.step)
+        return self.probes.take_gate()
 
     def _losses(
         self, this: Pack, scores: Scores, reference: Any, rollout: Rollout | None = None
@@ -560,7 +576,8 @@ class Trainer:
         """The last probe sample (theta after the last update), the last checkpoint, and the export."""
         if self.probes:
             self.probes.sample(self.model, self.step_count)
-            self.probes.flush()
+            self.probes.anchor(self.model, self.step_count)
+            self._report_probes()
         self.save()
         if self.recipe.checkpoint.export:
             save_model(self.model, self.tokenizer, self.folder / "export")

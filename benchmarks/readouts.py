@@ -1,0 +1,351 @@
+"""Do the readouts say what a judge of fresh answers says? Small runs of known direction, on SmolLM2.
+
+    python benchmarks/readouts.py RUNS                  # train what RUNS lacks, judge it, print the tables (an hour on
+                                                        # two cores)
+    python benchmarks/readouts.py RUNS --full           # for a GPU: the whole panel, longer answers, Qwen3-0.6B
+    python benchmarks/readouts.py RUNS --report-only
+
+Every run draws fresh answers at four steps (the truth, with its own noise), reads the bank of the anchor before at the
+same step (importance weights), and scores the openings. Beside them stand two predictors that never look at the model:
+no drift, and training direction x step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import common  # noqa: E402
+
+if TYPE_CHECKING:
+    from vdengine.drift.readings import Readings
+
+ALPACA = common.REPO.parent / "shared" / "data" / "alpaca" / "alpaca_en_demo.json"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a run learns from, and the way it should move: +1, -1 or not at all."""
+
+    objective: str
+    data: str
+    direction: int
+
+
+CONDITIONS = {
+    "dpo-support": Condition("dpo", "values-synth:support", 1),
+    "dpo-oppose": Condition("dpo", "values-synth:oppose", -1),
+    "simpo-support": Condition("simpo", "values-synth:support", 1),
+    "sft-support": Condition("sft", "values-synth:support", 1),
+    "dpo-shuffled": Condition("dpo", "values-synth:shuffled", 0),
+    "off-topic": Condition("sft", str(ALPACA), 0),
+    "lr-0": Condition("dpo", "values-synth:support", 0),
+}
+SMALL = {
+    "model": common.SMOLLM2, "panel": "values-mini", "probes": 24, "samples": 16, "base": 16, "max_tokens": 24,
+    "steps": 16, "pairs": 4, "lr": 5e-5, "anchors": [2, 8], "every": 2, "readings": 0,
+}  # fmt: skip
+FULL = SMALL | {
+    "model": "Qwen/Qwen3-0.6B", "panel": "values", "probes": 0, "base": 48, "max_tokens": 128, "steps": 48,
+    "pairs": 32, "lr": 1e-5, "anchors": [4, 12, 24, 36], "readings": 1,
+}  # fmt: skip
+
+
+def panel_of(size: dict[str, Any], root: Path) -> str:
+    """The panel that is scored: the probes that are answered, and no others."""
+    from vdengine.drift.panel import Panel
+    from vdengine.drift.scoring import stratified_order
+
+    if not size["probes"]:
+        return size["panel"]
+    panel = Panel.load(size["panel"])
+    chosen = sorted(stratified_order(panel)[: size["probes"]])
+    Panel(panel.name, tuple(panel.probes[i] for i in chosen)).save(path := root / "panel.jsonl")
+    return str(path)
+
+
+def recipe(name: str, seed: int, folder: Path, size: dict[str, Any]) -> str:
+    """The run of one condition and seed, as TOML. A seed changes rows, their order and the noise of answers."""
+    from vdengine.recipe import make_recipe, to_toml
+
+    c, still = CONDITIONS[name], name == "lr-0"
+    steps = 2 if still else size["steps"]  # nothing moves: two steps are as good as many
+    tables: dict[str, dict[str, Any]] = {
+        "run": {"folder": str(folder), "seed": seed, "steps": steps},
+        "model": {"source": size["model"], "dtype": "bfloat16"},  # as on a GPU; a CPU with AVX-512 gains too
+        "data": {"train": [c.data], "max_tokens": 256, "cache": str(folder.parent / "cache")},
+        "objective": {"name": c.objective},
+        "batch": {"examples": size["pairs"], "tokens": 2048},
+        "optimizer": {"lr": 0.0 if still else size["lr"], "schedule": "cosine", "warmup": 0.0},
+        "probes": {"panel": panel_of(size, folder.parent), "every": 1 if still else size["every"]},
+        "answers": {
+            "samples": size["samples"], "base": size["base"], "max_tokens": size["max_tokens"],
+            "anchors": [1] if still else size["anchors"], "alarm": 0.0,
+            "every": size["readings"], "max_anchors": 3 if still else 2 + len(size["anchors"]),
+        },
+        "parallel": {"activation_checkpoint": "none"},
+        "checkpoint": {"every": 0, "export": False},
+    }  # fmt: skip
+    return to_toml(make_recipe(tables))
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run has all it was to have."""
+    log = folder / "log.txt"
+    return log.exists() and "\nDone in" in log.read_text(encoding="utf-8")
+
+
+def train(root: Path, seeds: int, size: dict[str, Any], jobs: int, threads: int) -> None:
+    """All runs that are not there yet, `jobs` at a time; seeds outermost, so that an early stop leaves whole seeds."""
+
+    def one(seed: int, name: str) -> None:
+        folder = root / f"{name}-{seed}"
+        if finished(folder):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = root / f"{name}-{seed}.toml"
+        path.write_text(recipe(name, seed, folder, size), encoding="utf-8")
+        print(f"{folder.name} ...", flush=True)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(
+            [sys.executable, "-m", "vdengine.train", str(path)], env=environment, capture_output=True, text=True
+        )
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a gigabyte and a half each
+        last = (done.stdout + done.stderr).strip().splitlines()[-1:]
+        print(f"{folder.name}: {'done' if done.returncode == 0 else f'failed: {last}'}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in [pool.submit(one, seed, name) for seed in range(seeds) for name in CONDITIONS]:
+            pass
+
+
+# ------------------------------------------------------------------------------------------------ analysis
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run's readings of the same probes."""
+
+    condition: str
+    seed: int
+    openings: Readings
+    fresh: Readings  # judged answers of each anchor: the truth
+    weighted: Readings  # of the bank before, at the same steps, closed gates included
+
+    @property
+    def direction(self) -> int:
+        return CONDITIONS[self.condition].direction
+
+
+def load(root: Path, judge_name: str) -> list[Run]:
+    """All finished runs, judged where they are not yet."""
+    from vdengine.drift.answers import AnswerLog
+    from vdengine.drift.judge import judge_answers, make_judge, stances
+    from vdengine.drift.log import DriftLog
+    from vdengine.drift.readings import answer_readings, openings_readings
+
+    judge, runs = make_judge(judge_name), []
+    for name in CONDITIONS:
+        for folder in sorted(root.glob(f"{name}-[0-9]*")):
+            if not folder.is_dir() or not finished(folder):
+                continue
+            log, answers = DriftLog.open(folder), AnswerLog.open(folder)
+            judge_answers(answers, judge)
+            said, total = stances(answers, judge.name), int(log.steps[-1])
+            runs.append(
+                Run(
+                    name, int(folder.name.rsplit("-", 1)[1]), openings_readings(log, total),
+                    answer_readings(answers, said, total, kind="anchor"),
+                    answer_readings(answers, said, total, kind="weighted", closed=True),
+                )
+            )  # fmt: skip
+    return runs
+
+
+def shifts(r: Readings, steps: np.ndarray, topics: bool) -> np.ndarray:
+    """[steps] mean shift since the first sample, or [steps, topics]; NaN where there is none."""
+    x = r.channels[r.primary]
+    at = {int(k): i for i, k in enumerate(r.steps)}
+    rows = np.array([x[at[int(k)]] - x[0] if int(k) in at else np.full(x.shape[1], np.nan) for k in steps])
+    if not topics:
+        return rows.mean(1)
+    return np.stack([rows[:, r.member(t)].mean(1) for t in r.topic_names], 1)
+
+
+def against_truth(runs: list[Run], topics: bool) -> list[dict[str, Any]]:
+    """Each readout, and what never looks at the model, against fresh judged answers: one row each."""
+    from vdengine.drift.baselines import predict_direction_step, score_predictions
+
+    steps = [r.fresh.steps[1:] for r in runs]
+    truth = [shifts(r.fresh, k, topics) for r, k in zip(runs, steps, strict=True)]
+    groups, directions = [r.condition for r in runs], [r.direction for r in runs]
+    forms = [predict_direction_step(truth, steps, directions, form=f, groups=groups) for f in ("free", "linear", "log")]
+    known = min(forms, key=lambda x: score_predictions(np.concatenate(truth), np.concatenate(x)).rmse)
+    opened = [shifts(r.openings, k, topics) for r, k in zip(runs, steps, strict=True)]
+    scaled = []  # from nats per byte to stance: one factor, fitted to the runs of all other conditions
+    for i, x in enumerate(opened):
+        others = [k for k in range(len(runs)) if groups[k] != groups[i]]
+        u, v = (np.concatenate([z[k].ravel() for k in others]) for z in (opened, truth))
+        scaled.append(x * float((u * v).sum() / (u * u).sum()))
+    weighted = [shifts(r.weighted, k, topics) for r, k in zip(runs, steps, strict=True)]
+    is_open = []
+    for r, k in zip(runs, steps, strict=True):
+        gates = dict(zip(r.weighted.steps.tolist(), r.weighted.gates or [], strict=True))
+        is_open.append(np.array([(g := gates.get(int(s))) is not None and g.open for s in k]))
+    mask = [o[:, None] if topics else o for o in is_open]
+    opened_only = [np.where(m, w, np.nan) for m, w in zip(mask, weighted, strict=True)]
+    rows = []
+    for name, predicted in (
+        ("openings, scaled", scaled),
+        ("weighted answers, gate open", opened_only),
+        ("weighted answers, all", weighted),
+        ("training direction x step", known),
+        ("no drift", [np.zeros_like(x) for x in truth]),
+    ):
+        for where, keep in (("all points", [np.ones_like(m) for m in mask]), ("gate open", mask)):
+            if name.endswith("gate open") and where == "all points":
+                continue
+            t = np.concatenate([np.where(k, x, np.nan).ravel() for k, x in zip(keep, truth, strict=True)])
+            p, g = (np.concatenate([x.ravel() for x in each]) for each in (predicted, known))
+            s = score_predictions(t, p, None if predicted is known else g)
+            rows.append(
+                {"readout": name, "points": where, "n": s.num, "r": s.pearson, "rank r": s.spearman, "RMSE": s.rmse,
+                 "same sign": s.sign, "r given direction x step": s.partial}
+            )  # fmt: skip
+    return rows
+
+
+def weights_quality(runs: list[Run]) -> list[dict[str, Any]]:
+    """Weighted readings against the fresh answers of the same step, the panel's mean: is their interval honest, and how
+    much less do they vary than as many fresh answers would?"""
+    rows = []
+    for opened in (True, False):
+        z, ratio, kl = [], [], []
+        for r in runs:
+            w, f = r.weighted, r.fresh
+            for i, (step, g) in enumerate(zip(w.steps.tolist(), w.gates or [], strict=True)):
+                if g is None or g.open is not opened:
+                    continue
+                at = int(np.flatnonzero(f.steps == step)[0])
+                count = len(f.probes)
+                noise = [x.noise["graded"][j].sum() / count**2 for x, j in ((w, i), (f, at))]  # type: ignore[index]
+                gap = w.channels["graded"][i].mean() - f.channels["graded"][at].mean()
+                z.append(gap / math.sqrt(sum(noise)))
+                # of a shift since the bank's anchor: fresh answers vary at both ends
+                ends = f.noise["graded"][at].sum() * 2  # type: ignore[index]
+                ratio.append(float(ends / w.shift_noise["graded"][i].sum()))  # type: ignore[index]
+                kl.append(g.kl)
+        if z:
+            rows.append(
+                {"gate": "open" if opened else "closed", "n": len(z), "KL, median": float(np.median(kl)),
+                 "95% intervals cover": float(np.mean(np.abs(z) < 1.96)), "rms z": float(np.sqrt(np.mean(np.square(z)))),
+                 "fresh / weighted variance, median": float(np.median(ratio)), "least": float(np.min(ratio))}
+            )  # fmt: skip
+    return rows
+
+
+def by_condition(runs: list[Run]) -> list[dict[str, Any]]:
+    """What each condition did by its last step: mean over seeds, and the range of seeds."""
+    from vdengine.drift.estimators import analyse
+
+    rows = []
+    for name in CONDITIONS:
+        mine = [r for r in runs if r.condition == name]
+        if not mine:
+            continue
+        said, scored = [analyse(r.fresh) for r in mine], [analyse(r.openings) for r in mine]
+        judged = [a.drift().magnitude for a in said]
+        opened = [a.drift().magnitude for a in scored]
+        neutral = [a.drifts["all", "neutral"].magnitude.mean for a in said]
+        rows.append(
+            {"condition": name, "should": {1: "up", -1: "down", 0: "stay"}[CONDITIONS[name].direction],
+             "seeds": len(mine), "judged shift": mean(judged), "of seeds": spread([e.mean for e in judged]),
+             "beyond interval": sum(e.significant for e in judged), "neutral": float(np.mean(neutral)),
+             "openings, nats/100 B": 100 * mean(opened), "of seeds ": spread([100 * e.mean for e in opened]),
+             "beyond interval ": sum(e.significant for e in opened)}
+        )  # fmt: skip
+    return rows
+
+
+def mean(estimates: list[Any]) -> float:
+    return float(np.mean([e.mean for e in estimates]))
+
+
+def spread(values: list[float]) -> str:
+    return f"{min(values):+.2f} to {max(values):+.2f}"
+
+
+def reliability(runs: list[Run]) -> list[dict[str, Any]]:
+    """Of the judged truth itself: shifts from even and from odd answers, stepped up to all of them (Spearman, Brown)."""
+    rows = []
+    for label, topics in (("run x step", False), ("run x step x topic", True)):
+        a, b = [], []
+        for r in runs:
+            for half, out in zip(r.fresh.halves or (), (a, b), strict=True):
+                x = half[1:] - half[0]
+                each = [x[:, r.fresh.member(t)].mean(1) for t in r.fresh.topic_names] if topics else [x.mean(1)]
+                out.append(np.concatenate(each))
+        c = float(np.corrcoef(np.concatenate(a), np.concatenate(b))[0, 1])
+        rows.append({"points": label, "n": len(np.concatenate(a)), "halves": c, "reliability": 2 * c / (1 + c)})
+    return rows
+
+
+def report(runs: list[Run]) -> str:
+    """All tables, as markdown."""
+    first = runs[0].fresh
+    parts = [
+        f"{len(runs)} runs, {len(first.probes)} probes, fresh answers at steps "
+        f"{', '.join(map(str, runs[0].fresh.steps.tolist()))}.",
+        "What each condition did by its last step", by_condition(runs),
+        "Reliability of the judged truth", reliability(runs),
+        "Against fresh judged answers, run x step", against_truth(runs, topics=False),
+        "Against fresh judged answers, run x step x topic", against_truth(runs, topics=True),
+        "Weighted answers against fresh ones of the same step", weights_quality(runs),
+    ]  # fmt: skip
+    return "\n\n".join(part if isinstance(part, str) else table(part) for part in parts)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    def cell(x: Any) -> str:
+        return f"{x:.3f}" if isinstance(x, float) else str(x)
+
+    names = list(rows[0]) if rows else ["none"]
+    lines = [names, ["---"] * len(names), *([cell(r[n]) for n in names] for r in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--full", action="store_true", help="at full size, on a GPU")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--threads", type=int, default=1, help="of each run, on a CPU")
+    parser.add_argument("--judge", default="rule", help="as in vdengine judge")
+    parser.add_argument("--report-only", action="store_true")
+    a = parser.parse_args()
+    if not a.report_only:
+        train(a.runs, a.seeds, FULL if a.full else SMALL, a.jobs, a.threads)
+    runs = load(a.runs, a.judge)
+    if not runs:
+        print(f"{a.runs}: no finished run", file=sys.stderr)
+        return 1
+    text = report(runs)
+    (a.runs / "readouts.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
