@@ -257,5 +257,5 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 
 
 def step_up(r: float) -> float:
-    """Spearman and Brown: of halves that correlate by r, the reliability of the whole."""
-    return 2 * r / (1 + r) if r > -1 else math.nan
+    """Spearman and Brown: of halves that correlate by r, the reliability of the whole. Below 0 it has none: r."""
+    return 2 * r / (1 + r) if r > 0 else r

@@ -105,6 +105,8 @@ class Analysis:
         paraphrase                        {correlation: Pearson's r of last shifts over probes, shift: Estimate,
                                           agreement: Agreement} of the paraphrased questions
         half_panels                       HalfPanels
+        items                             float: probes' last shifts, from half of their items against the other half,
+                                          stepped up to all of them (Spearman and Brown)
         reliability                       {topic: Reliability}
         judges                            {name: Agreement} with each further judge
     """
@@ -216,6 +218,7 @@ def _validity(
         r = found.matches["all"].magnitude.pearson
         out["paraphrase"] = {"correlation": r, "shift": shift, "agreement": found}
     halves, out["half_panels"] = _halves(readings, index, seed)
+    out["items"] = _items(readings, index, "all")
     out["reliability"] = {
         topic: _reliability(readings, index, topic, drifts, halves[topic], found, _last_shift(again, step, topic))
         for topic in readings.topic_names
@@ -282,14 +285,8 @@ def _reliability(
     readings: Readings, index: int, topic: str, drifts: dict[tuple[str, str], TopicDrift], halves: float,
     paraphrases: Agreement | None, again: Estimate | None,
 ) -> Reliability:  # fmt: skip
-    drift, bias = drifts[topic, readings.primary], drifts[topic, "yes_bias"].magnitude
-    m, items, paraphrase = drift.magnitude, None, None
-    if readings.halves is not None:
-        mine = readings.member(topic)
-        shift = [(h[index + 1 :] - h[index])[:, mine] for h in readings.halves]
-        ends = np.flatnonzero(np.isfinite(shift[0] + shift[1]).any(1))
-        if len(ends):
-            items = _known(step_up(pearson(*(s[ends[-1]] for s in shift))))
+    drift, bias = drifts[topic, readings.primary], drifts.get((topic, "yes_bias"))
+    m, items, paraphrase = drift.magnitude, _items(readings, index, topic), None
     if paraphrases is not None and topic in paraphrases.matches:
         paraphrase = _known(paraphrases.matches[topic].magnitude.pearson)
     reasons = []
@@ -298,11 +295,20 @@ def _reliability(
     if drift.significant:
         if halves < LOW_RELIABILITY:
             reasons.append(f"random halves of its probes agree to {halves:.2f} only")
-        if bias.significant and abs(bias.mean) > abs(m.mean):
+        if bias is not None and bias.magnitude.significant and abs(bias.magnitude.mean) > abs(m.mean):
             reasons.append("questions put the two ways do not agree: the yes-bias is larger than the shift")
         if again is not None and not (again.mean * m.mean > 0 and again.significant):
             reasons.append("paraphrased questions do not show the shift")
     return Reliability(topic, halves, items, paraphrase, bool(reasons), "; ".join(reasons))
+
+
+def _items(readings: Readings, index: int, topic: str) -> float | None:
+    """Reliability of single probes' last shifts, where their items come in halves."""
+    if readings.halves is None:
+        return None
+    a, b = ((h[index + 1 :] - h[index])[:, readings.member(topic)] for h in readings.halves)
+    ends = np.flatnonzero(np.isfinite(a + b).any(1))
+    return _known(step_up(pearson(a[ends[-1]], b[ends[-1]]))) if len(ends) else None
 
 
 def _known(x: float) -> float | None:

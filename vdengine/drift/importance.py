@@ -1,7 +1,7 @@
 """Importance weights of answers that were drawn from earlier weights, and whether they can be trusted.
 
-With l0 and l the log-prob sums of an answer when it was drawn and now, w = exp(l - l0). Within a probe weights are
-normalised to sum 1: the self-normalised estimate, which needs no constant and is exact where nothing has moved.
+With l0 and l the log-prob sums of an answer when it was drawn and now, w = exp(l - l0). What is estimated with them is
+in `drift/readings.py`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,6 @@ def gate(baseline: np.ndarray, now: np.ndarray) -> Gate:
     k = pareto_k(w)
     reach = bool(kl < MAX_KL and ess >= MIN_ESS and k < MAX_PARETO_K)  # a NaN closes it
     return Gate(kl, ess, k, reach, float(np.exp(log_w).mean()))
-
-
-def self_normalised(baseline: np.ndarray, now: np.ndarray, samples: int) -> np.ndarray:
-    """[probes, samples] float64 weights that sum to 1 within each probe."""
-    log_w = (now.astype(np.float64) - baseline.astype(np.float64)).reshape(-1, samples)
-    w = np.exp(log_w - log_w.max(1, keepdims=True))
-    return w / w.sum(1, keepdims=True)
 
 
 def pareto_k(weights: np.ndarray) -> float:
