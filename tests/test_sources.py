@@ -550,6 +550,10 @@ NEEDS = (
             "field 'prompt', message 1 must be an object with role and content, it is text",
         ),
         ("[" * 100_000, "broken JSON (nested too deeply)"),
+        (
+            '{"prompt": ' + "9" * 5000 + "}",
+            "broken JSON (Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits)",
+        ),
     ],
 )
 def test_broken_rows_name_their_line(tmp_path: Path, line: str, message: str) -> None:

@@ -367,6 +367,8 @@ def _line_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{label} line {number}: broken JSON ({error.msg}, column {error.colno})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{label} line {number}: not UTF-8 (byte {error.start + 1} of the line)") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{label} line {number}: broken JSON ({str(error).split(';')[0]})") from error
     except RecursionError as error:
         raise InputError(f"{label} line {number}: broken JSON (nested too deeply)") from error
     except (OSError, EOFError, zlib.error) as error:
