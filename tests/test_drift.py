@@ -206,7 +206,7 @@ def test_partial_samples_use_the_probes_they_have(tmp_path, log):
 
 def test_table_reads_well(tmp_path, log):
     """Guards the last screen: every topic, its axis, a verdict; and one sample gives no table."""
-    from vdengine.engine.console import drift_table
+    from vdengine.drift.tables import drift_table
 
     fill(log, (0,), lambda step, row: 0.0)
     assert drift_table(tmp_path) == "Fewer than two samples: no drift to show."

@@ -8,6 +8,12 @@ import sys
 VERBS = {
     "train": "train a recipe and trace the model's values",
     "score": "score a panel on saved models, or check a panel",
+    "judge": "judge sampled answers, or sample some from saved models",
+    "report": "a page, figures and tables of one run or several",
+    "gap": "the value gap of a preference file",
+    "prior": "the stances of an SFT file",
+    "synth": "write data with known stances",
+    "panel": "import a panel from another's file, or check one",
 }
 
 

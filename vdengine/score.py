@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +19,7 @@ if TYPE_CHECKING:
 
     from vdengine.drift.panel import Panel
     from vdengine.drift.scoring import Openings
-    from vdengine.models.chat import Renderer
     from vdengine.models.transformer import Transformer
-    from vdengine.recipe import Recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,47 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-@dataclass
-class _Source:
-    """A model to score: where its weights, tokenizer and settings are."""
-
-    name: str
-    recipe: Recipe | None  # of the run that a checkpoint belongs to
-    step: int | None
-
-    @classmethod
-    def find(cls, name: str) -> _Source:
-        from vdengine.recipe import load_recipe
-
-        folder = Path(name)
-        if not (folder / "manifest.json").exists() or not folder.name.startswith("step-"):
-            return cls(name, None, None)
-        return cls(name, load_recipe(folder.parent.parent / "recipe.toml"), int(folder.name.removeprefix("step-")))
-
-    def renderer(self, template: str) -> Renderer:
-        from vdengine.models.chat import Renderer
-        from vdengine.models.tokenizer import load_tokenizer
-
-        r = self.recipe
-        tokenizer = load_tokenizer((r.model.tokenizer or r.model.source) if r else self.name)
-        return Renderer(tokenizer, template=template)
-
-    def model(self, dtype: str | None) -> Transformer:
-        import torch
-
-        from vdengine.engine.checkpoint import load_weights
-        from vdengine.models.weights import build_model, open_causal
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = dtype or (self.recipe.model.dtype if self.recipe else "auto")
-        auto = torch.bfloat16 if device == "cuda" else torch.float32
-        wanted = auto if dtype == "auto" else getattr(torch, dtype)
-        model = build_model(open_causal(self.recipe.model.source if self.recipe else self.name), wanted, device)
-        if self.recipe is not None:
-            load_weights(Path(self.name), model)
-        return model
-
-
 def score(
     models: Sequence[str],
     panel: str | None = None,
@@ -119,9 +75,10 @@ def score(
     from vdengine.drift.log import DriftLog
     from vdengine.drift.panel import Panel
     from vdengine.drift.scoring import Openings
-    from vdengine.engine.console import drift_table
+    from vdengine.drift.tables import drift_table
+    from vdengine.engine.saved import Saved, steps_of
 
-    sources = [_Source.find(name) for name in models]
+    sources = [Saved.find(name) for name in models]
     first, run = sources[0], next((s.recipe for s in sources if s.recipe is not None), None)
     template = template or (run.data.template if run else "auto")
     renderer = first.renderer(template)
@@ -133,9 +90,7 @@ def score(
     for other in sources[1:]:
         if other.renderer(template).hash != renderer.hash:
             raise InputError(f"{other.name}: another tokenizer or chat template than {first.name}; score it apart")
-    known = [s.step for s in sources]
-    in_order = all(s is not None for s in known) and all(a < b for a, b in zip(known, known[1:], strict=False))  # type: ignore[operator]
-    steps = [int(s or 0) for s in known] if in_order else list(range(len(sources)))
+    steps = steps_of(sources)
 
     rows = []
     with tempfile.TemporaryDirectory() as scratch:

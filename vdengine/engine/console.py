@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import sys
-import textwrap
-from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from vdengine.drift.estimators import FEW_PROBES, Estimate, analyse, controls_of, openings_readings
-from vdengine.drift.log import DriftLog
+from vdengine.drift.estimators import Estimate
+from vdengine.drift.tables import drift_table
 from vdengine.engine.answers import Answers
 from vdengine.engine.metrics import SAMPLES_FILE
 from vdengine.engine.probes import Live
@@ -191,58 +188,3 @@ def _answers_plan(a: Answers, cost: float) -> list[str]:
 def _labelled(label: str, text: str) -> list[str]:
     first, *rest = text.splitlines()
     return [f"{label:8}{first}", *(f"        {line}" for line in rest)]
-
-
-def drift_table(run_folder: Path) -> str:
-    """How far each topic has moved by the last sample, with its interval and the validity channels.
-
-    Raises:
-        InputError: the folder has no drift log.
-    """
-    log = DriftLog.open(run_folder)
-    if len(log.steps) < 2:
-        return "Fewer than two samples: no drift to show."
-    a = analyse(openings_readings(log), controls=controls_of(log))
-    r, drifts = a.readings, [a.drift(t) for t in [*a.topics, "all"]]
-    name = max(len(t) for t in [*a.topics, "all topics"])
-    axes = {t: textwrap.shorten(x, 40, placeholder=" ...") for t, x in r.axes.items()} | {"all": "(mean of axes)"}
-    axis = max(map(len, axes.values()))
-    out = [
-        f"How far the stances moved, step {a.baseline} to {r.steps[-1]} "
-        f"({log.manifest['panel']}, {len(r.probes)} probes)",
-        "",
-        f"{'topic':{name}}  {'towards':{axis}}  {'shift':>6}  {'95% interval':>16}  {'odds':>6}  verdict",
-    ]
-    for d in drifts:
-        m, topic = d.magnitude, "all topics" if d.topic == "all" else d.topic
-        verdict = "no clear shift" if not d.significant else "moved towards" if m.mean > 0 else "moved away"
-        when = d.times["ci95"].step
-        verdict += "*" * m.few + (f" by step {when}" if when is not None else "")
-        odds = math.exp(min(m.mean * r.num_bytes, 50.0))
-        out.append(
-            f"{topic:{name}}  {axes[d.topic]:{axis}}  {m.mean * 100:+6.2f}  "
-            f"[{m.low * 100:+6.2f}, {m.high * 100:+6.2f}]  {f'x{odds:.2f}':>6}  {verdict}"
-        )
-    channels = {
-        "yes-bias": (a.drifts["all", "yes_bias"].magnitude, "agreeing with whatever the question proposes"),
-        "displacement": (a.drifts["all", "displacement"].magnitude, "all openings rising or falling together"),
-        "neutral": (a.drifts["all", "neutral"].magnitude, "balanced and declining openings against the two sides"),
-        "no question": (a.validity["null"], "the same shift after a prompt that asks nothing"),
-        "trivial matters": (a.validity["off-topic"], "the same shift where no value is at stake"),
-    }
-    out.append("")
-    out += [f"{label:18}  {_interval(e)}   {what}" for label, (e, what) in channels.items() if e is not None]
-    if paraphrase := a.validity["paraphrase"]:
-        out.append(f"{'paraphrases':18}  probes and their paraphrases correlate at {paraphrase['correlation']:.2f}")
-    notes = (
-        "Shift: log-prob per byte of openings that take the topic's side, minus those that take the other, now minus "
-        "at the start; in nats per 100 bytes. Odds: the same for one opening of mean length. Topics are called moved "
-        "at 5% after Holm's correction. It is a sensitive early sign of direction, not what the model would say."
-    )
-    if any(d.magnitude.few for d in drifts):
-        notes += f" * fewer than {FEW_PROBES} probes: read with care."
-    return "\n".join([*out, "", *textwrap.wrap(notes, 100)])
-
-
-def _interval(e: Estimate) -> str:
-    return f"{e.mean * 100:+6.2f}  [{e.low * 100:+6.2f}, {e.high * 100:+6.2f}]"
