@@ -54,7 +54,7 @@ CONDITIONS = {
 }
 SMALL = {
     "model": common.SMOLLM2, "panel": "values-mini", "probes": 24, "samples": 16, "base": 16, "max_tokens": 24,
-    "steps": 16, "pairs": 4, "lr": 5e-5, "anchors": [2, 8], "every": 2, "readings": 0,
+    "steps": 24, "pairs": 8, "lr": 1e-4, "anchors": [1, 8], "every": 4, "readings": 0,
 }  # fmt: skip
 FULL = SMALL | {
     "model": "Qwen/Qwen3-0.6B", "panel": "values", "probes": 0, "base": 48, "max_tokens": 128, "steps": 48,
@@ -151,18 +151,18 @@ class Run:
 def load(root: Path, judge_name: str) -> list[Run]:
     """All finished runs, judged where they are not yet."""
     from vdengine.drift.answers import AnswerLog
-    from vdengine.drift.judge import judge_answers, make_judge, stances
+    from vdengine.drift.judge import judge_answers, open_judge, slug_of, stances
     from vdengine.drift.log import DriftLog
     from vdengine.drift.readings import answer_readings, openings_readings
 
-    judge, runs = make_judge(judge_name), []
+    judge, runs = open_judge(judge_name), []
     for name in CONDITIONS:
         for folder in sorted(root.glob(f"{name}-[0-9]*")):
             if not folder.is_dir() or not finished(folder):
                 continue
             log, answers = DriftLog.open(folder), AnswerLog.open(folder)
             judge_answers(answers, judge)
-            said, total = stances(answers, judge.name), int(log.steps[-1])
+            said, total = stances(answers, slug_of(judge.name)), int(log.steps[-1])
             runs.append(
                 Run(
                     name, int(folder.name.rsplit("-", 1)[1]), openings_readings(log, total),
@@ -243,13 +243,15 @@ def weights_quality(runs: list[Run]) -> list[dict[str, Any]]:
                 gap = w.channels["graded"][i].mean() - f.channels["graded"][at].mean()
                 z.append(gap / math.sqrt(sum(noise)))
                 # of a shift since the bank's anchor: fresh answers vary at both ends
-                ends = f.noise["graded"][at].sum() * 2  # type: ignore[index]
-                ratio.append(float(ends / w.shift_noise["graded"][i].sum()))  # type: ignore[index]
+                then = int(np.flatnonzero(f.steps == w.anchors[i])[0])  # type: ignore[index]
+                ends = f.noise["graded"][[then, at]].sum()  # type: ignore[index]
+                ratio.append(float(ends / w.anchor_noise["graded"][i].sum()))  # type: ignore[index]
                 kl.append(g.kl)
         if z:
             rows.append(
                 {"gate": "open" if opened else "closed", "n": len(z), "KL, median": float(np.median(kl)),
-                 "95% intervals cover": float(np.mean(np.abs(z) < 1.96)), "rms z": float(np.sqrt(np.mean(np.square(z)))),
+                 "95% intervals cover": float(np.mean(np.abs(z) < 1.96)),
+                 "rms z": float(np.sqrt(np.mean(np.square(z)))),
                  "fresh / weighted variance, median": float(np.median(ratio)), "least": float(np.min(ratio))}
             )  # fmt: skip
     return rows
@@ -287,7 +289,7 @@ def spread(values: list[float]) -> str:
 
 
 def reliability(runs: list[Run]) -> list[dict[str, Any]]:
-    """Of the judged truth itself: shifts from even and from odd answers, stepped up to all of them (Spearman, Brown)."""
+    """Of the judged truth itself: shifts from even and odd answers, stepped up to all of them (Spearman, Brown)."""
     rows = []
     for label, topics in (("run x step", False), ("run x step x topic", True)):
         a, b = [], []
