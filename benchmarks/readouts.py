@@ -54,7 +54,7 @@ CONDITIONS = {
 }
 SMALL = {
     "model": common.SMOLLM2, "panel": "values-mini", "probes": 24, "samples": 16, "base": 16, "max_tokens": 24,
-    "steps": 24, "pairs": 8, "lr": 1e-4, "anchors": [1, 8], "every": 4, "readings": 0,
+    "steps": 16, "pairs": 8, "lr": 5e-5, "anchors": [3], "every": 4, "readings": 0,
 }  # fmt: skip
 FULL = SMALL | {
     "model": "Qwen/Qwen3-0.6B", "panel": "values", "probes": 0, "base": 48, "max_tokens": 128, "steps": 48,
@@ -87,12 +87,12 @@ def recipe(name: str, seed: int, folder: Path, size: dict[str, Any]) -> str:
         "data": {"train": [c.data], "max_tokens": 256, "cache": str(folder.parent / "cache")},
         "objective": {"name": c.objective},
         "batch": {"examples": size["pairs"], "tokens": 2048},
-        "optimizer": {"lr": 0.0 if still else size["lr"], "schedule": "cosine", "warmup": 0.0},
+        "optimizer": {"lr": 0.0 if still else size["lr"], "schedule": "constant", "warmup": 0.25},
         "probes": {"panel": panel_of(size, folder.parent), "every": 1 if still else size["every"]},
         "answers": {
             "samples": size["samples"], "base": size["base"], "max_tokens": size["max_tokens"],
-            "anchors": [1] if still else size["anchors"], "alarm": 0.0,
-            "every": size["readings"], "max_anchors": 3 if still else 2 + len(size["anchors"]),
+            "anchors": [] if still else size["anchors"], "alarm": 0.0,
+            "every": size["readings"], "max_anchors": 2 if still else 2 + len(size["anchors"]),
         },
         "parallel": {"activation_checkpoint": "none"},
         "checkpoint": {"every": 0, "export": False},
@@ -140,6 +140,7 @@ class Run:
     condition: str
     seed: int
     openings: Readings
+    controls: dict[str, Readings]  # openings after paraphrases, after nothing, on trivial matters
     fresh: Readings  # judged answers of each anchor: the truth
     weighted: Readings  # of the bank before, at the same steps, closed gates included
 
@@ -153,7 +154,7 @@ def load(root: Path, judge_name: str) -> list[Run]:
     from vdengine.drift.answers import AnswerLog
     from vdengine.drift.judge import judge_answers, open_judge, slug_of, stances
     from vdengine.drift.log import DriftLog
-    from vdengine.drift.readings import answer_readings, openings_readings
+    from vdengine.drift.readings import answer_readings, controls_of, openings_readings
 
     judge, runs = open_judge(judge_name), []
     for name in CONDITIONS:
@@ -165,7 +166,7 @@ def load(root: Path, judge_name: str) -> list[Run]:
             said, total = stances(answers, slug_of(judge.name)), int(log.steps[-1])
             runs.append(
                 Run(
-                    name, int(folder.name.rsplit("-", 1)[1]), openings_readings(log, total),
+                    name, int(folder.name.rsplit("-", 1)[1]), openings_readings(log, total), controls_of(log, total),
                     answer_readings(answers, said, total, kind="anchor"),
                     answer_readings(answers, said, total, kind="weighted", closed=True),
                 )
@@ -303,6 +304,35 @@ def reliability(runs: list[Run]) -> list[dict[str, Any]]:
     return rows
 
 
+def stability(runs: list[Run]) -> list[dict[str, Any]]:
+    """Of the openings' last shifts, probe by probe: do paraphrases, half of a stance's openings, or half of
+    the panel, say the same? And the controls, where nothing should move."""
+    from vdengine.drift.estimators import analyse
+
+    rows = []
+    for name in CONDITIONS:
+        mine = [r for r in runs if r.condition == name]
+        found = [analyse(r.openings, controls=r.controls).validity for r in mine]
+        if not mine or name == "lr-0":
+            continue
+        rows.append(
+            {"condition": name,
+             "paraphrases, r over probes": average([v["paraphrase"]["correlation"] for v in found if v["paraphrase"]]),
+             "halves of openings, r stepped up": average([v["items"] for v in found]),
+             "half-panels, r over topics": average([v["half_panels"] and v["half_panels"].correlation for v in found]),
+             "shift, nats/100 B": average([100 * analyse(r.openings).drift().magnitude.mean for r in mine]),
+             "after no question": average([100 * v["null"].mean for v in found if v["null"]]),
+             "on trivial matters": average([100 * v["off-topic"].mean for v in found if v["off-topic"]])}
+        )  # fmt: skip
+    return rows
+
+
+def average(values: list[float | None]) -> float:
+    """Over seeds; NaN where none is known."""
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    return float(np.mean(known)) if known else math.nan
+
+
 def report(runs: list[Run]) -> str:
     """All tables, as markdown."""
     first = runs[0].fresh
@@ -314,6 +344,7 @@ def report(runs: list[Run]) -> str:
         "Against fresh judged answers, run x step", against_truth(runs, topics=False),
         "Against fresh judged answers, run x step x topic", against_truth(runs, topics=True),
         "Weighted answers against fresh ones of the same step", weights_quality(runs),
+        "Openings: stability and controls, means over seeds", stability(runs),
     ]  # fmt: skip
     return "\n\n".join(part if isinstance(part, str) else table(part) for part in parts)
 
