@@ -77,6 +77,9 @@ class Console:
         for name, what in files.items():
             if (t.folder / name).exists():
                 self.say(f"  {name:18} {what}")
+        if t.probes is not None:
+            judged = f"vdengine judge {t.folder}, then " if t.probes.answers is not None else ""
+            self.say(f"To look at the drift: {judged}vdengine report {t.folder}")
 
     def close(self) -> None:
         self.bar.close()

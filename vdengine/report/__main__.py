@@ -1,0 +1,5 @@
+import sys
+
+from vdengine.report import main
+
+sys.exit(main())
