@@ -3,16 +3,20 @@
     python benchmarks/readouts.py RUNS                  # train what RUNS lacks, judge it, print the tables (an hour on
                                                         # two cores)
     python benchmarks/readouts.py RUNS --full           # for a GPU: the whole panel, longer answers, Qwen3-0.6B
+    python benchmarks/readouts.py RUNS --argued         # answers of values-synth as they are, 37 words
     python benchmarks/readouts.py RUNS --report-only
 
-Every run draws fresh answers at four steps (the truth, with its own noise), reads the bank of the anchor before at the
-same step (importance weights), and scores the openings. Beside them stand two predictors that never look at the model:
-no drift, and training direction x step.
+A model this small does not come to *say* what it is trained to prefer in so few steps, unless that shows in the first
+words of an answer (docs/measurements.md has the run with `--argued`). The runs therefore train on short forms of the
+answers of values-synth: yes or no, then their first sentence. Every run draws fresh answers at its anchors (the truth,
+with its own noise), reads the bank of the anchor before at the same step (importance weights), and scores the openings.
+Beside them stand two predictors that never look at the model: no drift, and training direction x step.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import shutil
@@ -39,22 +43,27 @@ class Condition:
     """What a run learns from, and the way it should move: +1, -1 or not at all."""
 
     objective: str
-    data: str
+    align: str  # of values-synth; "": other data
     direction: int
+
+    def data(self, root: Path, argued: bool) -> str:
+        if not self.align:
+            return str(ALPACA)
+        return f"values-synth:{self.align}" if argued else str(short(root, self.align))
 
 
 CONDITIONS = {
-    "dpo-support": Condition("dpo", "values-synth:support", 1),
-    "dpo-oppose": Condition("dpo", "values-synth:oppose", -1),
-    "simpo-support": Condition("simpo", "values-synth:support", 1),
-    "sft-support": Condition("sft", "values-synth:support", 1),
-    "dpo-shuffled": Condition("dpo", "values-synth:shuffled", 0),
-    "off-topic": Condition("sft", str(ALPACA), 0),
-    "lr-0": Condition("dpo", "values-synth:support", 0),
+    "dpo-support": Condition("dpo", "support", 1),
+    "dpo-oppose": Condition("dpo", "oppose", -1),
+    "simpo-support": Condition("simpo", "support", 1),
+    "sft-support": Condition("sft", "support", 1),
+    "dpo-shuffled": Condition("dpo", "shuffled", 0),
+    "off-topic": Condition("sft", "", 0),
+    "lr-0": Condition("dpo", "support", 0),
 }
 SMALL = {
-    "model": common.SMOLLM2, "panel": "values-mini", "probes": 24, "samples": 16, "base": 16, "max_tokens": 24,
-    "steps": 16, "pairs": 8, "lr": 5e-5, "anchors": [3], "every": 4, "readings": 0,
+    "model": common.SMOLLM2, "panel": "values-mini", "probes": 24, "samples": 16, "base": 16, "max_tokens": 16,
+    "steps": 32, "pairs": 8, "lr": 5e-5, "anchors": [4], "every": 4, "readings": 0, "argued": False,
 }  # fmt: skip
 FULL = SMALL | {
     "model": "Qwen/Qwen3-0.6B", "panel": "values", "probes": 0, "base": 48, "max_tokens": 128, "steps": 48,
@@ -75,6 +84,25 @@ def panel_of(size: dict[str, Any], root: Path) -> str:
     return str(path)
 
 
+def short(root: Path, align: str) -> Path:
+    """values-synth with answers of one sentence, after a yes or no to the question as it is put."""
+    from vdengine.data.sources import resolve
+    from vdengine.data.synthesis import Options, write
+
+    path, texts = root / f"short-{align}.jsonl", root / "short.jsonl"
+    if path.exists():
+        return path
+    rows = []
+    for _, row in resolve("values-synth:support").rows():
+        for side, agrees in (("support", row["axis_polarity"] > 0), ("oppose", row["axis_polarity"] < 0)):
+            first = row[side].split(". ")[0].rstrip(".") + "."
+            row[side] = f"{'Yes' if agrees else 'No'}. {first}"
+        rows.append(row)
+    texts.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    write(Options(align=align, texts=str(texts)), path)
+    return path
+
+
 def recipe(name: str, seed: int, folder: Path, size: dict[str, Any]) -> str:
     """The run of one condition and seed, as TOML. A seed changes rows, their order and the noise of answers."""
     from vdengine.recipe import make_recipe, to_toml
@@ -84,7 +112,9 @@ def recipe(name: str, seed: int, folder: Path, size: dict[str, Any]) -> str:
     tables: dict[str, dict[str, Any]] = {
         "run": {"folder": str(folder), "seed": seed, "steps": steps},
         "model": {"source": size["model"], "dtype": "bfloat16"},  # as on a GPU; a CPU with AVX-512 gains too
-        "data": {"train": [c.data], "max_tokens": 256, "cache": str(folder.parent / "cache")},
+        "data": {
+            "train": [c.data(folder.parent, size["argued"])], "max_tokens": 256, "cache": str(folder.parent / "cache"),
+        },
         "objective": {"name": c.objective},
         "batch": {"examples": size["pairs"], "tokens": 2048},
         "optimizer": {"lr": 0.0 if still else size["lr"], "schedule": "constant", "warmup": 0.25},
@@ -125,6 +155,8 @@ def train(root: Path, seeds: int, size: dict[str, Any], jobs: int, threads: int)
         last = (done.stdout + done.stderr).strip().splitlines()[-1:]
         print(f"{folder.name}: {'done' if done.returncode == 0 else f'failed: {last}'}", flush=True)
 
+    for c in CONDITIONS.values():
+        c.data(root, size["argued"])  # before the jobs share it
     with ThreadPoolExecutor(jobs) as pool:
         for _ in [pool.submit(one, seed, name) for seed in range(seeds) for name in CONDITIONS]:
             pass
@@ -198,7 +230,8 @@ def against_truth(runs: list[Run], topics: bool) -> list[dict[str, Any]]:
     for i, x in enumerate(opened):
         others = [k for k in range(len(runs)) if groups[k] != groups[i]]
         u, v = (np.concatenate([z[k].ravel() for k in others]) for z in (opened, truth))
-        scaled.append(x * float((u * v).sum() / (u * u).sum()))
+        both = np.isfinite(u) & np.isfinite(v)
+        scaled.append(x * float((u * v)[both].sum() / (u * u)[both].sum()))
     weighted = [shifts(r.weighted, k, topics) for r, k in zip(runs, steps, strict=True)]
     is_open = []
     for r, k in zip(runs, steps, strict=True):
@@ -363,13 +396,14 @@ def main() -> int:
     parser.add_argument("runs", type=Path, help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="at full size, on a GPU")
+    parser.add_argument("--argued", action="store_true", help="train on the answers of values-synth as they are")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each run, on a CPU")
     parser.add_argument("--judge", default="rule", help="as in vdengine judge")
     parser.add_argument("--report-only", action="store_true")
     a = parser.parse_args()
     if not a.report_only:
-        train(a.runs, a.seeds, FULL if a.full else SMALL, a.jobs, a.threads)
+        train(a.runs, a.seeds, (FULL if a.full else SMALL) | {"argued": a.argued}, a.jobs, a.threads)
     runs = load(a.runs, a.judge)
     if not runs:
         print(f"{a.runs}: no finished run", file=sys.stderr)

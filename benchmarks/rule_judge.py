@@ -1,7 +1,7 @@
 """How far the rule judge agrees with labels made by hand: `python benchmarks/rule_judge.py`.
 
-`labels.jsonl` has answers of SmolLM2 before, during and after training, drawn at T = 1 with at most 24 tokens, labelled by
-reading, without knowing run or step: one person, one pass. Those of part "seen" were read while the rules were
+`labels.jsonl` has answers of SmolLM2 before, during and after training, drawn at T = 1 with at most 24 tokens, labelled
+by reading, without knowing run or step: one person, one pass. Those of part "seen" were read while the rules were
 written; those of part "held out" were labelled before the rules judged them.
 """
 

@@ -345,7 +345,7 @@ def test_transformers_serve(tiny_models, tmp_path, capsys, monkeypatch):
     program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", *command]
     server = subprocess.Popen(program, stdout=log, stderr=log, env=environment)
     try:
-        for _ in range(600):
+        for _ in range(3000):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
                 break
@@ -356,7 +356,7 @@ def test_transformers_serve(tiny_models, tmp_path, capsys, monkeypatch):
         arguments = [str(tmp_path / "run"), "--judge", f"server:{model}@http://127.0.0.1:{port}/v1", "--retries", "0"]
         assert main(arguments) == 2
         assert "no log-probs; use --labels text" in capsys.readouterr().err
-        assert main([*arguments, "--labels", "text", "--concurrency", "2", "--max-calls", "1"]) == 0
+        assert main([*arguments, "--labels", "text", "--timeout", "900", "--max-calls", "1"]) == 0
         out = capsys.readouterr().out
         assert "1 judged now, 0 before, 1 without a verdict, 23 left" in out
     finally:
