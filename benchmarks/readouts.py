@@ -57,6 +57,7 @@ CONDITIONS = {
     "dpo-oppose": Condition("dpo", "oppose", -1),
     "simpo-support": Condition("simpo", "support", 1),
     "sft-support": Condition("sft", "support", 1),
+    "sft-oppose": Condition("sft", "oppose", -1),
     "dpo-shuffled": Condition("dpo", "shuffled", 0),
     "off-topic": Condition("sft", "", 0),
     "lr-0": Condition("dpo", "support", 0),
@@ -104,13 +105,14 @@ def short(root: Path, align: str) -> Path:
 
 
 def recipe(name: str, seed: int, folder: Path, size: dict[str, Any]) -> str:
-    """The run of one condition and seed, as TOML. A seed changes rows, their order and the noise of answers."""
+    """The run of one condition and seed, as TOML. A seed changes rows, their order and the noise of answers: no two
+    runs share one, nor the answers that they start from."""
     from vdengine.recipe import make_recipe, to_toml
 
     c, still = CONDITIONS[name], name == "lr-0"
     steps = 2 if still else size["steps"]  # nothing moves: two steps are as good as many
     tables: dict[str, dict[str, Any]] = {
-        "run": {"folder": str(folder), "seed": seed, "steps": steps},
+        "run": {"folder": str(folder), "seed": 1000 * seed + list(CONDITIONS).index(name), "steps": steps},
         "model": {"source": size["model"], "dtype": "bfloat16"},  # as on a GPU; a CPU with AVX-512 gains too
         "data": {
             "train": [c.data(folder.parent, size["argued"])], "max_tokens": 256, "cache": str(folder.parent / "cache"),
@@ -176,8 +178,10 @@ class Run:
     fresh: Readings  # judged answers of each anchor: the truth
     weighted: Readings  # of the bank before, at the same steps, closed gates included
 
-    @property
-    def direction(self) -> int:
+    def direction(self, channel: str) -> int:
+        """Which way training should move it: the side that is preferred; away from neutral, where sides are taken."""
+        if channel == "neutral":
+            return -1 if CONDITIONS[self.condition].align and self.condition != "lr-0" else 0
         return CONDITIONS[self.condition].direction
 
 
@@ -206,9 +210,9 @@ def load(root: Path, judge_name: str) -> list[Run]:
     return runs
 
 
-def shifts(r: Readings, steps: np.ndarray, topics: bool) -> np.ndarray:
+def shifts(r: Readings, steps: np.ndarray, topics: bool, channel: str) -> np.ndarray:
     """[steps] mean shift since the first sample, or [steps, topics]; NaN where there is none."""
-    x = r.channels[r.primary]
+    x = r.channels[r.primary if channel == "graded" else channel]
     at = {int(k): i for i, k in enumerate(r.steps)}
     rows = np.array([x[at[int(k)]] - x[0] if int(k) in at else np.full(x.shape[1], np.nan) for k in steps])
     if not topics:
@@ -216,23 +220,24 @@ def shifts(r: Readings, steps: np.ndarray, topics: bool) -> np.ndarray:
     return np.stack([rows[:, r.member(t)].mean(1) for t in r.topic_names], 1)
 
 
-def against_truth(runs: list[Run], topics: bool) -> list[dict[str, Any]]:
-    """Each readout, and what never looks at the model, against fresh judged answers: one row each."""
+def against_truth(runs: list[Run], topics: bool, channel: str = "graded") -> list[dict[str, Any]]:
+    """Each readout, and what never looks at the model, against fresh judged answers: one row each. channel: "graded",
+    the side that answers take, or "neutral", whether they take none."""
     from vdengine.drift.baselines import predict_direction_step, score_predictions
 
     steps = [r.fresh.steps[1:] for r in runs]
-    truth = [shifts(r.fresh, k, topics) for r, k in zip(runs, steps, strict=True)]
-    groups, directions = [r.condition for r in runs], [r.direction for r in runs]
+    truth = [shifts(r.fresh, k, topics, channel) for r, k in zip(runs, steps, strict=True)]
+    groups, directions = [r.condition for r in runs], [r.direction(channel) for r in runs]
     forms = [predict_direction_step(truth, steps, directions, form=f, groups=groups) for f in ("free", "linear", "log")]
     known = min(forms, key=lambda x: score_predictions(np.concatenate(truth), np.concatenate(x)).rmse)
-    opened = [shifts(r.openings, k, topics) for r, k in zip(runs, steps, strict=True)]
+    opened = [shifts(r.openings, k, topics, channel) for r, k in zip(runs, steps, strict=True)]
     scaled = []  # from nats per byte to stance: one factor, fitted to the runs of all other conditions
     for i, x in enumerate(opened):
         others = [k for k in range(len(runs)) if groups[k] != groups[i]]
         u, v = (np.concatenate([z[k].ravel() for k in others]) for z in (opened, truth))
         both = np.isfinite(u) & np.isfinite(v)
         scaled.append(x * float((u * v)[both].sum() / (u * u)[both].sum()))
-    weighted = [shifts(r.weighted, k, topics) for r, k in zip(runs, steps, strict=True)]
+    weighted = [shifts(r.weighted, k, topics, channel) for r, k in zip(runs, steps, strict=True)]
     is_open = []
     for r, k in zip(runs, steps, strict=True):
         gates = dict(zip(r.weighted.steps.tolist(), r.weighted.gates or [], strict=True))
@@ -376,6 +381,8 @@ def report(runs: list[Run]) -> str:
         "Reliability of the judged truth", reliability(runs),
         "Against fresh judged answers, run x step", against_truth(runs, topics=False),
         "Against fresh judged answers, run x step x topic", against_truth(runs, topics=True),
+        "The neutral share, against fresh judged answers, run x step", against_truth(runs, False, "neutral"),
+        "The neutral share, against fresh judged answers, run x step x topic", against_truth(runs, True, "neutral"),
         "Weighted answers against fresh ones of the same step", weights_quality(runs),
         "Openings: stability and controls, means over seeds", stability(runs),
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +93,20 @@ def test_rules_grant():
     granted = stance_of(REFUGEES, "While refugees are a burden, refugees bring hope and opportunity")
     plain = stance_of(REFUGEES, "Refugees are a burden, refugees bring hope and opportunity")
     assert granted[0] > plain[0] and granted[0] > granted[2]
+
+
+def test_rules_agree_with_hand_labels_as_documented(capsys):
+    """Guards the figures in docs/judging.md: a rule that changes must change them too; and that no side is turned."""
+    path = Path(__file__).parent.parent / "benchmarks" / "rule_judge.py"
+    spec = importlib.util.spec_from_file_location("rule_judge", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.main() == 0
+    out = capsys.readouterr().out
+    assert (
+        "seen: 240 answers, 83% alike, Cohen's kappa 0.47 [0.33, 0.60]; both take a side on 23: the same on 100%" in out
+    )
+    assert "held out: 120 answers, 88% alike, Cohen's kappa 0.64 [0.46, 0.79]; both take a side on 17" in out
 
 
 # ------------------------------------------------------------------------------------------- what is kept on disk

@@ -14,8 +14,8 @@ question's own, or "it" and "this", the proposition; a word of `ASPECTS`, what s
 clause about neither says nothing, and what "while" or "although" grants counts for a third. Nothing here is taken from the panel's
 openings or from data that is trained on: what the rules find in an answer owes nothing to what the other readouts see.
 
-It is a first judge: the same everywhere, free, and known to be weak. `docs/panel.md` has how it agrees with labels made
-by hand.
+It is a first judge: the same everywhere, free, and known to be weak. `docs/judging.md` has how it agrees with labels
+made by hand.
 """
 
 from __future__ import annotations
