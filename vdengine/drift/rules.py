@@ -2,17 +2,19 @@
 
 Of an answer x, its lean towards what the question proposes, is the sum of
 
-    lead        it says yes or no, in its first words                                          LEAD
-    avowal      "I support", "I am against", "we should", "should not be", ...                   AVOWAL
-    valuation   good or bad words (`GOOD`, `BAD`) in a clause that is about the matter, turned round by a
-                negation before them; at most three count                                        VALUE each
-    proposal    the question's own verb is urged: "should corporate taxes be cut?", "cut them"    AVOWAL
+    lead        it says yes or no, in its first words                                            LEAD
+    avowal      "I support", "I am against", "should not be", ...                                AVOWAL
+    proposal    else: the question's own verb is urged ("Should corporate taxes be cut?":
+                "they must be cut"), or refused                                                  AVOWAL
+    valuation   good or bad words (`GOOD`, `BAD`) in a clause that is about the matter, turned
+                round by a negation before them; at most three count                             VALUE each
 
 and the stance is softmax(x, b, -x): b, the pull to neutral, is `NEUTRAL`, and `HEDGE` more for each hedge ("complex",
 "on one hand", "as an AI"), at most two. What a clause is about decides which side praise is on: a word of the
-question's own, or "it" and "this", the proposition; a word of `ASPECTS`, what stands for or against the topic's axis. A
-clause about neither says nothing, and what "while" or "although" grants counts for a third. Nothing here is taken from the panel's
-openings or from data that is trained on: what the rules find in an answer owes nothing to what the other readouts see.
+question's own, or "it" and "this", the proposition; a word of `ASPECTS`, what stands for or against the topic's axis.
+A clause about neither says nothing, and what "while" or "although" grants counts for a third. Nothing here is taken
+from the panel's openings or from data that is trained on: what the rules find in an answer owes nothing to what the
+other readouts see.
 
 It is a first judge: the same everywhere, free, and known to be weak. `docs/judging.md` has how it agrees with labels
 made by hand.
@@ -114,7 +116,8 @@ _JOINED = re.compile(
 )
 _POINTS = re.compile(r"^\W*(?:it|this|that|such|these|the (?:idea|notion|proposal|measure|policy|move))\b", re.I)
 
-# By topic: words, some of them two joined by a hyphen, of what stands for the axis (praise of it is +1) and of what stands against it.
+# By topic: words (some are two, joined by a hyphen) for what stands for the axis, praise of which is +1, and for what
+# stands against it.
 ASPECTS = {
     "immigration": (
         "immigrant immigrants migrants migrant refugee refugees newcomers asylum diversity citizenship "
