@@ -395,9 +395,8 @@ def test_verb_says_what_answers_say_and_who_agrees(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "288 judged now, 0 before" in out and "What the answers say, by rule, step 0 to 4" in out
     assert "rule against scripted, answer by answer: 288 answers, 83% alike" in out
-    for line in out.splitlines():
-        if line.startswith("all topics"):
-            assert "100/0/0" not in line and "[" in line
+    (whole,) = [line for line in out.splitlines() if line.startswith("all topics")]
+    assert "no clear shift" in whole  # a yes to every question moves no axis: half of the questions are put each way
 
 
 def test_sampling_saved_models(tiny_models, tmp_path, capsys):

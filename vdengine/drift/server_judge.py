@@ -28,7 +28,7 @@ TOP_LOGPROBS = 20  # the most that the API gives
 LEAST_MASS = 0.5  # of the labels, in the first token: below it the reply is about something else
 _FAILURES = 3  # requests in a row that came to nothing after all retries: the server is gone
 _NONSENSE = 20  # replies from the start, none of them a label: this is no judge
-_OTHER = 2048  # of completion tokens a reply may have with labels = "text": some models think first
+_REPLY_TOKENS = 2048  # with labels = "text", at most: some models think first
 
 
 class ServerJudge:
@@ -121,7 +121,7 @@ class ServerJudge:
         o = self.options
         extra: dict[str, Any] = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
         if o.labels == "text":
-            extra = {"max_completion_tokens": _OTHER}
+            extra = {"max_completion_tokens": _REPLY_TOKENS}
         try:
             reply = self.client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": text}], temperature=0.0, **extra

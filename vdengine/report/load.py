@@ -173,7 +173,7 @@ def _answers(run: Run, options: Options) -> None:
         run.stances[slug] = stances(run.answers, slug)
     read: dict[str, Readings] = {}
     for slug, found in run.stances.items():
-        if readings := _answer_readings(run, slug, found):
+        if readings := _answer_readings(run, run.answers, slug, found):
             read[slug] = readings
     if not read:
         count = f"{len(run.answers.answers):,} answers were drawn"
@@ -190,17 +190,16 @@ def _answers(run: Run, options: Options) -> None:
         run.empty[ANSWERS] = f"Not judged by {options.judge}; there is {', '.join(read)}."
 
 
-def _answer_readings(run: Run, slug: str, stances: np.ndarray) -> Readings | None:
+def _answer_readings(run: Run, answers: AnswerLog, slug: str, stances: np.ndarray) -> Readings | None:
     """None where there are fewer than two samples; `run.empty` says so."""
-    assert run.answers is not None
     if not np.isfinite(stances).any():
         run.notes.append(f"judge {slug}: no verdict on any answer")
         return None
     try:
-        readings = answer_readings(run.answers, stances, run.total_steps)
+        readings = answer_readings(answers, stances, run.total_steps)
     except InputError as error:
         run.notes.append(f"readings between anchors are left out: {error}")
-        readings = answer_readings(run.answers, stances, run.total_steps, kind="anchor")
+        readings = answer_readings(answers, stances, run.total_steps, kind="anchor")
     if np.isfinite(readings.channels["graded"]).any(1).sum() < 2:
         run.empty[ANSWERS] = (
             f"Judged answers have one sample, at step {readings.steps[0]}. A shift needs two: the start, and one later."

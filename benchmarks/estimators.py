@@ -1,0 +1,102 @@
+"""The estimators on simulated trajectories of known truth: `python benchmarks/estimators.py` (a minute).
+
+The simulations are those of tests/test_estimators.py, which asserts their bounds; this prints the rates themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from test_estimators import DRAWS, POLARITIES, Categorical, readings, strata  # noqa: E402
+
+from vdengine.drift.estimators import analyse  # noqa: E402
+from vdengine.drift.importance import gate  # noqa: E402
+from vdengine.drift.intervals import group_of, holm  # noqa: E402
+from vdengine.drift.readings import reweighted  # noqa: E402
+
+
+def coverage(draws: int = 8000) -> None:
+    for num, sizes in POLARITIES.items():
+        topics, polarity = strata(sizes)
+        own, rates = 0.3 + 0.5 * polarity, []
+        for kind, draw in DRAWS.items():
+            rng = np.random.default_rng([num, len(kind), 1])
+            x = own + np.where(polarity > 0, 1.0, 1.5) * draw(rng, (draws if num < 500 else 2000, num))
+            low, high, _ = group_of(readings(x, topics, polarity), x, "all").inference
+            rates.append(f"{kind} {((low <= own.mean()) & (own.mean() <= high)).mean():.1%}")
+        print(f"95% intervals cover, {num} probes: {', '.join(rates)}")
+
+
+def false_alarms(draws: int = 5000) -> None:
+    topics, polarity = strata([25] * 22)
+    for kind, draw in DRAWS.items():
+        x = draw(np.random.default_rng([4, len(kind)]), (draws, 550)) - 0.7 * polarity
+        r = readings(x, topics, polarity)
+        p = np.array([group_of(r, x, t).inference[2] for t in r.topic_names])
+        any_topic = np.mean([(holm(p[:, k]) < 0.05).any() for k in range(p.shape[1])])
+        whole = (group_of(r, x, "all").inference[2] < 0.05).mean()
+        print(f"false alarms, {kind}: any of 11 topics {any_topic:.1%}, the whole panel {whole:.1%}")
+
+
+def drift_times(runs: int = 60) -> None:
+    t = np.linspace(0, 1, 41)
+    path = (1 - np.exp(-t / 0.2)) / (1 - math.exp(-5))
+    for num in POLARITIES:
+        rng = np.random.default_rng([12, num])
+        half = path / math.sqrt(num) * stats.t(num - 2).ppf(0.975)  # the interval that the truth would have
+        truth, late = t[np.argmax(path >= path[-1] - half[-1])], []
+        for run in range(runs):
+            noise = rng.normal(size=(41, num))
+            for s in range(1, 41):
+                noise[s] = 0.8 * noise[s - 1] + 0.6 * noise[s]
+            x = path[:, None] * (1 + rng.normal(size=num)) + 0.1 * (noise - noise[0])
+            d = analyse(readings(x), resamples=20, seed=run).drift()
+            if d.significant:
+                late.append(d.times["ci95"].fraction - truth)
+        off = f"mean error {np.mean(late):+.3f}, mean absolute {np.mean(np.abs(late)):.3f} of the stage"
+        print(f"drift time ci95, {num} probes: {off} ({len(late)} of {runs} runs have one)")
+
+
+def weights(banks: int = 300) -> None:
+    for tilt in (0.2, 0.35, 0.5, 0.65):
+        m = Categorical(np.random.default_rng(11), 30)
+        truth = (m.mean(tilt) - m.mean(0))[:, 0].mean()
+        ess, fixed, plain, fresh = [], [], [], []
+        for _ in range(banks):
+            k = m.draw(0, 16)
+            f = np.take_along_axis(m.f, k[..., None], 1)
+            then, now = (np.take_along_axis(m.logp(s), k, 1) for s in (0, tilt))
+            ess.append(gate(then.ravel(), now.ravel()).ess)
+            fixed.append(reweighted(now - then, f, np.full(k.shape, True))[..., 0].mean(1))
+            w = np.exp(now - then)
+            plain.append((w * f[..., 0]).sum(1) / w.sum(1) - f[..., 0].mean(1))
+            ends = [np.take_along_axis(m.f, m.draw(s, 16)[..., None], 1)[..., 0].mean(1) for s in (tilt, 0)]
+            fresh.append(ends[0] - ends[1])
+        ratio = np.array(fresh).var(0).mean() / np.array(fixed).var(0).mean()
+        bias = [f"{np.mean(x) / truth - 1:+.1%}" for x in (fixed, plain)]
+        print(
+            f"weighted answers, 16 a probe, effective size {np.mean(ess):.2f}: "
+            f"variance of fresh / weighted {ratio:.1f}; bias {bias[0]} of the shift (plain ratio {bias[1]}; Monte-Carlo error "
+            f"{np.sqrt(np.array(fixed).var(0).sum() / banks) / 30 / abs(truth):.1%})"
+        )
+
+
+def long_run() -> None:
+    rng = np.random.default_rng(0)
+    topics, polarity = strata([25] * 22)
+    x = np.cumsum(rng.normal(size=(1000, 550)), 0) * 0.01
+    start = time.perf_counter()
+    analyse(readings(x, topics, polarity))
+    print(f"1,000 samples of 550 probes, two channels, analysed in {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    for part in (coverage, false_alarms, drift_times, weights, long_run):
+        part()
