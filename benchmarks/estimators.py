@@ -83,8 +83,8 @@ def weights(banks: int = 300) -> None:
         bias = [f"{np.mean(x) / truth - 1:+.1%}" for x in (fixed, plain)]
         print(
             f"weighted answers, 16 a probe, effective size {np.mean(ess):.2f}: "
-            f"variance of fresh / weighted {ratio:.1f}; bias {bias[0]} of the shift (plain ratio {bias[1]}; Monte-Carlo error "
-            f"{np.sqrt(np.array(fixed).var(0).sum() / banks) / 30 / abs(truth):.1%})"
+            f"variance of fresh / weighted {ratio:.1f}; bias {bias[0]} of the shift (plain ratio {bias[1]}; "
+            f"Monte-Carlo error {np.sqrt(np.array(fixed).var(0).sum() / banks) / 30 / abs(truth):.1%})"
         )
 
 

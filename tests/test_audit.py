@@ -14,19 +14,9 @@ import pytest
 import vdengine.drift.audit as audits
 from vdengine.data.sources import resolve
 from vdengine.data.synthesis import Options, write
-from vdengine.drift.audit import (
-    Calibration,
-    Interval,
-    Passage,
-    Settings,
-    StanceReader,
-    Words,
-    audit,
-    gap_by_topic,
-    mix_by_topic,
-    sample,
-)
+from vdengine.drift.audit import Interval, Settings, audit, gap_by_topic, mix_by_topic, sample
 from vdengine.drift.panel import STANCES, Panel
+from vdengine.drift.stance_reader import Calibration, Passage, StanceReader, Words
 from vdengine.drift.topics import TopicMatcher
 from vdengine.errors import InputError
 from vdengine.gap import main as gap_main
