@@ -5,16 +5,14 @@ The simulations are those of tests/test_estimators.py, which asserts their bound
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from test_estimators import DRAWS, POLARITIES, Categorical, readings, strata  # noqa: E402
+from test_estimators import DRAWS, POLARITIES, Categorical, readings, saturating, strata  # noqa: E402
 
 from vdengine.drift.estimators import analyse  # noqa: E402
 from vdengine.drift.importance import gate  # noqa: E402
@@ -46,20 +44,10 @@ def false_alarms(draws: int = 5000) -> None:
 
 
 def drift_times(runs: int = 60) -> None:
-    t = np.linspace(0, 1, 41)
-    path = (1 - np.exp(-t / 0.2)) / (1 - math.exp(-5))
     for num in POLARITIES:
-        rng = np.random.default_rng([12, num])
-        half = path / math.sqrt(num) * stats.t(num - 2).ppf(0.975)  # the interval that the truth would have
-        truth, late = t[np.argmax(path >= path[-1] - half[-1])], []
-        for run in range(runs):
-            noise = rng.normal(size=(41, num))
-            for s in range(1, 41):
-                noise[s] = 0.8 * noise[s - 1] + 0.6 * noise[s]
-            x = path[:, None] * (1 + rng.normal(size=num)) + 0.1 * (noise - noise[0])
-            d = analyse(readings(x), resamples=20, seed=run).drift()
-            if d.significant:
-                late.append(d.times["ci95"].fraction - truth)
+        truth, trajectories = saturating(np.random.default_rng([12, num]), num, runs)
+        drifts = [analyse(readings(x), resamples=20, seed=i).drift() for i, x in enumerate(trajectories)]
+        late = [d.times["ci95"].fraction - truth for d in drifts if d.significant]
         off = f"mean error {np.mean(late):+.3f}, mean absolute {np.mean(np.abs(late)):.3f} of the stage"
         print(f"drift time ci95, {num} probes: {off} ({len(late)} of {runs} runs have one)")
 

@@ -381,22 +381,28 @@ def test_baseline_must_be_a_sample():
     assert a.drift().times["ci95"].step == 40
 
 
+def saturating(rng, num, runs):
+    """The drift time of a path that levels off, and trajectories [41, num] of probes that follow it with noise."""
+    t = np.linspace(0, 1, 41)
+    path = (1 - np.exp(-t / 0.2)) / (1 - math.exp(-5))
+    half = path / math.sqrt(num) * stats.t(num - 2).ppf(0.975)  # the interval that the truth would have
+    out = []
+    for _ in range(runs):
+        noise = rng.normal(size=(41, num))
+        for s in range(1, 41):
+            noise[s] = 0.8 * noise[s - 1] + 0.6 * noise[s]
+        out.append(path[:, None] * (1 + rng.normal(size=num)) + 0.1 * (noise - noise[0]))
+    return t[np.argmax(path >= path[-1] - half[-1])], out
+
+
 @pytest.mark.parametrize("num", [24, 48, 550])
 def test_drift_time_error(num):
     """Guards drift times: on saturating trajectories of 41 samples (0.025 of the stage apart) the mean of `ci95` is the
     population's to one sample, its mean absolute error at most 0.06, and its interval covers in 85% of 60 runs or more
     (Monte-Carlo error 3 points; simulated at 180: 0.013 at most, 0.043 at most, 90% at least)."""
-    rng = np.random.default_rng([10, num])
-    t = np.linspace(0, 1, 41)
-    path = (1 - np.exp(-t / 0.2)) / (1 - math.exp(-5))
-    half = 1.0 * path / math.sqrt(num) * stats.t(num - 2).ppf(0.975)  # the interval that the truth would have
-    truth = t[np.argmax(path >= path[-1] - half[-1])]
+    truth, trajectories = saturating(np.random.default_rng([10, num]), num, 60)
     found = []
-    for run in range(60):
-        noise = rng.normal(size=(41, num))
-        for s in range(1, 41):
-            noise[s] = 0.8 * noise[s - 1] + 0.6 * noise[s]
-        x = path[:, None] * (1 + rng.normal(size=num)) + 0.1 * (noise - noise[0])
+    for run, x in enumerate(trajectories):
         d = analyse(readings(x), resamples=300, seed=run).drift()
         if d.significant:
             found.append(d.times["ci95"])
