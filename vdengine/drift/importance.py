@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_KL = 0.5  # nats an answer; above it 16 fresh answers a probe tell more than 16 weighted ones
-MIN_ESS = 0.5  # of the pooled effective sample size, as a share of the answers
+MIN_ESS = 0.7  # of the pooled effective sample size, as a share of the answers; there they vary 3 times less than fresh
 MAX_PARETO_K = 0.5  # tail index of the weights; above it their variance is not finite
 
 
