@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from chat_server import ChatServer, chat, failure, labels
 
 from vdengine.drift.answers import Answer, AnswerLog
@@ -378,6 +379,49 @@ def test_transformers_serve(tiny_models, tmp_path, capsys, monkeypatch):
         server.terminate()
         server.wait(20)
         log.close()
+
+
+@openai
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not there")
+def test_llama_cpp_log_probs(smollm2_gguf, tmp_path, monkeypatch):
+    """Guards the reading of log-probs against a server and an engine that are not ours: llama.cpp with SmolLM2. Its
+    distribution of the first token is this engine's, so template, position and fields are right; and its tokens are
+    counted for the labels that they begin. llama.cpp rounds activations to 8 bits: 0.16 nats were seen for the 20
+    likeliest tokens, and a prompt that is off by one token is nats away."""
+    import xllamacpp
+
+    from vdengine.data.trees import Tree
+    from vdengine.drift import server_judge as module
+    from vdengine.drift.scoring import Forest
+    from vdengine.models.chat import Renderer
+    from vdengine.models.tokenizer import load_tokenizer
+    from vdengine.models.weights import load_model
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.port, settings.verbosity = str(smollm2_gguf), 0, 0
+    settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 1024, 1, 2
+    server = xllamacpp.Server(settings)
+    seen = []
+    monkeypatch.setattr(module, "read_logprobs", lambda top, read=module.read_logprobs: seen.append(top) or read(top))
+    judge = open_judge(f"server:m@{server.listening_address}/v1", Options(cache=tmp_path, concurrency=1))
+    item = Item(PANEL.probes[0], "Yes, I strongly support this.")
+    assert math.isnan(dict(judge.judge([item]))[0][0])  # its first word is about something else
+    renderer, model = Renderer(load_tokenizer(str(smollm2_gguf))), load_model(str(smollm2_gguf), torch.float32, "cpu")
+    prompt = renderer.prompt_ids([{"role": "user", "content": judge._text(item)}], opening=True)
+    (top,) = seen
+    tree = Tree(prompt, [renderer.opening_ids(word)[:1] for word in top], id=0)
+    forest = Forest.plant([tree], [list(range(len(top)))], 4096)
+    ours = torch.full((len(top),), torch.nan)
+    with torch.no_grad():
+        forest.collect(ours, [0], model(None, forest.packs[0]).probe_logp)
+    assert len(top) == module.TOP_LOGPROBS
+    torch.testing.assert_close(ours, torch.tensor(list(top.values())), atol=0.3, rtol=0)
+
+    # this model never gives half of its mass to a label; what it gives has to be counted for the right one
+    monkeypatch.setattr(module, "LEAST_MASS", 0.0)
+    monkeypatch.setattr(module, "task", lambda question, answer: f"Translate to English: {answer}\nOnly the one word.")
+    found = dict(judge.judge([Item(PANEL.probes[0], stance) for stance in ("support", "oppose")]))
+    assert np.argmax(found[0]) == 0 and np.argmax(found[1]) == 2
 
 
 # --------------------------------------------------------------------------------------------------------- verb
