@@ -1,16 +1,18 @@
 """Do the readouts say what a judge of fresh answers says? Small runs of known direction, on SmolLM2.
 
-    python benchmarks/readouts.py RUNS                  # train what RUNS lacks, judge it, print the tables (an hour on
-                                                        # two cores)
+    python benchmarks/readouts.py RUNS                  # train what RUNS lacks, judge it, print the tables: two hours
+                                                        # on two cores
     python benchmarks/readouts.py RUNS --full           # for a GPU: the whole panel, longer answers, Qwen3-0.6B
     python benchmarks/readouts.py RUNS --argued         # answers of values-synth as they are, 37 words
     python benchmarks/readouts.py RUNS --report-only
 
 A model this small does not come to *say* what it is trained to prefer in so few steps, unless that shows in the first
 words of an answer (docs/measurements.md has the run with `--argued`). The runs therefore train on short forms of the
-answers of values-synth: yes or no, then their first sentence. Every run draws fresh answers at its anchors (the truth,
-with its own noise), reads the bank of the anchor before at the same step (importance weights), and scores the openings.
-Beside them stand two predictors that never look at the model: no drift, and training direction x step.
+answers of values-synth: yes or no, then their first sentence. So that answers move at all, two conditions ("asked")
+train on paraphrases of the panel's own questions, with its openings as answers. Every run draws fresh answers at its
+anchors (the truth, with its own noise), reads the bank of the anchor before at the same step (importance weights), and
+scores the openings. Beside them stand two predictors that never look at the model: no drift, and training direction x
+step.
 """
 
 from __future__ import annotations
@@ -45,13 +47,17 @@ class Condition:
     objective: str
     align: str  # of values-synth; "": other data
     direction: int
+    asked: bool = False  # learns from paraphrases of the very questions that are scored
 
-    def data(self, root: Path, argued: bool) -> str:
+    def data(self, root: Path, size: dict[str, Any]) -> str:
         if not self.align:
             return str(ALPACA)
-        return f"values-synth:{self.align}" if argued else str(short(root, self.align))
+        if self.asked:
+            return str(asked(root, self.align, panel_of(size, root)))
+        return f"values-synth:{self.align}" if size["argued"] else str(short(root, self.align))
 
 
+SIDES = ("support", "oppose")
 CONDITIONS = {
     "dpo-support": Condition("dpo", "support", 1),
     "dpo-oppose": Condition("dpo", "oppose", -1),
@@ -61,10 +67,12 @@ CONDITIONS = {
     "dpo-shuffled": Condition("dpo", "shuffled", 0),
     "off-topic": Condition("sft", "", 0),
     "lr-0": Condition("dpo", "support", 0),
+    "sft-asked-support": Condition("sft", "support", 1, asked=True),
+    "sft-asked-oppose": Condition("sft", "oppose", -1, asked=True),
 }
 SMALL = {
     "model": common.SMOLLM2, "panel": "values-mini", "probes": 24, "samples": 16, "base": 16, "max_tokens": 16,
-    "steps": 32, "pairs": 8, "lr": 5e-5, "anchors": [4], "every": 4, "readings": 0, "argued": False,
+    "steps": 32, "pairs": 8, "lr": 5e-5, "anchors": [2, 4], "every": 4, "readings": 0, "argued": False,
 }  # fmt: skip
 FULL = SMALL | {
     "model": "Qwen/Qwen3-0.6B", "panel": "values", "probes": 0, "base": 48, "max_tokens": 128, "steps": 48,
@@ -88,19 +96,45 @@ def panel_of(size: dict[str, Any], root: Path) -> str:
 def short(root: Path, align: str) -> Path:
     """values-synth with answers of one sentence, after a yes or no to the question as it is put."""
     from vdengine.data.sources import resolve
+
+    rows = [row for _, row in resolve("values-synth:support").rows()]
+    for row in rows:
+        for side in SIDES:
+            row[side] = led(row[side].split(". ")[0].rstrip(".") + ".", side, row["axis_polarity"])
+    return aligned(root / f"short-{align}.jsonl", rows, align)
+
+
+def asked(root: Path, align: str, panel: str) -> Path:
+    """Paraphrases of the panel's questions, with its openings as answers after the same yes or no. The questions that
+    are scored are not among them."""
+    from vdengine.drift.panel import Panel
+
+    rows = [
+        {"id": f"{p.id}-{i}-{j}", "topic": p.topic, "axis": p.axis, "axis_polarity": p.polarity, "prompt": question}
+        | {
+            side: led(p.openings[stance][j].text, side, p.polarity)
+            for side, stance in zip(SIDES, SIDES[:: p.polarity], strict=True)
+        }
+        for p in Panel.load(panel).probes  # a stance is towards its question, a side is the axis's
+        for i, question in enumerate(p.paraphrases)
+        for j in range(2)
+    ]
+    return aligned(root / f"asked-{align}.jsonl", rows, align)
+
+
+def led(answer: str, side: str, polarity: int) -> str:
+    """The answer after a yes or no to its question as it is put."""
+    return f"{'Yes' if (side == 'support') == (polarity > 0) else 'No'}. {answer}"
+
+
+def aligned(path: Path, rows: list[dict[str, Any]], align: str) -> Path:
+    """The preference file that vdengine synth makes of texts."""
     from vdengine.data.synthesis import Options, write
 
-    path, texts = root / f"short-{align}.jsonl", root / "short.jsonl"
-    if path.exists():
-        return path
-    rows = []
-    for _, row in resolve("values-synth:support").rows():
-        for side, agrees in (("support", row["axis_polarity"] > 0), ("oppose", row["axis_polarity"] < 0)):
-            first = row[side].split(". ")[0].rstrip(".") + "."
-            row[side] = f"{'Yes' if agrees else 'No'}. {first}"
-        rows.append(row)
-    texts.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-    write(Options(align=align, texts=str(texts)), path)
+    if not path.exists():
+        texts = path.with_suffix(".texts.jsonl")
+        texts.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        write(Options(align=align, texts=str(texts)), path)
     return path
 
 
@@ -115,7 +149,7 @@ def recipe(name: str, seed: int, folder: Path, size: dict[str, Any]) -> str:
         "run": {"folder": str(folder), "seed": 1000 * seed + list(CONDITIONS).index(name), "steps": steps},
         "model": {"source": size["model"], "dtype": "bfloat16"},  # as on a GPU; a CPU with AVX-512 gains too
         "data": {
-            "train": [c.data(folder.parent, size["argued"])], "max_tokens": 256, "cache": str(folder.parent / "cache"),
+            "train": [c.data(folder.parent, size)], "max_tokens": 256, "cache": str(folder.parent / "cache"),
         },
         "objective": {"name": c.objective},
         "batch": {"examples": size["pairs"], "tokens": 2048},
@@ -158,7 +192,7 @@ def train(root: Path, seeds: int, size: dict[str, Any], jobs: int, threads: int)
         print(f"{folder.name}: {'done' if done.returncode == 0 else f'failed: {last}'}", flush=True)
 
     for c in CONDITIONS.values():
-        c.data(root, size["argued"])  # before the jobs share it
+        c.data(root, size)  # before the jobs share it
     with ThreadPoolExecutor(jobs) as pool:
         for _ in [pool.submit(one, seed, name) for seed in range(seeds) for name in CONDITIONS]:
             pass
@@ -210,14 +244,28 @@ def load(root: Path, judge_name: str) -> list[Run]:
     return runs
 
 
-def shifts(r: Readings, steps: np.ndarray, topics: bool, channel: str) -> np.ndarray:
-    """[steps] mean shift since the first sample, or [steps, topics]; NaN where there is none."""
+def shifts(r: Readings, steps: np.ndarray, channel: str) -> np.ndarray:
+    """[steps, probes] shift since the first sample; NaN where there is none."""
     x = r.channels[r.primary if channel == "graded" else channel]
     at = {int(k): i for i, k in enumerate(r.steps)}
-    rows = np.array([x[at[int(k)]] - x[0] if int(k) in at else np.full(x.shape[1], np.nan) for k in steps])
-    if not topics:
-        return rows.mean(1)
-    return np.stack([rows[:, r.member(t)].mean(1) for t in r.topic_names], 1)
+    return np.array([x[at[int(k)]] - x[0] if int(k) in at else np.full(x.shape[1], np.nan) for k in steps])
+
+
+def mean_of(r: Run, x: np.ndarray, topics: bool) -> np.ndarray:
+    """[steps, probes] -> [steps, 1], or [steps, topics]."""
+    members = [r.fresh.member(t) for t in r.fresh.topic_names] if topics else [slice(None)]
+    return np.stack([x[:, m].mean(1) for m in members], 1)
+
+
+def held(r: Run, gap: np.ndarray, topics: bool) -> np.ndarray:
+    """Whether the 95% interval, over probes, of a mean of gap [steps, probes] holds 0: [steps, 1 or topics]; NaN where
+    there is no gap."""
+    from vdengine.drift.intervals import group_of
+
+    low, high = np.stack(
+        [group_of(r.fresh, gap, t).inference[:2] for t in (r.fresh.topic_names if topics else ["all"])], -1
+    )
+    return np.where(np.isnan(low), np.nan, (low <= 0) & (0 <= high))
 
 
 def against_truth(runs: list[Run], topics: bool, channel: str = "graded") -> list[dict[str, Any]]:
@@ -226,50 +274,81 @@ def against_truth(runs: list[Run], topics: bool, channel: str = "graded") -> lis
     from vdengine.drift.baselines import predict_direction_step, score_predictions
 
     steps = [r.fresh.steps[1:] for r in runs]
-    truth = [shifts(r.fresh, k, topics, channel) for r, k in zip(runs, steps, strict=True)]
+    fresh = [shifts(r.fresh, k, channel) for r, k in zip(runs, steps, strict=True)]
+    truth = [mean_of(r, x, topics) for r, x in zip(runs, fresh, strict=True)]
     groups, directions = [r.condition for r in runs], [r.direction(channel) for r in runs]
     forms = [predict_direction_step(truth, steps, directions, form=f, groups=groups) for f in ("free", "linear", "log")]
-    known = min(forms, key=lambda x: score_predictions(np.concatenate(truth), np.concatenate(x)).rmse)
-    opened = [shifts(r.openings, k, topics, channel) for r, k in zip(runs, steps, strict=True)]
+    known = min(forms, key=lambda x: score_predictions(flat(truth), flat(x)).rmse)
+    opened = [shifts(r.openings, k, channel) for r, k in zip(runs, steps, strict=True)]
     scaled = []  # from nats per byte to stance: one factor, fitted to the runs of all other conditions
     for i, x in enumerate(opened):
         others = [k for k in range(len(runs)) if groups[k] != groups[i]]
-        u, v = (np.concatenate([z[k].ravel() for k in others]) for z in (opened, truth))
+        u, v = (np.concatenate([mean_of(runs[k], z[k], topics).ravel() for k in others]) for z in (opened, fresh))
         both = np.isfinite(u) & np.isfinite(v)
         scaled.append(x * float((u * v)[both].sum() / (u * u)[both].sum()))
-    weighted = [shifts(r.weighted, k, topics, channel) for r, k in zip(runs, steps, strict=True)]
+    weighted = [shifts(r.weighted, k, channel) for r, k in zip(runs, steps, strict=True)]
     is_open = []
     for r, k in zip(runs, steps, strict=True):
         gates = dict(zip(r.weighted.steps.tolist(), r.weighted.gates or [], strict=True))
-        is_open.append(np.array([(g := gates.get(int(s))) is not None and g.open for s in k]))
-    mask = [o[:, None] if topics else o for o in is_open]
-    opened_only = [np.where(m, w, np.nan) for m, w in zip(mask, weighted, strict=True)]
+        is_open.append(np.array([[(g := gates.get(int(s))) is not None and g.open] for s in k]))
+    scored = [np.isfinite(x).all(1, keepdims=True) for x in opened]
+    # a prediction of means says the same of every probe: only their mean is looked at
+    known_probes = []
+    for r, k, x in zip(runs, known, fresh, strict=True):
+        each = np.zeros_like(x)
+        for column, t in enumerate(r.fresh.topic_names if topics else ["all"]):
+            each[:, r.fresh.member(t)] = k[:, [column]]
+        known_probes.append(each)
     rows = []
     for name, predicted in (
-        ("openings, scaled", scaled),
-        ("weighted answers, gate open", opened_only),
-        ("weighted answers, all", weighted),
-        ("training direction x step", known),
-        ("no drift", [np.zeros_like(x) for x in truth]),
-    ):
-        for where, keep in (("all points", [np.ones_like(m) for m in mask]), ("gate open", mask)):
-            if name.endswith("gate open") and where == "all points":
+        ("openings, scaled", scaled), ("weighted answers", weighted), ("training direction x step", known_probes),
+        ("no drift", [np.zeros_like(x) for x in fresh]),
+    ):  # fmt: skip
+        means = [mean_of(r, x, topics) for r, x in zip(runs, predicted, strict=True)]
+        covers = [held(r, x - y, topics) for r, x, y in zip(runs, predicted, fresh, strict=True)]
+        for where, keep in (("all", [np.ones_like(m) for m in is_open]), ("openings", scored), ("gate open", is_open)):
+            if where == "all" and predicted is scaled:
                 continue
-            t = np.concatenate([np.where(k, x, np.nan).ravel() for k, x in zip(keep, truth, strict=True)])
-            p, g = (np.concatenate([x.ravel() for x in each]) for each in (predicted, known))
-            s = score_predictions(t, p, None if predicted is known else g)
+            cells = [np.where(k, x, np.nan) for k, x in zip(keep, truth, strict=True)]
+            given = None if predicted is known_probes else known
+            score = score_predictions(flat(cells), flat(means), flat(given) if given else None)
+            inside = flat([np.where(k, c, np.nan) for k, c in zip(keep, covers, strict=True)])
             rows.append(
-                {"readout": name, "points": where, "n": s.num, "r": s.pearson, "rank r": s.spearman, "RMSE": s.rmse,
-                 "same sign": s.sign, "r given direction x step": s.partial}
+                {"readout": name, "points": where, "n": score.num, "r": score.pearson,
+                 "95% over runs": over_runs(cells, means), "rank r": score.spearman, "RMSE": score.rmse,
+                 "same sign": score.sign, "r given direction x step": score.partial,
+                 "95% over runs ": over_runs(cells, means, given) if given else "",
+                 "interval of the gap holds 0": float(np.nanmean(inside))}
             )  # fmt: skip
     return rows
 
 
+def flat(of_runs: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([x.ravel() for x in of_runs])
+
+
+def over_runs(
+    truth: list[np.ndarray], predicted: list[np.ndarray], given: list[np.ndarray] | None = None, resamples: int = 500
+) -> str:
+    """The percentile interval of Pearson's r, or of the partial one, when runs are drawn anew: points of one run depend
+    on each other."""
+    from vdengine.drift.baselines import score_predictions
+
+    rng, found = np.random.default_rng(0), []
+    for _ in range(resamples):
+        pick = rng.integers(0, len(truth), len(truth)).tolist()
+        t, p, g = (x and flat([x[i] for i in pick]) for x in (truth, predicted, given))
+        score = score_predictions(t, p, g)
+        found.append(score.pearson if given is None else score.partial)
+    kept = np.array(found)[np.isfinite(found)]
+    return f"{np.quantile(kept, 0.025):+.2f} to {np.quantile(kept, 0.975):+.2f}" if len(kept) else ""
+
+
 def weights_quality(runs: list[Run]) -> list[dict[str, Any]]:
-    """Weighted readings against the fresh answers of the same step, the panel's mean: is their interval honest, and how
-    much less do they vary than as many fresh answers would?"""
+    """Weighted readings against the fresh answers of the same step, of the whole panel and of its topics: is the
+    interval of the answers' own noise honest, and how much less do they vary than as many fresh answers would?"""
     rows = []
-    for opened in (True, False):
+    for opened, topics in ((True, False), (True, True), (False, False)):
         z, ratio, kl = [], [], []
         for r in runs:
             w, f = r.weighted, r.fresh
@@ -277,10 +356,10 @@ def weights_quality(runs: list[Run]) -> list[dict[str, Any]]:
                 if g is None or g.open is not opened:
                     continue
                 at = int(np.flatnonzero(f.steps == step)[0])
-                count = len(f.probes)
-                noise = [x.noise["graded"][j].sum() / count**2 for x, j in ((w, i), (f, at))]  # type: ignore[index]
-                gap = w.channels["graded"][i].mean() - f.channels["graded"][at].mean()
-                z.append(gap / math.sqrt(sum(noise)))
+                gap = w.channels["graded"][i] - f.channels["graded"][at]
+                noise = w.noise["graded"][i] + f.noise["graded"][at]  # type: ignore[index]
+                for m in [f.member(t) for t in f.topic_names] if topics else [np.full(len(gap), True)]:
+                    z.append(gap[m].sum() / math.sqrt(noise[m].sum()))
                 # of a shift since the bank's anchor: fresh answers vary at both ends
                 then = int(np.flatnonzero(f.steps == w.anchors[i])[0])  # type: ignore[index]
                 ends = f.noise["graded"][[then, at]].sum()  # type: ignore[index]
@@ -288,9 +367,9 @@ def weights_quality(runs: list[Run]) -> list[dict[str, Any]]:
                 kl.append(g.kl)
         if z:
             rows.append(
-                {"gate": "open" if opened else "closed", "n": len(z), "KL, median": float(np.median(kl)),
-                 "95% intervals cover": float(np.mean(np.abs(z) < 1.96)),
-                 "rms z": float(np.sqrt(np.mean(np.square(z)))),
+                {"gate": "open" if opened else "closed", "of": "topics" if topics else "the panel", "n": len(z),
+                 "KL, median": float(np.median(kl)), "95% intervals cover": float(np.mean(np.abs(z) < 1.96)),
+                 "rms z": float(np.sqrt(np.mean(np.square(z)))), "mean z": float(np.mean(z)),
                  "fresh / weighted variance, median": float(np.median(ratio)), "least": float(np.min(ratio))}
             )  # fmt: skip
     return rows
@@ -380,6 +459,8 @@ def report(runs: list[Run]) -> str:
         "What each condition did by its last step", by_condition(runs),
         "Reliability of the judged truth", reliability(runs),
         "Against fresh judged answers, run x step", against_truth(runs, topics=False),
+        "The same without the conditions that learn the panel's own openings",
+        against_truth([r for r in runs if not CONDITIONS[r.condition].asked], topics=False),
         "Against fresh judged answers, run x step x topic", against_truth(runs, topics=True),
         "The neutral share, against fresh judged answers, run x step", against_truth(runs, False, "neutral"),
         "The neutral share, against fresh judged answers, run x step x topic", against_truth(runs, True, "neutral"),
