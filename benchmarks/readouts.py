@@ -12,7 +12,7 @@ answers of values-synth: yes or no, then their first sentence. So that answers m
 train on paraphrases of the panel's own questions, with its openings as answers. Every run draws fresh answers at its
 anchors (the truth, with its own noise), reads the bank of the anchor before at the same step (importance weights), and
 scores the openings. Beside them stand two predictors that never look at the model: no drift, and training direction x
-step.
+step. How far the tables can be read: docs/measurements.md, "Corrections".
 """
 
 from __future__ import annotations
