@@ -28,7 +28,7 @@ from vdengine.kernels.linear_logprob import (
     softmax_chunk,
     weight_gradient,
 )
-from vdengine.kernels.rows import head_backend, row_kernel
+from vdengine.kernels.rows import head_backend, row_buffer, row_kernel
 
 
 def linear_cross_entropy(
@@ -121,7 +121,7 @@ def _forward_op(
     grad_weight = weight_gradient(weight, n) if need_weight else weight.new_empty(0, dtype=torch.float32)
     scaled = (scale[:, None] * hidden).to(weight.dtype) if need_weight else hidden
     operand = kernel.logit_operand(weight)
-    p = weight.new_empty((min(n, chunk_rows), weight.shape[0])) if need_hidden or need_weight else None
+    p = row_buffer(weight, min(n, chunk_rows), weight.shape[0], weight.dtype) if need_hidden or need_weight else None
     for rows in chunks(n, chunk_rows):
         part = None if p is None else p[: rows.stop - rows.start]
         softmax_chunk(kernel, hidden[rows], operand, targets[rows], 1.0, logp[rows], None, part)

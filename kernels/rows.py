@@ -18,6 +18,18 @@ from vdengine import _native
 from vdengine.kernels._triton import arch, device_of, jit, resolve, tl
 from vdengine.kernels.table import launch
 
+ROUND_ROWS = 512  # 311 MB of fp32 logits at a vocabulary of 152k
+
+
+def row_buffer(like: Tensor, n: int, width: int, dtype: torch.dtype) -> Tensor:
+    """[n, width], not written, on `like`'s device, in memory for a whole number of ROUND_ROWS rows.
+
+    Every pack has another number of rows. Buffers of gigabytes that differ by a few rows do not fit into each other's
+    freed memory: a caching allocator would keep one of each size. (On a CPU untouched pages cost nothing.)
+    """
+    held = torch.empty((-(-n // ROUND_ROWS) * ROUND_ROWS, width), dtype=dtype, device=like.device)
+    return held.resize_((n, width))  # shrinking keeps the memory, and makes no view
+
 
 class RowKernel:
     """Chunked rows in plain torch: runs anywhere. GEMM operands keep their dtype, logits are fp32."""

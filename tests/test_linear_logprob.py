@@ -4,6 +4,8 @@ Tolerances are not constants: an error may be at most twice that of the plain to
 (that formula is what a user would otherwise run), plus a few units in the last place of the largest value.
 """
 
+import sys
+
 import pytest
 import torch
 
@@ -263,6 +265,41 @@ def test_module_is_a_linear_layer_in_a_checkpoint():
     head.load_state_dict(linear.state_dict())
     hidden, targets = torch.randn(5, 16), torch.arange(5)
     assert torch.equal(head(hidden, targets), linear_logprob(hidden, linear.weight, targets))
+
+
+def test_buffers_of_rows_come_in_few_sizes():
+    """Guards a caching allocator: buffers of ever other numbers of rows take memory of a few sizes, and look no
+    different (no views, rows one after another)."""
+    from vdengine.kernels.rows import ROUND_ROWS, row_buffer
+
+    like = torch.empty(0, dtype=torch.bfloat16)
+    held = set()
+    for n in (0, 1, 77, 511, 512, 513, 900, 1024):
+        buffer = row_buffer(like, n, 33, torch.float32)
+        assert buffer.shape == (n, 33) and buffer.is_contiguous() and buffer.dtype == torch.float32
+        assert not buffer._is_view()
+        held.add(buffer.untyped_storage().nbytes() // (4 * 33))
+    assert held == {0, ROUND_ROWS, 2 * ROUND_ROWS}
+
+
+def test_what_is_kept_by_default(monkeypatch):
+    """Guards the default of `saved_bytes`: a twentieth of a GPU's memory, whatever its size."""
+    from types import SimpleNamespace
+
+    module = sys.modules["vdengine.kernels.linear_logprob"]
+    sizes = {0: 80 << 30, 1: 141 << 30}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda d: SimpleNamespace(total_memory=sizes[d.index])
+    )  # fmt: skip
+    module.default_saved_bytes.cache_clear()
+    for index, total in sizes.items():
+        device = torch.device("cuda", index)
+        assert module.default_saved_bytes(device) == total // 20
+        weight = SimpleNamespace(device=device, shape=(151_936, 4096), element_size=lambda: 2)
+        rows = module._kept_rows(8192, weight, None, 4096)
+        assert rows == 8192  # 6NVH at Qwen-3's vocabulary, where 2 GiB would keep half
+        assert module._kept_rows(8192, weight, 2 << 30, 4096) == 4096
+    module.default_saved_bytes.cache_clear()
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import vdengine as vd
+from vdengine.data.trees import Lengths
 from vdengine.models.attention import _has_flash_attn, attend
 
 transformers = pytest.importorskip("transformers")
@@ -230,6 +231,19 @@ def test_attention_against_float64(dtype):
     """Guards against a mask that is not bottom-right aligned where a branch has fewer queries than keys."""
     # softmax weights, products and sums are each rounded once or twice: 8 units of the dtype
     assert max(attention_errors("sdpa", "cpu", dtype)) <= 8 * torch.finfo(dtype).eps
+
+
+def test_a_pack_knows_its_segments_on_the_host():
+    """Guards fp32 on CUDA, where attention would read the offsets from the device in every layer."""
+    pack = vd.pack([vd.Tree([1, 2, 3], [[4], [5, 6]]), vd.Tree([1], [[2, 3]])])
+    assert (pack.lengths.q, pack.lengths.k) == (pack.cu_seqlens_q.diff().tolist(), pack.cu_seqlens_k.diff().tolist())
+    assert pack.to("cpu").lengths is pack.lengths
+    assert pack.num_attention_pairs == 6 + (3 + 1) + (2 * 3 + 3) + 6
+    (q, k, v), (cu_q, cu_k), max_q, max_k, _ = segments()
+    lengths = Lengths.of(cu_q, cu_k)
+    wrong = torch.zeros_like(cu_q), torch.zeros_like(cu_k)  # not looked at
+    expected = attend(q, k, v, cu_q, cu_k, max_q, max_k)
+    assert torch.equal(attend(q, k, v, *wrong, max_q, max_k, lengths=lengths), expected)
 
 
 @pytest.mark.gpu

@@ -186,7 +186,7 @@ class Parallel:
     replicate: int = key(1, low=1)  # HSDP: copies of the sharded model
     shard: str | int = key("all")  # ranks to a copy; "all": world size / replicate
     activation_checkpoint: str = key("selective", choices=("none", "selective", "full"), result=False)
-    head_saved_bytes: int = key(1 << 31, low=0, result=False)  # softmax chunks kept until backward; 0 recomputes
+    head_saved_bytes: int | None = key(None, low=0, result=False)  # softmax chunks kept until backward; 0 recomputes
 
 
 @dataclass

@@ -86,6 +86,21 @@ class Inverse:
 
 
 @dataclass(frozen=True, eq=False)
+class Lengths:
+    """Queries and keys of each attention segment, on the host: SDPA cuts a pack into segments by them, in every layer,
+    and would otherwise have to wait for the device to read `cu_seqlens`. (Not a tuple: FSDP's hooks would look at every
+    number of it.)"""
+
+    q: list[int]
+    k: list[int]
+
+    @classmethod
+    def of(cls, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> Lengths:
+        """Of tensors anywhere; where they are on a device, this waits for it."""
+        return cls(cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist())
+
+
+@dataclass(frozen=True, eq=False)
 class Pack:
     """Trees laid out for one forward: T tokens, S attention segments, K keys, R scored tokens, B branches.
 
@@ -97,6 +112,7 @@ class Pack:
     positions: Tensor  # [T] int32
     cu_seqlens_q: Tensor  # [S+1] int32
     cu_seqlens_k: Tensor  # [S+1] int32
+    lengths: Lengths  # the differences of both
     kv_index: Tensor | None  # [K] int64, rows; None when no tree has two branches: keys = rows
     max_q: int  # longest segment, in queries
     max_k: int  # and in keys
@@ -140,9 +156,8 @@ class Pack:
 
     @property
     def num_attention_pairs(self) -> int:
-        """(query, key) pairs that attend: what attention's FLOPs are proportional to. Reads from the device."""
-        q, k = self.cu_seqlens_q.diff().long(), self.cu_seqlens_k.diff().long()
-        return int((q * (k - q) + q * (q + 1) // 2).sum())
+        """(query, key) pairs that attend: what attention's FLOPs are proportional to."""
+        return sum(q * (k - q) + q * (q + 1) // 2 for q, k in zip(self.lengths.q, self.lengths.k, strict=True))
 
     @property
     def branch_lengths(self) -> Tensor:
@@ -264,6 +279,7 @@ def _as_pack(arrays: dict[str, Any]) -> Pack:
     prompts_before = np.cumsum(of_tree > 1)[arrays["tree_of_branch"]]
     segment = np.arange(len(arrays["tree_of_branch"])) + prompts_before
     parts["ends"] = torch.from_numpy(arrays["cu_seqlens_q"][segment + 1].astype(np.int64) - 1)
+    parts["lengths"] = Lengths.of(parts["cu_seqlens_q"], parts["cu_seqlens_k"])
     parts["rows_inverse"] = inverse(arrays["rows_inverse"])
     parts["kv_inverse"] = inverse(arrays["kv_inverse"]) if arrays["kv_inverse"] else None
     parts["token_inverse"] = (parts.pop("unique_tokens"), inverse(arrays["token_inverse"]))

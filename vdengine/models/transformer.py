@@ -27,7 +27,7 @@ from vdengine.models.attention import attend
 from vdengine.models.head import Draw, Drawn, Head, ScalarHead, Scores
 
 if TYPE_CHECKING:
-    from vdengine.data.trees import Pack
+    from vdengine.data.trees import Lengths, Pack
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class Stream(NamedTuple):
     cu_seqlens_k: Tensor  # [S+1] int32
     max_q: int
     max_k: int
+    lengths: Lengths | None  # of the segments; None where only a cache is attended to
     kv_index: Tensor | None  # [K] int64; None: every key row is used once, in order
     kv_order: Tensor | None
     kv_offsets: Tensor | None
@@ -162,7 +163,7 @@ class Attention(nn.Module):
         if s.kv_index is not None:  # each branch gets its prompt's keys in front of its own
             k, v = (gather_rows(t, s.kv_index, s.kv_order, s.kv_offsets) for t in (k, v))
         out = attend(
-            q, k, v, s.cu_seqlens_q, s.cu_seqlens_k, s.max_q, s.max_k,
+            q, k, v, s.cu_seqlens_q, s.cu_seqlens_k, s.max_q, s.max_k, lengths=s.lengths,
             backend=self.kernels.attention, deterministic=self.deterministic,
         )  # fmt: skip
         return _project(out.flatten(-2), s, self.o_proj)[0]
@@ -380,6 +381,7 @@ class Transformer(nn.Module):
     def _stream(self, pack: Pack) -> Stream:
         inverse = pack.kv_inverse
         return Stream(
-            *self.angles(pack.positions), pack.cu_seqlens_q, pack.cu_seqlens_k, pack.max_q, pack.max_k, pack.kv_index,
+            *self.angles(pack.positions), pack.cu_seqlens_q, pack.cu_seqlens_k, pack.max_q, pack.max_k,
+            pack.lengths, pack.kv_index,
             None if inverse is None else inverse.order, None if inverse is None else inverse.offsets,
         )  # fmt: skip
