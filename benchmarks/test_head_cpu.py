@@ -1,98 +1,115 @@
-"""The output head on a CPU: `linear_logprob` against the plain formula and torch's fused cross-entropy.
+"""The output head on a CPU: how does `linear_logprob` compare with the plain formula and torch's fused cross-entropy?
 
 A forward and backward of per-token log-probs with a signed upstream gradient, fp32, head shapes of SmolLM2-135M and
-Qwen3-0.6B. Memory is what the pass takes above its inputs, the two gradients included.
+Qwen3-0.6B. Time is one benchmark a method, a group to a shape. Memory is what the pass takes above its inputs, the two
+gradients included, each method in a process of its own.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import arguments, in_fresh_process, leave, peak_bytes, reset_peak, resident_bytes  # noqa: E402
 
+from vdengine.kernels import linear_logprob  # noqa: E402
+from vdengine.kernels.rows import NativeRowKernel  # noqa: E402
+
 SHAPES = {"SmolLM2": (49152, 576), "Qwen3-0.6B": (151936, 1024)}  # V, H
-METHODS = {
-    "vdengine": "linear_logprob",
-    "vdengine, nothing saved": "linear_logprob(saved_bytes=0)",
-    "torch formula": "log_softmax(h @ W.T).gather",
-    "torch linear_cross_entropy": "F.linear_cross_entropy, unchunked",
-    "torch linear_cross_entropy chunked": "F.linear_cross_entropy, in chunks of as many rows as ours",
+ROWS = (512, 1024)
+FUSED = hasattr(F, "linear_cross_entropy")
+OPTIONS = getattr(torch.nn, "LinearCrossEntropyOptions", None)
+METHODS = {  # and whether this torch has it
+    "vdengine": True,
+    "vdengine, nothing saved": True,
+    "torch formula": True,
+    "torch linear_cross_entropy": FUSED,
+    "torch linear_cross_entropy chunked": FUSED and OPTIONS is not None,
 }
 
 
-@pytest.mark.parametrize("n", [512, 1024])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_head_cpu(shape, n, settings, report):
+class Pass:
+    """Forward and backward of one method."""
+
+    def __init__(self, method: str, n: int, vocab: int, width: int) -> None:
+        g = torch.Generator().manual_seed(0)
+        self.hidden = torch.randn(n, width, generator=g).requires_grad_()
+        self.weight = torch.randn(vocab, width, generator=g).mul_(0.05).requires_grad_()
+        self.targets = torch.randint(0, vocab, (n,), generator=g)
+        self.upstream = torch.randn(n, generator=g)
+        self.logp = self._logp(method)
+
+    def _logp(self, method: str) -> Callable[[], Tensor]:
+        h, w, y = self.hidden, self.weight, self.targets
+        if method.startswith("vdengine"):
+            return lambda: linear_logprob(h, w, y, saved_bytes=0 if method.endswith("nothing saved") else None)
+        if method == "torch formula":
+            return lambda: F.log_softmax(h @ w.t(), -1).gather(1, y[:, None])[:, 0]
+        options = {}
+        if method.endswith("chunked"):
+            # As many rows as our chunks. Its own choice, rows whose logits are no larger than `hidden`, is 4 of 1024
+            # rows at Qwen-3's vocabulary: a hundred thin GEMMs, 20 times slower than no chunks at all.
+            options["options"] = OPTIONS(batch_chunk_size=NativeRowKernel().chunk_rows(len(w)))
+        return lambda: -F.linear_cross_entropy(h, w, y, reduction="none", **options)
+
+    def forget(self) -> None:
+        self.hidden.grad = self.weight.grad = None
+
+    def __call__(self) -> None:
+        (self.logp() * self.upstream).sum().backward()
+
+
+def size(shape: str, n: int, settings: Any) -> dict[str, int]:
     vocab, width = SHAPES[shape] if not settings.quick else (1031, 64)
-    repeats = settings.repeats or 3
-    rows = []
-    for method in METHODS:
-        a = {"method": method, "n": n if not settings.quick else 32, "vocab": vocab, "width": width, "repeats": repeats}
-        result = in_fresh_process(__file__, a, settings.threads)
-        if result:
-            rows.append({"method": method, **result})
-    ours = rows[0]
-    for row in rows:
-        row["time ratio"] = row["seconds"] / ours["seconds"]
-        row["memory ratio"] = row["MB"] / ours["MB"]
-    floor = 6 * a["n"] * vocab * width
-    notes = [f"GEMM work of a pass: {floor / 1e9:.0f} GFLOP; ours runs at {floor / ours['seconds'] / 1e9:.0f} GFLOP/s"]
-    report(f"head {shape}, N = {a['n']}, V = {vocab}, H = {width}", rows, notes)
+    return {"n": n if not settings.quick else n // 16, "vocab": vocab, "width": width}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n", ROWS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_time(shape, n, method, benchmark, settings):
+    if not METHODS[method]:
+        pytest.skip(f"needs a torch that has {method.removeprefix('torch ')}; this is {torch.__version__}")
+    torch.set_num_threads(settings.threads)
+    of = size(shape, n, settings)
+    work = 6 * of["n"] * of["vocab"] * of["width"]  # of the three GEMMs that no method can do without
+    one = Pass(method, **of)
+    benchmark.group = f"head {shape}, N = {of['n']}, V = {of['vocab']}, H = {of['width']}"
+    benchmark.extra_info.update(shape=of, dtype="float32", threads=settings.threads, FLOPs=work)
+    rounds = settings.repeats or (2 if settings.quick else 3)
+    benchmark.pedantic(one, setup=one.forget, rounds=rounds, warmup_rounds=1, iterations=1)
+    if benchmark.stats is not None:  # None with --benchmark-disable
+        benchmark.extra_info["GFLOP/s"] = work / benchmark.stats.stats.median / 1e9
+
+
+@pytest.mark.parametrize("n", ROWS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_memory(shape, n, settings, report):
+    of = size(shape, n, settings)
+    methods = [method for method, here in METHODS.items() if here]
+    peaks = {m: in_fresh_process(__file__, of | {"method": m}, settings.threads)["MB"] for m in methods}
+    rows = [{"method": m, "MB": peak, "memory ratio": peak / peaks["vdengine"]} for m, peak in peaks.items()]
+    notes = [f"this torch, {torch.__version__}, has no {m}" for m, here in METHODS.items() if not here]
+    report(f"head {shape}, N = {of['n']}, V = {of['vocab']}, H = {of['width']}: memory above the inputs", rows, notes)
 
 
 def measure() -> None:
-    import torch
-    import torch.nn.functional as F
-
-    from vdengine.kernels import linear_logprob
-    from vdengine.kernels.rows import NativeRowKernel
-
     a = arguments()
-    g = torch.Generator().manual_seed(0)
-    hidden = torch.randn(a["n"], a["width"], generator=g).requires_grad_()
-    weight = torch.randn(a["vocab"], a["width"], generator=g).mul_(0.05).requires_grad_()
-    targets = torch.randint(0, a["vocab"], (a["n"],), generator=g)
-    upstream = torch.randn(a["n"], generator=g)
-
-    def formula():
-        return F.log_softmax(hidden @ weight.t(), -1).gather(1, targets[:, None])[:, 0]
-
-    def cross_entropy(**options):
-        return -F.linear_cross_entropy(hidden, weight, targets, reduction="none", **options)
-
-    # As many rows as our chunks. Its own choice, rows whose logits are no larger than `hidden`, is 4 of 1024 rows at
-    # Qwen-3's vocabulary: a hundred thin GEMMs, 20 times slower than no chunks at all.
-    options = getattr(torch.nn, "LinearCrossEntropyOptions", None)
-    chunk = NativeRowKernel().chunk_rows(a["vocab"])
-    method = {
-        "vdengine": lambda: linear_logprob(hidden, weight, targets),
-        "vdengine, nothing saved": lambda: linear_logprob(hidden, weight, targets, saved_bytes=0),
-        "torch formula": formula,
-        "torch linear_cross_entropy": cross_entropy if hasattr(F, "linear_cross_entropy") else None,
-        "torch linear_cross_entropy chunked": (
-            (lambda: cross_entropy(options=options(batch_chunk_size=chunk))) if options else None
-        ),
-    }[a["method"]]
-    if method is None:  # this torch does not have it
-        return leave(a, {})
-
-    def run() -> float:
-        hidden.grad = weight.grad = None
-        started = time.perf_counter()
-        (method() * upstream).sum().backward()
-        return time.perf_counter() - started
-
+    Pass(a["method"], 4, 64, 16)()  # what a first call loads is not the method's
+    one = Pass(a["method"], a["n"], a["vocab"], a["width"])
     before = resident_bytes()
     reset_peak()
-    run()
-    seconds = statistics.median(run() for _ in range(a["repeats"]))
-    leave(a, {"seconds": seconds, "MB": (peak_bytes() - before) / 1e6})
+    one()
+    taken = max(peak_bytes() - before, 4096)  # a page: at the sizes of --quick there may be room that was free already
+    leave(a, {"MB": taken / 1e6})
 
 
 if __name__ == "__main__":

@@ -1,56 +1,85 @@
-"""The CPU row kernel of the loss against torch: bytes of logits read per second, for each instruction set.
+"""The CPU row kernel of the loss: how much of the memory's bandwidth does it get, for each instruction set?
 
 The reads of `torch.sum` are the machine's memory bandwidth as one thread a core sees it: the row kernel reads every
-logit once as well, and with P it also writes them.
+logit once as well, and with P it also writes them. Each cell is a benchmark, each vocabulary a group, and `extra_info`
+has the bytes that must move and their rate. The share of the bandwidth comes from timings that took turns.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
+from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
 
 from vdengine import _native
+from vdengine.kernels.tune import interleaved
+
+VOCABS = (49152, 151936)
+TORCH = ("sum", "logsumexp", "log_softmax")
+WORK = ("lse and logp", "also entropy", "also P float32", "also P bfloat16")  # each with all that stands before P
 
 
-@pytest.mark.parametrize("vocab", [49152, 151936])
-def test_rows(vocab, settings, report):
-    threads = settings.threads
-    torch.set_num_threads(threads)
-    n, vocab = (256, vocab) if not settings.quick else (4, 1000)
-    logits = torch.randn(n, vocab, generator=torch.Generator().manual_seed(0)) * 3
-    targets = torch.randint(0, vocab, (n,), generator=torch.Generator().manual_seed(1))
-    outputs = torch.empty(3, n)
-    p, p16 = torch.empty_like(logits), torch.empty(n, vocab, dtype=torch.bfloat16)
+class Rows:
+    """Rows of logits, and the functions that go through them."""
 
-    def native(simd: str, entropy: bool, p: torch.Tensor | None = None) -> None:
-        logp, lse, h = (output.data_ptr() for output in outputs)
-        dtype = "bfloat16" if p is p16 else "float32"
-        _native.log_softmax_rows(
-            logits.data_ptr(), "float32", n, vocab, vocab, targets.data_ptr(), 1.0, logp, lse, h if entropy else 0,
-            0 if p is None else p.data_ptr(), dtype, vocab, threads, simd,
-        )  # fmt: skip
+    def __init__(self, vocab: int, settings: Any) -> None:
+        self.threads = settings.threads
+        torch.set_num_threads(self.threads)
+        n, vocab = (256, vocab) if not settings.quick else (4, 1000)
+        self.logits = torch.randn(n, vocab, generator=torch.Generator().manual_seed(0)) * 3
+        self.targets = torch.randint(0, vocab, (n,), generator=torch.Generator().manual_seed(1))
+        self.outputs = torch.empty(3, n)
+        self.shape = {"n": n, "V": vocab}
 
-    methods = {
-        "torch.sum (reads only)": lambda: logits.sum(1),
-        "torch.logsumexp": lambda: logits.logsumexp(1),
-        "torch.log_softmax": lambda: logits.log_softmax(1),
-    }
-    for simd in _native.simd_levels():
-        methods[f"{simd}: lse, logp"] = lambda simd=simd: native(simd, False)
-        methods[f"{simd}: lse, logp, entropy"] = lambda simd=simd: native(simd, True)
-        methods[f"{simd}: and P float32"] = lambda simd=simd: native(simd, True, p)
-        methods[f"{simd}: and P bfloat16"] = lambda simd=simd: native(simd, True, p16)
-    rows = []
-    for name, run in methods.items():
+    def method(self, engine: str, work: str) -> tuple[Callable[[], Any], int]:
+        """A function, and the bytes that it must move. `engine`: "torch" or an instruction set."""
+        moved = self.logits.nbytes
+        if engine == "torch":
+            return lambda: getattr(self.logits, work)(1), moved * (2 if work == "log_softmax" else 1)
+        (n, vocab), (logp, lse, entropy) = self.logits.shape, (output.data_ptr() for output in self.outputs)
+        dtype = "bfloat16" if work.endswith("bfloat16") else "float32"
+        p = torch.empty(n, vocab, dtype=getattr(torch, dtype)) if "P" in work else None
+
+        def run() -> None:
+            _native.log_softmax_rows(
+                self.logits.data_ptr(), "float32", n, vocab, vocab, self.targets.data_ptr(), 1.0, logp, lse,
+                0 if work == WORK[0] else entropy, 0 if p is None else p.data_ptr(), dtype, vocab, self.threads, engine,
+            )  # fmt: skip
+
+        return run, moved + (0 if p is None else p.nbytes)
+
+
+def rounds(settings: Any) -> int:
+    return settings.repeats or (2 if settings.quick else 7)
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+@pytest.mark.parametrize("engine, work", [*product(["torch"], TORCH), *product(_native.simd_levels(), WORK)])
+def test_rows(engine, work, vocab, benchmark, settings):
+    rows = Rows(vocab, settings)
+    run, moved = rows.method(engine, work)
+    benchmark.group = "rows of log-softmax, {n} x {V}".format(**rows.shape)
+    benchmark.extra_info.update(shape=rows.shape, dtype="float32", threads=rows.threads, bytes=moved)
+    benchmark.pedantic(run, rounds=rounds(settings), warmup_rounds=1, iterations=1)
+    if benchmark.stats is not None:  # None with --benchmark-disable
+        benchmark.extra_info["GB/s"] = moved / benchmark.stats.stats.median / 1e9
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+def test_share_of_bandwidth(vocab, settings, report):
+    """The best instruction set here and `torch.sum`, in turn."""
+    rows, simd = Rows(vocab, settings), _native.simd_levels()[0]
+    methods = {"torch sum": rows.method("torch", "sum")} | {f"{simd}, {w}": rows.method(simd, w) for w in WORK}
+    for run, _ in methods.values():
         run()
-        times = []
-        for _ in range(settings.repeats or 7):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        seconds = statistics.median(times)
-        rows.append({"method": name, "ms": seconds * 1e3, "GB/s of logits": logits.nbytes / seconds / 1e9})
-    report(f"rows of log-softmax: {n} x {vocab}, float32, {threads} threads", rows)
+    variants = {name: lambda mark, run=run: run() for name, (run, _) in methods.items()}
+    times = interleaved(variants, rounds(settings), torch.device("cpu"))
+    rates = {name: moved / statistics.median(t[0] for t in times[name]) / 1e9 for name, (_, moved) in methods.items()}
+    report(
+        "rows of log-softmax, {n} x {V}, float32, {threads} threads".format(**rows.shape, threads=rows.threads),
+        [{"method": name, "GB/s": rate, "of torch sum": rate / rates["torch sum"]} for name, rate in rates.items()],
+    )
