@@ -91,7 +91,7 @@ def run(name: str, out: Path, model: str, data: str) -> None:
     rows, seen = [], []
     while trainer.step_count < trainer.total_steps:
         seen.append(trainer.loader.rows(trainer.step_count).tolist())
-        rows.append(trainer.step())
+        rows.append(dict(trainer.step()))
         if name.endswith("resumed") and trainer.step_count == 2:  # stop in the middle, and start again from the folder
             trainer.save()
             trainer.step()  # progress that is lost

@@ -73,6 +73,26 @@ def test_probes_do_not_touch_training(runs):
     assert np.array_equal(logp[0], runs[2]["ppo"]["drift"][1][0])  # theta_0, the same bits anywhere
 
 
+def test_one_sampler_is_kept_for_the_run(recipe):
+    """Guards rollouts on a GPU: the copy of the weights, the cache and what is captured of them stay where they are from
+    rollout to rollout, for PPO's samples and for answers alike, and the copy has the weights of its step."""
+    recipe.model.dtype, recipe.run.steps = "bfloat16", 3
+    recipe.probes.every, recipe.probes.tokens = 1, 2048
+    recipe.answers.samples, recipe.answers.base, recipe.answers.probes, recipe.answers.max_tokens = 2, 2, 4, 3
+    trainer = Trainer(recipe)
+    held = []
+    for _ in range(3):
+        expected = {n: p.full_tensor().bfloat16() for n, p in trainer.model.named_parameters()}
+        trainer.step()
+        generator = trainer.sampler.generator
+        assert all(torch.equal(p, expected[n]) for n, p in generator.model.named_parameters())
+        held.append((generator, generator.memory, [p.data_ptr() for p in generator.model.parameters()]))
+    assert trainer.ppo.sampler is trainer.sampler is trainer.probes.answers.sampler
+    assert all(h[0] is held[0][0] and h[1] is held[0][1] and h[2] == held[0][2] for h in held)
+    assert len(generator.steps) == 2  # PPO's settings, and those of answers
+    trainer.close()
+
+
 def test_resume_is_exact(runs):
     """Guards checkpoints between rollouts: value model, both optimizers, score scale and counters go on where they
     stood."""

@@ -231,6 +231,70 @@ def test_skipped_updates_between_logs_are_reported(tmp_path, tiny_models, data):
     trainer.close()
 
 
+def test_rows_are_written_a_step_late_on_a_gpu(tmp_path, tiny_models, data):
+    """Guards the host's lead on a GPU (its order of events, made to happen here): a step reads none of its numbers, the
+    row is written a step later, at an evaluation and a checkpoint at once, and the files are the same."""
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    recipe.run.steps, recipe.data.eval_fraction = 6, 0.2
+    plain = Trainer(recipe)
+    for _ in range(6):
+        plain.step()
+    plain.finish()
+    plain.close()
+    expected = [json.loads(line) for line in open(tmp_path / "base" / "metrics.jsonl")]
+
+    recipe.run.folder = str(tmp_path / "late")
+    trainer = Trainer(recipe)
+    trainer.lag = True
+    told, steps = [], lambda: [json.loads(line)["step"] for line in open(tmp_path / "late" / "metrics.jsonl")]
+    trainer.on_row = lambda row, warning: told.append((row["step"], warning))
+    found = [trainer.step() for _ in range(2)]
+    assert all(metrics and metrics._row is not None for metrics in found[:1]) and found[1]._row is None
+    assert steps() == [1] and told == [(1, "")]
+    trainer.evaluate()
+    assert steps() == [1, 2]
+    found.append(trainer.step())
+    assert steps() == [1, 2] and found[2]["loss"] == expected[2]["loss"]  # looked at: read, and not yet written
+    assert steps() == [1, 2]
+    trainer.save()
+    assert steps() == [1, 2, 3] and list(DriftLog.open(tmp_path / "late").steps) == [0, 1, 2]
+    trainer.step()
+    trainer.close()  # a crash: step 4 is not written, and a resumed run writes it again
+    assert steps() == [1, 2, 3]
+    trainer = Trainer(recipe)
+    trainer.lag = True
+    assert trainer.step_count == 3
+    while trainer.step_count < 6:
+        trainer.step()
+    trainer.finish()
+    trainer.close()
+    rows = [json.loads(line) for line in open(tmp_path / "late" / "metrics.jsonl")]
+    changing = ("seconds", "per_second", "memory")  # nothing else may differ
+    for a, b in zip(rows, expected, strict=True):
+        assert {k: v for k, v in a.items() if not any(c in k for c in changing)} == {
+            k: v for k, v in b.items() if not any(c in k for c in changing)
+        }
+    logs = [DriftLog.open(tmp_path / name) for name in ("base", "late")]
+    assert list(logs[0].steps) == list(logs[1].steps) == [*range(7)]
+    assert np.array_equal(logs[0].logp, logs[1].logp)
+
+
+def test_a_skip_is_named_a_step_late_too(tmp_path, tiny_models, data):
+    """Guards the report of a poisoned step where rows are written late: its own number, its own rows."""
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    trainer = Trainer(recipe)
+    trainer.lag = True
+    told = []
+    trainer.on_row = lambda row, warning: told.append((row["step"], row["skipped_updates"], warning))
+    trainer.reference.sums[trainer.store.tree_start[trainer.loader.rows(1)[0]]] = float("nan")
+    for _ in range(3):
+        trainer.step()
+    trainer.flush()
+    trainer.close()
+    assert [t[:2] for t in told] == [(1, 0), (2, 1), (3, 0)]
+    assert told[1][2].startswith("step 2: 1 update skipped, not finite (step 2, rank 0, rows [") and not told[2][2]
+
+
 def test_a_wrong_reference_stops_before_the_first_update(tmp_path, tiny_models, data):
     """Guards the known answer of step 0: a reference of another model moves nothing and ends the run."""
     trainer = Trainer(recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data)))
@@ -264,6 +328,78 @@ def test_reference_sums_are_never_replaced(tmp_path, tiny_models, data):
     mine.write_bytes(mine.read_bytes()[:100])
     with pytest.raises(InputError, match=f"{mine.name}: damaged"):
         Trainer(make("base"))
+
+
+def test_a_broken_flash_attn_is_one_line(tmp_path, tiny_models, data, monkeypatch):
+    """Guards a build for another torch: it is found, and its import fails. Asked for by name it is an error before
+    anything runs; where torch chooses, torch's own attention runs and the reason is said."""
+    from vdengine.models import attention
+
+    (tmp_path / "broken" / "flash_attn").mkdir(parents=True)
+    (tmp_path / "broken" / "flash_attn" / "__init__.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    monkeypatch.syspath_prepend(str(tmp_path / "broken"))
+    for function in (attention.flash_attn_problem, attention._has_flash_attn):
+        function.cache_clear()
+        monkeypatch.setattr(attention, function.__name__, function)
+    try:
+        recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+        recipe.kernels.attention = "flash"
+        message = "flash-attn is installed but cannot be imported (ImportError: undefined symbol: _ZN3c10)"
+        with pytest.raises(InputError) as error:
+            Trainer(recipe)
+        assert str(error.value) == f"kernels.attention = 'flash': {message}"
+        with pytest.raises(ValueError, match="undefined symbol"):
+            attention.attend(*[torch.zeros(1, 1, 8)] * 3, *[torch.tensor([0, 1]).int()] * 2, 1, 1, backend="flash")
+        with pytest.warns(UserWarning, match="undefined symbol.*torch's varlen attention is used instead"):
+            assert not attention._has_flash_attn()
+    finally:
+        sys.modules.pop("flash_attn", None)
+        for function in (attention.flash_attn_problem, attention._has_flash_attn):
+            function.cache_clear()
+
+
+def test_a_backward_is_strict_only_while_it_lasts():
+    """Guards attention's ordered backward on CUDA, and everything else: the switch is set back, after an error too,
+    and where nobody has asked for warnings nothing is switched."""
+    from vdengine.engine.parallel import ordered
+
+    def state() -> tuple[bool, bool]:
+        on = torch.are_deterministic_algorithms_enabled()
+        return on, torch.is_deterministic_algorithms_warn_only_enabled()
+
+    with ordered(True):
+        assert state() == (False, False)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with ordered(False):
+            assert state() == (True, True)
+        with pytest.raises(KeyError), ordered(True):
+            assert state() == (True, False)
+            raise KeyError
+        assert state() == (True, True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_allocators_setting(monkeypatch):
+    """Guards memory on CUDA: segments grow, unless the user has decided or CUDA runs already."""
+    from vdengine.engine import parallel
+
+    made = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", made.append)
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    parallel.expand_segments()
+    assert made == []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")
+    parallel.expand_segments()
+    assert made == []
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    parallel.expand_segments()
+    assert made == ["expandable_segments:True"] and os.environ["PYTORCH_ALLOC_CONF"] == made[0]
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
 
 
 def test_changed_contents_do_not_resume(tmp_path, tiny_models, data):

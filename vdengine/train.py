@@ -46,9 +46,9 @@ def train(recipe) -> int:
         screen.say(console.plan(t) + "\n")
         with profiler(t.folder, recipe.log.profile, t.world.rank) as profile:
             while t.step_count < t.total_steps:
-                row = t.step()
+                t.step()
                 profile.step()
-                screen.step(row, t)
+                screen.step()
                 if every(recipe.data.eval_every, t):
                     screen.evaluation(t.evaluate(), t)
                 if every(recipe.checkpoint.every, t):

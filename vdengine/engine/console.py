@@ -21,6 +21,7 @@ class Console:
     """Prints on rank 0 only, and keeps a copy in `log.txt`. A progress bar where there is a terminal."""
 
     def __init__(self, trainer: Trainer, stream: TextIO | None = None) -> None:
+        self.trainer, trainer.on_row = trainer, self.row
         self.main, self.shown = trainer.world.is_main, 0  # step of the last sample shown; the first one shows nothing
         self.stream = stream or sys.stdout
         self.file = open(trainer.folder / "log.txt", "a") if self.main else None
@@ -40,17 +41,20 @@ class Console:
         else:
             self.bar.write(text, file=self.stream)
 
-    def step(self, row: dict[str, Any], t: Trainer) -> None:
-        if row:
-            self.say(step_line(row, t.total_steps))
-            if row.get("skipped_updates"):
-                self.say(t.warning)
-        if t.probes is not None:
-            if t.probes.note:
-                self.say(f"        {t.probes.note}")
-            if t.probes.latest is not None and t.probes.latest.step > self.shown:
-                self.shown = t.probes.latest.step
-                self.say(f"        {movers(t.probes.latest)}")
+    def row(self, row: dict[str, Any], warning: str) -> None:
+        """A logged step, when the trainer has written it: on CUDA a step late."""
+        self.say(step_line(row, self.bar.total))
+        if warning:
+            self.say(warning)
+        probes = self.trainer.probes
+        if probes is not None and probes.latest is not None and probes.latest.step > self.shown:
+            self.shown = probes.latest.step
+            self.say(f"        {movers(probes.latest)}")
+
+    def step(self) -> None:
+        """After every step."""
+        if self.trainer.probes is not None and self.trainer.probes.note:
+            self.say(f"        {self.trainer.probes.note}")
         self.bar.update()
 
     def evaluation(self, row: dict[str, Any], t: Trainer) -> None:

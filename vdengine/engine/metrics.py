@@ -9,12 +9,14 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from vdengine import recipe as recipes
 from vdengine.errors import InputError
@@ -42,10 +44,64 @@ def memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class SectionClock:
-    """Adds up the time spent in a section, entered many times: `with clock: ...`; then `clock.take()` seconds.
+class Later:
+    """A tensor's values as they are now, for the host to read later: on CUDA the copy is queued behind what is queued
+    already, so reading them waits for that and for nothing that is queued afterwards (`.tolist()` would)."""
 
-    On CUDA it records events and reads them in `take`, which waits for the device.
+    def __init__(self, x: Tensor) -> None:
+        self._copied: Any = None
+        if x.device.type == "cuda":
+            self._values = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            self._values.copy_(x.detach(), non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        else:
+            self._values = x.detach().clone()
+
+    def get(self) -> Tensor:
+        """The values, on the CPU."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._values
+
+
+class Metrics(Mapping[str, Any]):
+    """A step's metrics, a mapping that is filled when it is first looked at: until then nothing waits for the device.
+
+    Whether it is empty (a step that is not logged) can be asked without a wait.
+    """
+
+    def __init__(self, read: Callable[[], dict[str, Any]] | None = None) -> None:
+        self._read = read
+        self._row: dict[str, Any] | None = {} if read is None else None
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """All of them; the first look waits for the step."""
+        if self._row is None and self._read is not None:
+            self._row, self._read = self._read(), None
+        return self._row or {}
+
+    def __bool__(self) -> bool:
+        return bool(self._read or self._row)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.row[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.row)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __repr__(self) -> str:
+        return repr(self.row)
+
+
+class SectionClock:
+    """Adds up the time spent in a section, entered many times: `with clock: ...`; then `clock.cut()()` seconds.
+
+    On CUDA it records events: the time is the device's, and only reading it waits.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -66,14 +122,17 @@ class SectionClock:
         else:
             self.total += time.perf_counter()
 
-    def take(self) -> float:
-        """Seconds since the last `take`."""
-        if self.events:
-            self.events[-1][1].synchronize()
-            self.total = sum(start.elapsed_time(end) for start, end in self.events) / 1e3
-            self.events = []
+    def cut(self) -> Callable[[], float]:
+        """Begin anew; what was measured since the last cut can be read, in seconds, when it is needed."""
         total, self.total = self.total, 0.0
-        return total
+        events, self.events = self.events, []
+
+        def read() -> float:
+            if events:
+                events[-1][1].synchronize()
+            return total + sum(start.elapsed_time(end) for start, end in events) / 1e3
+
+        return read
 
 
 @dataclass
@@ -81,16 +140,14 @@ class Interval:
     """What rates are made of: totals over the steps since the last logged one."""
 
     steps: int = 0
-    seconds: float = 0.0
     tokens: int = 0
     scored: int = 0
     flops: float = 0.0  # forward and backward
     phases: dict[str, float] = field(default_factory=dict)  # seconds of a step before its updates
 
-    def add(self, seconds: float, tokens: int, scored: int, phases: dict[str, float]) -> None:
+    def add(self, tokens: int, scored: int, phases: dict[str, float]) -> None:
         """Count a step."""
         self.steps += 1
-        self.seconds += seconds
         self.tokens += tokens
         self.scored += scored
         for name, x in phases.items():

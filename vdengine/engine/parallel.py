@@ -49,9 +49,9 @@ class World:
 def start_world(parallel: recipes.Parallel, deterministic: bool) -> World:
     """Join the process group (torchrun's, an embedder's, or a new one of this process alone) and make the mesh.
 
-    `deterministic` on CUDA: torch's own attention picks its ordered backward, and cuBLAS a fixed workspace, only
-    under `torch.use_deterministic_algorithms`, a switch of the whole process; `World.close` turns it off again.
-    On CPU nothing here depends on it.
+    `deterministic` on CUDA: cuBLAS takes a fixed workspace, and torch's ops their ordered forms, only under
+    `torch.use_deterministic_algorithms`, a switch of the whole process; `World.close` turns it off again. On CPU
+    nothing here depends on it. See also `ordered`.
 
     Raises:
         InputError: replicate * shard is not the number of ranks.
@@ -59,6 +59,7 @@ def start_world(parallel: recipes.Parallel, deterministic: bool) -> World:
     cuda = torch.cuda.is_available()
     owns = not dist.is_initialized()
     if cuda:
+        expand_segments()
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # torchrun's contract, not a switch of ours
     switched = cuda and deterministic and not torch.are_deterministic_algorithms_enabled()
     if switched:
@@ -87,6 +88,35 @@ def start_world(parallel: recipes.Parallel, deterministic: bool) -> World:
         mesh = init_device_mesh(kind, (shard,), mesh_dim_names=("shard",))
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     return World(rank, size, device, mesh, owns, switched)
+
+
+def expand_segments() -> None:
+    """Let the allocator grow its segments instead of keeping one of each size: packs differ in every size. Must come
+    before CUDA's first allocation; what the user has set stays, and so does a process where CUDA runs already."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the older name
+    if torch.cuda.is_initialized() or any(os.environ.get(name) for name in names):
+        return
+    os.environ[names[0]] = "expandable_segments:True"  # for processes that this one starts; torch has read its own
+    torch._C._accelerator_setAllocatorSettings(os.environ[names[0]])
+
+
+@contextmanager
+def ordered(deterministic: bool) -> Iterator[None]:
+    """Around a backward, for `run.deterministic`: where deterministic algorithms are on and an op without an ordered
+    form is a warning, in here it is an error.
+
+    Not for the error's sake: ATen's attention (flash, behind varlen attention, and the memory-efficient one) takes its
+    ordered backward only if the switch is on *and* is not set to warn; in a forward it makes no difference, and there
+    some ops have no ordered form (a cumulative sum).
+    """
+    strict = deterministic and torch.is_deterministic_algorithms_warn_only_enabled()
+    if strict:
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        if strict:
+            torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def shard_model(

@@ -93,13 +93,12 @@ class PPO:
         tokenizer: Tokenizer,
         idle: Pack,
         *,
-        dtype: torch.dtype,
+        sampler: Sampler,
         critic: Transformer,  # trained; values before each token
         reference: Transformer | None,  # frozen
         reward: Transformer | RewardFunction,  # frozen scalar model, or a function of text
         flops: dict[str, float],  # of the policy
         critic_flops: dict[str, float],
-        num_parameters: int,  # of the policy
     ) -> None:
         self.recipe, self.world, self.loader, self.tokenizer, self.idle = recipe, world, loader, tokenizer, idle
         self.critic, self.reference, self.reward = critic, reference, reward
@@ -123,7 +122,8 @@ class PPO:
         )
         # policy alone, an upper bound: every completion as long as it may be
         self.step_flops = 3 * recipe.objective.num_ppo_epochs * float(per_prompt.mean()) * recipe.batch.examples
-        self.sampler = Sampler(world, dtype, num_parameters, weights=r.weights, slots=r.slots)
+        self.sampler = sampler
+        sampler.expect(int(store.prompt_len.max()))
         self.seconds: dict[str, float] = {}  # of the last rollout, by phase
 
     # -------------------------------------------------------------------------------------------- checkpoints

@@ -19,6 +19,7 @@ from vdengine.drift.log import DriftLog
 from vdengine.drift.panel import STANCES, Panel
 from vdengine.drift.scoring import Forest, Openings, Schedule, deal
 from vdengine.engine.answers import Answers, Bank
+from vdengine.engine.metrics import Later
 from vdengine.engine.parallel import World
 from vdengine.engine.sampling import Sampler
 from vdengine.errors import InputError
@@ -28,21 +29,28 @@ from vdengine.models.transformer import Transformer
 
 @dataclass(eq=False)
 class Reading:
-    """Packs of a forest that are scored at one step, and where their branches' sums go. Scores wait on the device:
-    sampling does not stall the step."""
+    """Packs of a forest that are scored at one step, and where their branches' sums go. Reading them waits for the
+    forwards that they ride in alone: sampling does not stall the step."""
 
     step: int
     forest: Forest
     packs: list[int]
     out: Tensor  # [branches] fp32
     bank: Bank | None = None  # the answers that the forest holds; None: openings
+    _later: tuple[Later, Later] | None = None
+
+    def complete(self) -> None:
+        """`out` is final: send it to the host."""
+        self._later = Later(torch.cat([self.forest.slots[i] for i in self.packs])), Later(self.out)
 
     @property
     def logp(self) -> np.ndarray:
-        """[branches] fp32, NaN where not sampled. The host waits for the device."""
-        sampled = torch.cat([self.forest.slots[i] for i in self.packs]).cpu().numpy()
+        """[branches] fp32, NaN where not sampled."""
+        if self._later is None:
+            raise RuntimeError("a reading is looked at before its forwards have run")
+        sampled, out = (x.get().numpy() for x in self._later)
         scores = np.full(self.forest.num_branches, np.nan, dtype=np.float32)
-        scores[sampled] = self.out.cpu().numpy()[sampled]
+        scores[sampled] = out[sampled]
         return scores
 
 
@@ -174,8 +182,10 @@ class Probes:
     def end(self) -> None:
         """After a step's forwards: gather the ranks' scores. Each branch was scored by one rank, the others hold
         zeros: the sum is exact."""
-        for r in self._now if self.world.size > 1 else []:
-            dist.all_reduce(r.out)
+        for r in self._now:
+            if self.world.size > 1:
+                dist.all_reduce(r.out)
+            r.complete()
         self._now = []
 
     def sample(self, model: Transformer, step: int) -> None:
@@ -214,10 +224,12 @@ class Probes:
         count = self.answers.settings.samples if step else self.answers.base
         self.note = f"step {step}: {count} answers to each of {len(self.answers.prompts)} probes drawn ({why})"
 
-    def flush(self) -> None:
-        """Write what is pending, on rank 0, and look at it. The host waits for the device."""
-        pending, self._pending = self._pending, []
-        for r in pending:
+    def flush(self, before: int | None = None) -> None:
+        """Write what is pending, on rank 0, and look at it; `before`: only what was read at an earlier step. The host
+        waits for the forwards that it rode in."""
+        due = [r for r in self._pending if before is None or r.step < before]
+        self._pending = [r for r in self._pending if r not in due]
+        for r in due:
             logp = r.logp
             if r.bank is None:
                 if self.log is not None:

@@ -6,8 +6,7 @@ import dataclasses
 import json
 import math
 import statistics
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from vdengine.data.store import Store, build_store
 from vdengine.data.trees import Pack, Tree, pack
 from vdengine.engine import checkpoint
 from vdengine.engine.checkpoint import Trained
-from vdengine.engine.metrics import Interval, MetricsLog, SectionClock, memory_bytes, peak_flops
+from vdengine.engine.metrics import Interval, Later, Metrics, MetricsLog, SectionClock, memory_bytes, peak_flops
 from vdengine.engine.optim import apply_update, learning_rate, make_optimizer
-from vdengine.engine.parallel import World, grad_norm, main_first, shard_model, start_world
+from vdengine.engine.parallel import World, grad_norm, main_first, ordered, shard_model, start_world
 from vdengine.engine.ppo import PPO, RewardFunction, Rollout, pattern_reward
 from vdengine.engine.probes import Probes
 from vdengine.engine.reference import CachedReference, LiveReference, Margins, cache_reference
@@ -32,6 +31,7 @@ from vdengine.engine.sampling import Sampler
 from vdengine.errors import InputError
 from vdengine.kernels._triton import INTERPRETED, resolve
 from vdengine.kernels.preference import preference_loss
+from vdengine.models.attention import flash_attn_problem
 from vdengine.models.chat import Renderer
 from vdengine.models.head import Scores
 from vdengine.models.tokenizer import load_tokenizer
@@ -52,6 +52,16 @@ _RUNS_ON = {"triton": "cuda", "flash": "cuda", "varlen": "cuda", "native": "cpu"
 MAX_SKIPPED = 20  # consecutive updates skipped as not finite before the run gives up
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Logged:
+    """A logged step whose numbers are on their way from the device."""
+
+    metrics: Metrics
+    skipped: Later  # [2]: updates skipped in a row, and since the last logged step
+    finite: Later  # [packs]: whether the losses of each were
+    packs: list[tuple[int, Tensor]]  # step and tree ids of each
+
+
 def open_store(r: recipes.Recipe, paths: list[str], renderer: Renderer, progress: bool) -> Store:
     """The rows of `paths` as the recipe's objective reads them."""
     kind = {"sft": "sft", "ppo": "prompts"}.get(r.objective.name, "preference")
@@ -67,7 +77,7 @@ class Trainer:
 
         trainer = Trainer(recipe)
         while trainer.step_count < trainer.total_steps:
-            metrics = trainer.step()
+            metrics = trainer.step()  # a mapping, read when it is looked at
         trainer.finish()
 
     `step_count` is the number of steps the weights have had: one update each, with PPO those of one rollout.
@@ -91,6 +101,7 @@ class Trainer:
             self._open_data()
             self._check_inputs()
             self._open_model()
+            self._open_sampler()
             self._open_ppo()
             self._open_probes()
             self._open_run()
@@ -208,6 +219,8 @@ class Trainer:
         auto = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.dtype = auto if r.model.dtype == "auto" else getattr(torch, r.model.dtype)
         parts = dataclasses.asdict(r.kernels)
+        if parts["attention"] == "flash" and (problem := flash_attn_problem()) is not None:
+            raise InputError(f"kernels.attention = 'flash': {problem}")
         for name, backend in parts.items():
             where = _RUNS_ON.get(backend, device.type)
             if where != device.type and not (backend == "triton" and INTERPRETED):
@@ -217,7 +230,7 @@ class Trainer:
         self.kernels = Kernels(**parts)
         self.model = self._new_model(self.weights, trainable=True)
         self.trained = [Trained("", self.model, make_optimizer(self.model, r.optimizer), r.optimizer.lr)]
-        self.probe_clock = SectionClock(device)
+        self.step_clock, self.probe_clock = SectionClock(device), SectionClock(device)
         self.model.time_probes(self.probe_clock)
 
     def _new_model(self, weights: Weights, trainable: bool) -> Transformer:
@@ -236,10 +249,20 @@ class Trainer:
         load_into(model, weights)
         return model
 
+    def _open_sampler(self) -> None:
+        """One for PPO's rollouts and for answers: both sample the policy."""
+        r = self.recipe
+        self.sampler: Sampler | None = None
+        if self.value_weights is not None or r.answers.samples:
+            self.sampler = Sampler(
+                self.world, self.dtype, self.weights.config.num_parameters, weights=r.rollout.weights,
+                slots=r.rollout.slots,
+            )  # fmt: skip
+
     def _open_ppo(self) -> None:
         self.ppo: PPO | None = None
         r = self.recipe
-        if self.value_weights is None:
+        if self.value_weights is None or self.sampler is None:
             return
         critic = self._new_model(self.value_weights, trainable=True)
         lr = r.optimizer.lr if r.value.lr is None else r.value.lr
@@ -250,10 +273,9 @@ class Trainer:
         if reward is None:
             raise RuntimeError("_open_sources sees to it that there is a reward")
         self.ppo = PPO(
-            r, self.world, self.loader, self.tokenizer, self.idle, dtype=self.dtype, critic=critic,
+            r, self.world, self.loader, self.tokenizer, self.idle, sampler=self.sampler, critic=critic,
             reference=self._new_model(self.weights, trainable=False) if live else None, reward=reward,
             flops=self.flops, critic_flops=self.value_weights.config.flops,
-            num_parameters=self.weights.config.num_parameters,
         )  # fmt: skip
 
     def _open_probes(self) -> None:
@@ -264,11 +286,8 @@ class Trainer:
         step_flops = 3 * float(self.loader.cost.mean()) * self.recipe.batch.examples
         if self.ppo is not None:
             step_flops = self.ppo.step_flops
-        sampler = None
-        if self.recipe.answers.samples:
-            sampler = Sampler(self.world, self.dtype, self.weights.config.num_parameters)
         self.probes = Probes(
-            self.recipe, self.renderer, self.world, sampler, total_steps=self.total_steps, step_flops=step_flops,
+            self.recipe, self.renderer, self.world, self.sampler, total_steps=self.total_steps, step_flops=step_flops,
             flops=self.flops,
         )  # fmt: skip
 
@@ -333,14 +352,19 @@ class Trainer:
         self._unlogged: list[tuple[int, Tensor, Tensor]] = []  # step, tree ids and losses of packs not yet logged
         self._skipped = torch.zeros(2, device=self.world.device)  # updates skipped in a row; and since the last log
         self._since_log = Interval()
-        self.warning = ""
+        self.lag = self.world.device.type == "cuda"  # a row is written a step after its own
+        self._waiting: Logged | None = None  # the last logged step, where it is not yet written
+        self.on_row: Callable[[dict[str, Any], str], None] = lambda row, warning: None  # told of each row when written
+        self.warning = ""  # the last one
 
     # -------------------------------------------------------------------------------------------------- step
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Metrics:
         """One optimizer step; with PPO a rollout and all updates on it. Its metrics where `log.every` (or the last
-        step) asks for them, else {}: only then does the host wait for the device."""
-        started, k, w, device = time.perf_counter(), self.step_count, self.world, self.world.device
+        step) asks for them, else empty. The host does not wait for the device: a row is read when it is looked at, and
+        on CUDA it is written a step later, when it is there."""
+        k, w, device = self.step_count, self.world, self.world.device
+        self.step_clock.__enter__()
         if self.probes:
             self.probes.anchor(self.model, k)
         rollout, batches, extra = self._work(k)
@@ -360,7 +384,8 @@ class Trainer:
                 if self.probes:
                     self.probes.collect(rider, scores.probe_logp)
                 losses, metrics = self._losses(this, scores, self.reference, rollout)
-                (losses.sum() * (live / count)).backward()  # one global denominator, known before the first forward
+                with ordered(self.recipe.run.deterministic):
+                    (losses.sum() * (live / count)).backward()  # one global denominator, known before the first forward
                 if scores.entropy is not None:
                     metrics = {**metrics, "entropy": scores.entropy.detach()}
                 for name, x in {**metrics, "loss": losses.detach()}.items():
@@ -386,20 +411,22 @@ class Trainer:
             logged.append((names, torch.cat([totals, torch.stack(norms)]), batch))
             self._since_log.flops += 3 * batch.cost
 
+        self.step_clock.__exit__()
         seen = [batch] if rollout is None else rollout.batches
         num_tokens, num_scored = sum(b.num_tokens for b in seen), sum(b.num_scored for b in seen)
         self.step_count += 1
         self.tokens_seen += num_tokens
         phases = (self.ppo.seconds if self.ppo else {}) | (self.probes.seconds if self.probes else {})
-        self._since_log.add(time.perf_counter() - started, num_tokens, num_scored, phases)
+        self._since_log.add(num_tokens, num_scored, phases)
+        self._settle()  # the step that was logged last; the device has long been done with it
         if self.step_count % self.recipe.log.every and self.step_count != self.total_steps:
-            return {}
-        waited = time.perf_counter()
-        row = self._means(logged) | extra  # here the host waits for the device
-        self._since_log.seconds += time.perf_counter() - waited
-        row |= {"learning_rate": learning_rate(self.recipe.optimizer, k, self.total_steps)}
-        row |= {"tokens": num_tokens, "scored_tokens": num_scored, "micro_steps": len(batch.packs)}
-        return self._report(row)
+            return Metrics()
+        extra |= {"learning_rate": learning_rate(self.recipe.optimizer, k, self.total_steps)}
+        extra |= {"tokens": num_tokens, "scored_tokens": num_scored, "micro_steps": len(batch.packs)}
+        self._waiting = found = self._log(logged, extra)
+        if not self.lag:  # all is there
+            self._settle()
+        return found.metrics
 
     def _work(self, k: int) -> tuple[Rollout | None, Iterable[Batch], dict[str, float]]:
         """The batches of step k, one update each, and what is known before them."""
@@ -412,11 +439,43 @@ class Trainer:
         """The denominator of a batch's loss, over all ranks: examples, or scored tokens."""
         return batch.num_scored if self.recipe.objective.name in ("sft", "ppo") else batch.num_examples
 
-    def _means(self, logged: list[tuple[list[str], Tensor, Batch]]) -> dict[str, float]:
-        """Global means of a step's metrics, over its updates."""
-        rows = []
-        for names, totals, batch in logged:
-            values, count = totals.tolist(), self._count(batch)
+    def _log(self, logged: list[tuple[list[str], Tensor, Batch]], extra: dict[str, Any]) -> Logged:
+        """A row of metrics, to be read later: its numbers leave the device now. Rates are since the last logged one."""
+        i, self._since_log = self._since_log, Interval()
+        packs, self._unlogged = self._unlogged, []
+        fine = [torch.isfinite(losses).all() for _, _, losses in packs]
+        totals = Later(torch.cat([x for _, x, _ in logged]))
+        skipped, whole = Later(self._skipped), Later(torch.stack(fine) if fine else self._skipped[:0])
+        self._skipped[1] = 0.0
+        step, step_seconds, probe_seconds = self.step_count, self.step_clock.cut(), self.probe_clock.cut()
+        row = {"step": step, "epoch": step / self.loader.steps_per_epoch}
+        known = {"num_tokens": self.tokens_seen, "memory_bytes": memory_bytes(self.world.device)}
+
+        def read() -> dict[str, Any]:
+            seconds = step_seconds()
+            row.update(self._means(logged, totals.get().tolist()) | extra)
+            row.update({
+                "step_seconds": seconds / i.steps,
+                "probe_seconds": probe_seconds() / i.steps,
+                "tokens_per_second": i.tokens / seconds,
+                "scored_tokens_per_second": i.scored / seconds,
+            } | known)  # fmt: skip
+            if i.phases:  # PPO's, and answers; what is left of a step is training
+                row.update({f"{name}_seconds": s / i.steps for name, s in i.phases.items()})
+                row["train_seconds"] = (seconds - sum(i.phases.values())) / i.steps
+            if peak := peak_flops(self.world.device):
+                row["mfu"] = i.flops / seconds / self.world.size / peak
+            row["skipped_updates"] = int(skipped.get()[1])
+            return row | self._report_probes(step)
+
+        return Logged(Metrics(read), skipped, whole, [(k, ids) for k, ids, _ in packs])
+
+    def _means(self, logged: list[tuple[list[str], Tensor, Batch]], totals: list[float]) -> dict[str, float]:
+        """Global means of a step's metrics, over its updates. `totals`: of all updates, one after another."""
+        rows, at = [], 0
+        for names, part, batch in logged:
+            values, count = totals[at : at + len(part)], self._count(batch)
+            at += len(part)
             row = {n: v / (batch.num_scored if n == "entropy" else count) for n, v in zip(names, values, strict=False)}
             norms = zip(self.trained, values[len(names) :], strict=True)
             rows.append(row | {f"{t.prefix}grad_norm": norm for t, norm in norms})
@@ -427,34 +486,26 @@ class Trainer:
             means["policy/entropy_avg"] = means.pop("entropy")
         return means
 
-    def _report(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Log a step: its metrics, and rates since the last logged one."""
-        i, self._since_log = self._since_log, Interval()
-        row = {"step": self.step_count, "epoch": self.step_count / self.loader.steps_per_epoch, **found}
-        row |= {
-            "step_seconds": i.seconds / i.steps,
-            "probe_seconds": self.probe_clock.take() / i.steps,
-            "tokens_per_second": i.tokens / i.seconds,
-            "scored_tokens_per_second": i.scored / i.seconds,
-            "num_tokens": self.tokens_seen,
-            "memory_bytes": memory_bytes(self.world.device),
-        }
-        if i.phases:  # PPO's, and answers; what is left of a step is training
-            row |= {f"{name}_seconds": seconds / i.steps for name, seconds in i.phases.items()}
-            row["train_seconds"] = (i.seconds - sum(i.phases.values())) / i.steps
-        if peak := peak_flops(self.world.device):
-            row["mfu"] = i.flops / i.seconds / self.world.size / peak
-        row["skipped_updates"] = self._check_finite()
-        row |= self._report_probes()
+    def _settle(self) -> None:
+        """Write the step that was logged last, if it is not. All ranks together: what was skipped is gathered."""
+        logged, self._waiting = self._waiting, None
+        if logged is None:
+            return
+        row = logged.metrics.row
         if self.metrics_log is not None:
             self.metrics_log.write(row)
-        return row
+        self.on_row(row, self._check_finite(row["step"], logged))
 
-    def _report_probes(self) -> dict[str, float]:
-        """Write the samples that are waiting; what a step's metrics should say of them."""
+    def flush(self) -> None:
+        """Write all that is logged or sampled so far; the host waits for the device. A collective."""
+        self._settle()
+        self._report_probes()
+
+    def _report_probes(self, before: int | None = None) -> dict[str, float]:
+        """Write the samples that are waiting (`before`: those of earlier steps); what metrics should say of them."""
         if self.probes is None:
             return {}
-        self.probes.flush()
+        self.probes.flush(before)
         if self.metrics_log is not None:
             for live in self.probes.take_live():
                 self.metrics_log.track(live.scalars, live.step)
@@ -485,29 +536,28 @@ class Trainer:
             return objectives.simpo(policy, this.branch_lengths, beta=beta, gamma_beta_ratio=o.gamma_beta_ratio)
         return objectives.dpo(policy, sums, beta=beta, label_smoothing=o.label_smoothing)
 
-    def _check_finite(self) -> int:
-        """How many updates have been skipped since the last log; `warning` says at which step, rank and rows.
+    def _check_finite(self, step: int, logged: Logged) -> str:
+        """A line on the updates that were skipped before `step`: at which step, rank and rows; "" if there are none.
 
         Raises:
             InputError: too many in a row; the run would only burn time.
         """
-        in_a_row, skipped = (int(n) for n in self._skipped.tolist())
-        self._skipped[1] = 0.0
+        in_a_row, skipped = (int(n) for n in logged.skipped.get().tolist())
+        if not skipped:
+            return ""
         bad = [
             f"step {k + 1}, rank {self.world.rank}, rows {self._rows(k, ids)[:8]}"
-            for k, ids, losses in self._unlogged
-            if not torch.isfinite(losses).all()
+            for (k, ids), finite in zip(logged.packs, logged.finite.get().tolist(), strict=True)
+            if not finite
         ]
-        self._unlogged = []
-        if skipped:
-            where: list[Any] = [None] * self.world.size
-            dist.all_gather_object(where, bad)
-            found = "; ".join(sorted({b for part in where for b in part})) or "the losses are finite, the norm is not"
-            updates = "1 update" if skipped == 1 else f"{skipped} updates"
-            self.warning = f"step {self.step_count}: {updates} skipped, not finite ({found})"
-            if in_a_row >= MAX_SKIPPED:
-                raise InputError(f"{self.warning}; {in_a_row} in a row: lower optimizer.lr or look at these rows")
-        return skipped
+        where: list[Any] = [None] * self.world.size
+        dist.all_gather_object(where, bad)
+        found = "; ".join(sorted({b for part in where for b in part})) or "the losses are finite, the norm is not"
+        updates = "1 update" if skipped == 1 else f"{skipped} updates"
+        self.warning = f"step {step}: {updates} skipped, not finite ({found})"
+        if in_a_row >= MAX_SKIPPED:
+            raise InputError(f"{self.warning}; {in_a_row} in a row: lower optimizer.lr or look at these rows")
+        return self.warning
 
     def _rows(self, k: int, tree_ids: Tensor) -> list[int]:
         """Rows of the store; a rollout's trees are numbered by their place in the step."""
@@ -547,6 +597,7 @@ class Trainer:
     def evaluate(self) -> dict[str, Any]:
         """Loss and metrics on the held-out examples, under `eval/`; {} if there are none."""
         w, loader, sft = self.world, self.loader, self.recipe.objective.name == "sft"
+        self.flush()
         if not len(loader.eval_rows):
             return {}
         sums: dict[str, Tensor] = {}
@@ -565,9 +616,8 @@ class Trainer:
         return {f"eval/{name}": v / count for name, v in zip(names, totals.tolist(), strict=True)}
 
     def save(self) -> Path:
-        """A checkpoint of this step. All ranks together."""
-        if self.probes:
-            self.probes.flush()
+        """A checkpoint of this step; the logs are written up to it. All ranks together."""
+        self.flush()
         return checkpoint.save(
             self.folder, self.step_count, self.trained, self._numbers(), self.world, self.recipe.checkpoint.keep
         )
@@ -577,13 +627,13 @@ class Trainer:
         if self.probes:
             self.probes.sample(self.model, self.step_count)
             self.probes.anchor(self.model, self.step_count)
-            self._report_probes()
         self.save()
         if self.recipe.checkpoint.export:
             save_model(self.model, self.tokenizer, self.folder / "export")
 
     def close(self) -> None:
-        """Release the loader's thread, the logs and, if this trainer made it, the process group."""
+        """Release the loader's thread, the logs and, if this trainer made it, the process group. A row that is not yet
+        written is lost: `flush` first."""
         self.loader.close()
         if self.metrics_log is not None:
             self.metrics_log.close()
