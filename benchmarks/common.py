@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,10 +73,24 @@ def gpu(settings: Any) -> Any:
     return torch.device("cpu")
 
 
-def in_fresh_process(script: str, arguments: dict[str, Any], threads: int) -> dict[str, Any]:
+class Failed(RuntimeError):
+    """What ran in a process of its own did not give a result. `str` has the end of what it printed, `reason` a line."""
+
+    def __init__(self, what: str, reason: str, output: str) -> None:
+        super().__init__(f"{what} {reason}:\n{output}")
+        self.reason = reason
+
+
+def in_fresh_process(
+    script: str, arguments: dict[str, Any], threads: int, seconds: float | None = None
+) -> dict[str, Any]:
     """Run `script` with `arguments` (JSON) in a process of its own; what it leaves with `leave` comes back.
 
-    Peak memory belongs to a process and allocators keep what they once had, so nothing measured shares one.
+    Peak memory belongs to a process and allocators keep what they once had, so nothing measured shares one; and what
+    breaks a process, or the device under it, breaks no other figure.
+
+    Raises:
+        Failed: it ended with an error, or not within `seconds`.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     # one GPU for every engine: with more in sight, transformers' Trainer would spread its batch over them
@@ -80,11 +98,49 @@ def in_fresh_process(script: str, arguments: dict[str, Any], threads: int) -> di
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [sys.executable, script, json.dumps(arguments | {"threads": threads, "out": str(out)})]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
-        if done.returncode != 0:
-            tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
-            raise RuntimeError(f"{Path(script).name} {arguments} failed with exit code {done.returncode}:\n{tail}")
+        output, code = run_limited(command, seconds, env=environment, cwd=folder)
+        if code != 0 or not out.exists():
+            raise Failed(f"{Path(script).name} {arguments}", ended(output, code, seconds), last_lines(output, 25))
         return json.loads(out.read_text())
+
+
+def run_limited(command: list[str], seconds: float | None, **options: Any) -> tuple[str, int | None]:
+    """What it printed and its exit code; None where it was stopped at the limit, with the processes it had started:
+    they would hold the device."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, errors="replace",
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None, **options,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=seconds)
+        return output, process.returncode
+    except BaseException as error:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        output = process.communicate()[0]
+        if isinstance(error, subprocess.TimeoutExpired):
+            return output, None
+        raise
+
+
+def _die_with_parent() -> None:
+    """A benchmark that is killed leaves nobody behind who holds the device."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def ended(output: str, code: int | None, seconds: float | None) -> str:
+    """One line on why a process gave no result."""
+    if code is None:
+        return f"did not end within {seconds:.0f} s"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(E +)?([\w.]+\.)?\w*(Error|Exception)\b", line)]
+    said = [*lines[-1:], *errors][-1:]  # an error's own line, the last one; else what was printed last
+    return f"failed with exit code {code}: {said[0][:300]}" if said else f"failed with exit code {code}"
+
+
+def last_lines(text: str, count: int) -> str:
+    return "\n".join(text.splitlines()[-count:])
 
 
 def arguments() -> dict[str, Any]:

@@ -13,8 +13,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import versions  # noqa: E402
+from results import Results, Table, cell  # noqa: E402
 
-_TABLES: list[dict[str, Any]] = []
+_TABLES: list[Table] = []
 
 
 def pytest_addoption(parser):
@@ -22,10 +23,13 @@ def pytest_addoption(parser):
     group.addoption("--quick", action="store_true", help="tiny sizes: shows that a benchmark runs, measures nothing")
     group.addoption("--threads", type=int, default=os.cpu_count(), help="CPU threads of every engine (default: all)")
     group.addoption("--repeats", type=int, default=None, help="interleaved repeats; the median counts")
-    group.addoption("--engines", help="of the comparison with TRL, only these (comma-separated; see its ENGINES)")
+    group.addoption("--engines", help="of a comparison with TRL, only these (comma-separated; see its ENGINES)")
     group.addoption("--full", action="store_true", help="GPU benchmarks: every shape, not only those of the summary")
     group.addoption("--tokenizer", help="of the GPU step: a folder or hub id (default: tests/tokenizers/qwen3)")
-    group.addoption("--json", metavar="FILE", help="write all tables here, each as soon as it is there")
+    group.addoption("--json", metavar="FILE", help="write all tables and timings here, each as soon as it is there")
+    group.addoption("--append", metavar="BASE", help="append each row to BASE.jsonl and BASE.md when it is known")
+    group.addoption("--work", metavar="FOLDER", help="keep what a GPU step prepares here, for the next call")
+    group.addoption("--limit", type=float, default=600.0, help="seconds that a process of one engine may take")
     group.addoption("--check", action="store_true", help="fail where a target is missed")
 
 
@@ -37,54 +41,81 @@ def settings(request):
 
 @pytest.fixture
 def report(request):
-    """report(title, rows, notes=[...], targets={...}): a table for the end of the run.
+    """report(title, rows, notes=[...], targets={...}): a table for the end of the run. rows: dictionaries, the first
+    with all keys. targets: what -> (measured, "<=" or ">=", limit). `report.table(title)` opens one that grows: `.row`,
+    `.note`, `.target`, each on disk at once with --append and --json."""
+    option = request.config.option
+    opened: list[Table] = []
 
-    rows: dictionaries with the same keys. targets: what -> (measured, "<=" or ">=", target).
-    """
+    class Kept(Table):
+        """A table whose every line is written to --json too: a later benchmark may not come to its end."""
+
+        def row(self, row):
+            super().row(row)
+            _write_json(request.config)
+
+        def target(self, *args):
+            super().target(*args)
+            _write_json(request.config)
+
+    def table(title: str) -> Table:
+        made = Kept(title, Results(Path(option.append)) if option.append else None)
+        _TABLES.append(made)
+        opened.append(made)
+        return made
 
     def add(title: str, rows: list[dict[str, Any]], notes: list[str] = (), targets: dict[str, Any] | None = None):
-        checked = {}
-        for name, (value, sign, target) in (targets or {}).items():
-            met = value <= target if sign == "<=" else value >= target
-            checked[name] = {"measured": value, "target": f"{sign} {target}", "met": met}
-        _TABLES.append({"title": title, "rows": rows, "notes": list(notes), "targets": checked})
-        _write_json(request.config.option)  # now: a later benchmark may not come to its end
-        if request.config.option.check and not request.config.option.quick:
-            missed = [f"{what}: {c['measured']:.3f}, not {c['target']}" for what, c in checked.items() if not c["met"]]
-            assert not missed, "; ".join(missed)
+        made = table(title)
+        for row in rows:
+            made.row(row)
+        for note in notes:
+            made.note(note)
+        for name, found in (targets or {}).items():
+            made.target(name, *found)
 
-    return add
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
-    return "" if value is None else str(value)
+    add.table = table
+    yield add
+    if option.check and not option.quick:
+        missed = [
+            f"{what}: {t['measured']:.3f}, not {t['limit']}"
+            for made in opened for what, t in made.targets.items() if not t["met"]
+        ]  # fmt: skip
+        if missed:
+            pytest.fail("; ".join(missed), pytrace=False)
 
 
 def pytest_terminal_summary(terminalreporter, config):
     for table in _TABLES:
-        terminalreporter.section(table["title"])
+        terminalreporter.section(table.title)
         if config.option.quick:
             terminalreporter.line("--quick: sizes too small to mean anything")
-        names = list(table["rows"][0])
-        cells = [names, *([_cell(row[name]) for name in names] for row in table["rows"])]
+        names = list(dict.fromkeys(name for row in table.rows for name in row))
+        cells = [names, *([cell(row.get(name)) for name in names] for row in table.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
-        for row in cells:
+        for row in cells if names else []:
             first, *rest = zip(row, widths, strict=True)
             terminalreporter.line("  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]))
-        for note in table["notes"]:
+        for note in table.notes:
             terminalreporter.line(note)
-        for name, c in table["targets"].items():
-            verdict = "met" if c["met"] else "MISSED"
-            terminalreporter.line(f"target: {name} {c['target']}: {c['measured']:.3f}, {verdict}")
+        for name, t in table.targets.items():
+            verdict = "met" if t["met"] else "MISSED"
+            terminalreporter.line(f"target: {name} {t['limit']}: {t['measured']:.3f}, {verdict}")
 
 
-def _write_json(option: Any) -> None:
+def pytest_sessionfinish(session):
+    _write_json(session.config)  # with the last timings of pytest-benchmark
+
+
+def _write_json(config: Any) -> None:
+    """Tables, and what pytest-benchmark timed, in one file."""
+    option = config.option
     if not option.json:
         return
     machine = {"cpu": _cpu(), "threads": option.threads, "quick": option.quick, **versions()}
-    Path(option.json).write_text(json.dumps({"machine": machine, "tables": _TABLES}, indent=2) + "\n")
+    timed = getattr(config, "_benchmarksession", None)
+    benchmarks = [b.as_dict(include_data=False) for b in timed.benchmarks if b.stats.rounds] if timed else []
+    found = {"machine": machine, "tables": [t.as_json() for t in _TABLES], "benchmarks": benchmarks}
+    Path(option.json).write_text(json.dumps(found, indent=2, default=str) + "\n")
 
 
 def _cpu() -> str:

@@ -1,129 +1,210 @@
-"""All GPU benchmarks in one command: `python benchmarks/gpu.py [--full] [--minutes 10]`.
+"""The one script for a new GPU: `python benchmarks/gpu.py [--minutes 9] [--out FOLDER]`.
 
-Writes benchmarks/results/<date>-<device>.json and .md: every table, with versions, date and device. Each benchmark is
-a pytest in a process of its own, so that one that fails (or breaks the device) is named, and the others still run; the
-exit code is then 1. One for which no time is left is named too. More time, more shapes: `--full --minutes 60`.
+A correctness gate first; if it fails nothing is measured, for no figure would mean anything. Then the figures, in the
+order of their worth. Every row goes to disk as soon as it is known, to OUT/<date>-<device>.jsonl and .md: whatever ends
+this script, or the machine, what was measured stays. Each part runs in processes of its own with a limit; one that
+fails, hangs or finds no room is named, and the next one runs. On a GPU the exit code is 1 where a headline figure is
+missing, and the last lines say which.
+
+Nothing is downloaded. `--quick` runs every part at tiny sizes, on a CPU too.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import common  # noqa: E402
-from conftest import _cell  # noqa: E402
-
-BENCHMARKS = (  # in the order of what a short run should not go without
-    "test_kernels_gpu.py::test_linear_logprob",
-    "test_kernels_gpu.py::test_memory_bound",
-    "test_step_gpu.py -k dpo",
-    "test_generate.py::test_generate",
-    "test_kernels_gpu.py::test_cross_entropy",
-    "test_kernels_gpu.py::test_preference",
-    "test_step_gpu.py -k sft",
-)
+from results import Results, cell, table_row  # noqa: E402
 
 
-def run(benchmark: str, options: list[str], seconds: float) -> dict[str, Any]:
-    """Its tables, how it ended ("passed", "skipped", or what went wrong), and the end of its output."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "tables.json"
-        where, *rest = benchmark.split()
-        command = [sys.executable, "-m", "pytest", str(HERE / where), *rest, "-q", "-rfEs", "--json", str(out)]
-        command += options
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=HERE.parent,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            output, _ = process.communicate(timeout=seconds)
-            code: int | None = process.returncode
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started: they hold the device
-            output, code = process.communicate()[0], None
-        tables = json.loads(out.read_text())["tables"] if out.exists() else []
-    if code is None:
-        ended = "out of time"
-    elif code != 0:
+@dataclass(frozen=True)
+class Part:
+    name: str
+    seconds: float  # at most; six times that with --full
+    what: str
+    arguments: tuple[str, ...]  # of pytest
+    headline: tuple[
+        tuple[str, str], ...
+    ] = ()  # beginnings of a table's title and of a row's first cell that must be there
+
+
+def _step(model: str, objective: str, *engines: str) -> tuple[str, ...]:
+    return (
+        "test_step_gpu.py",
+        "-k",
+        f"{model} and {objective}",
+        *(("--engines", ",".join(engines)) if engines else ()),
+    )
+
+
+_DPO = "dpo step, Qwen3-0.6B shapes"
+PARTS = (  # in the order of what a short run should not go without
+    Part("gate", 100, "kernels against fp64, attention, captured decoding, a step twice, two streams, resume",
+         ("../tests", "-m", "gpu", "--maxfail", "10")),
+    Part("rates", 30, "copy and GEMM rates", ("test_kernels_gpu.py::test_rates",), (("rates", "copy"),)),
+    Part("head", 90, "linear_logprob at Qwen3's and Llama-3's heads, N = 8192, against bare GEMMs and peers",
+         ("test_kernels_gpu.py::test_linear_logprob",),
+         tuple((f"linear_logprob, head of {m}", "vdengine") for m in ("Qwen3-0.6B", "Qwen3-4B", "Qwen3-8B"))),
+    Part("dpo", 150, "a DPO step of Qwen3-0.6B shapes: reference, packs, checkpointing; profile, probes",
+         _step("0.6B", "dpo", "vdengine cached", "vdengine live", "vdengine cached, packs of 16384",
+               "vdengine cached, no checkpointing", "vdengine live, packs of 16384, no checkpointing"),
+         ((_DPO, "vdengine cached"), (_DPO, "vdengine live"), ("profile of two steps", ""))),
+    Part("trl", 110, "the same step in TRL, with Liger and without", _step("0.6B", "dpo", "TRL + Liger", "TRL"),
+         ((_DPO, "TRL + Liger"),)),
+    Part("memory-bound", 60, "RMSNorm, RoPE and SwiGLU against a copy and peers",
+         ("test_kernels_gpu.py::test_memory_bound",), (("rms_norm with residual, Qwen3-4B", "vdengine"),)),
+    Part("generate", 90, "sampling against transformers' generate", ("test_generate.py::test_generate",),
+         (("sampling", ""),)),
+    Part("dpo-4b", 110, "a DPO step of Qwen3-4B shapes, cached reference", _step("4B", "dpo", "vdengine cached"),
+         (("dpo step, Qwen3-4B shapes", "vdengine cached"),)),
+    Part("trl-4b", 110, "the same step in TRL with Liger", _step("4B", "dpo", "TRL + Liger")),
+    Part("preference", 40, "DPO and SimPO losses end to end", ("test_kernels_gpu.py::test_preference",)),
+    Part("cross-entropy", 60, "linear_cross_entropy at the same heads", ("test_kernels_gpu.py::test_cross_entropy",)),
+    Part("sft", 90, "an SFT step of Qwen3-0.6B shapes, and TRL's", _step("0.6B", "sft")),
+)  # fmt: skip
+
+
+class Run:
+    """The parts that are run, and what becomes of each."""
+
+    def __init__(self, args: argparse.Namespace, results: Results, cuda: bool, work: Path) -> None:
+        self.args, self.results, self.cuda, self.work = args, results, cuda, work
+        self.ends = time.monotonic() + 60 * args.minutes
+        self.already = len(results.read())  # of an earlier run on the same day
+        self.ended: dict[str, str] = {}
+
+    def part(self, part: Part) -> None:
+        left = self.ends - time.monotonic()
+        seconds = min(left, part.seconds * (10 if self.args.quick else 6 if self.args.full else 1))
+        started = time.monotonic()
+        if left < 20:
+            ended, notes = "not run: out of time", []
+        else:
+            self.results.text(f"# {part.name}: {part.what}")
+            ended, notes = self.pytest(part, seconds)
+        took = time.monotonic() - started
+        self.ended[part.name] = ended
+        print(f"{part.name}: {ended} ({took:.0f} s)", *notes, sep="\n    ", flush=True)
+        self.results.columns = None
+        record = {"part": part.name, "ended": ended, "seconds": took, "notes": notes}
+        self.results.add(record, "", f"*{part.name}: {ended}, {took:.0f} s*", *(f"- {note}" for note in notes))
+
+    def pytest(self, part: Part, seconds: float) -> tuple[str, list[str]]:
+        """How it ended, and a line for each test that failed or was skipped."""
+        where, *rest = part.arguments
+        file, *node = where.split("::")
+        command = [sys.executable, "-m", "pytest", "::".join([str((HERE / file).resolve()), *node])]
+        command += [*rest, "-q", "-rfEs", "--tb=short", "-p", "no:cacheprovider"]
+        if part.name == "gate":
+            command += ["--device", "cpu"] if not self.cuda else []
+        else:
+            command += ["--append", str(self.results.json.with_suffix("")), "--work", str(self.work)]
+            command += ["--limit", str(max(20.0, seconds - 10))]  # of one engine: the part's own end comes after it
+            command += [flag for flag in ("--full", "--quick") if getattr(self.args, flag[2:])]
+            command += ["--tokenizer", self.args.tokenizer] if self.args.tokenizer else []
+        output, code = common.run_limited(command, seconds, cwd=HERE.parent)
         failed = re.findall(r"^(?:FAILED|ERROR) .*$", output, re.M)
-        ended = "; ".join(failed) or f"pytest ended with exit code {code}"
-    else:
-        ended = "passed" if tables else "skipped"
-    tail = "\n".join(output.splitlines()[-60:]) if ended != "passed" else ""
-    return {
-        "benchmark": benchmark, "ended": ended, "seconds": time.monotonic() - started, "tables": tables, "tail": tail,
-    }  # fmt: skip
+        skipped = [line for line in re.findall(r"^SKIPPED .*$", output, re.M) if "a shape of --full" not in line]
+        if code == 0:
+            passed = re.search(r"\b(\d+) passed", output)
+            return (f"passed ({passed[1]} tests)" if passed else "skipped"), skipped
+        if code is None:
+            return f"out of time after {seconds:.0f} s", [*failed, *skipped]
+        print(common.last_lines(output, 80), file=sys.stderr)
+        return ("failed" if failed else common.ended(output, code, seconds)), [*failed, *skipped]
+
+    def missing(self, part: Part) -> list[str]:
+        """Headline figures of a part that are not among the results of this run."""
+        rows = [r for r in self.results.read()[self.already :] if "row" in r]
+        known = [(r["table"], str(next(iter(r["row"].values())))) for r in rows]
+        return [
+            f"{title}: {first or 'any row'}"
+            for title, first in part.headline
+            if not any(table.startswith(title) and name.startswith(first) for table, name in known)
+        ]
+
+    def finish(self, parts: list[Part]) -> int:
+        missing = [m for part in parts for m in self.missing(part)]
+        gate = self.ended.get("gate", "")
+        lines = ["# Summary", "", table_row(["part", "ended"]), table_row(["---", "---"])]
+        lines += [table_row([name, ended]) for name, ended in self.ended.items()]
+        records = self.results.read()[self.already :]
+        targets = [r for r in records if "target" in r]
+        if targets:
+            lines += ["", table_row(["", "target", "measured", ""]), table_row(["---", "---", "---:", "---"])]
+        for t in targets:
+            verdict = "met" if t["met"] else "missed"
+            lines.append(table_row([f"{t['table']}: {t['target']}", t["limit"], cell(t["measured"]), verdict]))
+        if missing:
+            lines += ["", "Headline figures that are missing:", *(f"- {m}" for m in missing)]
+        self.results.text(*lines)
+        self.results.add({"summary": self.ended, "missing": missing})
+        print(f"{self.results.json}, {self.results.markdown.name}")
+        if missing:
+            print("missing headline figures:", *missing, sep="\n    ")
+        bad_gate = bool(gate) and not gate.startswith("passed")
+        return 1 if bad_gate or (missing and self.cuda and not self.args.quick) else 0
 
 
-def markdown(machine: dict[str, Any], runs: list[dict[str, Any]]) -> str:
-    lines = [f"# {machine['device']}, {machine['date']}", ""]
-    lines += [", ".join(f"{name} {version}" for name, version in machine.items() if name not in ("device", "date")), ""]
-    if machine["quick"]:
-        lines += ["--quick: sizes too small to mean anything.", ""]
-    lines += ["| benchmark | ended | seconds |", "|---|---|---:|"]
-    lines += [f"| {r['benchmark']} | {r['ended'].replace('|', '/')} | {r['seconds']:.0f} |" for r in runs]
-    for table in (table for r in runs for table in r["tables"]):
-        names = list(table["rows"][0])
-        lines += ["", f"## {table['title']}", "", _row(names), _row(["---", *(["---:"] * (len(names) - 1))])]
-        lines += [_row([_cell(row[name]) for name in names]) for row in table["rows"]]
-        if table["targets"]:
-            lines += ["", "| target | | measured | |", "|---|---|---:|---|"]
-        for what, c in table["targets"].items():
-            lines.append(_row([what, c["target"], _cell(c["measured"]), "met" if c["met"] else "missed"]))
-        lines += ["", *(f"- {note}" for note in table["notes"])]
-    return "\n".join(lines) + "\n"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--full", action="store_true", help="every shape and engine; takes about an hour")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, on a CPU too: shows that all of it runs")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of all benchmarks together (default: 10)")
-    parser.add_argument("--only", help="benchmarks whose name contains this")
+    parser.add_argument("--minutes", type=float, help="of all parts together (default: 9; 60 with --full or --quick)")
+    parser.add_argument("--only", metavar="PART[,PART...]", help="these parts; the gate too only if it is named")
+    parser.add_argument("--list", action="store_true", help="the parts, in order, and stop")
     parser.add_argument("--tokenizer", help="of the training step; see benchmarks/README.md")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder (default: benchmarks/results)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.list:
+        for part in PARTS:
+            print(f"{part.name:14} {part.seconds:4.0f} s   {part.what}")
+        return 0
+    names = [part.name for part in PARTS]
+    only = args.only.split(",") if args.only else names
+    if unknown := [name for name in only if name not in names]:
+        parser.error(f"--only: unknown part {unknown[0]!r}; allowed: {', '.join(names)}")
+    args.minutes = args.minutes or (60.0 if args.full or args.quick else 9.0)
+    args.out = args.out.absolute()
     machine = {"device": "CPU", "date": datetime.date.today().isoformat(), "quick": args.quick, **common.versions()}
-    if machine["device"] == "CPU" and not args.quick:
+    cuda = machine["device"] != "CPU"
+    if not cuda and not args.quick:
         print("gpu.py: needs a CUDA device (--quick runs tiny sizes on a CPU)", file=sys.stderr)
         return 2
-    options = [flag for flag in ("--full", "--quick") if getattr(args, flag[2:])]
-    options += ["--tokenizer", args.tokenizer] if args.tokenizer else []
     name = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-") + ("-quick" if args.quick else "")
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{machine['date']}-{name}"
-    ends, runs = time.monotonic() + 60 * args.minutes, []
-    for benchmark in BENCHMARKS:
-        if args.only and args.only not in benchmark:
-            continue
-        left = ends - time.monotonic()
-        late = {"benchmark": benchmark, "ended": "not run: out of time", "seconds": 0.0, "tables": [], "tail": ""}
-        runs.append(run(benchmark, options, left) if left > 20 else late)
-        print(f"{benchmark}: {runs[-1]['ended']} ({runs[-1]['seconds']:.0f} s)", flush=True)
-        if runs[-1]["tail"]:
-            print(runs[-1]["tail"], file=sys.stderr)
-        # after each: whatever ends this script, what was measured is there
-        path.with_suffix(".json").write_text(json.dumps({"machine": machine, "runs": runs}, indent=2) + "\n")
-        path.with_suffix(".md").write_text(markdown(machine, runs))
-    print(f"{path}.json, {path.name}.md")
-    return 0 if runs and all(r["ended"] in ("passed", "skipped") for r in runs) else 1
+    try:
+        results = Results(args.out / f"{machine['date']}-{name}")
+        results.add({"machine": machine}, *heading(machine))
+    except OSError as e:
+        print(f"gpu.py: --out {args.out} cannot be written: {e.strerror or e}", file=sys.stderr)
+        return 2
+    parts = [part for part in PARTS if part.name in only]
+    with tempfile.TemporaryDirectory(prefix="gpu-steps-") as work:  # weights of some GB, for several parts
+        run = Run(args, results, cuda, Path(work))
+        for part in parts:
+            run.part(part)
+            if part.name == "gate" and not run.ended["gate"].startswith("passed"):
+                print(
+                    "gpu.py: the gate has not passed, nothing is measured; --only takes single parts", file=sys.stderr
+                )
+                break
+        return run.finish(parts)
+
+
+def heading(machine: dict[str, Any]) -> list[str]:
+    versions = [f"{name} {version}" for name, version in machine.items() if name not in ("device", "date", "quick")]
+    lines = [f"# {machine['device']}, {machine['date']}", "", ", ".join(versions)]
+    return [*lines, "", "--quick: sizes too small to mean anything."] if machine["quick"] else lines
 
 
 if __name__ == "__main__":

@@ -15,6 +15,24 @@ from torch import Tensor
 
 Maker = Callable[[], Callable[..., Any]]
 
+EAGER = frozenset({"torch eager", "F.linear_cross_entropy", "F.linear_cross_entropy chunked", "TRL formula"})
+TORCH = EAGER | {"torch.compile", "TRL formula, torch.compile"}  # what compiles takes a minute a shape
+_HEAD = {
+    "Liger FLCE": "liger_kernel", "Liger scaled CE": "liger_kernel", "CCE": "cut_cross_entropy",
+    "CCE exact": "cut_cross_entropy", "QuACK": "quack",
+}  # fmt: skip
+PACKAGES: dict[str, dict[str, str]] = {  # of other packages than torch: what each needs
+    "linear_logprob": _HEAD,
+    "cross_entropy": {name: package for name, package in _HEAD.items() if name != "Liger scaled CE"},
+    "preference": {"Liger": "liger_kernel"},
+    "memory_bound": {"Liger": "liger_kernel"},
+}
+SUMMARY = frozenset({"Liger FLCE", "CCE exact", "QuACK", "Liger"})  # without --full
+
+
+def chosen(makers: dict[str, Maker], names: frozenset[str]) -> dict[str, Maker]:
+    return {name: make for name, make in makers.items() if name in names}
+
 
 class Absent(Exception):
     """Why a method cannot be measured here."""

@@ -211,17 +211,18 @@ def pieces(a: dict[str, Any]) -> None:
 
     import vdengine as vd
     from vdengine.kernels import decode_attention, thin_linear
-    from vdengine.models.generate import Sampling, _keys, _num_blocks, _Prompt, _Sampler
+    from vdengine.models.generate import Generator, Sampling, _Call, _keys, _Prompt
 
     torch.set_grad_enabled(False)
     model, n, keys = vd.load_model(SMOLLM2, dtype=torch.float32), a["rows"], a["keys"]
     c, sampling = model.config, Sampling(max_tokens=keys)
 
-    def started(backend: str) -> _Sampler:
-        """A sampler whose rows have their blocks."""
+    def started(backend: str) -> _Call:
+        """A call whose rows have their blocks."""
         queue = [_Prompt(i, [1 + i], waiting=1) for i in range(n)]
-        blocks, _ = _num_blocks(model, queue, sampling, n, None)
-        made = _Sampler(model, sampling, _keys(0, 0, range(n), 1), queue, n, 8192, blocks, backend, lambda *v: v)
+        generator = Generator(model, slots=n, backend=backend)
+        blocks, _ = generator._num_blocks(queue, sampling)
+        made = _Call(generator._step(queue, sampling, blocks), _keys(0, 0, range(n), 1), queue, 8192, lambda *v: v)
         made.rows, _, _ = made._admit()
         made._start(made.rows)
         return made
@@ -230,9 +231,10 @@ def pieces(a: dict[str, Any]) -> None:
         made = started(backend)
 
         def once() -> float:
-            made.lengths[:n], made.counts[:n], made.done[:n] = keys - 1, 0, False
+            m = made.memory
+            m.lengths[:n], m.counts[:n], m.done[:n] = keys - 1, 0, False
             began = time.perf_counter()
-            made._step(n)
+            made.step(n)
             return time.perf_counter() - began
 
         return once
@@ -256,7 +258,7 @@ def pieces(a: dict[str, Any]) -> None:
         return timed(lambda: [thin_linear(y, *weights, backend=backend) for y, weights in groups])
 
     q, lengths = torch.randn(n, c.num_attention_heads, c.head_dim), torch.full((n,), keys, dtype=torch.int32)
-    rows = started("native")
+    rows = started("native").memory
 
     def attention(backend: str) -> Callable[[], float]:
         return timed(

@@ -2,6 +2,8 @@
 
 All variants of a shape take turns in one loop, in an order that rotates, with a cold L2; medians of SAMPLES. The
 yardsticks are measured in that loop too: bare library GEMMs of the head's three shapes, and a device-to-device copy.
+Ours and torch's come first; then each other package in a process of its own with a limit, ours and the yardsticks
+beside it ("x ours" is of one loop): a peer that crashes, hangs or runs out of memory takes no figure with it.
 With --quick everything runs at tiny sizes, on a CPU as well (peers in Triton are skipped there, by name).
 """
 
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
+import common  # noqa: E402
 import gpu_peers  # noqa: E402
 from common import gpu  # noqa: E402
 from gpu_peers import attempt, collect  # noqa: E402
@@ -31,7 +34,7 @@ from vdengine.kernels.tune import MODELS, Shape, interleaved  # noqa: E402
 SAMPLES = 20
 HEADS = ("Qwen3-0.6B", "Qwen3-4B", "Qwen3-8B", "Llama-3.2-3B", "Llama-3.1-8B")
 ROWS = (2048, 8192, 16384)
-SUMMARY = {("Qwen3-0.6B", 8192), ("Qwen3-4B", 8192), ("Llama-3.1-8B", 8192)}  # the rest needs --full
+SUMMARY = {("Qwen3-0.6B", 8192), ("Qwen3-4B", 8192), ("Qwen3-8B", 8192), ("Llama-3.1-8B", 8192)}  # others: --full
 GEMM_ROWS = 4096  # of a bare GEMM: the chunk of `linear_logprob`
 CHECKED = 128  # rows, and vocabulary entries, whose gradients are compared with fp64
 GEMMS = "bare GEMMs"
@@ -219,6 +222,7 @@ def measure_head(
                     "TFLOP/s": gemms * work / ms.p50 / 1e9 if whole else None,
                     "% of GEMM": 100 * (bare * gemms / 3) / ms.p50 if whole else None,
                     "x floor": ms.p50 / (bare * gemms / 3) if whole else None,
+                    "x ours": ms.p50 / spread([sum(t) if whole else t[index] for t in times["vdengine"]]).p50,
                     **(facts[name] if whole else dict.fromkeys(facts[name])),
                 })  # fmt: skip
         bare_row = {"method": GEMMS, "pass": mode, "ms": bare * gemms / 3, "TFLOP/s": 3 * work / bare / 1e9}
@@ -227,18 +231,17 @@ def measure_head(
 
 
 def head_targets(rows: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
-    """Ratios within this run; none on a CPU."""
+    """Ratios within one loop each; none on a CPU."""
     if device.type != "cuda":
         return {}
     of = {(row["method"], row["pass"]): row for row in rows}
     targets = {}
     for mode, limit in (("full", 1.15), ("frozen", 1.15), ("no grad", 1.2)):
-        mine = of["vdengine", mode]
-        targets[f"{mode} / floor"] = (mine["x floor"], "<=", limit)
+        targets[f"{mode} / floor"] = (of["vdengine", mode]["x floor"], "<=", limit)
         # CCE's default leaves gradients out: it does not compute the same function
         others = [r for r in rows if r["pass"] == mode and not r["method"].startswith(("vdengine", GEMMS))]
-        if same := [r["ms"] for r in others if r["method"] != "CCE"]:
-            targets[f"{mode} / fastest peer"] = (mine["ms"] / min(same), "<=", 1.0)
+        if same := [r["x ours"] for r in others if r["method"] != "CCE"]:
+            targets[f"{mode} / fastest peer"] = (1 / min(same), "<=", 1.0)
     # torch's formula and those like it round their logits to bf16
     if eager := of.get(("torch eager", "full")):
         better = eager["logp error"] / max(of["vdengine", "full"]["logp error"], 1e-12)
@@ -246,13 +249,74 @@ def head_targets(rows: list[dict[str, Any]], device: torch.device) -> dict[str, 
     return targets
 
 
-def head_case(model: str, n: int, settings) -> tuple[Head, str]:
+@dataclass
+class Case:
+    """What is measured, as plain data: a process of its own is told the same."""
+
+    kind: str  # of MEASURE
+    model: str
+    n: int = 0
+    name: str = ""
+    quick: bool = False
+    samples: int = SAMPLES
+
+
+class Measured(NamedTuple):
+    title: str
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+
+def run_case(case: Case, settings, report, targets_of: Callable[[list[dict[str, Any]], torch.device], Any]) -> None:
+    """Ours and torch's here; then every other package in a process of its own. Rows are reported as they are known."""
     device = gpu(settings)
+    case.quick, case.samples = settings.quick, samples_of(settings)
+    measured = MEASURE[case.kind](case, gpu_peers.TORCH if settings.full else gpu_peers.EAGER, device)
+    tables = {}
+    for m in measured:
+        tables[m.title] = report.table(m.title)
+        for row in m.rows:
+            tables[m.title].row(row)
+        for note in m.notes:
+            tables[m.title].note(note)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # room for the next process
+    for peer, package in gpu_peers.PACKAGES[case.kind].items():
+        reason = common.missing(package) or (None if device.type == "cuda" else "needs a CUDA device")
+        if peer not in gpu_peers.SUMMARY and not settings.full:
+            reason = "with --full"
+        if reason is None:
+            try:
+                limit = min(settings.limit, 120.0)
+                found = common.in_fresh_process(__file__, {**vars(case), "peer": peer}, settings.threads, limit)
+            except common.Failed as e:
+                reason = e.reason
+            else:
+                for title, rows, notes in found["tables"]:
+                    for row in rows:
+                        if row["method"] == peer:
+                            tables[title].row(row)
+                    for note in notes:
+                        if note.startswith(peer) or f", {peer}" in note:
+                            tables[title].note(note)
+        if reason is not None:
+            for table in tables.values():
+                table.note(f"{peer}: {reason if reason != 'with --full' else 'measured with --full'}")
+    for table in tables.values():
+        for name, found in targets_of(table.rows, device).items():
+            table.target(name, *found)
+
+
+def head_case(model: str, n: int, settings) -> None:
+    gpu(settings)
     if (model, n) not in SUMMARY and (settings.quick or not settings.full):
         pytest.skip("a shape of --full")
-    head = Head.make(MODELS[model], n, device, settings.quick)
+
+
+def head_of(case: Case, device: torch.device) -> tuple[Head, str]:
+    head = Head.make(MODELS[case.model], case.n, device, case.quick)
     (n, width), vocab = head.hidden.shape, len(head.weight)
-    return head, f"head of {model}, N = {n}, V = {vocab}, H = {width}, {head.hidden.dtype}"
+    return head, f"head of {case.model}, N = {n}, V = {vocab}, H = {width}, {head.hidden.dtype}"
 
 
 NOTES = [
@@ -261,32 +325,48 @@ NOTES = [
 ]
 
 
+def measure_logprob(case: Case, peers: frozenset[str], device: torch.device) -> list[Measured]:
+    head, title = head_of(case, device)
+    g = torch.Generator(device).manual_seed(1)
+    upstream = torch.randn(len(head.hidden), generator=g, device=device)
+    upstream[::10] = 0.0
+    ours: dict[str, Any] = {"vdengine": linear_logprob}
+    if peers <= gpu_peers.TORCH:  # not again beside every package
+        for gib in (0, 2, 4):
+            name = f"vdengine, {gib} GiB kept" if gib else "vdengine, nothing kept"
+            ours[name] = lambda h, w, t, gib=gib: linear_logprob(h, w, t, saved_bytes=gib << 30)
+    makers = gpu_peers.chosen(gpu_peers.logprob_peers(case.quick), peers)
+    rows, notes = measure_head(head, ours, makers, upstream, case.samples)
+    return [Measured(f"linear_logprob, {title}", rows, [*NOTES, *notes])]
+
+
 @pytest.mark.parametrize("n", ROWS)
 @pytest.mark.parametrize("model", HEADS)
 def test_linear_logprob(model, n, settings, report):
-    head, title = head_case(model, n, settings)
-    g = torch.Generator(head.hidden.device).manual_seed(1)
-    upstream = torch.randn(len(head.hidden), generator=g, device=head.hidden.device)
-    upstream[::10] = 0.0
-    ours = {
-        "vdengine": linear_logprob,
-        "vdengine, nothing saved": lambda h, w, t: linear_logprob(h, w, t, saved_bytes=0),
-    }
-    rows, notes = measure_head(head, ours, gpu_peers.logprob_peers(settings.quick), upstream, samples_of(settings))
-    report(f"linear_logprob, {title}", rows, [*NOTES, *notes], head_targets(rows, head.hidden.device))
+    head_case(model, n, settings)
+    run_case(Case("linear_logprob", model, n), settings, report, head_targets)
+
+
+def measure_cross_entropy(case: Case, peers: frozenset[str], device: torch.device) -> list[Measured]:
+    head, title = head_of(case, device)
+    makers = gpu_peers.chosen(gpu_peers.cross_entropy_peers(case.quick), peers)
+    rows, notes = measure_head(head, {"vdengine": linear_cross_entropy}, makers, None, case.samples)
+    return [Measured(f"linear_cross_entropy, {title}", rows, [*NOTES, *notes])]
 
 
 @pytest.mark.parametrize("n", ROWS)
 @pytest.mark.parametrize("model", HEADS)
 def test_cross_entropy(model, n, settings, report):
-    head, title = head_case(model, n, settings)
+    head_case(model, n, settings)
     if model == "Qwen3-4B" and not settings.full:
         pytest.skip("a shape of --full")
-    ours = {"vdengine": linear_cross_entropy}
-    rows, notes = measure_head(head, ours, gpu_peers.cross_entropy_peers(settings.quick), None, samples_of(settings))
-    targets = head_targets(rows, head.hidden.device)
-    targets.pop("log-prob error of bf16 logits / ours", None)  # a mean hides rounding
-    report(f"linear_cross_entropy, {title}", rows, [*NOTES, *notes], targets)
+
+    def targets(rows: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
+        found = head_targets(rows, device)
+        found.pop("log-prob error of bf16 logits / ours", None)  # a mean hides rounding
+        return found
+
+    run_case(Case("cross_entropy", model, n), settings, report, targets)
 
 
 # ---------------------------------------------------------------------------------------------- preference
@@ -312,20 +392,15 @@ class Padded(NamedTuple):
         return cls(hidden.unflatten(0, (2 * n, longest)), targets.unflatten(0, (2 * n, longest)), at)
 
 
-@pytest.mark.parametrize("name", ["dpo", "simpo"])
-@pytest.mark.parametrize("model", ["Qwen3-0.6B", "Llama-3.1-8B"])
-def test_preference(model, name, settings, report):
+def measure_preference(case: Case, chosen: frozenset[str], device: torch.device) -> list[Measured]:
     """Hidden rows to loss to gradients. Ours takes the rows packed, peers take them padded to the longest."""
-    device = gpu(settings)
-    if model == "Qwen3-0.6B" and not settings.full and not settings.quick:
-        pytest.skip("a shape of --full")
-    pairs = 2 if settings.quick else 8
+    name, pairs = case.name, 2 if case.quick else 8
     g = torch.Generator().manual_seed(0)
-    low, high = (4, 12) if settings.quick else (100, 800)
+    low, high = (4, 12) if case.quick else (100, 800)
     lengths = torch.randint(low, high, (2 * pairs,), generator=g).to(device)
-    if settings.quick:
+    if case.quick:
         lengths[-1] += 48 - lengths.sum()  # the quick head has 48 rows
-    head = Head.make(MODELS[model], int(lengths.sum()), device, settings.quick)
+    head = Head.make(MODELS[case.model], int(lengths.sum()), device, case.quick)
     padded = Padded.of(head, lengths)
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     # sums of log-probs lie a hundred apart: a small beta keeps the loss out of saturation
@@ -339,8 +414,8 @@ def test_preference(model, name, settings, report):
     def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         return preference_loss(linear_logprob(hidden, weight, targets), offsets, **margin).losses.mean()
 
-    makers = gpu_peers.preference_peers(name, beta, beta * gamma_beta_ratio, settings.quick)
-    peers, notes = collect(makers)
+    makers = gpu_peers.preference_peers(name, beta, beta * gamma_beta_ratio, case.quick)
+    peers, notes = collect(gpu_peers.chosen(makers, chosen))
     passes, facts = {}, {}
     for method, function in {"vdengine": ours, **peers}.items():
         packed = method == "vdengine"
@@ -361,21 +436,32 @@ def test_preference(model, name, settings, report):
         if found is not None:
             facts[method] = {"MB": peak_mb(one, device), **found}
             passes[method] = one
-    times = interleaved({GEMMS: head.gemms(), **passes}, samples_of(settings), device)
-    bare = spread([sum(t) for t in times[GEMMS]]).p50
+    times = interleaved({GEMMS: head.gemms(), **passes}, case.samples, device)
+    bare, first = (spread([sum(t) for t in times[method]]).p50 for method in (GEMMS, "vdengine"))
     rows = []
     for method in passes:
         ms = spread([sum(t) for t in times[method]])
         row = {"method": method, "ms": ms.p50, "p20": ms.p20, "p80": ms.p80, "x floor": ms.p50 / bare}
-        rows.append(row | facts[method])
+        rows.append(row | {"x ours": ms.p50 / first, **facts[method]})
     note = (
         f"{pairs} pairs: {len(head.hidden)} scored tokens, {padded.targets.numel()} padded; floor: the GEMMs of the "
         f"scored ones, {bare:.3f} ms. No reference: Liger's loss takes none that was computed beforehand"
     )
-    targets = {}
-    if device.type == "cuda" and len(rows) > 1:
-        targets["time / fastest peer"] = (rows[0]["ms"] / min(r["ms"] for r in rows[1:]), "<=", 1.0)
-    report(f"{name} end to end, head of {model}", rows, [note, *notes], targets)
+    return [Measured(f"{name} end to end, head of {case.model}", rows, [note, *notes])]
+
+
+@pytest.mark.parametrize("name", ["dpo", "simpo"])
+@pytest.mark.parametrize("model", ["Qwen3-0.6B", "Llama-3.1-8B"])
+def test_preference(model, name, settings, report):
+    gpu(settings)
+    if model == "Qwen3-0.6B" and not settings.full and not settings.quick:
+        pytest.skip("a shape of --full")
+
+    def targets(rows: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
+        others = [row["x ours"] for row in rows if row["method"] != "vdengine"]
+        return {"time / fastest peer": (1 / min(others), "<=", 1.0)} if others and device.type == "cuda" else {}
+
+    run_case(Case("preference", model, name=name), settings, report, targets)
 
 
 # -------------------------------------------------------------------------------------------- memory-bound
@@ -449,16 +535,12 @@ def ops(shape: Shape, norm_heads: bool, tokens: int, device: torch.device, quick
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("model", ["Qwen3-0.6B", "Qwen3-4B", "Qwen3-8B", "Llama-3.1-8B"])
-def test_memory_bound(model, settings, report):
+def measure_memory_bound(case: Case, chosen: frozenset[str], device: torch.device) -> list[Measured]:
     """RMSNorm, RoPE and SwiGLU in GB/s of the bytes that must move, beside a copy in the same loop."""
-    device = gpu(settings)
-    if model not in ("Qwen3-4B", "Llama-3.1-8B") and not settings.full:
-        pytest.skip("a shape of --full")
-    shape = Shape(1031, 64, 96, 4, 2, 16) if settings.quick else MODELS[model]
-    tokens = 32 if settings.quick else 16384
-    for op in ops(shape, model.startswith("Qwen3"), tokens, device, settings.quick):
-        peers, notes = collect(op.peers)
+    shape = Shape(1031, 64, 96, 4, 2, 16) if case.quick else MODELS[case.model]
+    tokens, measured = 32 if case.quick else 16384, []
+    for op in ops(shape, case.model.startswith("Qwen3"), tokens, device, case.quick):
+        peers, notes = collect(gpu_peers.chosen(op.peers, chosen))
         true = op.run(op.reference, *op.fresh(torch.float64), nothing)
         variants, facts = {}, {}
         for name, method in {"vdengine": op.ours, **peers}.items():
@@ -478,16 +560,71 @@ def test_memory_bound(model, settings, report):
         source = torch.empty(op.forward_bytes // 2, dtype=torch.uint8, device=device)
         into = torch.empty_like(source)
         variants["copy"] = lambda mark, a=source, b=into: b.copy_(a)
-        times = interleaved(variants, samples_of(settings), device)
+        times = interleaved(variants, case.samples, device)
         copied = 2 * source.nbytes / spread([t[0] for t in times.pop("copy")]).p50 / 1e6  # GB/s
-        rows, targets = [], {}
+        rows = []
         for name, found in times.items():
             for i, (part, moved) in enumerate((("forward", op.forward_bytes), ("backward", op.backward_bytes))):
                 ms = spread([t[i] for t in found])
                 rate = moved / ms.p50 / 1e6
                 row = {"method": name, "pass": part, "ms": ms.p50, "p20": ms.p20, "p80": ms.p80, "GB/s": rate}
-                rows.append(row | {"of copy": rate / copied, **facts[name]})
-                if name == "vdengine" and device.type == "cuda":
-                    targets[f"{part} / copy rate"] = (rate / copied, ">=", 0.85)
+                row |= {"of copy": rate / copied, "x ours": ms.p50 / spread([t[i] for t in times["vdengine"]]).p50}
+                rows.append(row | facts[name])
         note = f"copy: {copied:.0f} GB/s; error: the largest of all results, relative to fp64; MB: forward and backward"
-        report(f"{op.name}, {model}, {tokens} tokens", rows, [note, *notes], targets)
+        measured.append(Measured(f"{op.name}, {case.model}, {tokens} tokens", rows, [note, *notes]))
+    return measured
+
+
+@pytest.mark.parametrize("model", ["Qwen3-0.6B", "Qwen3-4B", "Qwen3-8B", "Llama-3.1-8B"])
+def test_memory_bound(model, settings, report):
+    gpu(settings)
+    if model not in ("Qwen3-4B", "Llama-3.1-8B") and not settings.full:
+        pytest.skip("a shape of --full")
+
+    def targets(rows: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
+        mine = [row for row in rows if row["method"] == "vdengine" and device.type == "cuda"]
+        return {f"{row['pass']} / copy rate": (row["of copy"], ">=", 0.85) for row in mine}
+
+    run_case(Case("memory_bound", model), settings, report, targets)
+
+
+# --------------------------------------------------------------------------------------------------- rates
+
+
+def test_rates(settings, report):
+    """The yardsticks of everything else: a device-to-device copy, and bf16 GEMMs, square and of Qwen3's layers."""
+    device = gpu(settings)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    sizes = [(8192, 8192, 8192), (4570, 3072, 1024), (4570, 1024, 3072), (4570, 9728, 2560), (4096, 151936, 2560)]
+    table = report.table(f"rates, {dtype}")
+    source = torch.empty(1 << (20 if settings.quick else 31), dtype=torch.uint8, device=device)
+    into = torch.empty_like(source)
+    copy = {"copy": lambda mark, a=source, b=into: b.copy_(a)}
+    times = interleaved(copy, samples_of(settings), device)["copy"]
+    ms = spread([t[0] for t in times])
+    table.row({"what": f"copy of {source.nbytes >> 20} MiB", "ms": ms.p50, "GB/s": 2 * source.nbytes / ms.p50 / 1e6,
+               "TFLOP/s": None})  # fmt: skip
+    del source, into, copy
+    for m, n, k in sizes:
+        if settings.quick:
+            m, n, k = 64, 96, 32
+        x, w = (torch.randn(*size, device=device, dtype=dtype) for size in ((m, k), (n, k)))
+        torch.mm(x, w.t())
+        times = interleaved({"mm": lambda mark, x=x, w=w: torch.mm(x, w.t())}, samples_of(settings), device)["mm"]
+        ms = spread([t[0] for t in times])
+        rate = 2 * m * n * k / ms.p50 / 1e9
+        table.row({"what": f"GEMM {m} x {n} x {k}", "ms": ms.p50, "GB/s": None, "TFLOP/s": rate})
+
+
+MEASURE = {
+    "linear_logprob": measure_logprob,
+    "cross_entropy": measure_cross_entropy,
+    "preference": measure_preference,
+    "memory_bound": measure_memory_bound,
+}
+
+if __name__ == "__main__":
+    given = common.arguments()
+    told = Case(**{name: given[name] for name in Case.__dataclass_fields__})
+    where = torch.device("cuda", torch.cuda.current_device())
+    common.leave(given, {"tables": MEASURE[told.kind](told, frozenset({given["peer"]}), where)})

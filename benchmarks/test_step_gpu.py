@@ -8,7 +8,14 @@ real tokenizer, so that tokens are as frequent as in a run.
 tokens/s counts the same rows for every engine, as unpadded sequences: sharing a prompt is speed, padding is not. MFU
 counts what an engine's layout has to compute: 3 forwards of its tokens, and one more for a live reference.
 
-With --quick: two tiny layers, on a CPU as well.
+"MFU predicted" is what a device that never waits for its host should reach (`predict.py`), from rates measured here. A
+profile of two steps says whether it waits. Memory is stated above the floor that no engine can do without: weights,
+gradients and two moments in fp32, and a live reference's weights in bf16.
+
+What probes add is measured beside the batch of this benchmark, and stated for 128 pairs a step too: a panel costs what
+it costs, whatever the batch.
+
+With --quick: two tiny layers, on a CPU as well. Every engine's row is reported as soon as it is known.
 """
 
 from __future__ import annotations
@@ -27,6 +34,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import common  # noqa: E402
+import predict  # noqa: E402
 import rows_for_trl  # noqa: E402
 from common import REPO, device_peak_bytes, gpu, in_fresh_process, reset_peak  # noqa: E402
 
@@ -35,27 +43,39 @@ STEPS = 4  # the first is warm-up
 OPTIMIZER = {"lr": 1e-6, "betas": [0.9, 0.95], "eps": 1e-8, "clip": 1.0}
 BETA = 0.1
 LARGE_PANEL = 550  # probes
+REAL_BATCH, REAL_EVERY = 128, 10  # pairs a step and steps between samples, for which the cost of probes is stated
 
 
 class Engine(dict[str, Any]):
-    """What a process is told; `summary`: measured without --full too."""
+    """What a process is told. `summary`: measured without --full too."""
+
+
+def ours(reference: str, pack_tokens: int = 8192, checkpoint: str = "selective", **more: Any) -> Engine:
+    return Engine(engine="vdengine", reference=reference, pack_tokens=pack_tokens, checkpoint=checkpoint, **more)
+
+
+def trl(checkpointing: bool, liger: bool, **more: Any) -> Engine:
+    return Engine(engine="trl", checkpointing=checkpointing, liger=liger, **more)
 
 
 ENGINES = {
     "dpo": {
-        "vdengine live": Engine(engine="vdengine", reference="live", probes=True, summary=True),
-        "vdengine cached": Engine(engine="vdengine", reference="cached", summary=True),
-        "TRL": Engine(engine="trl", checkpointing=True, liger=False, summary=True),
-        "TRL no checkpointing": Engine(engine="trl", checkpointing=False, liger=False),
-        "TRL + Liger": Engine(engine="trl", checkpointing=True, liger=True, summary=True),
-        "TRL + Liger no checkpointing": Engine(engine="trl", checkpointing=False, liger=True),
+        "vdengine cached": ours("cached", summary=True, profile=True, probes=True),
+        "vdengine live": ours("live", summary=True),
+        "vdengine cached, packs of 16384": ours("cached", 16384, summary=True),
+        "vdengine cached, no checkpointing": ours("cached", 8192, "none", summary=True),
+        "vdengine live, packs of 16384, no checkpointing": ours("live", 16384, "none", summary=True),
+        "TRL + Liger": trl(True, True, summary=True),
+        "TRL": trl(True, False, summary=True),
+        "TRL + Liger no checkpointing": trl(False, True),
+        "TRL no checkpointing": trl(False, False),
     },
     "sft": {
-        "vdengine": Engine(engine="vdengine", reference="none", probes=True, summary=True),
-        "TRL": Engine(engine="trl", checkpointing=True, liger=False),
-        "TRL no checkpointing": Engine(engine="trl", checkpointing=False, liger=False),
-        "TRL + Liger": Engine(engine="trl", checkpointing=True, liger=True, summary=True),
-        "TRL + Liger no checkpointing": Engine(engine="trl", checkpointing=False, liger=True),
+        "vdengine": ours("none", summary=True, probes=True),
+        "TRL + Liger": trl(True, True, summary=True),
+        "TRL": trl(True, False),
+        "TRL + Liger no checkpointing": trl(False, True),
+        "TRL no checkpointing": trl(False, False),
     },
 }
 
@@ -64,75 +84,159 @@ ENGINES = {
 @pytest.mark.parametrize("model", LAYERS)
 def test_step(model, objective, settings, report, tmp_path):
     device = gpu(settings)
-    if model != "Qwen3-0.6B" and (settings.quick or not settings.full):
+    if settings.quick and model == "Qwen3-1.7B":
+        pytest.skip("--quick runs two shapes")
+    if model != "Qwen3-0.6B" and not (settings.quick or settings.full or settings.engines):
         pytest.skip("a shape of --full")
-    tokenizer = settings.tokenizer or str(REPO / "tests" / "tokenizers" / "qwen3")
-    if not settings.tokenizer and not Path(tokenizer, "tokenizer.json").exists():
+    tokenizer = settings.tokenizer or (None if settings.quick else str(REPO / "tests" / "tokenizers" / "qwen3"))
+    if tokenizer and not settings.tokenizer and not Path(tokenizer, "tokenizer.json").exists():
         pytest.skip("needs tests/tokenizers/qwen3, or another with --tokenizer")
+    folder = tmp_path if settings.work is None else Path(settings.work) / f"{model}-{objective}"
     a = {
-        "model": model, "objective": objective, "folder": str(tmp_path), "tokenizer": tokenizer,
-        "quick": settings.quick, "examples": 16, "micro": 4, "max_tokens": 2048, "pack_tokens": 8192, "texts": 8,
+        "model": model, "objective": objective, "folder": str(folder), "tokenizer": tokenizer,
+        "quick": settings.quick, "examples": 16, "micro": 4, "max_tokens": 2048, "texts": 8,
     }  # fmt: skip
     if settings.quick:
-        a |= {"examples": 2, "micro": 1, "max_tokens": 400, "pack_tokens": 800, "texts": 1}
-    in_fresh_process(__file__, a | {"engine": "prepare"}, settings.threads)
+        a |= {"examples": 2, "micro": 1, "texts": 1}
+    if not (folder / "prepared.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        found = in_fresh_process(__file__, a | {"engine": "prepare"}, settings.threads, settings.limit)
+        (folder / "prepared.json").write_text(json.dumps(found))
+    prepared = json.loads((folder / "prepared.json").read_text())
 
-    results: dict[str, dict[str, Any]] = {}
-    notes = []
+    step = Step(f"{objective} step, {model} shapes", a, prepared, report, device)
+    chosen = settings.engines.split(",") if settings.engines else None
+    if unknown := [name for name in chosen or [] if name not in ENGINES[objective]]:
+        pytest.fail(f"--engines: unknown {unknown[0]!r}; allowed: {', '.join(ENGINES[objective])}", pytrace=False)
     absent = common.missing("trl", "transformers", "datasets", "accelerate")
+    failed = []
     for name, options in ENGINES[objective].items():
-        if not (options.get("summary") or settings.full or (settings.quick and name == "TRL")):
+        wanted = (
+            name in chosen
+            if chosen
+            else (options.get("summary") or settings.full)
+            and not (settings.quick and ("," in name or options.get("liger")))
+        )
+        if not wanted:
             continue
         without = absent if options["engine"] == "trl" else None
         if options.get("liger"):
             without = without or common.missing("liger_kernel") or (None if device.type == "cuda" else "needs a GPU")
         if without:
-            notes.append(f"{name}: skipped, {without}")
+            step.note(f"{name}: skipped, {without}")
             continue
+        if settings.quick and options["engine"] == "vdengine":
+            options = options | {"pack_tokens": 2500}
         try:
-            results[name] = in_fresh_process(__file__, a | options, settings.threads)
-        except RuntimeError as e:
+            step.add(name, in_fresh_process(__file__, a | options, settings.threads, settings.limit))
+        except common.Failed as e:
+            step.note(f"{name}: {e.reason}")
             if options["engine"] == "vdengine":
-                raise
-            lines = [line for line in str(e).splitlines() if "Error" in line]
-            notes.append(f"{name}: failed, {lines[-1] if lines else str(e).splitlines()[-1]}")
-    losses = {name: r["losses"] for name, r in results.items()}
-    for k, step in enumerate(zip(*losses.values(), strict=True)):
-        # bf16 activations round differently in every engine
-        assert max(step) - min(step) < 5e-2, f"engines differ in step {k + 1}: {losses}"
-    report_step(f"{objective} step, {model} shapes", a, results, notes, report, device)
+                failed.append(str(e))
+    step.targets()
+    assert not failed, "\n".join(failed)
 
 
-def report_step(title: str, a: dict[str, Any], results: dict[str, Any], notes: list[str], report, device) -> None:
-    from vdengine.engine.metrics import peak_flops
+class Step:
+    """The table of one model and objective, row by row. Results stay in its folder: a later call compares with them."""
 
-    rows, peak = [], peak_flops(device)
-    work = next(iter(results.values()))["work"]  # of the first engine, ours: what the timed rows need
-    for name, r in results.items():
-        ours = name.startswith("vdengine")
-        live = 4 / 3 if a["objective"] == "dpo" and name != "vdengine cached" else 1.0
-        flops = work["flops_trees" if ours else "flops_sequences"] * live
-        row = {"engine": name, "s/step": r["step_seconds"], "examples/s": a["examples"] / r["step_seconds"]}
-        row |= {"tokens/s": work["tokens_sequences"] / r["step_seconds"]}
-        row |= {"MFU": flops / r["step_seconds"] / peak if peak else None, "peak MB": r["peak_bytes"] / 1e6}
-        rows.append(row | {f"probes: {panel}": r.get("probes", {}).get(panel) for panel in ("values-mini", "550")})
-    notes = [
-        f"{a['examples']} examples a step, medians of {STEPS - 1} steps; a step has {work['tokens_trees']:.0f} tokens "
-        f"as trees, {work['tokens_sequences']:.0f} as sequences, {work['tokens_padded']:.0f} padded to the longest",
-        "probes: share of a step spent on the panel when every step samples all of it",
-        *notes,
-    ]
-    targets = {}
-    of = {row["engine"]: row for row in rows}
-    mine = of.get("vdengine live") or of.get("vdengine")
-    liger = [row for name, row in of.items() if name.startswith("TRL + Liger")]
-    if device.type == "cuda" and mine is not None:
-        if mine["MFU"] is not None and a["objective"] == "dpo":
-            targets["MFU"] = (mine["MFU"], ">=", 0.5)
-        if liger:
-            targets["speed / TRL + Liger"] = (mine["examples/s"] / max(r["examples/s"] for r in liger), ">=", 1.5)
-            targets["peak memory / TRL + Liger"] = (mine["peak MB"] / min(r["peak MB"] for r in liger), "<=", 0.6)
-    report(title, rows, notes, targets)
+    def __init__(self, title: str, a: dict[str, Any], prepared: dict[str, Any], report: Any, device: Any) -> None:
+        from vdengine.engine.metrics import peak_flops
+
+        self.title, self.a, self.prepared, self.report = title, a, prepared, report
+        self.device, self.peak = device, peak_flops(device)
+        self.file = Path(a["folder"], "results.json")
+        self.results: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.table = report.table(title)
+
+    def note(self, text: str) -> None:
+        self.table.note(text)
+
+    def add(self, name: str, r: dict[str, Any]) -> None:
+        row = self.row(name, r)
+        self.rows[name] = row
+        self.table.row(row)
+        self.results[name] = r
+        self.file.write_text(json.dumps(self.results))
+        for other, found in self.results.items():
+            for k, (x, y) in enumerate(zip(found["losses"], r["losses"], strict=True)):
+                # bf16 activations round differently in every engine
+                assert abs(x - y) < 5e-2, f"{name} and {other} differ in step {k + 1}: {r['losses']}, {found['losses']}"
+        if profile := r.get("profile"):
+            self.profile(name, profile)
+        if probes := r.get("probes"):
+            self.probes(name, r["step_seconds"], probes)
+
+    def row(self, name: str, r: dict[str, Any]) -> dict[str, Any]:
+        a, mine = self.a, "work" in r
+        work = r["work"] if mine else next((x["work"] for x in self.results.values() if "work" in x), None)
+        live = name.startswith("TRL") or "live" in name
+        floor = self.prepared["parameters"] * (18 if live and a["objective"] == "dpo" else 16)
+        row: dict[str, Any] = {
+            "engine": name, "s/step": r["step_seconds"], "examples/s": a["examples"] / r["step_seconds"],
+            "tokens/s": work["tokens_sequences"] / r["step_seconds"] if work else None, "MFU": None,
+            "MFU predicted": None,
+        }  # fmt: skip
+        if work and self.peak:
+            flops = work["flops_trees" if mine else "flops_sequences"] * (
+                4 / 3 if live and a["objective"] == "dpo" else 1
+            )
+            row["MFU"] = flops / r["step_seconds"] / self.peak
+            if mine:
+                seconds = predict.device_seconds(
+                    predict.Work(live=live, **work["step"], **self.prepared["shape"]),
+                    predict.Rates(**self.prepared["rates"]),
+                )["total"]
+                row["MFU predicted"] = flops / seconds / self.peak
+        peak = r["peak_bytes"]
+        return row | {"peak MB": peak / 1e6, "floor MB": floor / 1e6, "above floor MB": (peak - floor) / 1e6}
+
+    def profile(self, name: str, p: dict[str, Any]) -> None:
+        table = self.report.table(f"profile of two steps, {name}, {self.title}")
+        for row in p["dearest"]:
+            table.row(row)
+        table.note(p["summary"])
+
+    def probes(self, name: str, step_seconds: float, seconds: dict[str, float]) -> None:
+        table = self.report.table(f"probes, {name}, {self.title}")
+        examples = self.a["examples"]
+        scaled = step_seconds * REAL_BATCH / examples
+        for panel, s in seconds.items():
+            share = s / REAL_EVERY / (scaled + s / REAL_EVERY)
+            table.row({
+                "panel": panel, "s a sample": s, f"share of a step of {examples}, every step": s / (step_seconds + s),
+                f"share of a step of {REAL_BATCH}, every {REAL_EVERY} steps": share,
+            })  # fmt: skip
+        table.note(
+            f"the last column is arithmetic: the measured sample beside {REAL_BATCH / examples:g} measured steps"
+        )
+        if self.device.type == "cuda" and self.a["objective"] == "dpo":
+            what = f"550 probes every {REAL_EVERY} steps of {REAL_BATCH} pairs, share of the time"
+            table.target(what, share, "<=", 0.02)
+
+    def targets(self) -> None:
+        work = next((r["work"] for r in self.results.values() if "work" in r), None)
+        if work:
+            self.note(
+                f"{self.a['examples']} examples a step, medians of {STEPS - 1} steps; a step has "
+                f"{work['tokens_trees']:.0f} tokens as trees, {work['tokens_sequences']:.0f} as sequences, "
+                f"{work['tokens_padded']:.0f} padded to the longest"
+            )
+        if self.device.type != "cuda":
+            return
+        of = {name: self.row(name, r) for name, r in self.results.items()}
+        first = "vdengine" if self.a["objective"] == "sft" else "vdengine live"
+        if mine := of.get(first):
+            if mine["MFU predicted"] and first in self.rows:
+                ratio = mine["MFU"] / mine["MFU predicted"]
+                self.table.target(f"{first}: MFU / predicted for a device that never waits", ratio, ">=", 0.8)
+            liger = [row for name, row in of.items() if name.startswith("TRL + Liger")]
+            if liger and any(name.startswith("TRL + Liger") for name in self.rows):
+                speed = mine["examples/s"] / max(row["examples/s"] for row in liger)
+                memory = mine["above floor MB"] / min(row["above floor MB"] for row in liger)
+                self.table.target(f"{first}: speed / TRL + Liger", speed, ">=", 1.3)
+                self.table.target(f"{first}: memory above the floor / TRL + Liger", memory, "<=", 0.5)
 
 
 # ------------------------------------------------------------------------------------- in the fresh processes
@@ -149,7 +253,12 @@ def prepare(a: dict[str, Any]) -> None:
 
     folder, shape, layers = Path(a["folder"]), MODELS[a["model"]], LAYERS[a["model"]]
     if a["quick"]:
-        shape, layers = Shape(shape.vocab, 64, 96, 4, 2, 16), 2
+        shape, layers = Shape(shape.vocab if a["tokenizer"] else 300, 64, 96, 4, 2, 16), 2
+    if not a["tokenizer"]:  # bytes: small, and made here
+        sys.path.insert(0, str(REPO / "tests"))
+        from tiny import write_tiny_model
+
+        a["tokenizer"] = str(write_tiny_model(folder / "tokenizer", "qwen3"))
     config = ModelConfig(
         model_type="qwen3", vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
         num_hidden_layers=layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
@@ -172,7 +281,7 @@ def prepare(a: dict[str, Any]) -> None:
     def text(side: str, texts: int) -> str:
         return " ".join(row[side] for row in rng.sample(pool, texts))
 
-    count, n = STEPS + 2 * (STEPS - 1), a["texts"]
+    count, n = STEPS + 2 * (STEPS - 1) + PROFILED, a["texts"]
     with open(folder / "data.jsonl", "w", encoding="utf-8") as file:
         for _ in range(count * a["examples"]):
             row = {"prompt": text("prompt", 3 * rng.randint(1, n)), "chosen": text("support", rng.randint(1, n))}
@@ -188,7 +297,50 @@ def prepare(a: dict[str, Any]) -> None:
             probe, turn = probes[i % len(probes)], i // len(probes)
             again = {"id": f"{probe['id']}-{turn}", "prompt": f"{probe['prompt']} ({turn + 1})", "paraphrases": []}
             file.write(json.dumps(probe | again) + "\n")
-    common.leave(a, {})
+    del model
+    common.leave(a, {
+        "parameters": config.num_parameters, "rates": rates(shape, device, a["quick"]),
+        "shape": {
+            "layers": layers, "hidden": shape.hidden, "intermediate": shape.intermediate, "head_dim": shape.head_dim,
+            "heads": shape.heads + 2 * shape.kv_heads, "query_heads": shape.heads, "vocab": shape.vocab,
+            "parameters": config.num_parameters,
+        },
+    })  # fmt: skip
+
+
+def rates(shape: Any, device: str, quick: bool) -> dict[str, float]:
+    """FLOP/s of a layer's GEMMs, forward and both gradients, at the rows of a pack, and of the head's; bytes/s of a
+    copy. Medians."""
+    import torch
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    rows = 64 if quick else 4570
+    wide = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+
+    def timed(run: Any) -> float:
+        run()
+        seconds = []
+        for _ in range(2 if quick else 10):
+            started = now()
+            run()
+            seconds.append(now() - started)
+        return statistics.median(seconds)
+
+    def gemms(n: int, sizes: list[tuple[int, int]]) -> float:
+        made = [tuple(torch.randn(*x, device=device, dtype=dtype) for x in ((n, k), (m, k), (n, m))) for k, m in sizes]
+
+        def run() -> None:
+            for x, w, dy in made:
+                torch.mm(x, w.t()), torch.mm(dy, w), torch.mm(dy.t(), x)
+
+        return 6 * n * sum(k * m for k, m in sizes) / timed(run)
+
+    h, i = shape.hidden, shape.intermediate
+    layer = [(h, wide), (shape.heads * shape.head_dim, h), (h, i), (h, i), (i, h)]
+    found = {"gemm": gemms(rows, layer), "head_gemm": gemms(32 if quick else 4096, [(h, shape.vocab)])}
+    source = torch.empty(1 << (20 if quick else 30), dtype=torch.uint8, device=device)
+    into = torch.empty_like(source)
+    return found | {"copy": 2 * source.nbytes / timed(lambda: into.copy_(source))}
 
 
 def now() -> float:
@@ -206,7 +358,7 @@ def run_vdengine(a: dict[str, Any]) -> None:
 
     folder, name = a["folder"], a["objective"]
     objective = {"name": name} | ({"beta": BETA, "reference": a["reference"]} if name == "dpo" else {})
-    total = STEPS + 2 * (STEPS - 1)
+    total = STEPS + 2 * (STEPS - 1) + PROFILED
     trainer = Trainer(make_recipe({
         "run": {"folder": f"{folder}/run-{time.time_ns()}", "steps": total},
         "model": {"source": f"{folder}/weights"},
@@ -216,11 +368,12 @@ def run_vdengine(a: dict[str, Any]) -> None:
         },
         "objective": objective,
         "batch": {"examples": a["examples"], "tokens": a["pack_tokens"]},
+        "parallel": {"activation_checkpoint": a["checkpoint"]},
         "optimizer": OPTIMIZER | {"warmup": 0.0, "schedule": "constant"},
         "probes": {"panel": "values-mini", "every": 1},
         "checkpoint": {"every": 0, "export": False},
     }))  # fmt: skip
-    work = work_of(trainer)
+    work = work_of(trainer, a["pack_tokens"])
     mini, trainer.probes = trainer.probes, None
     losses, seconds = [], []
     for k in range(STEPS):
@@ -230,19 +383,72 @@ def run_vdengine(a: dict[str, Any]) -> None:
         if k == 0:
             reset_peak()
     out = {"step_seconds": statistics.median(seconds[1:]), "losses": losses, "peak_bytes": device_peak_bytes()}
-    shares: dict[str, float] = {}
+    out["work"] = work
+    if a.get("profile"):
+        out["profile"] = profile(trainer, work["step"]["micro_steps"])
     if a.get("probes"):
+        found: dict[str, float] = {}
         trainer.recipe.probes.panel = f"{folder}/large.jsonl"
         trainer._open_probes()
         for panel, riders in (("values-mini", mini), ("550", trainer.probes)):
             trainer.probes = riders
-            rows = [trainer.step() for _ in range(STEPS - 1)][1:]  # the first warms up
-            shares[panel] = statistics.median(row["probe_seconds"] / row["step_seconds"] for row in rows)
+            rows = [dict(trainer.step()) for _ in range(STEPS - 1)][1:]  # the first warms up
+            found[panel] = statistics.median(row["probe_seconds"] for row in rows)
+        out["probes"] = found
     trainer.close()
-    common.leave(a, out | {"probes": shares, "work": work})
+    common.leave(a, out)
 
 
-def work_of(trainer: Any) -> dict[str, float]:
+PROFILED = 2
+
+
+def profile(trainer: Any, micro_steps: int) -> dict[str, Any]:
+    """Two steps under torch's profiler: does the device wait for its host, how many launches are there, and which
+    kernels take longest? On a CPU the ops stand in for kernels, and nothing waits."""
+    import torch
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity
+
+    cuda = torch.cuda.is_available()
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with torch.profiler.profile(activities=kinds) as p:
+        started = now()
+        for _ in range(PROFILED):
+            trainer.step()
+        wall = now() - started
+    on = DeviceType.CUDA if cuda else DeviceType.CPU
+    spans: dict[str, list[float]] = {}
+    ranges = []
+    for e in p.events():
+        # annotations (FSDP's) span kernels that are counted by themselves
+        if e.device_type != on or e.is_user_annotation or (not cuda and e.cpu_children):
+            continue
+        spans.setdefault(e.name, []).append(e.time_range.elapsed_us() / 1e6)
+        ranges.append((e.time_range.start, e.time_range.end))
+    busy, end = 0.0, -math.inf
+    for start, stop in sorted(ranges):  # kernels of several streams overlap
+        busy += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    busy /= 1e6
+    launches = sum(map(len, spans.values())) / PROFILED
+    layers = len(trainer.model.blocks)
+    each = launches / layers / micro_steps
+    verdict = f"{'device' if busy > 0.9 * wall else 'host'}-bound: the device works {busy / wall:.0%} of the time"
+    dearest = sorted(spans.items(), key=lambda item: -sum(item[1]))[:10]
+    return {
+        "summary": f"{verdict if cuda else 'a CPU: no device to wait for a host'}; {launches:.0f} launches a step, "
+        f"{each:.0f} a layer and micro step; {wall / PROFILED:.3f} s a step under the profiler",
+        "dearest": [
+            {
+                "kernel": name if len(name) <= 70 else name[:67] + "...", "calls a step": len(s) / PROFILED,
+                "ms a step": 1e3 * sum(s) / PROFILED, "share of busy": sum(s) / busy,
+            }
+            for name, s in dearest
+        ],
+    }  # fmt: skip
+
+
+def work_of(trainer: Any, pack_tokens: int) -> dict[str, Any]:
     """Means over the timed steps of what the rows need; writes the rows of all compared steps for TRL."""
     steps, loader, store = [], trainer.loader, trainer.store
     work = dict.fromkeys(("tokens_trees", "tokens_sequences", "tokens_padded", "flops_trees", "flops_sequences"), 0.0)
@@ -263,7 +469,15 @@ def work_of(trainer: Any) -> dict[str, float]:
             f["linear"] * n + f["quadratic"] * n * (n + 1) / 2 + f["head"] * scored for n, scored in lengths
         )
     Path(trainer.recipe.data.cache).parent.joinpath("rows.json").write_text(json.dumps(steps))
-    return {name: total / (STEPS - 1) for name, total in work.items()}
+    batches = [loader.batch(k, 1, 0, pack_tokens) for k in range(1, STEPS)]
+    packs = [p for batch in batches for p in batch.packs if p is not None]
+    mean = {name: total / (STEPS - 1) for name, total in work.items()}
+    step = {
+        "tokens": mean["tokens_trees"], "scored": sum(p.num_scored for p in packs) / (STEPS - 1),
+        "pairs": sum(p.num_attention_pairs for p in packs) / (STEPS - 1),
+        "micro_steps": round(statistics.mean(len(batch.packs) for batch in batches)),
+    }  # fmt: skip
+    return mean | {"step": step}
 
 
 def run_trl(a: dict[str, Any]) -> None:

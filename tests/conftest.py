@@ -16,6 +16,31 @@ if not torch.cuda.is_available():
 REPO = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device", choices=("cuda", "cpu"), default="cuda",
+        help="of the tests marked gpu: cpu runs those that can at small sizes, and proves nothing of a GPU",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def device(request) -> torch.device:
+    """Of a test marked gpu. It skips without a CUDA device, unless `--device cpu` asks for a run without."""
+    if request.config.option.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture
+def cuda(device) -> torch.device:
+    """Of a test that means nothing elsewhere."""
+    if device.type != "cuda":
+        pytest.skip("needs a CUDA device")
+    return device
+
+
 @pytest.fixture(autouse=True)
 def _two_threads():
     """Bitwise tests hold for one thread count; this is the one they are run at."""
