@@ -48,17 +48,22 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     if torch.cuda.is_available():
-        found |= {"device": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda), "driver": _driver()}
+        name, memory, driver = _card()
+        found |= {"device": name, "memory": memory, "cuda": str(torch.version.cuda), "driver": driver}
     return found
 
 
-def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def _card() -> tuple[str, str, str]:
+    """Name, memory and driver of the first GPU, from its driver's own tool: asking torch would start CUDA."""
+    import torch
+
+    command = ["nvidia-smi", "-i", "0", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.split("\n")[0].strip() or "unknown"
+        name, memory, driver = (x.strip() for x in done.stdout.splitlines()[0].split(","))
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
+        return torch.cuda.get_device_name(0), "unknown", "unknown"
+    return name, memory, driver
 
 
 def gpu(settings: Any) -> Any:
@@ -67,10 +72,14 @@ def gpu(settings: Any) -> Any:
     import torch
 
     if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cuda", 0)  # without starting CUDA: a context would take memory from the engines
     if not settings.quick:
         pytest.skip("needs a CUDA device")
     return torch.device("cpu")
+
+
+CUT = "cut short"  # of a result: why there is not more
+_LIBC = ctypes.CDLL(None)  # here: after a fork, with other threads gone, it may wait for a lock for ever
 
 
 class Failed(RuntimeError):
@@ -87,10 +96,11 @@ def in_fresh_process(
     """Run `script` with `arguments` (JSON) in a process of its own; what it leaves with `leave` comes back.
 
     Peak memory belongs to a process and allocators keep what they once had, so nothing measured shares one; and what
-    breaks a process, or the device under it, breaks no other figure.
+    breaks a process, or the device under it, breaks no other figure. What it had left before it broke is kept, with the
+    reason under CUT.
 
     Raises:
-        Failed: it ended with an error, or not within `seconds`.
+        Failed: it ended with an error, or not within `seconds`, and had left nothing.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     # one GPU for every engine: with more in sight, transformers' Trainer would spread its batch over them
@@ -99,9 +109,12 @@ def in_fresh_process(
         out = Path(folder) / "result.json"
         command = [sys.executable, script, json.dumps(arguments | {"threads": threads, "out": str(out)})]
         output, code = run_limited(command, seconds, env=environment, cwd=folder)
-        if code != 0 or not out.exists():
+        found = json.loads(out.read_text()) if out.exists() else None
+        if code != 0 and found:
+            found[CUT] = ended(output, code, seconds)
+        if not found and not (code == 0 and found == {}):
             raise Failed(f"{Path(script).name} {arguments}", ended(output, code, seconds), last_lines(output, 25))
-        return json.loads(out.read_text())
+        return found
 
 
 def run_limited(command: list[str], seconds: float | None, **options: Any) -> tuple[str, int | None]:
@@ -126,7 +139,7 @@ def run_limited(command: list[str], seconds: float | None, **options: Any) -> tu
 def _die_with_parent() -> None:
     """A benchmark that is killed leaves nobody behind who holds the device."""
     PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def ended(output: str, code: int | None, seconds: float | None) -> str:
@@ -153,7 +166,10 @@ def arguments() -> dict[str, Any]:
 
 
 def leave(a: dict[str, Any], result: dict[str, Any]) -> None:
-    Path(a["out"]).write_text(json.dumps(result))
+    """In the fresh process: its result; once more, and larger, as more is known."""
+    whole = Path(a["out"] + ".tmp")
+    whole.write_text(json.dumps(result))
+    whole.replace(a["out"])
 
 
 def resident_bytes() -> int:

@@ -25,6 +25,10 @@ def pytest_addoption(parser):
     group.addoption("--repeats", type=int, default=None, help="interleaved repeats; the median counts")
     group.addoption("--engines", help="of a comparison with TRL, only these (comma-separated; see its ENGINES)")
     group.addoption("--full", action="store_true", help="GPU benchmarks: every shape, not only those of the summary")
+    group.addoption(
+        "--peers", choices=("all", "none", "only"), default="all",
+        help="of the kernels: packages other than torch, each in a process of its own (default: all)",
+    )  # fmt: skip
     group.addoption("--tokenizer", help="of the GPU step: a folder or hub id (default: tests/tokenizers/qwen3)")
     group.addoption("--json", metavar="FILE", help="write all tables and timings here, each as soon as it is there")
     group.addoption("--append", metavar="BASE", help="append each row to BASE.jsonl and BASE.md when it is known")

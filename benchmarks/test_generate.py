@@ -39,10 +39,11 @@ def test_generate(settings, report):
         pytest.skip(reason)
     a = {"what": "generate", "rows": 48, "slots": 16, "tokens": 64, "longest": 256, "repeats": settings.repeats or 3}
     if cuda:
-        a |= {"rows": 192, "slots": 64, "tokens": 256}
+        a |= {"rows": 128, "slots": 64, "tokens": 128, "repeats": settings.repeats or 1}
+        a |= {"rows": 192, "tokens": 256, "repeats": settings.repeats or 3} if settings.full else {}
     if settings.quick:
         a |= {"rows": 8, "slots": 4, "tokens": 4, "longest": 64, "repeats": 1}
-    found = in_fresh_process(__file__, a, settings.threads)
+    found = in_fresh_process(__file__, a, settings.threads, settings.limit)
     rows, targets = [], {}
     for workload, engines in found["rates"].items():
         ours, theirs = (statistics.median(engines[name]) for name in ("vdengine", "transformers"))
@@ -56,6 +57,7 @@ def test_generate(settings, report):
         f"{a['rows']} rows of at most {a['tokens']} tokens, {a['slots']} side by side, temperature 1; prompts of "
         f"{found['prompt_tokens']} tokens in the mean; medians of {a['repeats']} turns",
         f"log-probs of what was sampled, as transformers scores it: largest difference {found['difference']:.1e} nats",
+        *([f"{found[common.CUT]}; what is shown was known before"] if common.CUT in found else []),
     ]
     report(f"sampling, {found['model']}", rows, notes, targets)
 
@@ -141,16 +143,17 @@ def models(a: dict[str, Any], folder: str) -> tuple[Any, Any, list[list[int]], l
 def compare(a: dict[str, Any]) -> None:
     import torch
 
-    from vdengine.models.generate import Completion, Sampling, generate
+    from vdengine.models.generate import Completion, Generator, Sampling
 
     with tempfile.TemporaryDirectory() as folder:
         model, hf, prompts, stop, name = models(a, folder)
     device, slots, most = next(hf.parameters()).device, a["slots"], a["tokens"]
     turn, ends = 0, frozenset(stop)
+    generator = Generator(model, slots=slots, longest=max(map(len, prompts)))  # kept, as in a run
 
     def ours(samples: int, stops: bool) -> list[list[Completion]]:
         sampling = Sampling(most, stop_ids=tuple(stop) if stops else ())
-        return generate(model, prompts[: a["rows"] // samples], sampling, samples=samples, slots=slots, step=turn)
+        return generator(prompts[: a["rows"] // samples], sampling, samples=samples, step=turn)
 
     def theirs(samples: int, stops: bool) -> int:
         used = sorted(prompts[: a["rows"] // samples], key=len)
@@ -176,7 +179,9 @@ def compare(a: dict[str, Any]) -> None:
         return kept / (now() - started)
 
     hf.generation_config.eos_token_id = None
-    rates = {}
+    rates: dict[str, Any] = {}
+    facts = {"rates": rates, "model": name, "prompt_tokens": round(statistics.mean(map(len, prompts)))}
+    facts["difference"] = difference(hf, prompts, ours(1, True))
     for workload, (samples, stops) in WORKLOADS.items():
         variants = {
             "vdengine": lambda s=samples, e=stops: rate(lambda: sum(len(c.tokens) for x in ours(s, e) for c in x)),
@@ -185,10 +190,7 @@ def compare(a: dict[str, Any]) -> None:
         if workload == "stop ids":
             in_turn(variants, 1)  # warm-up
         rates[workload] = in_turn(variants, a["repeats"])
-    common.leave(a, {
-        "rates": rates, "model": name, "prompt_tokens": round(statistics.mean(map(len, prompts))),
-        "difference": difference(hf, prompts, ours(1, True)),
-    })  # fmt: skip
+        common.leave(a, facts)
 
 
 def difference(hf: Any, prompts: list[list[int]], results: list[Any]) -> float:

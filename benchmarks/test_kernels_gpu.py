@@ -237,13 +237,14 @@ def head_targets(rows: list[dict[str, Any]], device: torch.device) -> dict[str, 
     of = {(row["method"], row["pass"]): row for row in rows}
     targets = {}
     for mode, limit in (("full", 1.15), ("frozen", 1.15), ("no grad", 1.2)):
-        targets[f"{mode} / floor"] = (of["vdengine", mode]["x floor"], "<=", limit)
+        if ("vdengine", mode) in of:
+            targets[f"{mode} / floor"] = (of["vdengine", mode]["x floor"], "<=", limit)
         # CCE's default leaves gradients out: it does not compute the same function
         others = [r for r in rows if r["pass"] == mode and not r["method"].startswith(("vdengine", GEMMS))]
         if same := [r["x ours"] for r in others if r["method"] != "CCE"]:
             targets[f"{mode} / fastest peer"] = (1 / min(same), "<=", 1.0)
     # torch's formula and those like it round their logits to bf16
-    if eager := of.get(("torch eager", "full")):
+    if (eager := of.get(("torch eager", "full"))) and ("vdengine", "full") in of:
         better = eager["logp error"] / max(of["vdengine", "full"]["logp error"], 1e-12)
         targets["log-prob error of bf16 logits / ours"] = (better, ">=", 4.0)
     return targets
@@ -271,17 +272,18 @@ def run_case(case: Case, settings, report, targets_of: Callable[[list[dict[str, 
     """Ours and torch's here; then every other package in a process of its own. Rows are reported as they are known."""
     device = gpu(settings)
     case.quick, case.samples = settings.quick, samples_of(settings)
-    measured = MEASURE[case.kind](case, gpu_peers.TORCH if settings.full else gpu_peers.EAGER, device)
-    tables = {}
-    for m in measured:
-        tables[m.title] = report.table(m.title)
-        for row in m.rows:
-            tables[m.title].row(row)
-        for note in m.notes:
-            tables[m.title].note(note)
+    tables: dict[str, Any] = {}
+    if settings.peers != "only":
+        for m in MEASURE[case.kind](case, gpu_peers.TORCH if settings.full else gpu_peers.EAGER, device):
+            tables[m.title] = report.table(m.title)
+            for row in m.rows:
+                tables[m.title].row(row)
+            for note in m.notes:
+                tables[m.title].note(note)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # room for the next process
-    for peer, package in gpu_peers.PACKAGES[case.kind].items():
+    absent = []
+    for peer, package in gpu_peers.PACKAGES[case.kind].items() if settings.peers != "none" else ():
         reason = common.missing(package) or (None if device.type == "cuda" else "needs a CUDA device")
         if peer not in gpu_peers.SUMMARY and not settings.full:
             reason = "with --full"
@@ -293,6 +295,8 @@ def run_case(case: Case, settings, report, targets_of: Callable[[list[dict[str, 
                 reason = e.reason
             else:
                 for title, rows, notes in found["tables"]:
+                    if title not in tables:
+                        tables[title] = report.table(title)
                     for row in rows:
                         if row["method"] == peer:
                             tables[title].row(row)
@@ -300,8 +304,12 @@ def run_case(case: Case, settings, report, targets_of: Callable[[list[dict[str, 
                         if note.startswith(peer) or f", {peer}" in note:
                             tables[title].note(note)
         if reason is not None:
-            for table in tables.values():
-                table.note(f"{peer}: {reason if reason != 'with --full' else 'measured with --full'}")
+            absent.append(f"{peer}: {reason if reason != 'with --full' else 'measured with --full'}")
+    if not tables:
+        tables[""] = report.table(f"{case.kind.replace('_', ' ')}, {case.model}, peers")
+    for note in absent:
+        for table in tables.values():
+            table.note(note)
     for table in tables.values():
         for name, found in targets_of(table.rows, device).items():
             table.target(name, *found)
@@ -602,8 +610,8 @@ def test_rates(settings, report):
     copy = {"copy": lambda mark, a=source, b=into: b.copy_(a)}
     times = interleaved(copy, samples_of(settings), device)["copy"]
     ms = spread([t[0] for t in times])
-    table.row({"what": f"copy of {source.nbytes >> 20} MiB", "ms": ms.p50, "GB/s": 2 * source.nbytes / ms.p50 / 1e6,
-               "TFLOP/s": None})  # fmt: skip
+    rate = 2 * source.nbytes / ms.p50 / 1e6
+    table.row({"what": "copy", "ms": ms.p50, "GB/s": rate, "TFLOP/s": None})
     del source, into, copy
     for m, n, k in sizes:
         if settings.quick:

@@ -40,6 +40,21 @@ def _clean():
         torch.cuda.empty_cache()
 
 
+def test_segments_grow(cuda):
+    """Guards memory: the allocator's setting is made for a process where CUDA had not started."""
+    import subprocess
+    import sys
+
+    code = (
+        "import torch; from vdengine.engine.parallel import expand_segments; expand_segments(); "
+        "x = torch.empty(1 << 26, device='cuda'); s = torch.cuda.memory_snapshot(); "
+        "print(any(segment.get('is_expandable') for segment in s))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stdout + done.stderr
+    expand_segments()  # CUDA runs here: nothing happens
+
+
 # ------------------------------------------------------------------------------------------------- the head
 
 
@@ -304,10 +319,15 @@ def assert_same(a, b) -> None:
     assert not different, different
 
 
+_ONCE: list[tuple[dict[str, torch.Tensor], list[float]]] = []
+
+
 @pytest.fixture
-def once(wide, tmp_path, device):
-    """A run without probes, that others are compared with."""
-    return trained(recipe(wide, tmp_path / "once", probes={"every": 0}))
+def once(wide, tmp_path_factory, device):
+    """A run without probes, that others are compared with; trained once."""
+    if not _ONCE:
+        _ONCE.append(trained(recipe(wide, tmp_path_factory.mktemp("once") / "run", probes={"every": 0})))
+    return _ONCE[0]
 
 
 def test_a_run_twice(wide, tmp_path, once):
@@ -360,18 +380,3 @@ def test_gradients_stay_in_fp32(wide, tmp_path, device):
     rounded = grad.bfloat16().float()
     assert (rounded != grad).float().mean() > 0.5
     trainer.close()
-
-
-def test_segments_grow(cuda):
-    """Guards memory: the allocator's setting is made for a process where CUDA had not started."""
-    import subprocess
-    import sys
-
-    code = (
-        "import torch; from vdengine.engine.parallel import expand_segments; expand_segments(); "
-        "x = torch.empty(1 << 26, device='cuda'); s = torch.cuda.memory_snapshot(); "
-        "print(any(segment.get('is_expandable') for segment in s))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "True", done.stdout + done.stderr
-    expand_segments()  # CUDA runs here: nothing happens

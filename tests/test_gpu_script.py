@@ -16,12 +16,10 @@ sys.path.insert(0, str(BENCHMARKS))
 import common  # noqa: E402
 import gpu  # noqa: E402
 import predict  # noqa: E402
+import test_step_gpu  # noqa: E402
 from results import Results, Table  # noqa: E402
 
-
-def script(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+MARK = "pytest.mark." + "gpu"
 
 
 def test_parts_and_bad_input(tmp_path, capsys, monkeypatch):
@@ -29,6 +27,18 @@ def test_parts_and_bad_input(tmp_path, capsys, monkeypatch):
     assert gpu.main(["--list"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert names[:8] == ["gate", "rates", "head", "dpo", "trl", "memory-bound", "generate", "dpo-4b"]
+    for part in gpu.PARTS:  # what a part names must be there: nobody is at hand to mend it
+        for argument in part.arguments:
+            file, *node = argument.split("::")
+            if ".py" in file:
+                assert all(f"def {name}(" in (BENCHMARKS / file).read_text() for name in node), argument
+        if "--engines" in part.arguments:
+            objective = part.arguments[part.arguments.index("-k") + 1].split()[-1]
+            engines = part.arguments[part.arguments.index("--engines") + 1].split(",")
+            assert set(engines) <= set(test_step_gpu.ENGINES[objective]), engines
+            assert {first for title, first in part.headline if title.startswith("dpo")} <= set(engines)
+    marked = {p.stem.removeprefix("test_") for p in Path(__file__).parent.glob("test_*.py") if MARK in p.read_text()}
+    assert marked == set(gpu._GATE)
     with pytest.raises(SystemExit):
         gpu.main(["--only", "rates,heads"])
     assert "--only: unknown part 'heads'; allowed: gate, rates, head" in capsys.readouterr().err
@@ -48,7 +58,7 @@ def test_a_kill_leaves_every_finished_figure(tmp_path):
         str(BENCHMARKS / "gpu.py"),
         "--quick",
         "--only",
-        "rates,memory-bound",
+        "rates,memory-bound,preference",
         "--out",
         str(tmp_path),
     ]
@@ -72,7 +82,7 @@ def test_a_kill_leaves_every_finished_figure(tmp_path):
     records = [json.loads(line) for line in lines()]
     assert "machine" in records[0] and records[0]["machine"]["quick"]
     rows = [r for r in records if "row" in r]
-    assert len(rows) >= 8 and {r["part"] for r in records if "part" in r} == {"rates"}
+    assert len(rows) >= 8 and "rates" in {r.get("part") for r in records}
     text = next(tmp_path.glob("*.md")).read_text()
     for r in rows:
         first, *others = r["row"].values()
@@ -101,9 +111,13 @@ def test_a_failed_gate_stops_and_a_missing_headline_is_an_error(tmp_path, monkey
 
     monkeypatch.setattr(gpu.Run, "part", part)
     monkeypatch.setattr(common, "versions", lambda: {"torch": "2.11.0", "device": "NVIDIA H100", "cuda": "13.0"})
-    ended, rows = {"gate": "failed"}, {}
-    assert gpu.main(["--out", str(tmp_path / "a")]) == 1
-    assert done == ["gate"] and "the gate has not passed" in capsys.readouterr().err
+    for said in ("failed", "out of time after 240 s, with failures"):
+        ended, rows = {"gate": said}, {}
+        assert gpu.main(["--out", str(tmp_path / "a")]) == 1
+        assert done == ["gate"] and "the gate has failed" in capsys.readouterr().err
+        done.clear()
+    ended = {"gate": "out of time after 240 s"}  # nothing has failed: the figures are taken, the exit code is 1
+    assert gpu.main(["--only", "gate,sft", "--out", str(tmp_path / "a")]) == 1 and done == ["gate", "sft"]
     done.clear()
     ended, rows = {}, {"generate": ("sampling, Qwen3-0.6B shapes", {"workload": "stop ids", "ratio": 2.0})}
     assert gpu.main(["--only", "gate,generate", "--out", str(tmp_path / "b")]) == 0
@@ -120,7 +134,7 @@ def test_time_is_shared_out(tmp_path, monkeypatch, capsys):
     """Guards the total: a part gets its own limit or what is left, and one for which nothing is left is named."""
     limits = {}
     monkeypatch.setattr(gpu.Run, "pytest", lambda self, p, seconds: limits.update({p.name: seconds}) or ("passed", []))
-    args = Namespace(minutes=2.0, quick=False, full=False)
+    args = Namespace(minutes=2.0, quick=False, full=False)  # less than the gate may take
     run = gpu.Run(args, Results(tmp_path / "r"), True, tmp_path)
     for part in gpu.PARTS[:3]:
         run.part(part)
@@ -128,7 +142,7 @@ def test_time_is_shared_out(tmp_path, monkeypatch, capsys):
     run.part(gpu.PARTS[3])
     run.ends = time.monotonic() + 10
     run.part(gpu.PARTS[4])
-    assert [round(x) for x in limits.values()] == [100, 30, 90, 40]
+    assert [round(x) for x in limits.values()] == [120, 30, 90, 40]
     assert run.ended["trl"] == "not run: out of time"
     assert "trl: not run: out of time" in (tmp_path / "r.md").read_text()
 
@@ -182,6 +196,17 @@ def test_a_process_that_gives_nothing_is_one_line(tmp_path):
     else:
         os.kill(int(pid.read_text()), signal.SIGKILL)
         pytest.fail("what it had started runs on")
+
+
+def test_what_was_left_before_a_failure_is_kept(tmp_path):
+    """Guards the figure of an engine whose profile, behind it, breaks."""
+    child = tmp_path / "child.py"
+    child.write_text(
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\nimport common, time\na = common.arguments()\n"
+        "common.leave(a, {'seconds': 1})\ncommon.leave(a, {'seconds': 1, 'more': 2})\nraise MemoryError('no room')\n"
+    )
+    found = common.in_fresh_process(str(child), {}, 1, 60)
+    assert found == {"seconds": 1, "more": 2, common.CUT: "failed with exit code 1: MemoryError: no room"}
 
 
 def test_the_prediction_is_the_published_count():

@@ -74,8 +74,8 @@ def test_probes_do_not_touch_training(runs):
 
 
 def test_one_sampler_is_kept_for_the_run(recipe):
-    """Guards rollouts on a GPU: the copy of the weights, the cache and what is captured of them stay where they are from
-    rollout to rollout, for PPO's samples and for answers alike, and the copy has the weights of its step."""
+    """Guards rollouts on a GPU: the copy of the weights, the cache and what is captured of them stay where they are
+    from rollout to rollout, for PPO's samples and for answers alike, and the copy has the weights of its step."""
     recipe.model.dtype, recipe.run.steps = "bfloat16", 3
     recipe.probes.every, recipe.probes.tokens = 1, 2048
     recipe.answers.samples, recipe.answers.base, recipe.answers.probes, recipe.answers.max_tokens = 2, 2, 4, 3

@@ -49,8 +49,8 @@ class World:
 def start_world(parallel: recipes.Parallel, deterministic: bool) -> World:
     """Join the process group (torchrun's, an embedder's, or a new one of this process alone) and make the mesh.
 
-    `deterministic` on CUDA: cuBLAS takes a fixed workspace, and torch's ops their ordered forms, only under
-    `torch.use_deterministic_algorithms`, a switch of the whole process; `World.close` turns it off again. On CPU
+    `deterministic` on CUDA: cuBLAS gets a fixed workspace, and torch's ops take their ordered forms, which they do only
+    under `torch.use_deterministic_algorithms`, a switch of the whole process; `World.close` turns it off again. On CPU
     nothing here depends on it. See also `ordered`.
 
     Raises:

@@ -11,12 +11,16 @@ import importlib
 import importlib.util
 import inspect
 import warnings
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vdengine.data.trees import Lengths
+
+_ORDERED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(
@@ -113,14 +117,16 @@ def _attend_sdpa(q, k, v, lengths):
     longest = max((m for n, m in zip(q_lengths, k_lengths, strict=True) if n != m), default=0)
     mask = torch.full((longest, longest), -torch.inf, dtype=q.dtype, device=q.device).triu_(1) if longest else None
     out = []
-    for q_s, k_s, v_s in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True):
-        n, m = q_s.shape[0], k_s.shape[0]
-        out.append(
-            F.scaled_dot_product_attention(
-                *(x.transpose(0, 1).unsqueeze(0) for x in (q_s, k_s, v_s)),  # [1, heads, length, head_dim]
-                attn_mask=None if n == m or mask is None else mask[m - n : m, :m],
-                is_causal=n == m,
-                enable_gqa=q.shape[1] != k.shape[1],
-            )[0].transpose(0, 1)
-        )
+    # cuDNN's, which comes first on Hopper, has no ordered backward, and builds a graph for every new shape
+    with sdpa_kernel(_ORDERED) if q.device.type == "cuda" else nullcontext():
+        for q_s, k_s, v_s in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True):
+            n, m = q_s.shape[0], k_s.shape[0]
+            out.append(
+                F.scaled_dot_product_attention(
+                    *(x.transpose(0, 1).unsqueeze(0) for x in (q_s, k_s, v_s)),  # [1, heads, length, head_dim]
+                    attn_mask=None if n == m or mask is None else mask[m - n : m, :m],
+                    is_causal=n == m,
+                    enable_gqa=q.shape[1] != k.shape[1],
+                )[0].transpose(0, 1)
+            )
     return torch.cat(out)
