@@ -7,6 +7,7 @@ from vdengine.kernels.linear_logprob import LinearLogprob, linear_logprob, linea
 from vdengine.kernels.preference import Preference, preference_loss
 from vdengine.kernels.rms_norm import RMSNorm, rms_norm
 from vdengine.kernels.rope import qk_rope
+from vdengine.kernels.sample import Sampled, sample
 from vdengine.kernels.swiglu import swiglu
 from vdengine.kernels.thin_linear import thin_linear
 
@@ -15,6 +16,7 @@ __all__ = [
     "LinearLogprob",
     "Preference",
     "RMSNorm",
+    "Sampled",
     "decode_attention",
     "embedding_rows",
     "gather_rows",
@@ -25,6 +27,7 @@ __all__ = [
     "preference_loss",
     "qk_rope",
     "rms_norm",
+    "sample",
     "segment_sum",
     "swiglu",
     "thin_linear",

@@ -61,9 +61,9 @@ def trying(kernel: str, at: Launch) -> Iterator[None]:
 
 
 def rule(kernel: str, width: int) -> Launch:
-    """Without a measurement. The head streams a row through a block; the others hold a row, or a piece of a flat
-    tensor, in one block, 8 elements (16 bytes of bf16) a thread."""
-    if kernel == "head":
+    """Without a measurement. The head and the sampler stream a row through a block; the others hold a row, or a piece
+    of a flat tensor, in one block, 8 elements (16 bytes of bf16) a thread."""
+    if kernel in ("head", "sample"):
         block = min(4096, power_of_two(width))
         return Launch(block, min(16, max(1, block // 256)))
     if kernel == "swiglu":

@@ -26,13 +26,14 @@ from vdengine.kernels.gather import gather_sum
 from vdengine.kernels.rms_norm import rms_norm
 from vdengine.kernels.rope import qk_rope
 from vdengine.kernels.rows import TritonRowKernel
+from vdengine.kernels.sample import sample
 from vdengine.kernels.swiglu import swiglu
 from vdengine.kernels.table import Entry, Launch, power_of_two, rule, table, trying
 
-KERNELS = ("head", "gather", "rms_norm", "rope", "swiglu", "decode")
+KERNELS = ("head", "gather", "rms_norm", "rope", "swiglu", "decode", "sample")
 ARCHITECTURES = (80, 90, 100)  # that `--rule` writes rows for
 SAMPLES = 20
-FLUSH_BYTES = 1 << 30  # past any L2; and writing it takes long enough for the host to queue what is timed next
+FLUSH_BYTES = 1 << 30  # past any L2; writing it twice takes long enough for the host to queue what is timed next
 
 
 class Shape(NamedTuple):
@@ -66,13 +67,14 @@ def widths(kernel: str) -> list[int]:
         "rope": lambda m: {8 * m.head_dim},
         "swiglu": lambda m: {m.intermediate},
         "decode": lambda m: {m.head_dim},
+        "sample": lambda m: {m.vocab},
     }
     return sorted(set().union(*(of[kernel](m) for m in MODELS.values())))
 
 
 def streamed(kernel: str) -> torch.dtype:
-    """The dtype of the table's rows: the head reads fp32 logits."""
-    return torch.float32 if kernel == "head" else torch.bfloat16
+    """The dtype of the table's rows: the head and the sampler read fp32 logits."""
+    return torch.float32 if kernel in ("head", "sample") else torch.bfloat16
 
 
 # ------------------------------------------------------------------------------------------------------- timing
@@ -103,7 +105,8 @@ def interleaved(
                 else:
                     marks.append(time.perf_counter())
 
-            flush.zero_()
+            for _ in range(2):
+                flush.zero_()
             mark()
             variants[name](mark)
             mark()
@@ -135,6 +138,7 @@ def cases(
     """The table's cases, one at a time: their inputs are large. `only`: these widths instead of the models'."""
     make = {
         "head": _head, "gather": _gather, "rms_norm": _rms_norm, "rope": _rope, "swiglu": _swiglu, "decode": _decode,
+        "sample": _sample,
     }  # fmt: skip
     for kernel in kernels:
         for width in list(only) or widths(kernel):
@@ -229,6 +233,15 @@ def _decode(width: int, n: int, device: torch.device) -> Made:
     run = lambda: (decode_attention(q, k, v, table, lengths, backend="triton"),)  # noqa: E731
     moved = 2 * int(lengths.sum()) * 8 * width * k.element_size()
     return run, moved, [power_of_two(width) * keys for keys in (16, 32, 64, 128)]
+
+
+def _sample(width: int, n: int, device: torch.device) -> Made:
+    """A decoding step's rows, through both filters."""
+    rows = max(1, n // 256)
+    logits = _random(rows, width, device=device, dtype=torch.float32) * 3
+    noise = torch.rand(rows, device=device, dtype=torch.float64)
+    run = lambda: tuple(sample(logits, noise, top_k=50, top_p=0.9, backend="triton"))  # noqa: E731
+    return run, logits.nbytes, [b for b in (1024, 2048, 4096, 8192) if b <= power_of_two(width)]
 
 
 # ------------------------------------------------------------------------------------------------------- search

@@ -31,6 +31,7 @@ from vdengine.kernels import (
     preference_loss,
     qk_rope,
     rms_norm,
+    sample,
     segment_sum,
     swiglu,
 )
@@ -47,7 +48,10 @@ HEADS = ((16, 8, 128, True), (32, 8, 128, True), (9, 3, 64, False))
 # SmolLM2-135M, Qwen3-0.6B and 4B, Llama-3.1-8B, a 70B; 1000 is no multiple of 16. Each block size of the table occurs.
 WIDTHS = {torch.bfloat16: (576, 1000, 1024, 2560, 4096, 8192), torch.float32: (1000, 4096)}
 VOCABULARIES = (50257, 151936)
-TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"}
+TYPES = {
+    torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64", torch.int32: "*i32",
+}  # fmt: skip
+SAMPLED = ({"temperature": 0}, {}, {"top_k": 50}, {"top_p": 0.9}, {"top_k": 50, "top_p": 0.9})
 N = 4096  # rows: enough for the loops of the weights' gradients
 
 
@@ -58,6 +62,8 @@ def run_ops() -> None:
         for p in (None, torch.empty(2, vocab), torch.empty(2, vocab, dtype=torch.bfloat16)):
             for entropy in (None, torch.empty(2)):
                 TritonRowKernel().rows(torch.empty(2, vocab), targets, 1.0, logp, entropy, p)
+        for options in SAMPLED:
+            sample(torch.empty(2, vocab), torch.empty(2, dtype=torch.float64), backend="triton", **options)
     order = torch.arange(64)
     offsets = torch.arange(0, 65, 4)
     for dtype, widths in WIDTHS.items():
@@ -97,7 +103,8 @@ def record(arch: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """What `run_ops` would launch on `arch`, each specialisation once: how to compile it, by a readable name."""
     found: dict[str, Callable[[], dict[str, Any]]] = {}
 
-    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, num_warps: int, **constants: Any) -> None:
+    def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> None:
+        options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion") if name in constants}
         signature: dict[str, str] = {}
         fixed, attributes, aligned = dict(constants), {}, True
         for i, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
@@ -109,37 +116,37 @@ def record(arch: int) -> dict[str, Callable[[], dict[str, Any]]]:
                 fixed[name], signature[name], multiple = 1, "constexpr", False
             else:
                 signature[name], multiple = "i32", value % 16 == 0
-                aligned &= multiple or name in ("num_rows", "rows_each", "num_tokens", "tokens_each", "n")
+                aligned &= multiple or name in ("num_rows", "rows_each", "num_tokens", "tokens_each", "n", "top_k")
             if multiple:
                 attributes[(i,)] = [["tt.divisibility", 16]]
         signature |= dict.fromkeys(constants, "constexpr")
         source = ASTSource(kernel, signature, fixed, attributes)
-        name = f"{kernel.__name__} {json.dumps([*signature.values(), fixed, sorted(attributes), num_warps])}"
-        found[name] = lambda: compiled(source, arch, num_warps, aligned)
+        name = f"{kernel.__name__} {json.dumps([*signature.values(), fixed, sorted(attributes), options])}"
+        found[name] = lambda: compiled(source, arch, options, aligned)
 
     triton.JITFunction.run = run
     _triton.INTERPRETED = True  # so that "triton" is accepted for CPU tensors: nothing is launched
-    for module in ("decode_attention", "gather", "rms_norm", "rope", "rows", "swiglu"):
+    for module in ("decode_attention", "gather", "rms_norm", "rope", "rows", "sample", "swiglu"):
         importlib.import_module(f"vdengine.kernels.{module}").arch = lambda device: arch
     run_ops()
     return found
 
 
-def compiled(source: ASTSource, arch: int, warps: int, aligned: bool) -> dict[str, Any]:
-    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+def compiled(source: ASTSource, arch: int, options: dict[str, Any], aligned: bool) -> dict[str, Any]:
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     ptx = made.asm["ptx"]
     loads = re.findall(r"ld\.global\S*|cp\.async\.c[ag]\.shared\.global", ptx)
     wide = [
         x for x in loads if re.search(r"v4\.[a-z]32|v2\.[a-z]64|v8\.[a-z]16|v8\.[a-z]32|v4\.[a-z]64|cp\.async\.cg", x)
     ]
     return {
-        "kernel": source.fn.__name__, "arch": arch, "warps": warps, "constants": str(source.constants),
-        **assembled(ptx, arch), "shared": made.metadata.shared, "limit": SHARED_BYTES[arch], "loads": len(loads),
-        "wide_loads": len(wide), "aligned": aligned,
+        "kernel": source.fn.__name__, "arch": arch, "warps": options["num_warps"], "constants": str(source.constants),
+        **assembled(ptx, arch, options.get("enable_fp_fusion", True)), "shared": made.metadata.shared,
+        "limit": SHARED_BYTES[arch], "loads": len(loads), "wide_loads": len(wide), "aligned": aligned,
     }  # fmt: skip
 
 
-def assembled(ptx: str, arch: int) -> dict[str, int]:
+def assembled(ptx: str, arch: int, fusion: bool) -> dict[str, int]:
     """Spilled bytes and registers, from the assembler's own report."""
     # the older assembler that comes along does not read the PTX that is written for newer parts
     tool = Path(triton.__file__).parent / "backends/nvidia/bin" / ("ptxas-blackwell" if arch >= 90 else "ptxas")
@@ -147,7 +154,7 @@ def assembled(ptx: str, arch: int) -> dict[str, int]:
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [tool, "-v", f"--gpu-name={target}", file.name, "-o", "/dev/null"]
+        command = [tool, "-v", f"--gpu-name={target}", f"--fmad={str(fusion).lower()}", file.name, "-o", "/dev/null"]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spills = [int(x) for x in re.findall(r"(\d+) bytes spill", report)]
     if not spills:

@@ -36,7 +36,7 @@ def test_shared_memory_fits(compiled):
 def test_kernels_bound_by_memory_load_16_bytes_at_a_time(compiled):
     """Guards bandwidth: where a shape is divisible, the compiler must see it. (The preference loss and the sums of a
     pack's branches read a few thousand numbers.)"""
-    bound = ("head_rows", "gather_sum", "rms_norm", "qk_rope", "swiglu", "decode")
+    bound = ("head_rows", "gather_sum", "rms_norm", "qk_rope", "swiglu", "decode", "sample")
     streaming = [row for row in compiled if row["aligned"] and row["kernel"].startswith(bound)]
     assert {row["kernel"] for row in streaming} >= {"head_rows_kernel", "rms_norm_backward_kernel", "swiglu_kernel"}
     # the others are a row's own scalars, and what all rows share: angles, a weight

@@ -18,8 +18,9 @@ from workers import leave
 
 import vdengine as vd
 from vdengine.errors import InputError
+from vdengine.kernels.sample import sample
 from vdengine.models import generate as module
-from vdengine.models.generate import BLOCK, Completion, Sampling, choose, gather_model, generate, mix, uniform
+from vdengine.models.generate import BLOCK, Completion, Sampling, gather_model, generate, mix, uniform
 from vdengine.models.transformer import Kernels, Transformer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,13 +138,13 @@ def test_bf16_log_probs_have_fp32_logits():
     assert (got - expected).square().mean().sqrt() < 2**-9 * 30**0.5
 
 
-def test_choose_on_given_logits():
+def test_draws_on_given_logits():
     """Guards the choice itself: ties, filters at their ends, and logits that are no numbers."""
     z = torch.tensor([[1.0, 3.0, 3.0, 3.0, 0.0]], device=DEVICE)
 
     def seen(**options) -> set[int]:
         noise = torch.linspace(0, 1 - 2**-52, 2001, dtype=torch.float64, device=DEVICE)
-        return set(choose(z.expand(2001, 5).clone(), noise, Sampling(**options)).tokens.tolist())
+        return set(sample(z.expand(2001, 5).clone(), noise, **options).tokens.tolist())
 
     assert seen() == {0, 1, 2, 3, 4}
     assert seen(top_k=2) == {1, 2}  # of equals the first
@@ -153,11 +154,11 @@ def test_choose_on_given_logits():
     assert seen(temperature=0) == {1} and seen(temperature=1e-3, top_k=1) == {1}
     half = torch.full((1,), 0.5, dtype=torch.float64, device=DEVICE)
     for options in ({}, {"top_k": 2, "top_p": 0.9}, {"temperature": 0}):
-        drawn = choose(torch.full((1, 5), torch.nan, device=DEVICE), half, Sampling(**options))
+        drawn = sample(torch.full((1, 5), torch.nan, device=DEVICE), half, **options)
         assert 0 <= int(drawn.tokens) < 5 and drawn.logp.isnan().all()
 
 
-def test_choose_takes_the_inverse_of_the_distribution():
+def test_draws_take_the_inverse_of_the_distribution():
     """Guards the use of noise: token i is chosen by the numbers between the sums up to i - 1 and up to i, and no number
     below 1 falls behind the last token that has weight."""
     g = torch.Generator().manual_seed(0)
@@ -166,7 +167,7 @@ def test_choose_takes_the_inverse_of_the_distribution():
     exact = z[0].double().softmax(0).cumsum(0)
     noise = torch.rand(500, generator=g, dtype=torch.float64).to(DEVICE)
     noise[0], noise[1] = 0.0, 1 - 2**-52
-    drawn = choose(z.expand(500, 300).clone(), noise, Sampling())
+    drawn = sample(z.expand(500, 300).clone(), noise)
     expected = torch.searchsorted(exact, noise, right=True).clamp(max=279)
     # fp32 probabilities move each sum by some 1e-7
     sure = (noise[:, None] - exact).abs().amin(1) > 1e-6
@@ -246,11 +247,11 @@ def test_noise_is_the_loaders_hash():
     words = torch.tensor([0, 1, -1, 2**62, -(2**63), 12345], device=DEVICE)
     for seed, step, prompt in ((0, 0, 0), (7, 3, 2), (2**40, 1, 2**31)):
         keys = module._keys(seed, step, [prompt, 5], 3)
-        for sample in range(3):
-            got = mix(keys[0, sample].to(DEVICE), words)
-            expected = counted_hash(words.cpu().numpy(), seed, step, prompt, sample)
+        for k in range(3):
+            got = mix(keys[0, k].to(DEVICE), words)
+            expected = counted_hash(words.cpu().numpy(), seed, step, prompt, k)
             assert np.array_equal(got.cpu().numpy().view(np.uint64), expected)
-            u = uniform(keys[0, sample].to(DEVICE), words).cpu().numpy()
+            u = uniform(keys[0, k].to(DEVICE), words).cpu().numpy()
             assert np.array_equal(u, (expected >> np.uint64(12)) * 2.0**-52) and (0 <= u).all() and (u < 1).all()
 
 
@@ -328,8 +329,8 @@ def test_any_number_of_slots_and_any_split(model, pools, monkeypatch):
     assert generate(model, PROMPTS, SHORT, samples=3, seed=5) == expected  # to the bit
     assert_same(generate(model, PROMPTS, SHORT, samples=3, seed=5, backend="reference"), expected)
     # a host that looks every 5 steps only, and steps that compute more rows than there are
-    monkeypatch.setattr(module._Sampler, "_steps", lambda self: 5 * bool(self.rows))
-    monkeypatch.setattr(module._Sampler, "_size", lambda self: 9)
+    monkeypatch.setattr(module._Call, "_steps", lambda self: 5 * bool(self.rows))
+    monkeypatch.setattr(module._Call, "_size", lambda self: 9)
     assert_same(generate(model, PROMPTS, SHORT, samples=3, seed=5, slots=9), expected)
     assert len(pools) == 9 and all(len(set(pool.free)) == pool.size for pool in pools)
 
@@ -425,7 +426,7 @@ def test_steps_and_sizes_on_cuda():
 
     def at(*counts: int) -> tuple[int, int]:
         cuda.rows = [SimpleNamespace(count=n) for n in counts]
-        return module._Sampler._size(cuda), module._Sampler._steps(cuda)
+        return module._Call._size(cuda), module._Call._steps(cuda)
 
     assert [at(*[0] * n)[0] for n in (64, 17, 16, 5, 4, 1, 0)] == [64, 64, 16, 16, 4, 4, 4]
     assert [at(*counts)[1] for counts in ((0,), (25, 27), (29,), ())] == [8, 5, 1, 0]
@@ -433,13 +434,58 @@ def test_steps_and_sizes_on_cuda():
     assert at(0)[0] == 2
 
 
+@pytest.mark.parametrize("longest", [0, 60])
+def test_a_generator_keeps_what_it_has(model, monkeypatch, longest):
+    """Guards what stays between calls: rows of an earlier call, other settings, more or longer prompts and weights that
+    have changed in place leave no trace; and room is made anew only where it must be."""
+    made = []
+    memory = module._Memory
+    monkeypatch.setattr(module, "_Memory", lambda *a: made.append(a[2:]) or memory(*a))
+    generator = module.Generator(model, slots=7, longest=longest)
+    other = Sampling(max_tokens=3, temperature=0.5, top_k=20)
+    calls = [(PROMPTS, SHORT, 2), (PROMPTS[:2], other, 3), (PROMPTS, SHORT, 2), (PROMPTS[1:], other, 1)]
+    for step, (prompts, sampling, samples) in enumerate(calls):
+        found = generator(prompts, sampling, samples=samples, seed=5, step=step)
+        assert_same(found, generate(model, prompts, sampling, samples=samples, seed=5, step=step, slots=7))
+    assert len(made) == 1 + len(calls) and len(generator.steps) == 2  # one of its own, one for each `generate`
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.01)
+    try:
+        assert_same(generator(PROMPTS, SHORT, seed=5), generate(model, PROMPTS, SHORT, seed=5, slots=7))
+        long = [ids(90, vocab=200)]
+        assert_same(generator(long, SHORT, seed=5), generate(model, long, SHORT, seed=5, slots=7))
+        assert generator.memory.sizes[1] == -(-(89 + SHORT.max_tokens) // BLOCK) and len(generator.steps) == 1
+    finally:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.div_(1.01)
+
+
+def test_a_call_that_fails_leaves_nothing_behind(model, monkeypatch):
+    """Guards a rollout after an error in the middle of one: rows that were running do not go on."""
+    generator = module.Generator(model, slots=4)
+    collect = module._Call._collect
+    monkeypatch.setattr(module._Call, "_collect", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        generator(PROMPTS, SHORT)
+    monkeypatch.setattr(module._Call, "_collect", collect)
+    assert_same(generator(PROMPTS, SHORT, seed=5), generate(model, PROMPTS, SHORT, seed=5, slots=4))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
 def test_graphs_give_the_same(model, monkeypatch):
-    """Guards captured steps: of several sizes, refilled between two replays."""
-    captured = generate(model, PROMPTS, SHORT, samples=6, slots=32)
-    monkeypatch.setattr(module, "_Graphs", lambda step: step)
-    assert_same(captured, generate(model, PROMPTS, SHORT, samples=6, slots=32))
+    """Guards captured steps: of several sizes, refilled between two replays; and captured once, not in every call."""
+    generator = module.Generator(model, slots=32)
+    captured = generator(PROMPTS, SHORT, samples=6)
+    graphs = dict(generator.steps[SHORT].graphs)
+    assert len(graphs) > 1
+    assert_same(captured, generator(PROMPTS, SHORT, samples=6))
+    assert generator.steps[SHORT].graphs == graphs
+    eager = module.Generator(model, slots=32)
+    monkeypatch.setattr(module._Step, "__call__", module._Step.run)
+    assert_same(captured, eager(PROMPTS, SHORT, samples=6))
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
@@ -499,6 +545,13 @@ def test_gather_model_of_one_rank(kind):
             assert name == other and a.dtype == dtype and not a.requires_grad and torch.equal(a, b.to(dtype))
             assert (a.data_ptr() == b.data_ptr()) == (dtype == torch.float32)
     assert_same(generate(gather_model(model, torch.float32), PROMPTS, SHORT), generate(model, PROMPTS, SHORT))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.01)
+    where = {name: p.data_ptr() for name, p in plain.named_parameters()}
+    assert gather_model(model, torch.bfloat16, into=plain) is plain  # in their place: graphs know where they are
+    for (name, a), b in zip(plain.named_parameters(), model.parameters(), strict=True):
+        assert a.data_ptr() == where[name] and torch.equal(a, b.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])

@@ -16,6 +16,8 @@ probability across it.
 
 Rows are tensors of fixed size on the device, and a step changes them there: no host in the loop, which on CUDA is a
 captured graph. The host looks every few steps. Until it does, rows that have ended go on without effect.
+
+A `Generator` keeps rows, cache and graphs from call to call; `generate` is one call of one.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
+from vdengine.data.trees import Lengths
 from vdengine.errors import InputError
+from vdengine.kernels.sample import sample
 from vdengine.kernels.thin_linear import thin_linear
 from vdengine.models.head import Draw, Drawn
 from vdengine.models.transformer import Cache, Stream, Transformer
@@ -85,54 +89,149 @@ def generate(
     seed: int = 0,
     step: int = 0,
     prompt_ids: Sequence[int] | None = None,  # what names a prompt in the noise; default: its index
-    slots: int = 64,  # rows that decode together
-    prefill_tokens: int = 8192,  # of one pack of prompts; a longer prompt is a pack of its own
-    cache_bytes: int | None = None,  # of the key-value cache; default: enough for `slots` rows, on CUDA of what is free
-    backend: str = "auto",  # of the kernels that only decoding uses: triton | native | reference
+    slots: int = 64,
+    prefill_tokens: int = 8192,
+    cache_bytes: int | None = None,
+    backend: str = "auto",
 ) -> list[list[Completion]]:  # [prompts][samples]
-    """Samples from the model. Where FSDP2 has sharded it every forward is a collective: all ranks must call this, each
-    with its own prompts, and a rank without prompts keeps step with the others. A plain model communicates nothing.
+    """Samples from the model: a `Generator` made for one call, which says what the arguments are and what it raises."""
+    generator = Generator(model, slots=slots, prefill_tokens=prefill_tokens, cache_bytes=cache_bytes, backend=backend)
+    return generator(prompts, sampling, samples=samples, seed=seed, step=step, prompt_ids=prompt_ids)
 
-    Raises:
-        InputError: an empty prompt, a token id out of range, a prompt too long for the model's positions, or a cache
-            in which not even one row fits.
-        ValueError: other arguments out of range.
+
+class Generator:
+    """Sampling from one model, call after call: the cache, the rows' tensors and on CUDA the captured graphs stay.
+
+    The weights may change between two calls, in place; they may not be replaced by others.
+
+    Args:
+        slots: rows that decode together.
+        prefill_tokens: of one pack of prompts; a longer prompt is a pack of its own.
+        cache_bytes: of the key-value cache; default: enough for `slots` rows, on CUDA of what is free.
+        backend: of the kernels that only decoding uses: triton | native | reference.
+        longest: tokens of the longest prompt that is to come. Room for it is made at once; a longer one makes new
+            room, for which graphs are captured anew.
     """
-    for name, value in (("samples", samples), ("slots", slots), ("prefill_tokens", prefill_tokens)):
-        if value < 1:
-            raise ValueError(f"generate: {name} must be >= 1; got {value}")
-    if prompt_ids is not None and len(prompt_ids) != len(prompts):
-        raise ValueError(f"generate: {len(prompt_ids)} prompt_ids for {len(prompts)} prompts")
-    if model.config.head != "causal":
-        raise ValueError("generate: a scalar model has no tokens to give")
-    agree = _agreement(model)
-    queue = [_Prompt(i, list(p), samples) for i, p in enumerate(prompts)]
-    problem = _bad_prompt(model, queue, sampling)
-    num_blocks, cache_problem = _num_blocks(model, queue, sampling, slots, cache_bytes)
-    problem = problem or cache_problem
-    some, bad = agree(len(prompts), problem is not None)
-    if bad:  # on all ranks: the others would wait for this one
-        raise InputError(problem or "generate: another rank's prompts cannot be used; see its message")
-    if not some:
-        return []
-    if isinstance(model, FSDPModule) and "decode" not in vars(model):  # gathers the root's weights, as for `forward`
-        register_fsdp_forward_method(model, "decode")
-    keys = _keys(seed, step, range(len(prompts)) if prompt_ids is None else prompt_ids, samples)
-    with torch.no_grad(), _as_is():
-        return _Sampler(
-            model, sampling, keys, queue, slots, prefill_tokens, num_blocks, backend, agree
-        ).run()  # fmt: skip
+
+    def __init__(
+        self, model: Transformer, *, slots: int = 64, prefill_tokens: int = 8192, cache_bytes: int | None = None,
+        backend: str = "auto", longest: int = 0,
+    ) -> None:  # fmt: skip
+        for name, value in (("slots", slots), ("prefill_tokens", prefill_tokens)):
+            if value < 1:
+                raise ValueError(f"generate: {name} must be >= 1; got {value}")
+        if model.config.head != "causal":
+            raise ValueError("generate: a scalar model has no tokens to give")
+        self.model, self.slots, self.prefill_tokens, self.backend = model, slots, prefill_tokens, backend
+        self.cache_bytes, self.longest = cache_bytes, longest
+        self.memory: _Memory | None = None
+        self.steps: dict[Sampling, _Step] = {}  # on `memory`
+        if isinstance(model, FSDPModule) and "decode" not in vars(model):
+            # gathers the root's weights, as for `forward`
+            register_fsdp_forward_method(model, "decode")
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        samples: int = 1,  # completions of each prompt
+        seed: int = 0,
+        step: int = 0,
+        prompt_ids: Sequence[int] | None = None,  # what names a prompt in the noise; default: its index
+    ) -> list[list[Completion]]:  # [prompts][samples]
+        """Samples from the model. Where FSDP2 has sharded it every forward is a collective: all ranks must call this,
+        each with its own prompts, and a rank without prompts keeps step with the others. A plain model communicates
+        nothing.
+
+        Raises:
+            InputError: an empty prompt, a token id out of range, a prompt too long for the model's positions, or a
+                cache in which not even one row fits.
+            ValueError: other arguments out of range.
+        """
+        if samples < 1:
+            raise ValueError(f"generate: samples must be >= 1; got {samples}")
+        if prompt_ids is not None and len(prompt_ids) != len(prompts):
+            raise ValueError(f"generate: {len(prompt_ids)} prompt_ids for {len(prompts)} prompts")
+        agree = _agreement(self.model)
+        queue = [_Prompt(i, list(p), samples) for i, p in enumerate(prompts)]
+        problem = _bad_prompt(self.model, queue, sampling)
+        num_blocks, cache_problem = self._num_blocks(queue, sampling)
+        problem = problem or cache_problem
+        some, bad = agree(len(prompts), problem is not None)
+        if bad:  # on all ranks: the others would wait for this one
+            raise InputError(problem or "generate: another rank's prompts cannot be used; see its message")
+        if not some:
+            return []
+        keys = _keys(seed, step, range(len(prompts)) if prompt_ids is None else prompt_ids, samples)
+        with torch.no_grad(), _as_is():
+            return _Call(self._step(queue, sampling, num_blocks), keys, queue, self.prefill_tokens, agree).run()
+
+    def _num_blocks(self, queue: list[_Prompt], sampling: Sampling) -> tuple[int, str | None]:
+        """Blocks of the pool, block 0 included; and what is wrong where they are too few for one row."""
+        model, most = self.model, sampling.max_tokens
+        c, device = model.config, model.model.norm.weight.device
+        size = 2 * c.num_hidden_layers * BLOCK * c.num_key_value_heads * c.head_dim * _compute_dtype(model).itemsize
+        rows = min(self.slots, sum(p.waiting for p in queue))
+        # every row alone with its prompt, the longest; and a prompt that waits for its next row
+        blocks = 1 + (rows + 1) * (self._width(queue, sampling) + 1)
+        held = 0 if self.memory is None else self.memory.num_blocks
+        cache_bytes = self.cache_bytes
+        if cache_bytes is None and device.type == "cuda":
+            unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device) + held * size
+            cache_bytes = int(0.8 * (torch.cuda.mem_get_info(device)[0] + unused))  # the rest is for activations
+        if cache_bytes is not None:
+            blocks = max(1, min(blocks, cache_bytes // size))
+        blocks = max(blocks, held)
+        for p in queue:
+            if p.needs(most) >= blocks:
+                return blocks, (
+                    f"generate: cache_bytes = {cache_bytes} holds {blocks - 1} blocks beside an idle one, of {size} "
+                    f"bytes and {BLOCK} tokens each; prompts[{p.index}] of {len(p.tokens)} tokens, with max_tokens = "
+                    f"{most}, needs {p.needs(most)}"
+                )
+        return blocks, None
+
+    def _width(self, queue: list[_Prompt], sampling: Sampling) -> int:
+        """Blocks of the longest row, of this call or to come."""
+        to_come = -(-(max(1, self.longest) - 1 + sampling.max_tokens) // BLOCK)
+        return max([to_come, *(p.row_blocks(sampling.max_tokens) for p in queue)])
+
+    def _step(self, queue: list[_Prompt], sampling: Sampling, num_blocks: int) -> _Step:
+        """What computes a step under `sampling`, on memory that is large enough."""
+        need = (num_blocks, self._width(queue, sampling), sampling.max_tokens)
+        held = (0, 0, 0) if self.memory is None else self.memory.sizes
+        memory, self.memory = self.memory, None
+        if memory is None or any(x > y for x, y in zip(need, held, strict=True)):
+            memory = None  # freed before the new one is taken; graphs know the old one
+            self.steps.clear()
+            blocks, width, most = (max(x, y) for x, y in zip(need, held, strict=True))
+            memory = _Memory(self.model, self.slots, blocks, width, most)
+        self.memory = memory
+        memory.reset()
+        if sampling not in self.steps:
+            self.steps[sampling] = _Step(self.model, memory, sampling, self.backend)
+        return self.steps[sampling]
 
 
-def gather_model(model: Transformer, dtype: torch.dtype) -> Transformer:
+def gather_model(model: Transformer, dtype: torch.dtype, into: Transformer | None = None) -> Transformer:
     """A plain, whole copy of an FSDP2-sharded model in `dtype`, to sample from. A collective. On one rank, and with the
-    model's own dtype, it shares the weights instead of copying them. The copy takes no gradient."""
-    with torch.device("meta"):
-        plain = Transformer(model.config, kernels=model.kernels)
+    model's own dtype, it shares the weights instead of copying them. The copy takes no gradient.
+
+    into: an earlier copy of the same model, which takes the weights as they are now, where it is.
+    """
+    plain = into
+    if plain is None:
+        with torch.device("meta"):
+            plain = Transformer(model.config, kernels=model.kernels)
     for name, p in model.named_parameters():  # a tied weight once
         module, _, leaf = name.rpartition(".")
         whole = _whole(p.detach().to(dtype) if p.dtype != dtype else p.detach())
-        setattr(plain.get_submodule(module), leaf, nn.Parameter(whole, requires_grad=False))
+        held = getattr(plain.get_submodule(module), leaf)
+        if into is None:
+            setattr(plain.get_submodule(module), leaf, nn.Parameter(whole, requires_grad=False))
+        elif held.data_ptr() != whole.data_ptr():
+            held.data.copy_(whole)
     if plain.config.tie_word_embeddings:
         plain.lm_head.weight = plain.model.embed_tokens.weight
     return plain
@@ -175,50 +274,11 @@ def _keys(seed: int, step: int, prompt_ids: Sequence[int], samples: int) -> Tens
     return mix(mix(state, torch.tensor(prompt_ids, dtype=torch.int64))[:, None], torch.arange(samples))
 
 
-def draw(hidden: Tensor, weight: Tensor, noise: Tensor, sampling: Sampling, backend: str) -> Drawn:
-    """The head's part of a step: fp32 logits of the rows `hidden` [n, H], and a token for each. See `choose`."""
-    (logits,) = thin_linear(
-        hidden, weight, dtype=torch.float32, backend="reference" if backend == "reference" else "auto"
-    )  # fmt: skip
-    return choose(logits, noise, sampling)
-
-
-def choose(logits: Tensor, noise: Tensor, s: Sampling) -> Drawn:
-    """A token for each row of `logits` [n, V] fp32 (overwritten), by the inverse of its distribution function in the
-    order of the vocabulary, and its log-prob under the distribution that is not filtered. Sums are fp64. A row with
-    a logit that is no number gives some token, with NaN for log-prob."""
-    z = logits.sub_(logits.amax(-1, keepdim=True)).mul_(1 / s.temperature if s.temperature else 1.0)
-    p = z.exp()  # of the likeliest: 1
-    total = p.sum(-1, dtype=torch.float64)
-    if s.temperature == 0:
-        tokens = z.argmax(-1)
-    else:
-        if 0 < s.top_k < z.shape[1]:
-            p = p * _largest(z, z.topk(s.top_k).values[:, -1:], s.top_k)
-        if s.top_p < 1:
-            mass = s.top_p * p.sum(-1, keepdim=True, dtype=torch.float64)
-            ordered = _ordered(p, mass)
-            before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-            count = (before < mass).sum(-1, keepdim=True)
-            p = p * _largest(p, ordered.gather(1, count.clamp(min=1) - 1), count)
-        cdf = p.cumsum(-1, dtype=torch.float64)
-        tokens = torch.searchsorted(cdf, (noise * cdf[:, -1])[:, None], right=True)[:, 0].clamp_(max=z.shape[1] - 1)
-    return Drawn(tokens, (z.gather(1, tokens[:, None])[:, 0] - total.log()).float())
-
-
-def _ordered(p: Tensor, mass: Tensor) -> Tensor:
-    """The largest of each row, in order: all, or enough of them to have `mass` [n, 1]."""
-    if p.device.type == "cpu":  # where looking at the device is free, and sorting a vocabulary takes a step's time
-        some = p.topk(min(1024, p.shape[1])).values
-        if bool((some.sum(-1, keepdim=True, dtype=torch.float64) >= mass).all()):
-            return some
-    return p.sort(descending=True).values
-
-
-def _largest(x: Tensor, least: Tensor, count: Tensor | int) -> Tensor:
-    """Mask of the `count` largest of each row, of which `least` [n, 1] is the last; of equals the first."""
-    above, equal = x > least, x == least
-    return above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
+def draw(hidden: Tensor, weight: Tensor, noise: Tensor, s: Sampling, backend: str) -> Drawn:
+    """The head's part of a step: fp32 logits of the rows `hidden` [n, H], and a token for each."""
+    backend = "reference" if backend == "reference" else "auto"
+    (logits,) = thin_linear(hidden, weight, dtype=torch.float32, backend=backend)
+    return Drawn(*sample(logits, noise, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, backend=backend))
 
 
 # ----------------------------------------------------------------------------------------------------------- the cache
@@ -270,30 +330,6 @@ class _Pool:
 
     def give(self, blocks: list[int]) -> None:
         self.free.extend(blocks)
-
-
-def _num_blocks(
-    model: Transformer, queue: list[_Prompt], sampling: Sampling, slots: int, cache_bytes: int | None
-) -> tuple[int, str | None]:
-    """Blocks of the pool, block 0 included; and what is wrong where they are too few for one row."""
-    c, device, most = model.config, model.model.norm.weight.device, sampling.max_tokens
-    size = 2 * c.num_hidden_layers * BLOCK * c.num_key_value_heads * c.head_dim * _compute_dtype(model).itemsize
-    rows = min(slots, sum(p.waiting for p in queue))
-    # every row alone with its prompt, the longest; and a prompt that waits for its next row
-    blocks = 1 + (rows + 1) * max((p.row_blocks(most) + 1 for p in queue), default=0)
-    if cache_bytes is None and device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        cache_bytes = int(0.8 * (torch.cuda.mem_get_info(device)[0] + unused))  # the rest is for activations
-    if cache_bytes is not None:
-        blocks = max(1, min(blocks, cache_bytes // size))
-    for p in queue:
-        if p.needs(most) >= blocks:
-            return blocks, (
-                f"generate: cache_bytes = {cache_bytes} holds {blocks - 1} blocks beside an idle one, of {size} bytes "
-                f"and {BLOCK} tokens each; prompts[{p.index}] of {len(p.tokens)} tokens, with max_tokens = {most}, "
-                f"needs {p.needs(most)}"
-            )
-    return blocks, None
 
 
 def _bad_prompt(model: Transformer, queue: list[_Prompt], sampling: Sampling) -> str | None:
@@ -371,47 +407,112 @@ class _Row:
     count: int = 0  # tokens it had given when the host last looked
 
 
-class _Sampler:
-    """Rows, cache and queue of one call of `generate`.
+class _Memory:
+    """The cache, and the tensors of `slots` rows, at least two: torch scans a single row in no fixed order on CUDA.
 
-    The first rows of every tensor are those of `rows`, in its order. Behind them rows are idle: done, on block 0.
+    The first rows of every tensor are those that run, in the order of their `_Row`s. Behind them rows are idle: done,
+    on block 0.
     """
 
-    def __init__(
-        self, model: Transformer, sampling: Sampling, keys: Tensor, queue: list[_Prompt], slots: int,
-        prefill_tokens: int, num_blocks: int, backend: str, agree: Agree,
-    ) -> None:  # fmt: skip
-        self.model, self.sampling, self.keys, self.slots = model, sampling, keys, slots
-        self.prefill_tokens, self.backend, self.agree = prefill_tokens, backend, agree
-        self.queue = deque(queue)
-        self.results: list[list[Completion]] = [[Completion([], [], False)] * p.waiting for p in queue]
-        self.rows: list[_Row] = []
-        self.pool = _Pool(num_blocks)
+    def __init__(self, model: Transformer, slots: int, num_blocks: int, width: int, max_tokens: int) -> None:
+        self.sizes = num_blocks, width, max_tokens
+        self.num_blocks, self.slots = num_blocks, slots
         c, device = model.config, model.model.norm.weight.device
+        self.device = device
         shape = (c.num_hidden_layers, num_blocks, BLOCK, c.num_key_value_heads, c.head_dim)
         self.cache = torch.zeros((2, *shape), dtype=_compute_dtype(model), device=device)
         self.layers = list(zip(self.cache[0].unbind(), self.cache[1].unbind(), strict=True))
 
-        size = max(2, slots)  # torch scans a single row in no fixed order on CUDA
+        size = max(2, slots)
         make = partial(torch.zeros, device=device, dtype=torch.int64)
         self.tokens = make(size)  # the next input of each row
         self.lengths = make(size)  # its keys: the position of that input
         self.counts = make(size)  # tokens it has given
         self.noise = make(size)  # its key
-        self.table = make(size, max((p.row_blocks(sampling.max_tokens) for p in queue), default=1), dtype=torch.int32)
-        self.given = make(size, sampling.max_tokens + 1)  # its tokens; the last column is for what nobody wants
-        self.logp = make(size, sampling.max_tokens + 1, dtype=torch.float32)
+        self.table = make(size, width, dtype=torch.int32)
+        self.given = make(size, max_tokens + 1)  # its tokens; the last column is for what nobody wants
+        self.logp = make(size, max_tokens + 1, dtype=torch.float32)
         self.done = torch.ones(size, dtype=torch.bool, device=device)
         self.state = (
             self.tokens, self.lengths, self.counts, self.noise, self.table, self.given, self.logp, self.done
         )  # fmt: skip
-        self.stop = torch.tensor(sampling.stop_ids, dtype=torch.int64, device=device)
-        self.device = device
+
+    def reset(self) -> None:
+        """All rows idle, nothing left of another call."""
+        for x in (self.cache, *self.state):
+            x.zero_()
+        self.done.fill_(True)
+
+
+class _Step:
+    """One token for each of the first n rows, under one `Sampling`: on CUDA a captured graph for each size.
+
+    The first step of a size runs by itself: what it sets up, and kernels that it compiles, must not be in a capture.
+    Other threads go on meanwhile (the loader's pins memory), so only this one is watched for what a capture forbids.
+    """
+
+    def __init__(self, model: Transformer, memory: _Memory, sampling: Sampling, backend: str) -> None:
+        self.model, self.memory, self.sampling, self.backend = model, memory, sampling, backend
+        self.stop = torch.tensor(sampling.stop_ids, dtype=torch.int64, device=memory.device)
+        self.captures = memory.device.type == "cuda" and not isinstance(model, FSDPModule)
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def __call__(self, n: int) -> None:
+        if n in self.graphs:
+            self.graphs[n].replay()
+            return
+        self.run(n)
+        if self.captures:
+            graph = torch.cuda.CUDAGraph()
+            pool = next(iter(self.graphs.values())).pool() if self.graphs else None
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                self.run(n)
+            self.graphs[n] = graph
+
+    def run(self, n: int) -> None:
+        """On the device alone; no shape depends on what is computed."""
+        tokens, lengths, counts, noise, table, given, logp, done = (x[:n] for x in self.memory.state)
+        places = table.gather(1, (lengths // BLOCK)[:, None])[:, 0] * BLOCK + lengths % BLOCK
+        nothing = lengths.new_empty(0, dtype=torch.int32)
+        stream = Stream(*self.model.angles(lengths), nothing, nothing, 0, 0, None, None, None, None)
+        drawn = self.decode(
+            tokens, stream, places, table, (lengths + 1).int(),
+            partial(draw, noise=uniform(noise, lengths + 1), s=self.sampling, backend=self.backend),
+        )  # fmt: skip
+        # A row that is done stays where it is, on blocks that are still its own; its tokens go to the last column.
+        column = torch.where(done, given.shape[1] - 1, counts)[:, None]
+        given.scatter_(1, column, drawn.tokens[:, None])
+        logp.scatter_(1, column, drawn.logp[:, None])
+        tokens.copy_(drawn.tokens)
+        counts += ~done
+        done |= (drawn.tokens[:, None] == self.stop).any(1) | (counts >= self.sampling.max_tokens)
+        lengths += ~done
+
+    def decode(
+        self, tokens: Tensor, stream: Stream, places: Tensor, table: Tensor | None, lengths: Tensor | None,
+        draw: Draw | None,
+    ) -> Any:  # fmt: skip
+        """Of tokens in a row each, or with no `table` of prompts."""
+        caches = [Cache(k, v, places, table, lengths, self.backend) for k, v in self.memory.layers]
+        return self.model.decode(tokens, stream, caches, draw)
+
+
+class _Call:
+    """Rows and queue of one call."""
+
+    def __init__(
+        self, step: _Step, keys: Tensor, queue: list[_Prompt], prefill_tokens: int, agree: Agree
+    ) -> None:  # fmt: skip
+        self.step, self.memory, self.sampling = step, step.memory, step.sampling
+        self.keys, self.slots, self.device = keys, step.memory.slots, step.memory.device
+        self.prefill_tokens, self.agree = prefill_tokens, agree
+        self.queue = deque(queue)
+        self.results: list[list[Completion]] = [[Completion([], [], False)] * p.waiting for p in queue]
+        self.rows: list[_Row] = []
+        self.pool = _Pool(self.memory.num_blocks)
 
     def run(self) -> list[list[Completion]]:
         """All completions. Every rank makes the same forwards: as many packs and steps as the one with most to do."""
-        graphs = self.device.type == "cuda" and not isinstance(self.model, FSDPModule)
-        step = _Graphs(self._step) if graphs else self._step
         while True:
             new, packs, copies = self._admit()
             self.rows += new
@@ -421,10 +522,10 @@ class _Sampler:
             for i in range(num_packs):
                 self._prefill(packs[i] if i < len(packs) else [])
             for source, target in copies:
-                self.cache[:, :, target] = self.cache[:, :, source]
+                self.memory.cache[:, :, target] = self.memory.cache[:, :, source]
             self._start(new)
             for _ in range(num_steps):
-                step(self._size())
+                self.step(self._size())
             self._collect()
 
     def _steps(self) -> int:
@@ -483,62 +584,38 @@ class _Sampler:
             for tokens, blocks in pack
         ]
         positions = torch.cat([torch.arange(n) for n in lengths]).to(self.device)
-        ends = torch.tensor([0, *lengths]).cumsum(0).int().to(self.device)
-        stream = Stream(*self.model.angles(positions), ends, ends, max(lengths), max(lengths), None, None, None)
+        ends, most = torch.tensor([0, *lengths]).cumsum(0).int().to(self.device), max(lengths)
+        angles = self.step.model.angles(positions)
+        stream = Stream(*angles, ends, ends, most, most, Lengths(lengths, lengths), None, None, None)
         flat = torch.tensor([token for tokens, _ in pack for token in tokens]).to(self.device)
-        self._decode(flat, stream, torch.cat(places).to(self.device), None, None, None)
-
-    def _decode(
-        self, tokens: Tensor, stream: Stream, places: Tensor, table: Tensor | None, lengths: Tensor | None,
-        draw: Draw | None,
-    ) -> Any:  # fmt: skip
-        caches = [Cache(k, v, places, table, lengths, self.backend) for k, v in self.layers]
-        return self.model.decode(tokens, stream, caches, draw)
+        self.step.decode(flat, stream, torch.cat(places).to(self.device), None, None, None)
 
     def _start(self, new: list[_Row]) -> None:
         """Write the rows that were admitted, behind the others."""
         if not new:
             return
+        m = self.memory
         here = slice(len(self.rows) - len(new), len(self.rows))
         tables = [row.prompt.blocks + row.blocks for row in new]
-        width = self.table.shape[1]
-        self.table[here] = torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32).to(self.device)
-        self.tokens[here] = torch.tensor([row.prompt.tokens[-1] for row in new]).to(self.device)
-        self.lengths[here] = torch.tensor([row.prompt.num_keys for row in new]).to(self.device)
-        self.noise[here] = torch.stack([self.keys[row.prompt.index, row.sample] for row in new]).to(self.device)
-        self.counts[here] = 0
-        self.done[here] = False
-
-    def _step(self, n: int) -> None:
-        """One token for each of the first n rows. On the device alone; no shape depends on what is computed."""
-        tokens, lengths, counts, noise, table, given, logp, done = (x[:n] for x in self.state)
-        places = table.gather(1, (lengths // BLOCK)[:, None])[:, 0] * BLOCK + lengths % BLOCK
-        nothing = lengths.new_empty(0, dtype=torch.int32)
-        stream = Stream(*self.model.angles(lengths), nothing, nothing, 0, 0, None, None, None)
-        drawn = self._decode(
-            tokens, stream, places, table, (lengths + 1).int(),
-            partial(draw, noise=uniform(noise, lengths + 1), sampling=self.sampling, backend=self.backend),
-        )  # fmt: skip
-        # A row that is done stays where it is, on blocks that are still its own; its tokens go to the last column.
-        column = torch.where(done, self.sampling.max_tokens, counts)[:, None]
-        given.scatter_(1, column, drawn.tokens[:, None])
-        logp.scatter_(1, column, drawn.logp[:, None])
-        tokens.copy_(drawn.tokens)
-        counts += ~done
-        done |= (drawn.tokens[:, None] == self.stop).any(1) | (counts >= self.sampling.max_tokens)
-        lengths += ~done
+        width = m.table.shape[1]
+        m.table[here] = torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32).to(self.device)
+        m.tokens[here] = torch.tensor([row.prompt.tokens[-1] for row in new]).to(self.device)
+        m.lengths[here] = torch.tensor([row.prompt.num_keys for row in new]).to(self.device)
+        m.noise[here] = torch.stack([self.keys[row.prompt.index, row.sample] for row in new]).to(self.device)
+        m.counts[here] = 0
+        m.done[here] = False
 
     def _collect(self) -> None:
         """Take what rows that are done have given, free their blocks, and move the others together."""
-        n = len(self.rows)
-        done, counts = torch.stack((self.done[:n].long(), self.counts[:n])).tolist()  # waits for the device
+        n, memory = len(self.rows), self.memory
+        done, counts = torch.stack((memory.done[:n].long(), memory.counts[:n])).tolist()  # waits for the device
         for row, count in zip(self.rows, counts, strict=True):
             row.count = count
         ended = [i for i in range(n) if done[i]]
         if not ended:
             return
         which = torch.tensor(ended, device=self.device)
-        given, logp = self.given[which].tolist(), self.logp[which].tolist()
+        given, logp = memory.given[which].tolist(), memory.logp[which].tolist()
         for i, tokens, logps in zip(ended, given, logp, strict=True):
             row, count = self.rows[i], counts[i]
             stopped = tokens[count - 1] in self.sampling.stop_ids
@@ -550,26 +627,8 @@ class _Sampler:
         going = [i for i in range(n) if not done[i]]
         self.rows, m = [self.rows[i] for i in going], len(going)
         which = torch.tensor(going, dtype=torch.int64, device=self.device)
-        for x in self.state:
+        for x in memory.state:
             x[:m] = x[which]
-        for x in (self.tokens, self.lengths, self.table):
+        for x in (memory.tokens, memory.lengths, memory.table):
             x[m:n] = 0
-        self.done[m:n] = True
-
-
-class _Graphs:
-    """Runs a step as a captured graph, one for each size. The first step of a size runs by itself: what it sets up, and
-    kernels that it compiles, must not be in a capture."""
-
-    def __init__(self, step: Callable[[int], None]) -> None:
-        self.step, self.pool = step, torch.cuda.graph_pool_handle()
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-
-    def __call__(self, n: int) -> None:
-        if n in self.graphs:
-            self.graphs[n].replay()
-            return
-        self.step(n)
-        self.graphs[n] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graphs[n], pool=self.pool):
-            self.step(n)
+        memory.done[m:n] = True
