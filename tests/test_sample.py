@@ -159,10 +159,9 @@ def test_no_token_without_probability(backend, options):
 def test_noise_at_the_end_when_sums_round(backend):
     """Guards the last block: sums of the same terms in two orders, of which the one that noise is a part of is larger
     than the one it is looked for in (so it is for these seeds), must not lead past the last token that has weight."""
-    for seed in (0, 14, 16, 17):
-        z = torch.randn(80, generator=torch.Generator().manual_seed(seed)) * 8
-        z[:48] = torch.randn(48, generator=torch.Generator().manual_seed(seed)) * 8
-        z[48:] = -torch.inf
+    for seed in (0, 1, 2, 14):
+        z = torch.full((80,), -torch.inf)  # the third block ends in tokens without weight, and two more have no other
+        z[:44] = torch.randn(44, generator=torch.Generator().manual_seed(seed)) * 8
         (token,), _ = draw(z, [BELOW_1], backend=backend)
         p = z.double().softmax(0)
         assert p[token] > 0 and p[token + 1 :].sum() < 1e-12
@@ -258,8 +257,8 @@ def test_reference_on_long_rows(monkeypatch):
     """Guards the reference's blocks, parts of rows and partial sort: several of each, against running sums in fp64."""
     monkeypatch.setattr(importlib.import_module("vdengine.kernels.sample"), "AT_ONCE", 100_000)
     g = torch.Generator().manual_seed(5)
-    z, u = torch.randn(20, 30_000, generator=g) * 2, torch.rand(20, generator=g, dtype=torch.float64)
-    z[10:] *= 0.01  # flat: top_p needs more than the first 1024
+    z, u = torch.randn(12, 30_000, generator=g) * 2, torch.rand(12, generator=g, dtype=torch.float64)
+    z[6:] *= 0.01  # flat: top_p needs more than the first 1024
     z[:, -2000:] = -torch.inf
     u[0], u[1] = 0.0, BELOW_1
     p = (z - z.amax(1, keepdim=True)).exp().double()

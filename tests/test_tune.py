@@ -53,7 +53,16 @@ def test_trying_replaces_the_table_and_gives_it_back():
 
 @pytest.mark.skipif(not _triton.INTERPRETED, reason="needs Triton's interpreter")
 @pytest.mark.parametrize(
-    "kernel, width", [("head", 2048), ("gather", 256), ("rms_norm", 64), ("rope", 64), ("swiglu", 256), ("decode", 64)]
+    "kernel, width",
+    [
+        ("head", 2048),
+        ("gather", 256),
+        ("rms_norm", 64),
+        ("rope", 64),
+        ("swiglu", 256),
+        ("decode", 64),
+        ("sample", 2048),
+    ],
 )
 def test_every_kernel_can_be_searched(kernel, width, monkeypatch):
     """Its case runs, its candidates agree, and the one that the clock favours is chosen."""
