@@ -266,6 +266,7 @@ def test_rows_are_written_a_step_late_on_a_gpu(tmp_path, tiny_models, data):
     assert trainer.step_count == 3
     while trainer.step_count < 6:
         trainer.step()
+    assert steps() == [1, 2, 3, 4, 5, 6]  # the last one at once: nothing comes after it
     trainer.finish()
     trainer.close()
     rows = [json.loads(line) for line in open(tmp_path / "late" / "metrics.jsonl")]

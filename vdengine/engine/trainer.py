@@ -424,7 +424,7 @@ class Trainer:
         extra |= {"learning_rate": learning_rate(self.recipe.optimizer, k, self.total_steps)}
         extra |= {"tokens": num_tokens, "scored_tokens": num_scored, "micro_steps": len(batch.packs)}
         self._waiting = found = self._log(logged, extra)
-        if not self.lag:  # all is there
+        if not self.lag or self.step_count == self.total_steps:  # all is there, or nothing comes that it could hold up
             self._settle()
         return found.metrics
 
@@ -632,8 +632,8 @@ class Trainer:
             save_model(self.model, self.tokenizer, self.folder / "export")
 
     def close(self) -> None:
-        """Release the loader's thread, the logs and, if this trainer made it, the process group. A row that is not yet
-        written is lost: `flush` first."""
+        """Release the loader's thread, the logs and, if this trainer made it, the process group. In the middle of a run
+        a row that is not yet written is lost, as after a crash (a resumed run writes it again): `flush` first."""
         self.loader.close()
         if self.metrics_log is not None:
             self.metrics_log.close()
