@@ -39,8 +39,12 @@ def test_kernels_bound_by_memory_load_16_bytes_at_a_time(compiled):
     bound = ("head_rows", "gather_sum", "rms_norm", "qk_rope", "swiglu", "decode", "sample")
     streaming = [row for row in compiled if row["aligned"] and row["kernel"].startswith(bound)]
     assert {row["kernel"] for row in streaming} >= {"head_rows_kernel", "rms_norm_backward_kernel", "swiglu_kernel"}
-    # the others are a row's own scalars, and what all rows share: angles, a weight
-    least = {"head_rows_kernel": 0.5, "gather_sum_kernel": 0.4, "qk_rope_backward_kernel": 0.5}
+    # the others are a row's own scalars, what all rows share (angles, a weight), and the numbers of a cache's blocks, 4
+    # bytes for 16 keys, which Triton 3.6 fetches one by one
+    least = {
+        "head_rows_kernel": 0.5, "gather_sum_kernel": 0.4, "qk_rope_backward_kernel": 0.5,
+        "decode_attention_kernel": 0.55,
+    }  # fmt: skip
     narrow = [
         f"{row['kernel']} sm_{row['arch']}: {row['wide_loads']} of {row['loads']} loads, {row['constants']}"
         for row in streaming
