@@ -131,7 +131,7 @@ class Run:
         skipped = [line for line in re.findall(r"^SKIPPED .*$", output, re.M) if "a shape of --full" not in line]
         if code == 0:
             passed = re.search(r"\b(\d+) passed", output)
-            return (f"passed ({passed[1]} tests)" if passed else "skipped"), skipped
+            return (f"passed ({passed[1]} {'test' if passed[1] == '1' else 'tests'})" if passed else "skipped"), skipped
         print(common.last_lines(output, 80), file=sys.stderr)
         if code is None:
             bad = failed or re.search(r"^[.sx]*[FE]", output, re.M)

@@ -52,7 +52,8 @@ def test_generate(settings, report):
             "workload": workload, "vdengine tokens/s": ours, "transformers tokens/s": theirs, "ratio": ours / theirs,
             "ratio, least": min(turns), "ratio, most": max(turns),
         })  # fmt: skip
-        targets[f"tokens/s / transformers, {workload}"] = (ours / theirs, ">=", 2.0)
+        if not settings.quick:
+            targets[f"tokens/s / transformers, {workload}"] = (ours / theirs, ">=", 2.0)
     notes = [
         f"{a['rows']} rows of at most {a['tokens']} tokens, {a['slots']} side by side, temperature 1; prompts of "
         f"{found['prompt_tokens']} tokens in the mean; medians of {a['repeats']} turns",
