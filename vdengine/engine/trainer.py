@@ -96,6 +96,7 @@ class Trainer:
         torch.manual_seed(recipe.run.seed)
         try:
             self._check_folder()
+            self._check_kernels()
             self._open_weights()
             self._open_sources(reward)  # before the data: tokenising may take long
             self._open_data()
@@ -124,6 +125,19 @@ class Trainer:
             raise InputError(f"{self.folder}: exists already; give run.folder a new name or set run.resume = true")
         if changed := recipes.differences(recipes.load_recipe(saved), r):
             raise InputError(f"{self.folder}: cannot resume, the recipe differs: {'; '.join(changed)}")
+
+    def _check_kernels(self) -> None:
+        """Backends that cannot run here are said before data is tokenised."""
+        device, parts = self.world.device, dataclasses.asdict(self.recipe.kernels)
+        if parts["attention"] == "flash" and (problem := flash_attn_problem()) is not None:
+            raise InputError(f"kernels.attention = 'flash': {problem}")
+        for name, backend in parts.items():
+            where = _RUNS_ON.get(backend, device.type)
+            if where != device.type and not (backend == "triton" and INTERPRETED):
+                raise InputError(f"kernels.{name} = {backend!r} runs on {where}; this run is on {device.type}")
+        preference = parts.pop("preference")
+        self.fused_preference = resolve("kernels.preference", preference, device) == "triton"
+        self.kernels = Kernels(**parts)
 
     def _open_weights(self) -> None:
         r = self.recipe
@@ -218,16 +232,6 @@ class Trainer:
         r, device = self.recipe, self.world.device
         auto = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.dtype = auto if r.model.dtype == "auto" else getattr(torch, r.model.dtype)
-        parts = dataclasses.asdict(r.kernels)
-        if parts["attention"] == "flash" and (problem := flash_attn_problem()) is not None:
-            raise InputError(f"kernels.attention = 'flash': {problem}")
-        for name, backend in parts.items():
-            where = _RUNS_ON.get(backend, device.type)
-            if where != device.type and not (backend == "triton" and INTERPRETED):
-                raise InputError(f"kernels.{name} = {backend!r} runs on {where}; this run is on {device.type}")
-        preference = parts.pop("preference")
-        self.fused_preference = resolve("kernels.preference", preference, device) == "triton"
-        self.kernels = Kernels(**parts)
         self.model = self._new_model(self.weights, trainable=True)
         self.trained = [Trained("", self.model, make_optimizer(self.model, r.optimizer), r.optimizer.lr)]
         self.step_clock, self.probe_clock = SectionClock(device), SectionClock(device)
