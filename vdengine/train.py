@@ -50,13 +50,13 @@ def train(recipe) -> int:
                 profile.step()
                 screen.step()
                 if every(recipe.data.eval_every, t):
-                    screen.evaluation(t.evaluate(), t)
+                    screen.evaluation(t.evaluate())
                 if every(recipe.checkpoint.every, t):
                     t.save()
         if t.step_count > t.resumed_at:  # not when a finished run is started again
-            screen.evaluation(t.evaluate(), t)
+            screen.evaluation(t.evaluate())
         t.finish()
-        screen.end(t, time.perf_counter() - started)
+        screen.end(time.perf_counter() - started)
     finally:
         screen.close()
         t.close()

@@ -57,13 +57,15 @@ class Console:
             self.say(f"        {self.trainer.probes.note}")
         self.bar.update()
 
-    def evaluation(self, row: dict[str, Any], t: Trainer) -> None:
+    def evaluation(self, row: dict[str, Any]) -> None:
+        t = self.trainer
         if row and t.metrics_log is not None:
             t.metrics_log.write({"step": t.step_count} | row)
             shown = {k: v for k, v in row.items() if k in _EVALUATED}
             self.say(f"step {t.step_count}/{t.total_steps} | " + " | ".join(f"{k} {v:.4f}" for k, v in shown.items()))
 
-    def end(self, t: Trainer, seconds: float) -> None:
+    def end(self, seconds: float) -> None:
+        t = self.trainer
         if not self.main:
             return
         if t.probes is not None:
