@@ -23,13 +23,13 @@ from readouts import over_runs, table  # noqa: E402
 from test_estimators import POLARITIES, readings, saturating  # noqa: E402
 
 from vdengine.drift.agreement import agreement, pearson, spearman  # noqa: E402
-from vdengine.drift.answers import Answer, AnswerLog  # noqa: E402
-from vdengine.drift.estimators import analyse  # noqa: E402
+from vdengine.drift.analysis import analyse  # noqa: E402
+from vdengine.drift.answer_log import Answer, AnswerLog  # noqa: E402
+from vdengine.drift.answer_values import answer_values  # noqa: E402
 from vdengine.drift.intervals import group_of  # noqa: E402
-from vdengine.drift.panel import STANCES, Panel  # noqa: E402
-from vdengine.drift.readings import answer_readings  # noqa: E402
-from vdengine.drift.rules import _lead, stance_of  # noqa: E402
-from vdengine.drift.scoring import stratified_order  # noqa: E402
+from vdengine.drift.openings import stratified_order  # noqa: E402
+from vdengine.judges.rules import _lead, stance_of  # noqa: E402
+from vdengine.panels.panel import STANCES, Panel  # noqa: E402
 
 # Of docs/measurements.md: by condition, judged stance, openings, openings after no question, training direction
 JUDGED = np.array([0.00, -0.01, 0.00, 0.04, -0.05, 0.00, -0.02, -0.01, 0.11, -0.03])
@@ -64,7 +64,7 @@ def shared_answers(studies: int = 60, runs: int = 30, samples: int = 16, drift: 
             share = rng.dirichlet([1.0, 3.0, 1.0], 24)
             drawn = rng.random((len(ANCHORS), 24, samples, 1)) > share.cumsum(1)[None, :, None, :2]
             stances = np.eye(3)[drawn.sum(-1).ravel()]
-            w, f = (answer_readings(log, stances, kind=k, closed=True) for k in ("weighted", "anchor"))
+            w, f = (answer_values(log, stances, kind=k, closed=True) for k in ("weighted", "anchor"))
             x, y = (r.channels["graded"] for r in (w, f))
             first.append(np.stack([(x[1:] - x[0]).mean(1), (y[1:] - y[0]).mean(1)], 1))
             own.append(np.stack([(x[1:] - y[:-1]).mean(1), (y[1:] - y[:-1]).mean(1)], 1))

@@ -14,10 +14,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from test_estimators import DRAWS, POLARITIES, Categorical, readings, saturating, strata  # noqa: E402
 
-from vdengine.drift.estimators import analyse  # noqa: E402
+from vdengine.drift.analysis import analyse  # noqa: E402
+from vdengine.drift.answer_values import reweighted  # noqa: E402
 from vdengine.drift.importance import gate  # noqa: E402
 from vdengine.drift.intervals import group_of, holm  # noqa: E402
-from vdengine.drift.readings import reweighted  # noqa: E402
 
 
 def coverage(draws: int = 8000) -> None:

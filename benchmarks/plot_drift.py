@@ -6,8 +6,9 @@ import argparse
 
 import matplotlib.pyplot as plt
 
-from vdengine.drift.estimators import analyse, openings_readings
-from vdengine.drift.log import DriftLog
+from vdengine.drift.analysis import analyse
+from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.probe_values import opening_values
 
 COLOURS = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73")  # Okabe-Ito: told apart by colour-blind readers
 MARKERS = ("o", "s", "^", "D")
@@ -28,7 +29,7 @@ def main() -> None:
     figure, panels = plt.subplots(1, len(topics), figsize=(3.1 * len(topics), 3.3), sharey=True, layout="constrained")
     for panel, topic in zip(panels, topics, strict=True):
         for (label, log), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
-            c = analyse(openings_readings(log)).curves[topic, "stance"]
+            c = analyse(opening_values(log)).curves[topic, "stance"]
             panel.fill_between(c.steps, 100 * c.low, 100 * c.high, color=colour, alpha=0.15, lw=0)
             panel.plot(c.steps, 100 * c.mean, color=colour, marker=marker, ms=3.5, label=label)
         panel.axhline(0, color="black", lw=0.6)

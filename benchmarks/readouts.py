@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import common  # noqa: E402
 
 if TYPE_CHECKING:
-    from vdengine.drift.readings import Readings
+    from vdengine.drift.probe_values import ProbeValues
 
 ALPACA = common.REPO.parent / "shared" / "data" / "alpaca" / "alpaca_en_demo.json"
 
@@ -82,8 +82,8 @@ FULL = SMALL | {
 
 def panel_of(size: dict[str, Any], root: Path) -> str:
     """The panel that is scored: the probes that are answered, and no others."""
-    from vdengine.drift.panel import Panel
-    from vdengine.drift.scoring import stratified_order
+    from vdengine.drift.openings import stratified_order
+    from vdengine.panels.panel import Panel
 
     if not size["probes"]:
         return size["panel"]
@@ -95,7 +95,7 @@ def panel_of(size: dict[str, Any], root: Path) -> str:
 
 def short(root: Path, align: str) -> Path:
     """values-synth with answers of one sentence, after a yes or no to the question as it is put."""
-    from vdengine.data.sources import resolve
+    from vdengine.data.locate import resolve
 
     rows = [row for _, row in resolve("values-synth:support").rows()]
     for row in rows:
@@ -107,7 +107,7 @@ def short(root: Path, align: str) -> Path:
 def asked(root: Path, align: str, panel: str) -> Path:
     """Paraphrases of the panel's questions, with its openings as answers after the same yes or no. The questions that
     are scored are not among them."""
-    from vdengine.drift.panel import Panel
+    from vdengine.panels.panel import Panel
 
     rows = [
         {"id": f"{p.id}-{i}-{j}", "topic": p.topic, "axis": p.axis, "axis_polarity": p.polarity, "prompt": question}
@@ -129,12 +129,12 @@ def led(answer: str, side: str, polarity: int) -> str:
 
 def aligned(path: Path, rows: list[dict[str, Any]], align: str) -> Path:
     """The preference file that vdengine synth makes of texts."""
-    from vdengine.data.synthesis import Options, write
+    from vdengine.data.synthesis import SynthesisOptions, write
 
     if not path.exists():
         texts = path.with_suffix(".texts.jsonl")
         texts.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-        write(Options(align=align, texts=str(texts)), path)
+        write(SynthesisOptions(align=align, texts=str(texts)), path)
     return path
 
 
@@ -207,10 +207,10 @@ class Run:
 
     condition: str
     seed: int
-    openings: Readings
-    controls: dict[str, Readings]  # openings after paraphrases, after nothing, on trivial matters
-    fresh: Readings  # judged answers of each anchor: the truth
-    weighted: Readings  # of the bank before, at the same steps, closed gates included
+    openings: ProbeValues
+    controls: dict[str, ProbeValues]  # openings after paraphrases, after nothing, on trivial matters
+    fresh: ProbeValues  # judged answers of each anchor: the truth
+    weighted: ProbeValues  # of the bank before, at the same steps, closed gates included
 
     def direction(self, channel: str) -> int:
         """Which way training should move it: the side that is preferred; away from neutral, where sides are taken."""
@@ -221,30 +221,34 @@ class Run:
 
 def load(root: Path, judge_name: str) -> list[Run]:
     """All finished runs, judged where they are not yet."""
-    from vdengine.drift.answers import AnswerLog
-    from vdengine.drift.judge import judge_answers, open_judge, slug_of, stances
-    from vdengine.drift.log import DriftLog
-    from vdengine.drift.readings import answer_readings, controls_of, openings_readings
+    from vdengine.drift.answer_log import AnswerLog
+    from vdengine.drift.judgements import slug_of
+    from vdengine.drift.run import load_run
+    from vdengine.judges import open_judge
+    from vdengine.judges.judging import judge_answers
 
     judge, runs = open_judge(judge_name), []
     for name in CONDITIONS:
         for folder in sorted(root.glob(f"{name}-[0-9]*")):
             if not folder.is_dir() or not finished(folder):
                 continue
-            log, answers = DriftLog.open(folder), AnswerLog.open(folder)
-            judge_answers(answers, judge)
-            said, total = stances(answers, slug_of(judge.name)), int(log.steps[-1])
+            judge_answers(AnswerLog.open(folder), judge)
+            run, slug = load_run(folder), slug_of(judge.name)
+            views = run.readout("openings")
             runs.append(
                 Run(
-                    name, int(folder.name.rsplit("-", 1)[1]), openings_readings(log, total), controls_of(log, total),
-                    answer_readings(answers, said, total, kind="anchor"),
-                    answer_readings(answers, said, total, kind="weighted", closed=True),
+                    name,
+                    int(folder.name.rsplit("-", 1)[1]),
+                    views.values,
+                    views.controls,
+                    run.answer_values(slug, kind="anchor"),
+                    run.answer_values(slug, kind="weighted", closed=True),
                 )
-            )  # fmt: skip
+            )
     return runs
 
 
-def shifts(r: Readings, steps: np.ndarray, channel: str) -> np.ndarray:
+def shifts(r: ProbeValues, steps: np.ndarray, channel: str) -> np.ndarray:
     """[steps, probes] shift since the first sample; NaN where there is none."""
     x = r.channels[r.primary if channel == "graded" else channel]
     at = {int(k): i for i, k in enumerate(r.steps)}
@@ -377,7 +381,7 @@ def weights_quality(runs: list[Run]) -> list[dict[str, Any]]:
 
 def by_condition(runs: list[Run]) -> list[dict[str, Any]]:
     """What each condition did by its last step: mean over seeds, and the range of seeds."""
-    from vdengine.drift.estimators import analyse
+    from vdengine.drift.analysis import analyse
 
     rows = []
     for name in CONDITIONS:
@@ -424,7 +428,7 @@ def reliability(runs: list[Run]) -> list[dict[str, Any]]:
 def stability(runs: list[Run]) -> list[dict[str, Any]]:
     """Of the openings' last shifts, probe by probe: do paraphrases, half of a stance's openings, or half of
     the panel, say the same? And the controls, where nothing should move."""
-    from vdengine.drift.estimators import analyse
+    from vdengine.drift.analysis import analyse
 
     rows = []
     for name in CONDITIONS:

@@ -22,10 +22,10 @@ def rows() -> list[dict]:
 
 
 def main() -> int:
-    from vdengine.drift.annotation import label_agreement
-    from vdengine.drift.panel import STANCES, Panel
-    from vdengine.drift.rules import stance_of
-    from vdengine.drift.tables import kappa_line
+    from vdengine.drift.kappa import label_agreement
+    from vdengine.drift.summary import kappa_line
+    from vdengine.judges.rules import stance_of
+    from vdengine.panels.panel import STANCES, Panel
 
     probes = {p.id: p for p in Panel.load("values").probes}
     for part in ("seen", "held out"):

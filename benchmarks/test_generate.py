@@ -113,7 +113,7 @@ def models(a: dict[str, Any], folder: str) -> tuple[Any, Any, list[list[int]], l
 
     import vdengine as vd
     from vdengine.data.store import build_store
-    from vdengine.models.chat import Renderer
+    from vdengine.text.renderer import Renderer
 
     if torch.cuda.is_available():
         g = torch.Generator().manual_seed(0)
@@ -214,7 +214,8 @@ def pieces(a: dict[str, Any]) -> None:
 
     import vdengine as vd
     from vdengine.kernels import decode_attention, thin_linear
-    from vdengine.models.generate import Generator, Sampling, _Call, _keys, _Prompt
+    from vdengine.models.generate import Generator, Sampling, _Call, _Prompt
+    from vdengine.noise import sample_keys
 
     torch.set_grad_enabled(False)
     model, n, keys = vd.load_model(SMOLLM2, dtype=torch.float32), a["rows"], a["keys"]
@@ -225,7 +226,8 @@ def pieces(a: dict[str, Any]) -> None:
         queue = [_Prompt(i, [1 + i], waiting=1) for i in range(n)]
         generator = Generator(model, slots=n, backend=backend)
         blocks, _ = generator._num_blocks(queue, sampling)
-        made = _Call(generator._step(queue, sampling, blocks), _keys(0, 0, range(n), 1), queue, 8192, lambda *v: v)
+        keys = sample_keys(0, 0, range(n), 1)
+        made = _Call(generator._step(queue, sampling, blocks), keys, queue, 8192, lambda *v: v)
         made.rows, _, _ = made._admit()
         made._start(made.rows)
         return made

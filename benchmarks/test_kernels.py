@@ -21,7 +21,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdengine.data.trees import Pack, Tree, pack
 from vdengine.kernels import (
     decode_attention,
     embedding_rows,
@@ -36,6 +35,7 @@ from vdengine.kernels import (
     thin_linear,
 )
 from vdengine.kernels.tune import MODELS, Shape
+from vdengine.trees import Pack, Tree, pack
 
 HEADS = ("SmolLM2-135M", "Qwen3-0.6B")
 QUICK = Shape(1031, 64, 96, 4, 2, 16)

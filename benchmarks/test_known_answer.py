@@ -59,8 +59,9 @@ def test_known_answer(settings, report, tmp_path):
 
 def main() -> None:
     a = common.arguments()
-    from vdengine.drift.estimators import analyse, openings_readings
-    from vdengine.drift.log import DriftLog
+    from vdengine.drift.analysis import analyse
+    from vdengine.drift.opening_log import DriftLog
+    from vdengine.drift.probe_values import opening_values
     from vdengine.engine.trainer import Trainer
     from vdengine.recipe import make_recipe
 
@@ -85,7 +86,7 @@ def main() -> None:
         trainer.probes.sample(trainer.model, trainer.step_count)
         trainer.probes.flush()
     trainer.close()
-    found = analyse(openings_readings(DriftLog.open(a["folder"])))
+    found = analyse(opening_values(DriftLog.open(a["folder"])))
     groups = []
     for topic in ["all", *found.topics]:
         shift = found.drift(topic).magnitude

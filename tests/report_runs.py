@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vdengine.drift.answers import Answer, AnswerLog
-from vdengine.drift.log import DriftLog
-from vdengine.drift.panel import Branch, Panel
-from vdengine.engine.metrics import SAMPLES_FILE
+from vdengine.drift.answer_log import Answer, AnswerLog
+from vdengine.drift.opening_log import DriftLog
+from vdengine.panels.panel import Branch, Panel
+from vdengine.runfolder import RunFolder
 
 TOKENS = 6  # of an answer
 SAMPLES = 8  # of a probe in a bank
@@ -146,7 +146,7 @@ def _metrics(folder: Path, total: int, steps: Sequence[int], rng: np.random.Gene
              "tokens": 4, "stopped": True}
             for s in range(0, total, 5)
         ]  # fmt: skip
-        write_lines(folder / SAMPLES_FILE, found)
+        write_lines(RunFolder(folder).completions, found)
 
 
 def write_lines(path: Path, rows: Sequence[dict]) -> None:

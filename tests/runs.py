@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from workers import leave
 
-from vdengine.drift.answers import AnswerLog
-from vdengine.drift.log import DriftLog
+from vdengine.drift.answer_log import AnswerLog
+from vdengine.drift.opening_log import DriftLog
 from vdengine.engine.trainer import Trainer
 from vdengine.recipe import make_recipe
 

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from test_judge import PANEL, answered
 
-from vdengine.drift.annotation import export_sheet, import_sheet, kappa, label_agreement, read_sheet
-from vdengine.drift.judge import judge_answers, open_judge, stances
+from vdengine.cli.judge import main
+from vdengine.drift.judgements import judgements_of
+from vdengine.drift.kappa import kappa, label_agreement
 from vdengine.errors import InputError
-from vdengine.judge import main
+from vdengine.judges import open_judge
+from vdengine.judges.judging import judge_answers
+from vdengine.judges.people import export_sheet, import_sheet, read_sheet
 
 
 def rows_of(path):
@@ -44,14 +47,14 @@ def test_labels_come_back(tmp_path):
     write(path, rows)
     found = import_sheet([log], path, "Ann B")
     assert found.judge == "human-Ann-B" and found.labelled == 11 and found.foreign == 0
-    kept = stances(log, "human-Ann-B")
+    kept = judgements_of(log, "human-Ann-B")
     assert np.isfinite(kept).all(1).sum() == 11
     for a, s in zip(log.answers, kept, strict=True):
         if np.isfinite(s).all():
             assert s.tolist() == {"Y": [1, 0, 0], "N": [0, 0, 1]}.get(a.text[0], [0, 1, 0])
     write(path, [rows[1] | {"label": "n"}])
     import_sheet([log], path, "Ann B")  # a second look at one of them
-    assert np.isfinite(stances(log, "human-Ann-B")).all(1).sum() == 11
+    assert np.isfinite(judgements_of(log, "human-Ann-B")).all(1).sum() == 11
     with pytest.raises(InputError, match="is there already"):
         export_sheet([log], path, rows=3)
 
@@ -61,7 +64,7 @@ def test_every_anchor_and_topic_is_in_a_sheet(tmp_path):
     logs = [answered(tmp_path / str(k), [f"{k} {i}" for i in range(9)], anchors=(0, 3, 6)) for k in range(2)]
     export_sheet(logs, tmp_path / "s.csv", rows=18)
     ids = {r["id"] for r in rows_of(tmp_path / "s.csv")}
-    from vdengine.drift.annotation import sheet_id
+    from vdengine.judges.people import sheet_id
 
     seen = [(k, a.anchor) for k, log in enumerate(logs) for a in log.answers if sheet_id(log, a) in ids]
     assert all(seen.count((k, anchor)) == 3 for k in range(2) for anchor in (0, 3, 6))

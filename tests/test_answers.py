@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from vdengine.drift.answers import Answer, AnswerLog
-from vdengine.drift.panel import Panel
+from vdengine.drift.answer_log import Answer, AnswerLog
 from vdengine.errors import InputError
+from vdengine.panels.panel import Panel
 
 PANEL = Panel("two", Panel.load("values-mini").probes[:2])
 

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-import vdengine.drift.audit as audits
-from vdengine.data.sources import resolve
-from vdengine.data.synthesis import Options, write
-from vdengine.drift.audit import Interval, Settings, audit, gap_by_topic, mix_by_topic, sample
-from vdengine.drift.panel import STANCES, Panel
-from vdengine.drift.stance_reader import Calibration, Passage, StanceReader, Words
-from vdengine.drift.topics import TopicMatcher
+import vdengine.audits.audit as audits
+from vdengine.audits.audit import MeanInterval, Settings, audit
+from vdengine.audits.rows import Passage, sample
+from vdengine.audits.stance_reader import Calibration, StanceReader, Words
+from vdengine.audits.stances import gap_by_topic, mix_by_topic
+from vdengine.cli.audit import gap as gap_main
+from vdengine.cli.audit import prior as prior_main
+from vdengine.data.locate import resolve
+from vdengine.data.synthesis import SynthesisOptions, write
 from vdengine.errors import InputError
-from vdengine.gap import main as gap_main
-from vdengine.prior import main as prior_main
+from vdengine.panels.panel import STANCES, Panel
+from vdengine.panels.topics import TopicMatcher
 
 TOPICS = ("immigration", "abortion", "climate change", "economic policy")
 # Rows of anthropics/hh-rlhf, harmless-base (MIT).
@@ -65,9 +67,9 @@ class Oracle:
 
 @pytest.fixture
 def oracle(monkeypatch) -> Oracle:
-    pytest.importorskip("vdengine.drift.judge")
+    pytest.importorskip("vdengine.judges.base")
     judge = Oracle()
-    monkeypatch.setattr(audits, "_open_judge", lambda name: judge)
+    monkeypatch.setattr(audits, "open_judge", lambda name: judge)
     return judge
 
 
@@ -165,19 +167,19 @@ def test_gap_is_linear_in_the_mix(oracle, tmp_path):
     gaps = {}
     for share in (0, 0.2, 0.5, 0.8, 1):
         path = tmp_path / f"{share}.jsonl"
-        write(Options(align=str(share), rows=120, seed=3), path)
+        write(SynthesisOptions(align=str(share), rows=120, seed=3), path)
         gaps[share] = judged(str(path))
         for each in gaps[share]["topics"].values():
             assert each["rows"] == 30 and each["gap"] == pytest.approx(1.4 * (2 * share - 1), abs=1.4 / 30 + 1e-9)
             assert each["low"] <= each["gap"] <= each["high"]
-    write(Options(align="bimodal", rows=40), tmp_path / "two.jsonl")
+    write(SynthesisOptions(align="bimodal", rows=40), tmp_path / "two.jsonl")
     assert judged(str(tmp_path / "two.jsonl"))["all"]["gap"] == pytest.approx(0)
 
 
 def test_injected_rows_show(oracle, tmp_path):
     """Guards the use of an audit: a handful of strong rows in a set that takes no sides is seen, on their topics."""
     base = lines(tmp_path / "hh.jsonl", HH * 20)
-    write(Options(into=base, inject=8, align="oppose"), tmp_path / "mixed.jsonl")
+    write(SynthesisOptions(into=base, inject=8, align="oppose"), tmp_path / "mixed.jsonl")
     assert judged(base)["all"]["gap"] == 0
     found = judged(str(tmp_path / "mixed.jsonl"))
     assert {t for t, v in found["topics"].items() if v["gap"] < -1} == set(TOPICS)
@@ -210,7 +212,7 @@ def test_silent_judge(oracle):
 
 def test_prior_of_known_stances(oracle, tmp_path):
     """Guards the mix and the shares: 32 rows on topics, 3 of 4 on the support side, among 48 that are on none."""
-    write(Options(kind="sft", align="0.75", rows=32), tmp_path / "s.jsonl")
+    write(SynthesisOptions(kind="sft", align="0.75", rows=32), tmp_path / "s.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     rows += [{"prompt": f"What is {i} plus {i}?", "completion": str(2 * i)} for i in range(48)]
     found = audit("prior", Settings(lines(tmp_path / "all.jsonl", rows), judge="oracle")).result
@@ -238,10 +240,10 @@ def test_prior_of_plain_data(oracle, tmp_path):
 def test_intervals():
     """Guards the interval: of a mean over rows, its width that of the normal theory; the same for the same seed."""
     values = np.random.default_rng(0).normal(0.3, 1, 400)
-    found = Interval.of(values)
-    assert found.mean == pytest.approx(values.mean()) and found == Interval.of(values)
+    found = MeanInterval.of(values)
+    assert found.mean == pytest.approx(values.mean()) and found == MeanInterval.of(values)
     assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-    assert Interval.of(np.array([])).rows == 0
+    assert MeanInterval.of(np.array([])).rows == 0
 
 
 def test_tables():
@@ -331,7 +333,7 @@ def test_words_read_stances_and_mixes(tmp_path):
         assert each["low"] < 0 < each["high"]
     gaps = []
     for share in (0, 0.25, 0.5, 0.75, 1):
-        write(Options(align=str(share)), tmp_path / f"{share}.jsonl")
+        write(SynthesisOptions(align=str(share)), tmp_path / f"{share}.jsonl")
         gaps.append(audit("gap", Settings(str(tmp_path / f"{share}.jsonl"), limit=None)).result["all"]["gap"])
     assert np.polyfit([0, 0.25, 0.5, 0.75, 1], gaps, 1)[0] == pytest.approx(gaps[4] - gaps[0], rel=0.1)
     assert all(
@@ -344,10 +346,10 @@ def test_features_are_the_log_probs(tiny_models):
     and polarity. Being packed with others does not change an answer's."""
     import torch
 
-    from vdengine.data.trees import Tree, pack
-    from vdengine.models.chat import Renderer
-    from vdengine.models.tokenizer import load_tokenizer
     from vdengine.models.weights import load_model
+    from vdengine.text.renderer import Renderer
+    from vdengine.text.tokenizer import load_tokenizer
+    from vdengine.trees import Tree, pack
 
     source = str(tiny_models["qwen3"])
     model, renderer = load_model(source), Renderer(load_tokenizer(source))
@@ -409,9 +411,9 @@ def test_audit_end_to_end(tiny_models, oracle, tmp_path, capsys):
 def test_smollm2_reads_stances(smollm2_gguf):
     """Guards the method on a real model: in at least 6 of 8 pairs on two topics the answer of the support side makes
     the openings of its side likelier than its opposite does, whichever way the question is put."""
-    from vdengine.models.chat import Renderer
-    from vdengine.models.tokenizer import load_tokenizer
     from vdengine.models.weights import load_model
+    from vdengine.text.renderer import Renderer
+    from vdengine.text.tokenizer import load_tokenizer
 
     source = str(smollm2_gguf)
     reader = StanceReader(

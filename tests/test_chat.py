@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vdengine.errors import InputError
-from vdengine.models.chat import Renderer
-from vdengine.models.tokenizer import Tokenizer, load_tokenizer
+from vdengine.text.renderer import Renderer
+from vdengine.text.tokenizer import Tokenizer, load_tokenizer
 
 transformers = pytest.importorskip("transformers")
 

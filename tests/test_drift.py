@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from tiny import write_tiny_model
 
-from vdengine.drift.estimators import analyse, openings_readings
-from vdengine.drift.log import DriftLog
-from vdengine.drift.panel import Panel
-from vdengine.drift.scoring import Openings, Schedule, deal
+from vdengine.data.batching import deal
+from vdengine.drift.analysis import analyse
+from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.openings import Openings
+from vdengine.drift.probe_values import opening_values
+from vdengine.drift.schedule import Schedule
 from vdengine.errors import InputError
-from vdengine.models.chat import Renderer
-from vdengine.models.tokenizer import load_tokenizer
+from vdengine.panels.panel import Panel
+from vdengine.text.renderer import Renderer
+from vdengine.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +156,7 @@ def test_against_plain_loops(tmp_path, log):
     rng = np.random.default_rng(2)
     for step in (0, 5):
         log.append(step, rng.normal(-40, 5, len(log.table)).astype(np.float32))
-    found = analyse(openings_readings(log))
+    found = analyse(opening_values(log))
 
     def value(row_of_log, probe, stance):
         per_byte = [
@@ -181,7 +184,7 @@ def test_axis_yes_bias_displacement_and_neutral_are_told_apart(tmp_path, log):
     def channels(change, folder):
         other = DriftLog.create(folder, Panel.load("values-mini"), Panel.load("values-mini").branches(), [7] * 288, "t")
         fill(other, (0, 1), lambda step, row: step * change(row) * row["num_bytes"])
-        a = analyse(openings_readings(other))
+        a = analyse(opening_values(other))
         return [round(a.drifts["all", c].magnitude.mean, 6) for c in ("stance", "yes_bias", "displacement", "neutral")]
 
     sign = {"support": 1, "neutral": 0, "oppose": -1}
@@ -200,13 +203,13 @@ def test_partial_samples_use_the_probes_they_have(tmp_path, log):
     index = {p: i for i, p in enumerate(dict.fromkeys(r["probe"] for r in log.table))}
     half[[not seen[index[r["probe"]]] for r in log.table]] = np.nan
     log.append(3, half)
-    found = analyse(openings_readings(log)).drift().magnitude
+    found = analyse(opening_values(log)).drift().magnitude
     assert found.num_probes == seen.sum() and found.mean == 0.0
 
 
 def test_table_reads_well(tmp_path, log):
     """Guards the last screen: every topic, its axis, a verdict; and one sample gives no table."""
-    from vdengine.drift.tables import drift_table
+    from vdengine.drift.summary import drift_table
 
     fill(log, (0,), lambda step, row: 0.0)
     assert drift_table(tmp_path) == "Fewer than two samples: no drift to show."

@@ -1,4 +1,4 @@
-"""Readings and estimators against an independent, slow implementation, and against known truth in simulations.
+"""ProbeValues and estimators against an independent, slow implementation, and against known truth in simulations.
 
 Tolerances of simulations are the Monte-Carlo error of the stated number of draws; rates are 93-97% (or 5%) where the
 true rate is several of those errors inside.
@@ -12,36 +12,29 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from vdengine.drift.answers import Answer, AnswerLog
-from vdengine.drift.estimators import (
-    Readings,
-    agreement,
-    analyse,
-    answer_readings,
-    controls_of,
-    mean_estimate,
-    openings_readings,
-    predict_direction_step,
-    score_predictions,
-)
+from vdengine.drift.agreement import agreement
+from vdengine.drift.analysis import analyse
+from vdengine.drift.answer_log import Answer, AnswerLog
+from vdengine.drift.answer_values import answer_values, inflation, reweighted
+from vdengine.drift.baselines import predict_direction_step, score_predictions
 from vdengine.drift.importance import MIN_ESS, gate, pareto_k
-from vdengine.drift.intervals import group_of, holm
-from vdengine.drift.log import DriftLog
-from vdengine.drift.panel import Panel
-from vdengine.drift.readings import inflation, reweighted
+from vdengine.drift.intervals import group_of, holm, mean_estimate
+from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.probe_values import ProbeValues, control_values, opening_values
 from vdengine.errors import InputError
+from vdengine.panels.panel import Panel
 
 POLARITIES = {24: [12, 12], 48: [30, 18], 550: [25] * 22}  # probes of each stratum
 
 
-def readings(x, topics=None, polarity=None, steps=None, readout="openings", **more) -> Readings:
-    """Readings of one channel x [S, P], and a yes-bias that says nothing."""
+def readings(x, topics=None, polarity=None, steps=None, readout="openings", **more) -> ProbeValues:
+    """ProbeValues of one channel x [S, P], and a yes-bias that says nothing."""
     x = np.asarray(x, float)
     steps = np.arange(len(x)) if steps is None else np.asarray(steps)
     polarity = np.array([1, -1] * x.shape[1])[: x.shape[1]] if polarity is None else np.asarray(polarity)
     topics = np.full(x.shape[1], "a") if topics is None else np.asarray(topics)
     name, unit = ("stance", "nats per byte") if readout == "openings" else ("graded", "probability")
-    return Readings(
+    return ProbeValues(
         readout, unit, steps, int(steps[-1]), np.array([f"p{i}" for i in range(x.shape[1])]), topics, polarity,
         {t: "more" for t in topics}, {name: x, "yes_bias": np.zeros_like(x)}, **more,
     )  # fmt: skip
@@ -447,8 +440,8 @@ def test_controls(tmp_path):
         return step / 8 * gain[row["variant"]] * own[row["probe"]] * row["polarity"] * SIDE[row["stance"]]
 
     log = opening_log(tmp_path / "a", fill, controls=True)
-    r = openings_readings(log)
-    a = analyse(r, controls=controls_of(log))
+    r = opening_values(log)
+    a = analyse(r, controls=control_values(log))
     mean = np.mean([own[p] for p in r.probes])
     assert a.drift().magnitude.mean == pytest.approx(2 * 0.02 * mean, rel=1e-4)
     assert a.validity["null"].mean == pytest.approx(2 * 0.005 * mean, rel=1e-4)
@@ -457,9 +450,7 @@ def test_controls(tmp_path):
     assert a.validity["paraphrase"]["shift"].mean == pytest.approx(2 * 0.015 * mean, rel=1e-4)
     assert a.validity["reliability"]["abortion"].paraphrase == pytest.approx(1, abs=1e-3)
     assert a.validity["yes_bias"].num_probes == 48 and a.validity["judges"] is None
-    bare = analyse(
-        openings_readings(opening_log(tmp_path / "b", lambda s, row: fill(s, row | {"variant": "question"})))
-    )
+    bare = analyse(opening_values(opening_log(tmp_path / "b", lambda s, row: fill(s, row | {"variant": "question"}))))
     assert bare.validity["null"] is None and bare.validity["paraphrase"] is None
     assert bare.drift().magnitude.mean == pytest.approx(a.drift().magnitude.mean, rel=1e-5)
     assert bare.validity["reliability"]["abortion"].paraphrase is None
@@ -468,7 +459,7 @@ def test_controls(tmp_path):
 def test_halves_of_openings(tmp_path):
     """Guards per-probe reliability: every other opening of a stance, and nothing where there is one a stance."""
     log = opening_log(tmp_path, lambda s, row: 0.01 * s * (row["kind"] == "belief") * SIDE[row["stance"]])
-    r = openings_readings(log)
+    r = opening_values(log)
     first, second = (h[-1] - h[0] for h in r.halves)  # the first opening is the belief, the second a claim
     assert analyse(r).validity["items"] is None  # one half does not vary
     assert first * r.polarity == pytest.approx(0.16, rel=1e-4) and second == pytest.approx(0, abs=1e-6)
@@ -481,11 +472,11 @@ def test_openings_errors(tmp_path):
     p = Panel.load("values-mini")
     log = DriftLog.create(tmp_path, p, p.branches(), [7] * 288, "t")
     with pytest.raises(InputError, match="no samples yet"):
-        openings_readings(log)
+        opening_values(log)
     log.append(0, np.zeros(288, np.float32))
     with pytest.raises(InputError, match="has no 'null' probes; it has question"):
-        openings_readings(log, variant="null")
-    a = analyse(openings_readings(log))  # one sample: nothing to say, and no crash
+        opening_values(log, variant="null")
+    a = analyse(opening_values(log))  # one sample: nothing to say, and no crash
     assert math.isnan(a.drift().magnitude.mean) and not a.drift().significant
 
 
@@ -572,7 +563,7 @@ def test_answers_against_plain_loops(tmp_path):
     log = answer_log(tmp_path, texts, n, steps)
     stances = rng.dirichlet([1, 1, 1], size=len(log.answers))
     stances[1] = np.nan
-    r = answer_readings(log, stances, closed=True)
+    r = answer_values(log, stances, closed=True)
     assert r.steps.tolist() == [0, 4, 8, 9] and r.kinds.tolist() == ["anchor", "weighted", "anchor", "weighted"]
     assert r.gates[0] is None and r.gates[1].kl == pytest.approx(float((base - steps[1][2]).mean()), abs=1e-5)
     weights = {(s, a): np.exp(np.float32(x) - np.float32(b)) for s, a, x in steps for b in [base if a == 0 else later]}
@@ -621,9 +612,9 @@ def test_answers_against_plain_loops(tmp_path):
     assert r.shift_noise["graded"][3] == pytest.approx(r.noise["graded"][3] + base_noise)
     assert (r.anchor_noise["graded"][3] < r.noise["graded"][3]).all()
     assert r.shift_noise["graded"][2] == pytest.approx(r.noise["graded"][2] + base_noise)
-    w = answer_readings(log, stances, kind="weighted", closed=True)
+    w = answer_values(log, stances, kind="weighted", closed=True)
     assert w.steps.tolist() == [0, 4, 8, 9] and w.kinds[2] == "weighted"
-    assert answer_readings(log, stances, kind="anchor").steps.tolist() == [0, 8]
+    assert answer_values(log, stances, kind="anchor").steps.tolist() == [0, 8]
 
 
 def test_unmoved_weights_change_nothing(tmp_path):
@@ -631,7 +622,7 @@ def test_unmoved_weights_change_nothing(tmp_path):
     rng = np.random.default_rng(13)
     logp = rng.normal(-5, 1, (4, 8))
     log = answer_log(tmp_path, {0: np.zeros((4, 8))}, 8, [(0, 0, logp), (3, 0, logp)])
-    r = answer_readings(log, rng.dirichlet([1, 1, 1], size=32))
+    r = answer_values(log, rng.dirichlet([1, 1, 1], size=32))
     assert r.gates[1].open and r.gates[1].ess == pytest.approx(1) and r.gates[1].kl == 0
     assert r.channels["graded"][1] == pytest.approx(r.channels["graded"][0], abs=1e-12)
     assert r.shift_noise["graded"][1] == pytest.approx(0, abs=1e-20)
@@ -645,9 +636,9 @@ def test_closed_gates_show_nothing(tmp_path):
     far = logp + 3 * rng.normal(size=logp.shape)
     log = answer_log(tmp_path, {0: np.zeros((4, 16))}, 16, [(0, 0, logp), (2, 0, logp), (3, 0, far)])
     stances = rng.dirichlet([1, 1, 1], size=64)
-    r = answer_readings(log, stances)
+    r = answer_values(log, stances)
     assert not r.gates[2].open and all(np.isnan(x[2]).all() for x in r.channels.values())
-    assert np.isfinite(answer_readings(log, stances, closed=True).channels["graded"]).all()
+    assert np.isfinite(answer_values(log, stances, closed=True).channels["graded"]).all()
     a = analyse(r)
     assert np.isnan(a.levels["all", "graded"].mean[2]) and np.isfinite(a.levels["all", "graded"].noise[:2]).all()
     assert a.levels["all", "support"].low[0] >= 0 and a.levels["all", "support"].high[0] <= 1
@@ -664,19 +655,19 @@ def test_judgements_that_do_not_fit(tmp_path, change, message):
     """Guards against judgements of other answers, or none: one line with the folder."""
     log = answer_log(tmp_path, {0: np.zeros((4, 8))}, 8, [(0, 0, np.zeros((4, 8)))])
     with pytest.raises(InputError, match=message):
-        answer_readings(log, change(np.full((32, 3), 1 / 3)))
+        answer_values(log, change(np.full((32, 3), 1 / 3)))
     with pytest.raises(InputError, match="kind: 'none' is not one of both, anchor, weighted"):
-        answer_readings(log, np.full((32, 3), 1 / 3), kind="none")
+        answer_values(log, np.full((32, 3), 1 / 3), kind="none")
 
 
 def test_readings_without_their_anchor(tmp_path):
     """Guards a damaged log: a reading of answers that are not there, or without the log-probs they were drawn at."""
     log = answer_log(tmp_path / "a", {0: np.zeros((4, 8))}, 8, [(3, 0, np.zeros((4, 8)))])
     with pytest.raises(InputError, match="the answers of step 0 have no reading at their own step"):
-        answer_readings(log, np.full((32, 3), 1 / 3))
+        answer_values(log, np.full((32, 3), 1 / 3))
     log = answer_log(tmp_path / "b", {0: np.zeros((4, 8))}, 8, [(3, 1, np.zeros((4, 8)))])
     with pytest.raises(InputError, match="the reading of step 3 is of answers at step 1, which are not there"):
-        answer_readings(log, np.full((32, 3), 1 / 3))
+        answer_values(log, np.full((32, 3), 1 / 3))
 
 
 def test_weighted_answers_cover_fresh_ones(tmp_path):
@@ -698,7 +689,7 @@ def test_weighted_answers_cover_fresh_ones(tmp_path):
             tmp_path / str(run), {0: old, 5: new}, 16, [(0, 0, then), (5, 5, at), (5, 0, now)], panel=panel
         )
         stances = np.concatenate([np.take_along_axis(m.f, k[..., None], 1).reshape(-1, 3) for k in (old, new)])
-        w, fresh = (answer_readings(log, stances, kind=k) for k in ("weighted", "anchor"))
+        w, fresh = (answer_values(log, stances, kind=k) for k in ("weighted", "anchor"))
         assert w.gates[1].open
         c = analyse(w, resamples=5).curves["all", "graded"]
         inside.append(c.low[1] <= POPULATION <= c.high[1])

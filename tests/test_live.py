@@ -8,8 +8,8 @@ import pytest
 from runs import recipe_of
 from test_trainer import data  # noqa: F401  # a fixture
 
-from vdengine.drift.estimators import openings_readings
-from vdengine.drift.log import DriftLog
+from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.probe_values import opening_values
 from vdengine.engine import console
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
@@ -58,7 +58,7 @@ def test_trackers(tmp_path, tiny_models, data, monkeypatch):  # noqa: F811
     assert wandb.settings["config"]["run"]["seed"] == 3
     values = {step: row for step, row in wandb.rows if "value/abortion/support" in row}
     assert list(values) == [0, 1, 2, 3, 4]
-    readings = openings_readings(DriftLog.open(trainer.folder))
+    readings = opening_values(DriftLog.open(trainer.folder))
     stance = readings.channels["stance"][:, readings.topics == "abortion"]
     for i, (step, row) in enumerate(values.items()):
         found = row["value/abortion/support"] - row["value/abortion/oppose"]

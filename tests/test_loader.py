@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vdengine.data.loader import Batch, Loader, counted_hash
+from vdengine.data.batching import Batch
+from vdengine.data.loader import Loader
 from vdengine.data.store import Store
 from vdengine.errors import InputError
+from vdengine.noise import counted_hash
 
 
 def store_of(*sizes: int, lengths: Sequence[int] | None = None, row_index: Sequence[int] | None = None) -> Store:

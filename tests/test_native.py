@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vdengine import _native
-from vdengine.data.trees import tree_cost
+from vdengine.trees import tree_cost
 
 LEVELS = _native.simd_levels()
 ODD_SIZES = [1, 2, 7, 33, 64, 4096, 4097, 49152 + 3]

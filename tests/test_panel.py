@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from vdengine.drift.panel import STANCES, Branch, Panel, content_words, lint, lint_tokens, overlap
 from vdengine.errors import InputError
+from vdengine.panels.lint import lint, lint_tokens
+from vdengine.panels.panel import STANCES, Branch, Panel
+from vdengine.panels.words import content_words, overlap
 
 
 def row(**changes):
@@ -77,7 +79,7 @@ def test_shape(built_in):
 
 
 def test_mini_is_a_part_of_values(mini):
-    """Readings of the two are of the same questions: each probe of the small one is in the large one, which has one
+    """ProbeValues of the two are of the same questions: each probe of the small one is in the large one, which has one
     opening more of each stance."""
     large = {p.id: p for p in Panel.load("values").probes}
     for probe in mini.probes:
@@ -108,8 +110,8 @@ def test_openings_match_in_bytes(built_in):
 def test_openings_in_tokens(built_in, real_tokenizer, name):
     """Openings of 8 to 24 tokens: shorter ones carry no stance, longer ones cost training time; and every text comes
     back from its tokens."""
-    from vdengine.models.chat import Renderer
-    from vdengine.models.tokenizer import load_tokenizer
+    from vdengine.text.renderer import Renderer
+    from vdengine.text.tokenizer import load_tokenizer
 
     renderer = Renderer(load_tokenizer(str(real_tokenizer(name))))
     assert lint_tokens(built_in, renderer, min_tokens=8, max_tokens=24, max_gap_tokens=6) == []

@@ -13,13 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from report_runs import make_gap, make_run
 
-from vdengine.drift.answers import AnswerLog
-from vdengine.drift.estimators import analyse, answer_readings, controls_of, openings_readings
-from vdengine.drift.judge import stances
-from vdengine.drift.log import DriftLog
-from vdengine.drift.panel import Panel
+from vdengine.cli.report import main
+from vdengine.drift.analysis import analyse
+from vdengine.drift.answer_log import AnswerLog
+from vdengine.drift.answer_values import answer_values
+from vdengine.drift.judgements import judgements_of
+from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.probe_values import control_values, opening_values
 from vdengine.errors import InputError
-from vdengine.report import main, report
+from vdengine.panels.panel import Panel
+from vdengine.report import report
 
 pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
@@ -88,9 +91,9 @@ def analyses(run: Path) -> dict:
     """What the report should show of a run, by (readout, judge)."""
     log, answers = DriftLog.open(run), AnswerLog.open(run)
     total = 40
-    found = {("openings", None): analyse(openings_readings(log, total), controls=controls_of(log, total))}
+    found = {("openings", None): analyse(opening_values(log, total), controls=control_values(log, total))}
     slugs = sorted(p.stem for p in (run / "drift" / "judgements").glob("*.jsonl"))
-    read = {s: answer_readings(answers, stances(answers, s), total) for s in slugs}
+    read = {s: answer_values(answers, judgements_of(answers, s), total) for s in slugs}
     for s in slugs:
         found["answers", s] = analyse(read[s], judges={k: r for k, r in read.items() if k != s})
     return found
@@ -171,7 +174,7 @@ def test_gates_are_those_of_the_readings(folder: Path, made: Path) -> None:
     """Guards against gates that are shown open where the estimator has closed them."""
     rows = [r for r in pq.read_table(made / "tables" / "gates.parquet").to_pylist() if r["run"] == "first"]
     answers = AnswerLog.open(folder / "first")
-    r = answer_readings(answers, stances(answers, "rule"))
+    r = answer_values(answers, judgements_of(answers, "rule"))
     assert r.gates is not None
     expected = {int(s): g for s, g in zip(r.steps, r.gates, strict=True) if g is not None}
     assert {x["step"]: (x["kl"], x["open"]) for x in rows} == {s: (g.kl, g.open) for s, g in expected.items()}

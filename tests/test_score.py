@@ -7,11 +7,12 @@ import pytest
 from runs import recipe_of
 from test_trainer import data  # noqa: F401  # a fixture
 
-from vdengine.drift.log import DriftLog
-from vdengine.drift.panel import Panel
+from vdengine.cli.score import main
+from vdengine.drift.opening_log import DriftLog
+from vdengine.engine.saved_models import score
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
-from vdengine.score import main, score
+from vdengine.panels.panel import Panel
 
 
 @pytest.fixture(scope="module")

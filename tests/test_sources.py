@@ -13,16 +13,8 @@ from typing import Any
 
 import pytest
 
-from vdengine.data.sources import (
-    SYNTH_VARIANTS,
-    Conversation,
-    Preference,
-    Prompt,
-    Row,
-    choose_format,
-    read,
-    resolve,
-)
+from vdengine.data.formats import Conversation, Preference, Prompt, Row, choose_format, read
+from vdengine.data.locate import SYNTH_VARIANTS, resolve
 from vdengine.errors import InputError
 
 

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from vdengine.data import sources
+from vdengine.data.formats import read
+from vdengine.data.locate import resolve
 from vdengine.data.show import show_batch
 from vdengine.data.store import Store, build_store
-from vdengine.data.trees import Tree, pack, pack_store
 from vdengine.errors import InputError
+from vdengine.trees import Tree, pack, pack_store
 
 
 class Rendered(NamedTuple):
@@ -349,8 +350,8 @@ def test_real_rows_with_real_templates(
     shared_data: Path, tmp_path: Path, real_tokenizer: Any, name: str, end: str
 ) -> None:
     """Guards against sources, renderer and store that fit each other in stand-ins only: 40 rows of two real sets."""
-    from vdengine.models.chat import Renderer
-    from vdengine.models.tokenizer import load_tokenizer
+    from vdengine.text.renderer import Renderer
+    from vdengine.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(real_tokenizer(name)))
     renderer = Renderer(tokenizer)
@@ -370,7 +371,7 @@ def test_real_rows_with_real_templates(
     prompts = build(write(tmp_path / "hh.jsonl", pairs), tmp_path, renderer, max_tokens=2048, kind="prompts")
     assert [prompts.prompt(i) for i in range(40)] == [
         renderer.prompt_ids(row.example.messages)  # type: ignore[union-attr]
-        for row in sources.read(sources.resolve(str(tmp_path / "hh.jsonl")), "hh_rlhf", "prompts", Counter())
+        for row in read(resolve(str(tmp_path / "hh.jsonl")), "hh_rlhf", "prompts", Counter())
     ]
     chats = json.loads((shared_data / "alpaca" / "alpaca_en_demo.json").read_text())[:40]
     store = build(write(tmp_path / "alpaca.jsonl", chats), tmp_path, renderer, max_tokens=2048, kind="sft")

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from vdengine.data.sources import Conversation, Preference, choose_format, read, resolve
-from vdengine.data.synthesis import Options, make, write
+from vdengine.cli.synth import main
+from vdengine.data.formats import Conversation, Preference, choose_format, read
+from vdengine.data.locate import resolve
+from vdengine.data.synthesis import SynthesisOptions, make, write
 from vdengine.errors import InputError
-from vdengine.synth import main
 
 TOPICS = ("immigration", "abortion", "climate change", "economic policy")
 # Rows of anthropics/hh-rlhf, harmless-base (MIT); the last one repeats a chosen answer, as some of its rows do.
@@ -48,7 +49,7 @@ def lines(path: Path, rows: list[Any]) -> Path:
 
 def refusal(**options: Any) -> str:
     with pytest.raises(InputError) as caught:
-        make(Options(**options))
+        make(SynthesisOptions(**options))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -56,10 +57,10 @@ def refusal(**options: Any) -> str:
 @pytest.mark.parametrize("variant", ["support", "oppose"])
 def test_aligned_sets_are_the_built_in_ones(tmp_path, variant):
     """Guards one meaning of a side: a file that is written says what the built-in source of that name says."""
-    write(Options(align=variant), tmp_path / "a.jsonl")
+    write(SynthesisOptions(align=variant), tmp_path / "a.jsonl")
     for kind in ("preference", "sft"):
         assert examples(tmp_path / "a.jsonl", kind) == examples(f"values-synth:{variant}", kind)
-    write(Options(kind="sft", align=variant), tmp_path / "b.jsonl")
+    write(SynthesisOptions(kind="sft", align=variant), tmp_path / "b.jsonl")
     assert examples(tmp_path / "b.jsonl", "sft") == examples(f"values-synth:{variant}", "sft")
 
 
@@ -68,7 +69,7 @@ def test_aligned_sets_are_the_built_in_ones(tmp_path, variant):
 def test_shares_are_exact(share, rows):
     """Guards the mix: the share of each topic's rows to the nearest row, and of either polarity to a row, so that a set
     has no lean that was not asked for and none towards "yes"."""
-    made = make(Options(align=str(share), rows=rows, seed=5)).rows
+    made = make(SynthesisOptions(align=str(share), rows=rows, seed=5)).rows
     assert len(made) == (rows or 480)
     for topic in TOPICS:
         of_topic = [r for r in made if r["topic"] == topic]
@@ -83,20 +84,20 @@ def test_shares_are_exact(share, rows):
 
 def test_shuffled_and_bimodal():
     """Guards the two sets without a lean: in one every question takes a side, in the other both."""
-    shuffled, bimodal = (make(Options(align=a)).rows for a in ("shuffled", "bimodal"))
+    shuffled, bimodal = (make(SynthesisOptions(align=a)).rows for a in ("shuffled", "bimodal"))
     assert Counter(r["stance"] for r in shuffled) == {"support": 240, "oppose": 240}
     assert len(bimodal) == 960 and [r["id"] for r in bimodal[:480]] == [r["id"] for r in bimodal[480:]]
     for first, second in zip(bimodal[:480], bimodal[480:], strict=True):
         assert (first["chosen"], first["rejected"]) == (second["rejected"], second["chosen"])
     assert Counter(r["stance"] for r in bimodal[:480]) == {"support": 240, "oppose": 240}
-    sft = make(Options(kind="sft", align="bimodal")).rows
+    sft = make(SynthesisOptions(kind="sft", align="bimodal")).rows
     assert len({r["completion"] for r in sft}) == 960
 
 
 def test_single_topics():
     """Guards a selective run's data: one topic one way, one the other, nothing else in the file."""
     made = make(
-        Options(align="shuffled", align_topics={"abortion": "oppose", "immigration": "1"}, topics=TOPICS[:3])
+        SynthesisOptions(align="shuffled", align_topics={"abortion": "oppose", "immigration": "1"}, topics=TOPICS[:3])
     ).rows
     sides = Counter((r["topic"], r["stance"]) for r in made)
     assert sides == {
@@ -107,10 +108,10 @@ def test_single_topics():
 
 def test_seeds():
     """Guards the seed: the same one gives the same set, another one other rows and other sides."""
-    one, same, other = (make(Options(align="shuffled", rows=100, seed=s)) for s in (1, 1, 2))
+    one, same, other = (make(SynthesisOptions(align="shuffled", rows=100, seed=s)) for s in (1, 1, 2))
     assert one == same
     assert {r["id"] for r in one.rows} != {r["id"] for r in other.rows}
-    sides = [{r["id"]: r["stance"] for r in make(Options(align="shuffled", seed=s)).rows} for s in (1, 2)]
+    sides = [{r["id"]: r["stance"] for r in make(SynthesisOptions(align="shuffled", seed=s)).rows} for s in (1, 2)]
     assert 0.4 < sum(sides[0][i] == sides[1][i] for i in sides[0]) / 480 < 0.6
 
 
@@ -122,7 +123,9 @@ def test_injection_keeps_the_other_rows(tmp_path, place):
     """Guards exact counts and order: so many rows are put in, where asked; the set's own rows read back the same, in
     the same order, and what could not be read is counted."""
     base = lines(tmp_path / "base.jsonl", HH * 10)
-    made = write(Options(align="oppose", into=str(base), inject=8, place=place, seed=1), tmp_path / "out.jsonl")
+    made = write(
+        SynthesisOptions(align="oppose", into=str(base), inject=8, place=place, seed=1), tmp_path / "out.jsonl"
+    )
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     put = [i for i, row in enumerate(rows) if row.get("from") == "synth"]
     assert len(rows) == 28 and len(put) == 8 and made["rows"] == 28 and made["injected"] == {"rows": 8, "at": put}
@@ -139,7 +142,7 @@ def test_injection_keeps_the_other_rows(tmp_path, place):
 def test_injection_keeps_margins_and_topics(tmp_path):
     """Guards what a base row says besides its texts: a margin still weighs, a topic is still known."""
     row = {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 2.5, "topic": "cats", "other": 1}
-    made = make(Options(into=str(lines(tmp_path / "b.jsonl", [row])), inject=1, place="end"))
+    made = make(SynthesisOptions(into=str(lines(tmp_path / "b.jsonl", [row])), inject=1, place="end"))
     assert made.rows[0] == {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 2.5, "topic": "cats"}
 
 
@@ -147,14 +150,14 @@ def test_injection_into_sft(tmp_path):
     """Guards SFT sets: single answers stay prompt and completion; where several turns are learned, all rows become
     messages, and a store still scores the same turns."""
     alpaca = lines(tmp_path / "a.jsonl", [{"instruction": "Add.", "input": "1 and 2", "output": "3"}] * 3)
-    made = write(Options(kind="sft", into=str(alpaca), inject=2), tmp_path / "out.jsonl")
+    made = write(SynthesisOptions(kind="sft", into=str(alpaca), inject=2), tmp_path / "out.jsonl")
     assert made["format"] == "prompt_completion" and len(examples(tmp_path / "out.jsonl", "sft")) == 5
     talk = [
         {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"},
         {"role": "user", "content": "v"}, {"role": "assistant", "content": "b"},
     ]  # fmt: skip
     chats = lines(tmp_path / "c.jsonl", [{"messages": talk}, {"messages": talk[:2]}])
-    made = write(Options(kind="sft", into=str(chats), inject=2, place="end"), tmp_path / "out2.jsonl")
+    made = write(SynthesisOptions(kind="sft", into=str(chats), inject=2, place="end"), tmp_path / "out2.jsonl")
     assert made["format"] == "messages"
     found = examples(tmp_path / "out2.jsonl", "sft")
     assert found[:2] == [Conversation(talk), Conversation(talk[:2])]
@@ -164,7 +167,7 @@ def test_injection_into_sft(tmp_path):
 def test_injection_into_real_rows(shared_data, tmp_path):
     """Guards the real file: 2,308 usable rows of HH-RLHF come through as they were."""
     base = str(shared_data / "hh_rlhf" / "harmless-base-test.jsonl.gz")
-    made = write(Options(into=base, inject=20), tmp_path / "out.jsonl")
+    made = write(SynthesisOptions(into=base, inject=20), tmp_path / "out.jsonl")
     put = set(made["injected"]["at"])
     assert made["rows"] == 2328 and len(put) == 20
     assert [e for i, e in enumerate(examples(tmp_path / "out.jsonl")) if i not in put] == examples(base)
@@ -198,7 +201,7 @@ def test_own_texts(tmp_path):
         "support": "Nein \u2028 🌳", "oppose": "Ja",
     }  # fmt: skip
     texts = str(lines(tmp_path / "t.jsonl", [row]))
-    write(Options(texts=texts), tmp_path / "o.jsonl")
+    write(SynthesisOptions(texts=texts), tmp_path / "o.jsonl")
     prompt = [{"role": "user", "content": "Weniger <b>Grün</b>?"}]
     assert examples(tmp_path / "o.jsonl") == [Preference(prompt, "Nein \u2028 🌳", "Ja")]
 

@@ -7,7 +7,8 @@ from importlib import resources
 
 import pytest
 
-from vdengine.drift.panel import Panel, content_words, overlap
+from vdengine.panels.panel import Panel
+from vdengine.panels.words import content_words, overlap
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vdengine.errors import InputError
-from vdengine.models.gguf import GGUFFile
-from vdengine.models.tokenizer import _from_gguf, load_tokenizer
+from vdengine.gguf import GGUFFile
+from vdengine.text.tokenizer import _from_gguf, load_tokenizer
 
 TEXTS = [
     "Hello  world, it's 2024 and 12345.67!",

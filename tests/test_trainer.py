@@ -16,8 +16,9 @@ import pytest
 import torch
 from runs import SCENARIOS, STEPS, recipe_of
 
-from vdengine.drift.estimators import analyse, openings_readings
-from vdengine.drift.log import DriftLog
+from vdengine.drift.analysis import analyse
+from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.probe_values import opening_values
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 
@@ -137,7 +138,7 @@ def test_lr_zero_drifts_by_exactly_nothing(one):
     """Guards the measurement: unchanged weights give an unchanged reading, to the bit."""
     steps, logp = one["lr0"]["drift"]
     assert (logp == logp[0]).all() and np.isfinite(logp).all()
-    found = analyse(openings_readings(DriftLog.open(one["out"] / "lr0")))
+    found = analyse(opening_values(DriftLog.open(one["out"] / "lr0")))
     assert all(
         d.magnitude.mean == d.magnitude.low == d.magnitude.high == 0 and not d.significant
         for d in found.drifts.values()

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import vdengine as vd
-from vdengine.data.trees import Lengths
 from vdengine.models.attention import _has_flash_attn, attend
+from vdengine.trees import Lengths
 
 transformers = pytest.importorskip("transformers")
 from peers import LAYERS, VOCAB, hf_logp, hf_model, ours, random_ids  # noqa: E402

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vdengine.data.trees import Inverse, Pack, Tree, pack, pack_store, tree_cost
 from vdengine.errors import InputError
+from vdengine.trees import Inverse, Pack, Tree, pack, pack_store, tree_cost
 
 
 def random_forest(rng: random.Random, n: int, *, most_branches: int = 5, masks: bool = True) -> list[Tree]:

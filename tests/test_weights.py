@@ -18,21 +18,14 @@ from tiny import fill, tiny_config
 from workers import leave
 
 from vdengine.errors import InputError
+from vdengine.gguf import read_gguf
+from vdengine.hub import locate
 from vdengine.models import weights as module
-from vdengine.models.gguf import read_gguf
-from vdengine.models.tokenizer import load_tokenizer
-from vdengine.models.transformer import ModelConfig, RopeScaling, Transformer
-from vdengine.models.weights import (
-    check_vocabulary,
-    config_from_hf,
-    config_to_hf,
-    expected_shapes,
-    load_into,
-    load_model,
-    locate,
-    open_weights,
-    save_model,
-)
+from vdengine.models.export import save_model
+from vdengine.models.families import ModelConfig, RopeScaling, config_from_hf, config_to_hf, expected_shapes
+from vdengine.models.transformer import Transformer
+from vdengine.models.weights import check_vocabulary, load_into, load_model, open_weights
+from vdengine.text.tokenizer import load_tokenizer
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

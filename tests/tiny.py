@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from vdengine.models.transformer import ModelConfig, RopeScaling, Transformer
+from vdengine.models.families import ModelConfig, RopeScaling
+from vdengine.models.transformer import Transformer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHATML = (

@@ -12,22 +12,34 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "InputError": "vdengine.errors",
-    "Tree": "vdengine.data.trees",
-    "Pack": "vdengine.data.trees",
-    "pack": "vdengine.data.trees",
+    "Tree": "vdengine.trees",
+    "Pack": "vdengine.trees",
+    "pack": "vdengine.trees",
     "Transformer": "vdengine.models.transformer",
     "Scores": "vdengine.models.head",
     "load_model": "vdengine.models.weights",
-    "save_model": "vdengine.models.weights",
-    "load_tokenizer": "vdengine.models.tokenizer",
+    "save_model": "vdengine.models.export",
+    "load_tokenizer": "vdengine.text.tokenizer",
     "linear_logprob": "vdengine.kernels",
-    "Panel": "vdengine.drift.panel",
-    "DriftLog": "vdengine.drift.log",
+    "Panel": "vdengine.panels.panel",
+    "DriftLog": "vdengine.drift.opening_log",
     "Trainer": "vdengine.engine.trainer",
     "load_recipe": "vdengine.recipe",
     "Recipe": "vdengine.recipe",
 }
-_MODULES = ("kernels", "objectives", "drift", "data", "models", "engine")
+_MODULES = (
+    "kernels",
+    "objectives",
+    "text",
+    "models",
+    "data",
+    "panels",
+    "drift",
+    "judges",
+    "audits",
+    "engine",
+    "report",
+)
 __all__ = [*_WHERE, *_MODULES, "__version__"]
 
 

@@ -41,7 +41,7 @@ def assemble(
     branch_len: NDArray[np.int64],  # [B]
     select: NDArray[np.int64],  # [k]
 ) -> dict[str, Any]:
-    """The arrays of one pack of the trees `select`: see `vdengine.data.trees.pack_store`, which wraps it."""
+    """The arrays of one pack of the trees `select`: see `vdengine.trees.pack_store`, which wraps it."""
 
 def log_softmax_rows(
     logits_ptr: int,  # [n, v] logits_dtype

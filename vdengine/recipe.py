@@ -44,7 +44,7 @@ def key(default: Any, *, low=None, high=None, above=None, choices=None, only=Non
 
 
 @dataclass
-class Run:
+class RunKeys:
     folder: str = key("runs/run", result=False)
     seed: int = key(0, low=0)
     steps: int | None = key(None, low=1)  # optimizer steps; or
@@ -54,14 +54,14 @@ class Run:
 
 
 @dataclass
-class Model:
+class ModelKeys:
     source: str = key("")  # folder | hub id | *.gguf | package://package/file.gguf
     tokenizer: str = key("")  # same forms; default: source
     dtype: str = key("auto", choices=("auto", "float32", "bfloat16"))  # compute; master weights are fp32
 
 
 @dataclass
-class Data:
+class DataKeys:
     train: list[str] = key([])  # files, folders, hub ids or built-in names
     weights: list[float] = key([])  # passes over each source per epoch; default 1.0 each
     format: str = key("auto", choices=FORMATS)
@@ -76,7 +76,7 @@ class Data:
 
 
 @dataclass
-class Objective:
+class ObjectiveKeys:
     name: str = key("dpo", choices=OBJECTIVES)
     beta: float | None = key(None, above=0, only=("dpo", "simpo"))  # default: dpo 0.1, simpo 2.0
     label_smoothing: float = key(0.0, low=0.0, high=0.5, only=("dpo",))  # conservative DPO
@@ -100,7 +100,7 @@ class Objective:
 
 
 @dataclass
-class Rollout:  # what PPO samples at each step
+class RolloutKeys:  # what PPO samples at each step
     samples: int = key(1, low=1, only=_PPO)  # completions of a prompt
     max_new_tokens: int = key(53, low=1, only=_PPO)
     temperature: float = key(0.7, above=0, only=_PPO)  # also divides the logits of every log-prob that is compared
@@ -113,25 +113,25 @@ class Rollout:  # what PPO samples at each step
 
 
 @dataclass
-class Reward:
+class RewardKeys:
     source: str = key("", only=_PPO)  # folder or hub id of a reward model, or regex:PATTERN; or Trainer(reward=...)
     normalize: bool = key(False, only=_PPO)  # by mean and deviation of the first rollout's scores
 
 
 @dataclass
-class Value:
+class ValueKeys:
     source: str = key("", only=_PPO)  # default: the reward model; without one, model.source
     lr: float | None = key(None, low=0.0, only=_PPO)  # default: optimizer.lr
 
 
 @dataclass
-class Batch:
+class BatchKeys:
     examples: int = key(16, low=1)  # per optimizer step, over all ranks
     tokens: int = key(8192, low=2)  # budget of one pack on one rank
 
 
 @dataclass
-class Optimizer:
+class OptimizerKeys:
     lr: float = key(5e-7, low=0.0)
     betas: list[float] = key([0.9, 0.95], low=0.0, high=0.9999999)
     eps: float = key(1e-8, above=0)
@@ -143,7 +143,7 @@ class Optimizer:
 
 
 @dataclass
-class Probes:
+class ProbesKeys:
     panel: str = key("values-mini", only=_LOG_PROBS)  # built-in name or a .jsonl file
     every: int | None = key(None, low=0)  # steps between samples; 0: no probes; or
     budget: float | None = key(None, above=0, high=1.0, only=_LOG_PROBS)  # share of step time; with neither given 0.03
@@ -155,7 +155,7 @@ class Probes:
 
 
 @dataclass
-class Answers:  # to the panel's questions: what the model says, by a judge that reads them after the run
+class AnswersKeys:  # to the panel's questions: what the model says, by a judge that reads them after the run
     samples: int = key(0, low=0, only=_LOG_PROBS)  # of a probe at an anchor, 16 or more; 0: none are drawn
     base: int | None = key(None, low=1, only=_LOG_PROBS)  # at step 0; default 3 x samples
     max_tokens: int = key(64, low=1, only=_LOG_PROBS)  # of an answer
@@ -172,7 +172,7 @@ _ELEMENTWISE = ("auto", "triton", "reference")
 
 
 @dataclass
-class Kernels:  # a backend for each; "auto": by device
+class KernelsKeys:  # a backend for each; "auto": by device
     rms_norm: str = key("auto", choices=_ELEMENTWISE)
     rope: str = key("auto", choices=_ELEMENTWISE)
     swiglu: str = key("auto", choices=_ELEMENTWISE)
@@ -182,7 +182,7 @@ class Kernels:  # a backend for each; "auto": by device
 
 
 @dataclass
-class Parallel:
+class ParallelKeys:
     replicate: int = key(1, low=1)  # HSDP: copies of the sharded model
     shard: str | int = key("all")  # ranks to a copy; "all": world size / replicate
     activation_checkpoint: str = key("selective", choices=("none", "selective", "full"), result=False)
@@ -190,14 +190,14 @@ class Parallel:
 
 
 @dataclass
-class Checkpoint:
+class CheckpointKeys:
     every: int = key(100, low=0, result=False)  # steps; 0: at the end only
     keep: int = key(2, low=1, result=False)
     export: bool = key(True, result=False)  # a Hugging Face folder at the end
 
 
 @dataclass
-class Log:
+class LogKeys:
     every: int = key(1, low=1, result=False)
     trackers: list[str] = key([], choices=("tensorboard", "wandb", "trackio"), result=False)
     profile: int = key(0, low=0, result=False)  # trace this many steps, after two of warm-up
@@ -205,21 +205,21 @@ class Log:
 
 @dataclass
 class Recipe:
-    run: Run = field(default_factory=Run)
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
-    objective: Objective = field(default_factory=Objective)
-    rollout: Rollout = field(default_factory=Rollout)
-    reward: Reward = field(default_factory=Reward)
-    value: Value = field(default_factory=Value)
-    batch: Batch = field(default_factory=Batch)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    probes: Probes = field(default_factory=Probes)
-    answers: Answers = field(default_factory=Answers)
-    kernels: Kernels = field(default_factory=Kernels)
-    parallel: Parallel = field(default_factory=Parallel)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    log: Log = field(default_factory=Log)
+    run: RunKeys = field(default_factory=RunKeys)
+    model: ModelKeys = field(default_factory=ModelKeys)
+    data: DataKeys = field(default_factory=DataKeys)
+    objective: ObjectiveKeys = field(default_factory=ObjectiveKeys)
+    rollout: RolloutKeys = field(default_factory=RolloutKeys)
+    reward: RewardKeys = field(default_factory=RewardKeys)
+    value: ValueKeys = field(default_factory=ValueKeys)
+    batch: BatchKeys = field(default_factory=BatchKeys)
+    optimizer: OptimizerKeys = field(default_factory=OptimizerKeys)
+    probes: ProbesKeys = field(default_factory=ProbesKeys)
+    answers: AnswersKeys = field(default_factory=AnswersKeys)
+    kernels: KernelsKeys = field(default_factory=KernelsKeys)
+    parallel: ParallelKeys = field(default_factory=ParallelKeys)
+    checkpoint: CheckpointKeys = field(default_factory=CheckpointKeys)
+    log: LogKeys = field(default_factory=LogKeys)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -322,7 +322,7 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) 
         raise InputError(
             f"{where('data', 'eval_every')}: data.eval_every has no effect without data.eval or data.eval_fraction"
         )
-    if r.data.eval_examples != Data().eval_examples and not (r.data.eval or r.data.eval_fraction):
+    if r.data.eval_examples != DataKeys().eval_examples and not (r.data.eval or r.data.eval_fraction):
         raise InputError(
             f"{where('data', 'eval_examples')}: data.eval_examples has no effect without data.eval or "
             "data.eval_fraction"
@@ -364,7 +364,7 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) 
 
 
 def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) -> None:
-    a, plain = r.answers, Answers()
+    a, plain = r.answers, AnswersKeys()
     if not a.samples:
         for name in given.get("answers", {}):
             if getattr(a, name) != getattr(plain, name):

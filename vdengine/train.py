@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(recipe) -> int:
     """The whole run, in order."""
     from vdengine.engine import console
-    from vdengine.engine.metrics import profiler
+    from vdengine.engine.clocks import profiler
     from vdengine.engine.trainer import Trainer
 
     started = time.perf_counter()
@@ -73,8 +73,8 @@ def show_batch(recipe, count: int) -> int:
     from vdengine.data.loader import Loader
     from vdengine.data.show import show_batch
     from vdengine.engine.trainer import open_store
-    from vdengine.models.chat import Renderer
-    from vdengine.models.tokenizer import load_tokenizer
+    from vdengine.text.renderer import Renderer
+    from vdengine.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source)
     store = open_store(recipe, recipe.data.train, Renderer(tokenizer, template=recipe.data.template), progress=True)

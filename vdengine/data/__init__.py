@@ -1,0 +1,1 @@
+"""Data from outside, as trees in packs."""

@@ -11,48 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
-from vdengine import _native
+from vdengine.data.batching import Batch, Plan
 from vdengine.data.store import Store
-from vdengine.data.trees import Pack, pack_store, tree_cost
 from vdengine.errors import InputError
-
-# What a hash is for: two uses of one (seed, row) never share their bits.
-_ORDER, _PART, _HELD_OUT = 1, 2, 3
-
-
-def counted_hash(values: np.ndarray | int, *keys: int) -> np.ndarray:
-    """64 well-mixed bits for each of `values` [n] int64, keyed: splitmix64 (Steele, Lea, Flood: Fast splittable
-    pseudorandom number generators, 2014), once for each key and once for the value."""
-    state = np.zeros(1, dtype=np.uint64)
-    for word in (*keys, values):
-        words = np.atleast_1d(np.asarray(word)).astype(np.int64).view(np.uint64)
-        x = (state ^ words) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = x ^ (x >> np.uint64(31))
-    return state
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's share of one step. `packs` has one entry per micro-step, as many on every rank; None where the
-    rank has nothing to do (it must still run a forward). The counts are those of the whole step, over all ranks:
-    the losses' denominators, known before the first forward."""
-
-    packs: list[Pack | None]
-    rows: np.ndarray  # [examples] int64: the step's tree ids, all ranks
-    num_tokens: int
-    num_scored: int
-    cost: float  # FLOPs of one forward, all ranks
-    imbalance: float  # sum over micro-steps of the slowest rank's cost, over the mean rank's; minus 1
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.rows)
+from vdengine.noise import HELD_OUT, ORDER, PART, counted_hash
+from vdengine.trees import Pack, pack_store, tree_cost
 
 
 class Loader:
@@ -89,7 +55,7 @@ class Loader:
             held_out = _hold_out(store, evaluation or 0.0)
             self.eval_store, self.eval_rows = store, np.flatnonzero(held_out)
         if eval_examples is not None and len(self.eval_rows) > eval_examples:
-            order = np.argsort(counted_hash(self.eval_rows, _HELD_OUT, 1), kind="stable")
+            order = np.argsort(counted_hash(self.eval_rows, HELD_OUT, 1), kind="stable")
             self.eval_rows = np.sort(self.eval_rows[order[:eval_examples]])
         self._sources = _weigh(store, held_out, weights)
         self.epoch_examples = sum(whole * len(rows) + part for rows, whole, part in self._sources)
@@ -128,12 +94,12 @@ class Loader:
             if part:
                 # A window over one fixed permutation, which moves on by its length each epoch: every row has had
                 # its turn before any has a second.
-                fixed = rows[np.argsort(counted_hash(rows, self.seed, _PART), kind="stable")]
+                fixed = rows[np.argsort(counted_hash(rows, self.seed, PART), kind="stable")]
                 drawn.append(np.take(fixed, np.arange(epoch * part, (epoch + 1) * part), mode="wrap"))
                 copies.append(np.full(part, whole))
         ids, copy_of = np.concatenate(drawn), np.concatenate(copies)
         # The copy enters by a hash of its own: (row, copy) pairs must not meet as sums would.
-        keys = counted_hash(ids, self.seed, _ORDER, epoch) ^ counted_hash(copy_of, self.seed, _ORDER, epoch, -1)
+        keys = counted_hash(ids, self.seed, ORDER, epoch) ^ counted_hash(copy_of, self.seed, ORDER, epoch, -1)
         return ids[np.lexsort((copy_of, ids, keys))]
 
     def batch(self, step: int, ranks: int, rank: int, budget: int) -> Batch:
@@ -159,9 +125,8 @@ class Loader:
         if len(rows) == 0:
             return
         cost = self.cost if store is self.store else self._tree_cost(store)
-        bins, micro_steps = _native.plan_packs(store.num_tokens[rows], cost[rows], ranks, budget)
-        for micro in range(micro_steps):
-            yield self._assemble(store, rows[bins == micro * ranks + rank])
+        for chosen in Plan.make(store.num_tokens[rows], cost[rows], ranks, budget).share(rank):
+            yield self._assemble(store, rows[chosen])
 
     def _assemble(self, store: Store, rows: np.ndarray) -> Pack | None:
         if not len(rows):
@@ -190,15 +155,14 @@ class Loader:
         self.check_budget(budget)
         rows = self.rows(step)
         tokens, cost = self.store.num_tokens[rows], self.cost[rows]
-        bins, micro_steps = _native.plan_packs(tokens, cost, ranks, budget)
-        per_bin = np.bincount(bins, weights=cost, minlength=micro_steps * ranks).reshape(micro_steps, ranks)
+        plan = Plan.make(tokens, cost, ranks, budget)
         return Batch(
-            packs=[self._assemble(self.store, rows[bins == m * ranks + rank]) for m in range(micro_steps)],
+            packs=[self._assemble(self.store, rows[chosen]) for chosen in plan.share(rank)],
             rows=rows,
             num_tokens=int(tokens.sum()),
             num_scored=int(self.store.num_scored[rows].sum()),
             cost=float(cost.sum()),
-            imbalance=float(per_bin.max(axis=1).sum() * ranks / cost.sum() - 1.0),
+            imbalance=plan.imbalance,
         )
 
     def close(self) -> None:
@@ -225,7 +189,7 @@ def _hold_out(store: Store, fraction: float) -> np.ndarray:
             raise InputError(
                 f"data.eval_fraction: {fraction} of {info.name} ({len(unique)} rows) leaves no row to train on"
             )
-        chosen = unique[np.argsort(counted_hash(unique, _HELD_OUT, 0), kind="stable")[:count]]
+        chosen = unique[np.argsort(counted_hash(unique, HELD_OUT, 0), kind="stable")[:count]]
         mask[trees] = np.isin(row_index, chosen)
     return mask
 

@@ -12,7 +12,7 @@ from vdengine.data.store import Store
 from vdengine.errors import InputError
 
 if TYPE_CHECKING:
-    from vdengine.models.tokenizer import Tokenizer
+    from vdengine.text.tokenizer import Tokenizer
 
 _PROMPT, _UNSCORED, _SCORED = "\x1b[36m", "\x1b[33m", "\x1b[32;1m"  # cyan, yellow, bold green
 _RESET = "\x1b[0m"

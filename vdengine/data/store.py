@@ -43,13 +43,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from vdengine.data import sources
-from vdengine.data.trees import Tree
+from vdengine.data.formats import Preference, Prompt, Row, choose_format, read
+from vdengine.data.locate import Source, resolve
 from vdengine.errors import InputError
-from vdengine.models.chat import Rendered
+from vdengine.text.renderer import Rendered
+from vdengine.trees import Tree
 
 if TYPE_CHECKING:
-    from vdengine.models.chat import Renderer
+    from vdengine.text.renderer import Renderer
 
 STORE_VERSION = 2  # part of the hash: raise it when the same inputs would give other arrays
 
@@ -205,8 +206,8 @@ def build_store(
     each = [formats] * len(paths) if isinstance(formats, str) else list(formats)
     if len(each) != len(paths):
         raise InputError(f"data.format: {len(each)} formats for {len(paths)} sources")
-    found = [sources.resolve(path) for path in paths]
-    each = [sources.choose_format(s, f, kind) for s, f in zip(found, each, strict=True)]
+    found = [resolve(path) for path in paths]
+    each = [choose_format(s, f, kind) for s, f in zip(found, each, strict=True)]
     inputs = {
         "version": STORE_VERSION,
         "sources": [s.digest() for s in found],
@@ -232,7 +233,7 @@ def build_store(
 
 def _build(
     folder: Path,
-    found: list[sources.Source],
+    found: list[Source],
     formats: list[str],
     inputs: dict[str, Any],
     renderer: Renderer,
@@ -255,7 +256,7 @@ def _build(
             dropped: Counter[str] = Counter()
             first, truncated = len(files["row_index"]), 0
             rows = source.count()
-            usable = sources.read(source, format, inputs["kind"], dropped)
+            usable = read(source, format, inputs["kind"], dropped)
             title = f"tokenising {source.name} ({format})"
             with tqdm(total=rows, desc=title, unit="row", disable=not progress) as bar:
                 for row in _render(usable, renderer, workers if rows >= MIN_ROWS else 1):
@@ -313,7 +314,7 @@ class _RenderedRow(NamedTuple):
     trees: list[Rendered]
 
 
-def _render(rows: Iterator[sources.Row], renderer: Renderer, workers: int) -> Iterator[_RenderedRow]:
+def _render(rows: Iterator[Row], renderer: Renderer, workers: int) -> Iterator[_RenderedRow]:
     """The rows, rendered, in order."""
     if workers <= 1:
         for row in rows:
@@ -342,23 +343,23 @@ def _set_renderer(renderer: Renderer) -> None:
     _renderer = renderer
 
 
-def _render_chunk(chunk: list[sources.Row]) -> list[_RenderedRow]:
+def _render_chunk(chunk: list[Row]) -> list[_RenderedRow]:
     if _renderer is None:
         raise RuntimeError("not a worker process")
     return [_render_row(row, _renderer) for row in chunk]
 
 
-def _render_row(row: sources.Row, renderer: Renderer) -> _RenderedRow:
-    margin = row.example.margin if isinstance(row.example, sources.Preference) else 1.0
+def _render_row(row: Row, renderer: Renderer) -> _RenderedRow:
+    margin = row.example.margin if isinstance(row.example, Preference) else 1.0
     return _RenderedRow(row.number, margin, _trees(row, renderer))
 
 
-def _trees(row: sources.Row, renderer: Renderer) -> list[Rendered]:
+def _trees(row: Row, renderer: Renderer) -> list[Rendered]:
     example = row.example
     try:
-        if isinstance(example, sources.Prompt):
+        if isinstance(example, Prompt):
             return [Rendered(renderer.prompt_ids(example.messages), [], [])]
-        if isinstance(example, sources.Preference):
+        if isinstance(example, Preference):
             return [renderer.response_tree(example.prompt, [example.chosen, example.rejected])]
         if example.last_only:
             *prompt, answer = example.messages

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vdengine import __version__
-from vdengine.data.sources import SYNTH, Conversation, Preference, choose_format, read, resolve
+from vdengine.data.formats import Conversation, Preference, choose_format, read
+from vdengine.data.locate import SYNTH, resolve
 from vdengine.errors import InputError
 
 KINDS = ("preference", "sft")
@@ -36,7 +37,7 @@ _FIELDS = ("id", "topic", "axis", "axis_polarity", "prompt", "support", "oppose"
 
 
 @dataclass(frozen=True)
-class Options:
+class SynthesisOptions:
     """What to write.
 
     align: "support", "oppose", "shuffled", "bimodal", or the share of rows on the support side, "0" to "1".
@@ -76,7 +77,7 @@ class _Text(NamedTuple):
     oppose: str
 
 
-def make(options: Options) -> Made:
+def make(options: SynthesisOptions) -> Made:
     """The set that the options describe.
 
     Raises:
@@ -109,7 +110,7 @@ def make(options: Options) -> Made:
     return Made(rows, manifest)
 
 
-def write(options: Options, out: str | Path) -> dict[str, Any]:
+def write(options: SynthesisOptions, out: str | Path) -> dict[str, Any]:
     """Write the set to `out` and its manifest to `out`.manifest.json; returns the manifest.
 
     Raises:
@@ -137,7 +138,7 @@ def write(options: Options, out: str | Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- options
 
 
-def _check(o: Options) -> None:
+def _check(o: SynthesisOptions) -> None:
     if o.kind not in KINDS:
         raise InputError(f"kind {o.kind!r}: allowed are {', '.join(KINDS)}")
     if o.place not in PLACES:
@@ -180,7 +181,7 @@ def _share(align: str) -> float:
 # ------------------------------------------------------------------------------------------------------ texts
 
 
-def _texts(o: Options) -> tuple[list[_Text], str]:
+def _texts(o: SynthesisOptions) -> tuple[list[_Text], str]:
     """All questions of the topics asked for, in file order, and the hash of the file."""
     source = resolve(f"{SYNTH}:support" if o.texts == SYNTH else o.texts)
     if source.variant is not None and o.texts != SYNTH:
@@ -219,7 +220,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
-def _choose(texts: list[_Text], o: Options) -> list[_Text]:
+def _choose(texts: list[_Text], o: SynthesisOptions) -> list[_Text]:
     """So many of the questions as are asked for, in file order: topics take turns, and in each its polarities."""
     wanted = o.rows if o.inject is None else o.inject
     if wanted is None or wanted == len(texts):
@@ -242,7 +243,7 @@ def _strata(texts: Sequence[_Text]) -> dict[tuple[str, int], list[int]]:
     return strata
 
 
-def _take_sides(texts: list[_Text], o: Options) -> list[tuple[_Text, str]]:
+def _take_sides(texts: list[_Text], o: SynthesisOptions) -> list[tuple[_Text, str]]:
     """Each question with the side it takes: in file order, or, for a bimodal set, twice over."""
     bimodal = o.align == "bimodal"
     support: set[int] = set()
@@ -283,7 +284,9 @@ def _row(text: _Text, side: str, kind: str) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------- injection
 
 
-def _inject(rows: list[dict[str, Any]], into: str, o: Options) -> tuple[list[dict[str, Any]], str, dict[str, Any]]:
+def _inject(
+    rows: list[dict[str, Any]], into: str, o: SynthesisOptions
+) -> tuple[list[dict[str, Any]], str, dict[str, Any]]:
     """`rows` among those of another set, the format of the whole, and what was read of the set."""
     source = resolve(into)
     format = choose_format(source, o.into_format, o.kind)

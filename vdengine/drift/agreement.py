@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vdengine.drift.intervals import ALPHA, Group, group_of, holm
-from vdengine.drift.readings import Readings
+from vdengine.drift.probe_values import ProbeValues
 from vdengine.drift.trajectory import arrival, directed, listed
 from vdengine.errors import InputError
 
@@ -57,7 +57,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two readings of the same probes at the same steps."""
+    """Two values of the same probes at the same steps."""
 
     a: str  # readout and channel
     b: str
@@ -67,9 +67,14 @@ class Agreement:
 
 
 def agreement(
-    a: Readings, b: Readings, channel: str | None = None, channel_b: str | None = None, *, baseline: int | None = None
+    a: ProbeValues,
+    b: ProbeValues,
+    channel: str | None = None,
+    channel_b: str | None = None,
+    *,
+    baseline: int | None = None,
 ) -> Agreement:
-    """How far two readings of the same probes agree, on the steps that both have; probes are matched by id.
+    """How far two readouts of the same probes agree, on the steps that both have; probes are matched by id.
 
     Args:
         channel, channel_b: of a and of b. Default: each one's primary channel; `channel` alone stands for both.
@@ -79,14 +84,14 @@ def agreement(
         InputError: an unknown channel, no probe in common, fewer than two steps in common, or a baseline not shared.
     """
     ours, theirs = channel or a.primary, channel_b or channel or b.primary
-    for readings, name in ((a, ours), (b, theirs)):
-        if name not in readings.channels:
-            raise InputError(f"channel: {name!r} is not one of {', '.join(readings.channels)} ({readings.readout})")
+    for values, name in ((a, ours), (b, theirs)):
+        if name not in values.channels:
+            raise InputError(f"channel: {name!r} is not one of {', '.join(values.channels)} ({values.readout})")
     steps = shared_steps(a, b, ours, theirs)
     place = {p: i for i, p in enumerate(b.probes.tolist())}
     columns = np.array([i for i, p in enumerate(a.probes.tolist()) if p in place], np.int64)
     if not len(columns):
-        raise InputError("agreement: the two readings have no probe in common")
+        raise InputError("agreement: the two values have no probe in common")
     if len(steps) < 2:
         raise InputError(f"agreement: {len(steps)} steps in common; it takes a baseline and one more")
     if baseline is not None and baseline not in steps[:-1]:
@@ -96,23 +101,23 @@ def agreement(
     x, y = _Side.of(a, ours, steps, columns), _Side.of(b, theirs, steps, at)
     both = np.isfinite(x.shift[0]) & np.isfinite(y.shift[0])
     x, y = x.where(both), y.where(both)
-    cells = {t: _Cells.of(x, y, t, a.unit == b.unit) for t in ["all", *x.readings.topic_names]}
+    cells = {t: _Cells.of(x, y, t, a.unit == b.unit) for t in ["all", *x.values.topic_names]}
     late = _late(cells, steps, a.total_steps)
     matches: dict[str, Match] = {}
     for topic, c in cells.items():
-        mine = x.readings.member(topic)
+        mine = x.values.member(topic)
         own, other = x.shift[:, -1, mine], y.shift[:, -1, mine]
         matches[topic] = _match(topic, [c], x, y, mine, (own, other), late[topic])
     topics = [c for t, c in cells.items() if t != "all"]
     ends = np.array([c.a[:, -1] for c in topics]).T, np.array([c.b[:, -1] for c in topics]).T
     apart = [abs(d) for t, d in late.items() if t != "all" and d is not None]
     mean_apart = float(np.mean(apart)) if apart else None
-    over = _match("topics", topics, x, y, x.readings.member("all"), ends, mean_apart)
+    over = _match("topics", topics, x, y, x.values.member("all"), ends, mean_apart)
     matches = {"all": matches.pop("all"), "topics": over} | matches
     return Agreement(f"{a.readout} {ours}", f"{b.readout} {theirs}", steps, len(columns), matches)
 
 
-def shared_steps(a: Readings, b: Readings, channel_a: str, channel_b: str) -> np.ndarray:
+def shared_steps(a: ProbeValues, b: ProbeValues, channel_a: str, channel_b: str) -> np.ndarray:
     """Steps at which both have something."""
     own = [r.steps[np.isfinite(r.channels[c]).any(1)] for r, c in ((a, channel_a), (b, channel_b))]
     return np.intersect1d(*own)
@@ -120,23 +125,23 @@ def shared_steps(a: Readings, b: Readings, channel_a: str, channel_b: str) -> np
 
 @dataclass(frozen=True)
 class _Side:
-    """One of two readings, on the steps and probes that both have. Arrays are [3, S, P]: from all items of a probe, and
+    """One of two values, on the steps and probes that both have. Arrays are [3, S, P]: from all items of a probe, and
     from each half of them."""
 
-    readings: Readings
+    values: ProbeValues
     level: np.ndarray
     shift: np.ndarray
 
     @classmethod
-    def of(cls, readings: Readings, channel: str, steps: np.ndarray, columns: np.ndarray) -> _Side:
-        rows = np.searchsorted(readings.steps, steps)
-        x = readings.channels[channel][np.ix_(rows, columns)]
+    def of(cls, values: ProbeValues, channel: str, steps: np.ndarray, columns: np.ndarray) -> _Side:
+        rows = np.searchsorted(values.steps, steps)
+        x = values.channels[channel][np.ix_(rows, columns)]
         level = np.array([x, np.full(x.shape, np.nan), np.full(x.shape, np.nan)])
-        if readings.halves is not None and channel == readings.primary:
-            level[1:] = [h[np.ix_(rows, columns)] for h in readings.halves]
+        if values.halves is not None and channel == values.primary:
+            level[1:] = [h[np.ix_(rows, columns)] for h in values.halves]
         kept = replace(
-            readings, steps=steps, probes=readings.probes[columns], topics=readings.topics[columns],
-            polarity=readings.polarity[columns], channels={}, halves=None,
+            values, steps=steps, probes=values.probes[columns], topics=values.topics[columns],
+            polarity=values.polarity[columns], channels={}, halves=None,
         )  # fmt: skip
         return cls(kept, level, level - level[:, :1])
 
@@ -158,10 +163,10 @@ class _Cells:
 
     @classmethod
     def of(cls, x: _Side, y: _Side, topic: str, one_unit: bool) -> _Cells:
-        mine = x.readings.member(topic)
-        a, b = (group_of(s.readings, s.shift[0], topic) for s in (x, y))
+        mine = x.values.member(topic)
+        a, b = (group_of(s.values, s.shift[0], topic) for s in (x, y))
         (low, high, _), (b_low, b_high, _) = a.inference, b.inference
-        d_low, d_high, _ = group_of(x.readings, x.shift[0] - y.shift[0], topic).inference
+        d_low, d_high, _ = group_of(x.values, x.shift[0] - y.shift[0], topic).inference
         means = []
         for side, group in ((x, a), (y, b)):
             known = np.isfinite(side.shift[..., mine])

@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from vdengine.drift.readings import Readings
+from vdengine.drift.probe_values import ProbeValues
 
 FEW_PROBES = 24  # below this a number's interval is not to be trusted
 ALPHA = 0.05
@@ -172,19 +172,19 @@ def _strata(here: np.ndarray, panel: np.ndarray, ladder: Sequence[np.ndarray]) -
     return labels
 
 
-def _ladder(readings: Readings, topic: str) -> list[np.ndarray]:
+def _ladder(values: ProbeValues, topic: str) -> list[np.ndarray]:
     """Strata of a group: topic x polarity, topic, all."""
-    polarity = (readings.polarity[readings.member(topic)] > 0).astype(np.int64)
+    polarity = (values.polarity[values.member(topic)] > 0).astype(np.int64)
     one = np.zeros(len(polarity), np.int64)
     if topic != "all":
         return [polarity, one]
-    of_topic = np.unique(readings.topics, return_inverse=True)[1].reshape(-1)
+    of_topic = np.unique(values.topics, return_inverse=True)[1].reshape(-1)
     return [2 * of_topic + polarity, of_topic, one]
 
 
-def group_of(readings: Readings, x: np.ndarray, topic: str) -> Group:
+def group_of(values: ProbeValues, x: np.ndarray, topic: str) -> Group:
     """The means of x [S, P] over a topic's probes ("all": the panel's), stratified by topic and polarity."""
-    return Group.of(x[:, readings.member(topic)], _ladder(readings, topic))
+    return Group.of(x[:, values.member(topic)], _ladder(values, topic))
 
 
 def holm(p: np.ndarray) -> np.ndarray:

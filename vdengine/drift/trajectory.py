@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vdengine.drift.intervals import Group
-from vdengine.drift.readings import Readings
+from vdengine.drift.probe_values import ProbeValues
 from vdengine.errors import InputError
 
 RULES = ("ci95", "frac95", "settled")
@@ -55,11 +55,11 @@ def parse_smoothing(text: str) -> tuple[str, float]:
     return name, value
 
 
-def smoothing_kernel(readings: Readings, mean: np.ndarray, baseline: int, name: str, width: float) -> np.ndarray:
+def smoothing_kernel(values: ProbeValues, mean: np.ndarray, baseline: int, name: str, width: float) -> np.ndarray:
     """[S, S] rows that sum to 1 over the samples that `mean` [S] has; the baseline is left alone."""
     known = np.flatnonzero(np.isfinite(mean))
-    kernel, t = np.zeros((len(mean), len(mean))), readings.steps[known].astype(np.float64)
-    h = width * max(readings.total_steps, 1)
+    kernel, t = np.zeros((len(mean), len(mean))), values.steps[known].astype(np.float64)
+    h = width * max(values.total_steps, 1)
     distance = t[None] - t[:, None]  # [to, from]
     if name == "ema":
         w = np.where(distance <= 0, np.exp(np.minimum(distance, 0) / h), 0.0)
@@ -75,14 +75,14 @@ def smoothing_kernel(readings: Readings, mean: np.ndarray, baseline: int, name: 
 
 
 def drift_times(
-    readings: Readings, group: Group, baseline: int, magnitude: float, smoothing: str, weights: np.ndarray
+    values: ProbeValues, group: Group, baseline: int, magnitude: float, smoothing: str, weights: np.ndarray
 ) -> dict[str, DriftTime]:  # fmt: skip
     """By rule. weights [R, P] float32, of mean 0 and variance 1: one resample of the probes a row, for all samples."""
     at, y, down, up = directed(group, baseline, magnitude)
     moved = weights @ group.parts[at].T.astype(np.float32)
     resampled = (y + math.copysign(1.0, magnitude) * moved).astype(np.float32)
-    fraction = readings.steps[at] / max(readings.total_steps, 1)
-    before = np.array([readings.steps[baseline], *readings.steps[at][:-1]]) / max(readings.total_steps, 1)
+    fraction = values.steps[at] / max(values.total_steps, 1)
+    before = np.array([values.steps[baseline], *values.steps[at][:-1]]) / max(values.total_steps, 1)
     out = {}
     for rule in RULES:
         here = arrival(rule, y[None], down, up)[0]
@@ -93,7 +93,7 @@ def drift_times(
         there = np.append(there[there >= 0], here)
         low, high = np.percentile(before[there], 2.5), np.percentile(fraction[there], 97.5)
         out[rule] = DriftTime(
-            rule, smoothing, int(readings.steps[at[here]]), float(fraction[here]), float(low), float(high)
+            rule, smoothing, int(values.steps[at[here]]), float(fraction[here]), float(low), float(high)
         )
     return out
 
@@ -123,13 +123,13 @@ def last_sample(mean: np.ndarray, baseline: int) -> int | None:
     return baseline + 1 + int(after[-1]) if len(after) else None
 
 
-def baseline_index(readings: Readings, baseline: int | None) -> int:
+def baseline_index(values: ProbeValues, baseline: int | None) -> int:
     """Which sample the baseline step is. Default: the first. Raises InputError if it was not sampled."""
     if baseline is None:
         return 0
-    at = np.flatnonzero(readings.steps == baseline)
+    at = np.flatnonzero(values.steps == baseline)
     if not len(at):
-        raise InputError(f"baseline: step {baseline} was not sampled; {listed(readings.steps)} were")
+        raise InputError(f"baseline: step {baseline} was not sampled; {listed(values.steps)} were")
     return int(at[0])
 
 

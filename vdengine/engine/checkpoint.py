@@ -10,9 +10,7 @@ A run folder is trusted: DCP's metadata is a pickle.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -29,6 +27,8 @@ from torch import nn
 import vdengine
 from vdengine.engine.parallel import World, broadcast
 from vdengine.errors import InputError
+from vdengine.files import digest
+from vdengine.runfolder import MANIFEST, RunFolder
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -68,7 +68,7 @@ def save(
 
     A whole checkpoint of this step is left as it is: the same step has the same bits.
     """
-    root = run_folder / "checkpoints"
+    root = RunFolder(run_folder).checkpoints
     final, temporary = root / f"step-{step:06d}", root / f"step-{step:06d}.tmp"
     if broadcast(world, world.is_main and final.exists() and _damage(final) is None):
         return final
@@ -77,11 +77,11 @@ def save(
         temporary.mkdir(parents=True)
     dist.barrier()
     dcp.save(_state(trained, numbers), checkpoint_id=temporary)  # a collective: every rank writes its shards
-    mine = {p.name: _digest(p) for p in sorted(temporary.glob(f"__{world.rank}_*"))}
+    mine = {p.name: digest(p) for p in sorted(temporary.glob(f"__{world.rank}_*"))}
     every: list[Any] = [None] * world.size
     dist.all_gather_object(every, mine)
     if world.is_main:
-        files = {".metadata": _digest(temporary / ".metadata")} | {k: v for part in every for k, v in part.items()}
+        files = {".metadata": digest(temporary / ".metadata")} | {k: v for part in every for k, v in part.items()}
         manifest = {
             "step": step,
             "world_size": world.size,
@@ -89,7 +89,7 @@ def save(
             "torch": torch.__version__,
             "files": files,
         }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         for old in _checkpoints(run_folder)[:-keep]:
@@ -122,7 +122,7 @@ def newest(run_folder: Path, world: World) -> tuple[Path, int] | None:
     if found is not None:
         return found, _step(found)
     if reasons:
-        raise InputError(f"{run_folder / 'checkpoints'}: no whole checkpoint: {'; '.join(reasons)}")
+        raise InputError(f"{RunFolder(run_folder).checkpoints}: no whole checkpoint: {'; '.join(reasons)}")
     return None
 
 
@@ -160,18 +160,11 @@ def load_weights(folder: Path, model: nn.Module) -> None:
         raise InputError(f"{folder}: does not fit this model: {str(e).splitlines()[0]}") from e
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint: a file that is missing or not as its manifest says."""
     try:
-        for name, digest in json.loads((folder / "manifest.json").read_text())["files"].items():
-            if _digest(folder / name) != digest:
+        for name, digest in json.loads((folder / MANIFEST).read_text())["files"].items():
+            if digest(folder / name) != digest:
                 return f"{name} does not match its hash"
     except (OSError, ValueError, KeyError) as e:
         return str(e)
@@ -180,14 +173,9 @@ def _damage(folder: Path) -> str | None:
 
 def _checkpoints(run_folder: Path) -> list[Path]:
     """Oldest first."""
-    found = (run_folder / "checkpoints").glob("step-*")
+    found = RunFolder(run_folder).checkpoints.glob("step-*")
     return sorted((p for p in found if p.is_dir() and not p.suffix), key=_step)
 
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

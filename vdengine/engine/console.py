@@ -7,12 +7,12 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from vdengine.drift.estimators import Estimate
-from vdengine.drift.tables import drift_table
-from vdengine.engine.answers import Answers
-from vdengine.engine.metrics import SAMPLES_FILE
+from vdengine.drift.intervals import Estimate
+from vdengine.drift.summary import drift_table
+from vdengine.engine.anchors import Anchors
 from vdengine.engine.probes import Live
 from vdengine.engine.trainer import Trainer
+from vdengine.runfolder import RunFolder
 
 _EVALUATED = ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins", "eval/accuracy", "eval/margin")
 
@@ -24,7 +24,7 @@ class Console:
         self.trainer, trainer.on_row = trainer, self.row
         self.main, self.shown = trainer.world.is_main, 0  # step of the last sample shown; the first one shows nothing
         self.stream = stream or sys.stdout
-        self.file = open(trainer.folder / "log.txt", "a") if self.main else None
+        self.file = open(RunFolder(trainer.folder).console, "a") if self.main else None
         self.bar = tqdm(
             total=trainer.total_steps, initial=trainer.step_count, unit="step", file=self.stream, dynamic_ncols=True,
             disable=not (self.main and self.stream.isatty()),
@@ -71,18 +71,19 @@ class Console:
         if t.probes is not None:
             self.say("\n" + drift_table(t.folder))
         self.say(f"\nDone in {seconds:.0f} s. Everything is in {t.folder}/")
-        files = {
-            "metrics.jsonl": "a line per step",
-            SAMPLES_FILE: "some of what was sampled, with its scores",
-            "drift/": "raw probe scores",
-            "checkpoints/": "to resume from",
+        files = RunFolder(t.folder)
+        kept = {
+            files.metrics: "a line per step",
+            files.completions: "some of what was sampled, with its scores",
+            files.drift: "raw probe scores",
+            files.checkpoints: "to resume from",
         }
         if t.recipe.checkpoint.export:
             kind = "reward model, for sequence classification" if t.recipe.objective.name == "reward" else "model"
-            files["export/"] = f"the trained {kind}, a Hugging Face folder"
-        for name, what in files.items():
-            if (t.folder / name).exists():
-                self.say(f"  {name:18} {what}")
+            kept[files.export] = f"the trained {kind}, a Hugging Face folder"
+        for path, what in kept.items():
+            if path.exists():
+                self.say(f"  {path.name + '/' * path.is_dir():18} {what}")
         if t.probes is not None:
             judged = f"vdengine judge {t.folder}, then " if t.probes.answers is not None else ""
             self.say(f"To look at the drift: {judged}vdengine report {t.folder}")
@@ -182,7 +183,7 @@ def plan(t: Trainer) -> str:
     return "\n".join(lines)
 
 
-def _answers_plan(a: Answers, cost: float) -> list[str]:
+def _answers_plan(a: Anchors, cost: float) -> list[str]:
     s, sure = a.settings, ", ".join(map(str, a.scheduled))
     more = a.max_anchors - len(a.scheduled)
     asked = f", and at up to {more} more where the weights or the openings ask for it" if more else ""

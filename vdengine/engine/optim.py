@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from vdengine import recipe as recipes
 
 
-def make_optimizer(model: nn.Module, settings: recipes.Optimizer) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, settings: recipes.OptimizerKeys) -> torch.optim.AdamW:
     """Fused AdamW over fp32 master weights. Weight decay spares vectors (norms), as is usual."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -23,7 +23,7 @@ def make_optimizer(model: nn.Module, settings: recipes.Optimizer) -> torch.optim
     )
 
 
-def learning_rate(settings: recipes.Optimizer, step: int, total: int, peak: float | None = None) -> float:
+def learning_rate(settings: recipes.OptimizerKeys, step: int, total: int, peak: float | None = None) -> float:
     """The rate at `step` (0 .. total-1): linear warm-up to `peak` (default: lr), then constant, linear or cosine to
     min_lr * peak.
 

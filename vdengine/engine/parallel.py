@@ -46,7 +46,7 @@ class World:
             dist.destroy_process_group()
 
 
-def start_world(parallel: recipes.Parallel, deterministic: bool) -> World:
+def start_world(parallel: recipes.ParallelKeys, deterministic: bool) -> World:
     """Join the process group (torchrun's, an embedder's, or a new one of this process alone) and make the mesh.
 
     `deterministic` on CUDA: cuBLAS gets a fixed workspace, and torch's ops take their ordered forms, which they do only

@@ -20,31 +20,31 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vdengine import _native, objectives
+from vdengine import objectives
 from vdengine import recipe as recipes
-from vdengine.data.loader import Batch, Loader, counted_hash
-from vdengine.data.trees import Pack, Tree, pack, tree_cost
-from vdengine.engine.metrics import SAMPLES_FILE
+from vdengine.data.batching import Batch, Plan
+from vdengine.data.loader import Loader
 from vdengine.engine.parallel import World
 from vdengine.engine.reference import branch_index
-from vdengine.engine.sampling import Sampler
+from vdengine.engine.rollouts import Sampler
 from vdengine.errors import InputError
 from vdengine.kernels.gather import gather_rows
 from vdengine.models.generate import Completion, Sampling
 from vdengine.models.head import Scores
-from vdengine.models.tokenizer import Tokenizer
 from vdengine.models.transformer import Transformer
+from vdengine.noise import MINIBATCH_ORDER, counted_hash
+from vdengine.runfolder import RunFolder
+from vdengine.text.tokenizer import Tokenizer
+from vdengine.trees import Pack, Tree, pack, tree_cost
 
 # (prompts, completions) as text, of this rank -> a score for each. A completion comes without its stop token.
 RewardFunction = Callable[[list[str], list[str]], Sequence[float]]
-MINIBATCH_ORDER = 4  # what the hash is for; see data/loader.py
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,12 +297,10 @@ class PPO:
         tree_start = np.cumsum([0, *(len(t.branches) for t in chosen)])
         scored = np.add.reduceat(branch_len, tree_start[:-1])
         cost = tree_cost(prompt_len, branch_len, tree_start, scored, **self.flops)
-        bins, micro_steps = _native.plan_packs(prompt_len + scored, cost, w.size, self.recipe.batch.tokens)
         packs: list[Pack | None] = []
-        for m in range(micro_steps):
-            mine = [chosen[i] for i in np.flatnonzero(bins == m * w.size + w.rank)]
-            made = pack(mine) if mine else None
-            packs.append(made.pin_memory() if made is not None and w.device.type == "cuda" else made)
+        for share in Plan.make(prompt_len + scored, cost, w.size, self.recipe.batch.tokens).share(w.rank):
+            laid_out = pack([chosen[i] for i in share]) if len(share) else None
+            packs.append(laid_out.pin_memory() if laid_out is not None and w.device.type == "cuda" else laid_out)
         num_scored = int(scored.sum())
         return Batch(packs, rows, int(prompt_len.sum()) + num_scored, num_scored, float(cost.sum()), 0.0)
 
@@ -326,7 +324,7 @@ class PPO:
         r = self.recipe.rollout
         if not self.world.is_main or not r.show_every or step % r.show_every:
             return
-        with open(Path(self.recipe.run.folder) / SAMPLES_FILE, "a", encoding="utf-8") as file:
+        with open(RunFolder.at(self.recipe.run.folder).completions, "a", encoding="utf-8") as file:
             for tree in trees[: r.show]:
                 for k in range(int(tree_start[tree.id]), int(tree_start[tree.id + 1])):
                     row = {

@@ -12,19 +12,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vdengine import recipe as recipes
-from vdengine.data.trees import Pack
-from vdengine.drift.estimators import Estimate, mean_estimate
+from vdengine.data.batching import Forest, deal
 from vdengine.drift.importance import Gate
-from vdengine.drift.log import DriftLog
-from vdengine.drift.panel import STANCES, Panel
-from vdengine.drift.scoring import Forest, Openings, Schedule, deal
-from vdengine.engine.answers import Answers, Bank
-from vdengine.engine.metrics import Later
+from vdengine.drift.intervals import Estimate, mean_estimate
+from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.openings import Openings
+from vdengine.drift.pooling import Pooling, on_axis
+from vdengine.drift.schedule import Schedule
+from vdengine.engine.anchors import Anchors, Bank
+from vdengine.engine.clocks import Later
 from vdengine.engine.parallel import World
-from vdengine.engine.sampling import Sampler
+from vdengine.engine.rollouts import Sampler
 from vdengine.errors import InputError
-from vdengine.models.chat import Renderer
 from vdengine.models.transformer import Transformer
+from vdengine.panels.panel import STANCES, Panel
+from vdengine.text.renderer import Renderer
+from vdengine.trees import Pack
 
 
 @dataclass(eq=False)
@@ -89,9 +92,9 @@ class Probes:
                 f"probes.fraction: 1/{self.parts} of panel {panel.name} is less than one of its "
                 f"{self.openings.num_questions} packs; take a larger fraction or lower probes.tokens"
             )
-        self.answers: Answers | None = None
+        self.answers: Anchors | None = None
         if recipe.answers.samples and sampler is not None:
-            self.answers = Answers(
+            self.answers = Anchors(
                 recipe.answers, panel, renderer, sampler, seed=recipe.run.seed, total_steps=total_steps,
                 pack_tokens=settings.tokens, flops=flops,
             )  # fmt: skip
@@ -118,10 +121,8 @@ class Probes:
         self._now: list[Reading] = []  # of this step
         self._pending: list[Reading] = []
         asked = [b for b in self.openings.branches if b.variant == "question"]
-        place = {p.id: i for i, p in enumerate(panel.probes)}
-        on_axis = [STANCES.index(b.stance) if b.probe.polarity > 0 else 2 - STANCES.index(b.stance) for b in asked]
-        self._order = np.array([s * len(place) + place[b.probe.id] for s, b in zip(on_axis, asked, strict=True)])
-        self._scale = 1 / (np.bincount(self._order)[self._order] * np.array([b.num_bytes for b in asked]))
+        self._pooling = Pooling.of([b.probe.id for b in asked], [b.stance for b in asked], [b.num_bytes for b in asked])
+        self._polarity = np.array([p.polarity for p in panel.probes])
         self._live: list[Live] = []
         self.latest: Live | None = None
         self._first: np.ndarray | None = None  # pooled openings of the first sample
@@ -261,10 +262,10 @@ class Probes:
         }  # fmt: skip
 
     def _pool(self, logp: np.ndarray) -> np.ndarray:
-        """Mean log-prob per byte of each stance's openings, on the axis: [3, probes] float64; NaN where left out."""
-        o = self._order
-        sums = np.bincount(o, logp[: len(o)].astype(np.float64) * self._scale, 3 * len(self.openings.panel.probes))
-        return sums.reshape(3, -1)
+        """Mean log-prob per byte of each stance's openings, on the axis: [3, probes] float64, NaN where left out; from
+        a sample's log-prob sums [branches] fp32, in which the panel's own questions come first."""
+        means = self._pooling.means(logp[None, : len(self._pooling.num_bytes)])[0]
+        return on_axis(means, self._polarity).T
 
     def _shifts(self, step: int) -> Live:
         """How far the last sample is from the first."""

@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 import vdengine
 from vdengine.data.store import Store
-from vdengine.data.trees import Pack
 from vdengine.engine.parallel import World, main_first
 from vdengine.errors import InputError
 from vdengine.models.transformer import Transformer
+from vdengine.runfolder import RunFolder
+from vdengine.trees import Pack
 
 
 class LiveReference:
@@ -105,7 +106,7 @@ def cache_reference(
         "torch": torch.__version__,
     }
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
-    paths = [folder / "reference" / f"{name}.npy" for folder in folders]
+    paths = [RunFolder(folder).reference / f"{name}.npy" for folder in folders]
     known = np.full(int(store.tree_start[-1]), np.nan, dtype=np.float32)
     with main_first(world):
         if world.is_main:

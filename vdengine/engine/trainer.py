@@ -16,37 +16,32 @@ from torch import Tensor
 
 from vdengine import objectives
 from vdengine import recipe as recipes
-from vdengine.data.loader import Batch, Loader
+from vdengine.data.batching import Batch
+from vdengine.data.loader import Loader
 from vdengine.data.store import Store, build_store
-from vdengine.data.trees import Pack, Tree, pack
 from vdengine.engine import checkpoint
 from vdengine.engine.checkpoint import Trained
-from vdengine.engine.metrics import Interval, Later, Metrics, MetricsLog, SectionClock, memory_bytes, peak_flops
+from vdengine.engine.clocks import Later, SectionClock, Totals, memory_bytes, peak_flops
+from vdengine.engine.metrics import Metrics, MetricsLog
 from vdengine.engine.optim import apply_update, learning_rate, make_optimizer
 from vdengine.engine.parallel import World, grad_norm, main_first, ordered, shard_model, start_world
 from vdengine.engine.ppo import PPO, RewardFunction, Rollout, pattern_reward
 from vdengine.engine.probes import Probes
 from vdengine.engine.reference import CachedReference, LiveReference, Margins, cache_reference
-from vdengine.engine.sampling import Sampler
+from vdengine.engine.rollouts import Sampler
 from vdengine.errors import InputError
+from vdengine.files import read_json, write_text
 from vdengine.kernels._triton import INTERPRETED, resolve
 from vdengine.kernels.preference import preference_loss
 from vdengine.models.attention import flash_attn_problem
-from vdengine.models.chat import Renderer
+from vdengine.models.device import compute_dtype
+from vdengine.models.export import check_replaceable, save_model
 from vdengine.models.head import Scores
-from vdengine.models.tokenizer import load_tokenizer
 from vdengine.models.transformer import Kernels, Transformer
-from vdengine.models.weights import (
-    ScalarWeights,
-    Weights,
-    check_replaceable,
-    check_vocabulary,
-    load_into,
-    open_causal,
-    open_weights,
-    read_json,
-    save_model,
-)
+from vdengine.models.weights import ScalarWeights, Weights, check_vocabulary, load_into, open_causal, open_weights
+from vdengine.text.renderer import Renderer
+from vdengine.text.tokenizer import load_tokenizer
+from vdengine.trees import Pack, Tree, pack
 
 _RUNS_ON = {"triton": "cuda", "flash": "cuda", "varlen": "cuda", "native": "cpu"}
 MAX_SKIPPED = 20  # consecutive updates skipped as not finite before the run gives up
@@ -230,8 +225,7 @@ class Trainer:
 
     def _open_model(self) -> None:
         r, device = self.recipe, self.world.device
-        auto = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.dtype = auto if r.model.dtype == "auto" else getattr(torch, r.model.dtype)
+        self.dtype = compute_dtype(r.model.dtype, device)
         self.model = self._new_model(self.weights, trainable=True)
         self.trained = [Trained("", self.model, make_optimizer(self.model, r.optimizer), r.optimizer.lr)]
         self.step_clock, self.probe_clock = SectionClock(device), SectionClock(device)
@@ -306,8 +300,8 @@ class Trainer:
         with main_first(self.world):
             if self.world.is_main:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                checkpoint.write_text(self.folder / "inputs.json", json.dumps(self.inputs, indent=2) + "\n")
-                checkpoint.write_text(self.folder / "recipe.toml", recipes.to_toml(self.recipe))
+                write_text(self.folder / "inputs.json", json.dumps(self.inputs, indent=2) + "\n")
+                write_text(self.folder / "recipe.toml", recipes.to_toml(self.recipe))
                 self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe)
             if self.probes is not None:
                 self.probes.open_log(self.folder, self.step_count)
@@ -355,7 +349,7 @@ class Trainer:
     def _start_clock(self) -> None:
         self._unlogged: list[tuple[int, Tensor, Tensor]] = []  # step, tree ids and losses of packs not yet logged
         self._skipped = torch.zeros(2, device=self.world.device)  # updates skipped in a row; and since the last log
-        self._since_log = Interval()
+        self._since_log = Totals()
         self.lag = self.world.device.type == "cuda"  # a row is written a step after its own
         self._waiting: Logged | None = None  # the last logged step, where it is not yet written
         self.on_row: Callable[[dict[str, Any], str], None] = lambda row, warning: None  # told of each row when written
@@ -445,7 +439,7 @@ class Trainer:
 
     def _log(self, logged: list[tuple[list[str], Tensor, Batch]], extra: dict[str, Any]) -> Logged:
         """A row of metrics, to be read later: its numbers leave the device now. Rates are since the last logged one."""
-        i, self._since_log = self._since_log, Interval()
+        i, self._since_log = self._since_log, Totals()
         packs, self._unlogged = self._unlogged, []
         fine = [torch.isfinite(losses).all() for _, _, losses in packs]
         totals = Later(torch.cat([x for _, x, _ in logged]))

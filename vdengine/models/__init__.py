@@ -1,1 +1,1 @@
-"""The model, its weights, its tokenizer and its chat template."""
+"""The model: its families, weights, forward and sampling."""

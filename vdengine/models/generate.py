@@ -36,12 +36,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
-from vdengine.data.trees import Lengths
 from vdengine.errors import InputError
 from vdengine.kernels.sample import sample
 from vdengine.kernels.thin_linear import thin_linear
 from vdengine.models.head import Draw, Drawn
 from vdengine.models.transformer import Cache, Stream, Transformer
+from vdengine.noise import sample_keys, uniform
+from vdengine.trees import Lengths
 
 BLOCK = 16  # keys to a block of the cache
 POLL = 8  # steps between two looks of the host, on CUDA
@@ -163,7 +164,7 @@ class Generator:
             raise InputError(problem or "generate: another rank's prompts cannot be used; see its message")
         if not some:
             return []
-        keys = _keys(seed, step, range(len(prompts)) if prompt_ids is None else prompt_ids, samples)
+        keys = sample_keys(seed, step, range(len(prompts)) if prompt_ids is None else prompt_ids, samples)
         with torch.no_grad(), _as_is():
             return _Call(self._step(queue, sampling, num_blocks), keys, queue, self.prefill_tokens, agree).run()
 
@@ -245,33 +246,6 @@ def _whole(p: Tensor) -> Tensor:
 
 
 # -------------------------------------------------------------------------------------------- one token, and its noise
-
-_GAMMA, _MIX_1, _MIX_2 = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def mix(state: Tensor, word: Tensor | int) -> Tensor:
-    """One word more of a splitmix64 hash, int64 for uint64: `data.loader.counted_hash`, on a device."""
-
-    def shifted(x: Tensor, bits: int) -> Tensor:  # torch's >> keeps the sign
-        return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-    x = (state ^ word) + _GAMMA
-    x = (x ^ shifted(x, 30)) * _MIX_1
-    x = (x ^ shifted(x, 27)) * _MIX_2
-    return x ^ shifted(x, 31)
-
-
-def uniform(keys: Tensor, positions: Tensor) -> Tensor:
-    """[n] float64 in [0, 1), from a row's key and a position. 52 bits: times any total it stays below the total."""
-    return ((mix(keys, positions) >> 12) & ((1 << 52) - 1)).double() * 2.0**-52
-
-
-def _keys(seed: int, step: int, prompt_ids: Sequence[int], samples: int) -> Tensor:
-    """Hash of all but the position, [prompts, samples] int64."""
-    state = torch.zeros(1, dtype=torch.int64)
-    for word in (seed, step):
-        state = mix(state, (word + 2**63) % 2**64 - 2**63)
-    return mix(mix(state, torch.tensor(prompt_ids, dtype=torch.int64))[:, None], torch.arange(samples))
 
 
 def draw(hidden: Tensor, weight: Tensor, noise: Tensor, s: Sampling, backend: str) -> Drawn:

@@ -24,63 +24,11 @@ from vdengine.kernels.rope import qk_rope
 from vdengine.kernels.swiglu import swiglu
 from vdengine.kernels.thin_linear import thin_linear
 from vdengine.models.attention import attend
+from vdengine.models.families import ModelConfig
 from vdengine.models.head import Draw, Drawn, Head, ScalarHead, Scores
 
 if TYPE_CHECKING:
-    from vdengine.data.trees import Lengths, Pack
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """rope_type "llama3": long wavelengths are stretched by `factor`, short ones kept, those between blended."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The shape of a model; field names are those of Hugging Face's config.json."""
-
-    model_type: str  # "llama" | "qwen3"
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    rope_scaling: RopeScaling | None
-    tie_word_embeddings: bool
-    max_position_embeddings: int
-    head: str = "causal"  # | "scalar": one number a token, for reward and value models; never tied
-
-    @property
-    def num_parameters(self) -> int:
-        """Trainable parameters, a tied weight counted once."""
-        h, d = self.hidden_size, self.head_dim
-        attention = 2 * h * d * (self.num_attention_heads + self.num_key_value_heads)
-        norms = 2 * h + (2 * d if self.model_type == "qwen3" else 0)
-        layer = attention + 3 * h * self.intermediate_size + norms
-        embedding = self.vocab_size * h
-        head = h if self.head == "scalar" else 0 if self.tie_word_embeddings else embedding
-        return self.num_hidden_layers * layer + h + embedding + head
-
-    @property
-    def flops(self) -> dict[str, float]:
-        """FLOPs of one forward: per token in the layers (`linear`), per (query, key) pair (`quadratic`) and per
-        scored token in the head (`head`). A training step takes three times as much."""
-        h, d = self.hidden_size, self.head_dim
-        layer = 2 * h * d * (self.num_attention_heads + self.num_key_value_heads) + 3 * h * self.intermediate_size
-        return {
-            "linear": 2.0 * self.num_hidden_layers * layer,
-            "quadratic": 4.0 * self.num_hidden_layers * self.num_attention_heads * d,
-            "head": 0.0 if self.head == "scalar" else 2.0 * self.vocab_size * h,
-        }
+    from vdengine.trees import Lengths, Pack
 
 
 @dataclass(frozen=True)

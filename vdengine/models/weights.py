@@ -1,4 +1,4 @@
-"""Weights from outside: a Hugging Face folder, a hub id or a GGUF file; loading, sharded or not, and export.
+"""Weights from outside: a Hugging Face folder, a hub id or a GGUF file; loading, sharded or not.
 
 Tensors have their Hugging Face names everywhere. Nothing is read before its name, type, shape and place in the
 file have been checked, and nothing whole: `load_into` streams rows straight into each parameter's own shard.
@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
-import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -21,284 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from vdengine.errors import InputError
-from vdengine.models.gguf import GGUFFile, GGUFTensor, read_gguf
-from vdengine.models.transformer import Kernels, ModelConfig, RopeScaling, Transformer
+from vdengine.files import read_json
+from vdengine.gguf import GGUFFile, GGUFTensor, read_gguf
+from vdengine.hub import locate
+from vdengine.models.families import ARCHITECTURES, ModelConfig, config_from_hf, expected_shapes, read_config
+from vdengine.models.transformer import Kernels, Transformer
 
 if TYPE_CHECKING:
-    from vdengine.models.tokenizer import Tokenizer
+    from vdengine.text.tokenizer import Tokenizer
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-SCALAR_ARCHITECTURES = {"llama": "LlamaForSequenceClassification", "qwen3": "Qwen3ForSequenceClassification"}
-SHARD_BYTES = 5 * 10**9  # of one safetensors file, the hub's convention
 CHUNK_BYTES = 64 << 20  # read, converted and copied at a time
 HASH_BYTES = 64 << 20  # hashed by one thread at a time
-
-
-# --- where weights are ---------------------------------------------------------------------------------------
-
-
-def locate(source: str, patterns: tuple[str, ...] = ("*.json", "*.jinja", "*.safetensors")) -> Path:
-    """The folder or .gguf file that `source` names: a path, `package://pkg/file.gguf`, or a hub id `org/name`.
-
-    Of a hub repository only the files that match `patterns` are fetched. A package is found, not imported.
-    Raises InputError when there is nothing there.
-    """
-    if source.startswith("package://"):
-        return _in_package(source)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.suffix == ".gguf":
-        if path.is_file():
-            return path
-        raise InputError(f"{source}: no such file")
-    if path.exists():
-        raise InputError(f"{source}: not a folder, .gguf file, package://pkg/file.gguf or hub id")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
-        raise InputError(f"{source}: no such folder (nor a .gguf file, package://pkg/file.gguf or hub id org/name)")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub client's many errors: offline, missing, gated, a full disk
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{source}: no such folder, and the hub gave nothing under that id: {reason}") from error
-
-
-def _in_package(source: str) -> Path:
-    package, _, inner = source.removeprefix("package://").partition("/")
-    parts = Path(inner).parts
-    if not package.isidentifier() or not inner.endswith(".gguf") or ".." in parts or Path(inner).is_absolute():
-        raise InputError(f"{source}: not of the form package://pkg/file.gguf")
-    spec = importlib.util.find_spec(package)  # of a top-level name: imports nothing
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    if not folders:
-        raise InputError(
-            f"{source}: package {package} is not installed; try: pip install --no-deps {package.replace('_', '-')}"
-        )
-    for folder in folders:
-        if (path := Path(folder, *parts)).is_file():
-            return path
-    raise InputError(f"{source}: package {package} has no file {inner}")
-
-
-# --- config.json ---------------------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError with the line when it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {error.lineno}: broken JSON: {error.msg}") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__}, not a JSON object")
-    return value
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The config.json of a Hugging Face folder. InputError: see `config_from_hf`."""
-    return config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
-
-
-def config_from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
-    """A config.json of transformers 4.x or 5.x; `where` names it in errors.
-
-    Raises InputError, naming the key, on anything that would change the numbers and is not supported: another
-    model type, biases, a sliding window, rope types other than default and llama3, quantised weights.
-    """
-
-    def refuse(key: str, value: Any, allowed: str) -> InputError:
-        return InputError(f"{where}: {key} = {json.dumps(value, default=str)} is not supported; {allowed}")
-
-    def number(key: str, default: int | None = None) -> int:
-        value = raw.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-            raise refuse(key, value, "a positive whole number is needed")
-        return value
-
-    def real(source: dict[str, Any], key: str, default: float | None) -> float:
-        value = source.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-            raise refuse(key, value, "a positive number is needed")
-        return float(value)
-
-    kind = raw.get("model_type")
-    if kind not in ARCHITECTURES:
-        raise refuse("model_type", kind, f"supported: {', '.join(ARCHITECTURES)}")
-    architectures = raw.get("architectures") or [ARCHITECTURES[kind]]
-    scalar = architectures == [SCALAR_ARCHITECTURES[kind]]
-    if architectures != [ARCHITECTURES[kind]] and not scalar:
-        allowed = f"supported: {ARCHITECTURES[kind]}, {SCALAR_ARCHITECTURES[kind]}"
-        raise refuse("architectures", architectures, allowed)
-    if scalar:  # transformers writes the number of labels as the length of id2label; without one it means two
-        labels = raw.get("id2label")
-        num_labels = len(labels) if isinstance(labels, dict) else raw.get("num_labels", 2)
-        if num_labels != 1:
-            raise refuse("num_labels", num_labels, "a reward model has one label")
-    if raw.get("quantization_config") is not None:
-        raise refuse("quantization_config", "...", "only float32, float16 and bfloat16 weights (or a .gguf file)")
-    for key in ("attention_bias", "mlp_bias"):
-        if raw.get(key):
-            raise refuse(key, raw[key], "only projections without bias")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise refuse("hidden_act", raw["hidden_act"], "supported: silu")
-    if raw.get("use_sliding_window"):
-        raise refuse("use_sliding_window", True, "only full attention")
-    if any(layer != "full_attention" for layer in raw.get("layer_types") or []):
-        raise refuse("layer_types", sorted(set(raw["layer_types"])), "only full_attention")
-
-    layers = number("num_hidden_layers")
-    hidden, heads = number("hidden_size"), number("num_attention_heads")
-    kv_heads = number("num_key_value_heads", heads)
-    head_dim = number("head_dim", 128 if kind == "qwen3" else max(1, hidden // heads))
-    if layers > 10_000:
-        raise refuse("num_hidden_layers", layers, "at most 10000")
-    if heads % kv_heads:
-        raise refuse("num_key_value_heads", kv_heads, f"it must divide num_attention_heads = {heads}")
-    if head_dim % 2:
-        raise refuse("head_dim", head_dim, "it must be even")
-    if kind == "llama" and raw.get("head_dim") is None and hidden % heads:
-        raise refuse("hidden_size", hidden, f"it must be a multiple of num_attention_heads = {heads}")
-    positions = number("max_position_embeddings", 2048 if kind == "llama" else 32768)
-
-    # transformers 5 keeps everything in rope_parameters; 4 had rope_theta beside rope_scaling
-    scaling: dict[str, Any] = {}
-    for key in ("rope_parameters", "rope_scaling"):
-        if not isinstance(value := raw.get(key) or {}, dict):
-            raise refuse(key, value, "an object is needed")
-        scaling |= value
-    theta = real(scaling if "rope_theta" in scaling else raw, "rope_theta", 10000.0)
-    for source in (raw, scaling):
-        if source.get("partial_rotary_factor", 1.0) not in (None, 1, 1.0):
-            raise refuse("partial_rotary_factor", source["partial_rotary_factor"], "only 1.0")
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    rope = None
-    if rope_type == "llama3":
-        original = scaling.get("original_max_position_embeddings") or raw.get("original_max_position_embeddings")
-        rope = RopeScaling(
-            factor=real(scaling, "factor", None),
-            low_freq_factor=real(scaling, "low_freq_factor", None),
-            high_freq_factor=real(scaling, "high_freq_factor", None),
-            original_max_position_embeddings=int(real({"o": original}, "o", positions)),
-        )
-        if rope.high_freq_factor <= rope.low_freq_factor:
-            raise refuse("high_freq_factor", rope.high_freq_factor, "it must be above low_freq_factor")
-    elif rope_type != "default":
-        raise refuse("rope_type", rope_type, "supported: default, llama3")
-    return ModelConfig(
-        model_type=kind,
-        vocab_size=number("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=number("intermediate_size"),
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        rms_norm_eps=real(raw, "rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=rope,
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)) and not scalar,
-        max_position_embeddings=positions,
-        head="scalar" if scalar else "causal",
-    )
-
-
-def config_to_hf(config: ModelConfig, dtype: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """A config.json that transformers 4.x and 5.x read alike; `dtype` as they write it ("bfloat16")."""
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if (s := config.rope_scaling) is not None:
-        rope = {
-            "rope_type": "llama3",
-            "factor": s.factor,
-            "low_freq_factor": s.low_freq_factor,
-            "high_freq_factor": s.high_freq_factor,
-            "original_max_position_embeddings": s.original_max_position_embeddings,
-        }
-    scalar = config.head == "scalar"
-    raw = {
-        "architectures": [(SCALAR_ARCHITECTURES if scalar else ARCHITECTURES)[config.model_type]],
-        "model_type": config.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,  # 4.x
-        "rope_scaling": rope if s is not None else None,  # 4.x
-        "rope_parameters": rope | {"rope_theta": config.rope_theta},  # 5.x
-        "max_position_embeddings": config.max_position_embeddings,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "use_cache": True,
-        "dtype": dtype,  # 5.x
-        "torch_dtype": dtype,  # 4.x
-        "bos_token_id": None if tokenizer is None else tokenizer.bos_id,
-        "eos_token_id": None if tokenizer is None else tokenizer.eos_id,
-        "pad_token_id": None if tokenizer is None else tokenizer.pad_id,
-    }
-    if scalar:
-        raw |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "pad_token_id": _score_pad(tokenizer)}
-    if config.model_type == "llama":
-        return raw | {"mlp_bias": False}
-    return raw | {"use_sliding_window": False, "sliding_window": None}
-
-
-def _score_pad(tokenizer: Tokenizer | None) -> int | None:
-    """The padding of a reward model. transformers reads the score at the last token that is not padding, so it must
-    not be one that ends an answer: the tokenizer's own, else any special token that ends and begins nothing, else
-    none (transformers then takes one sequence at a time)."""
-    if tokenizer is None:
-        return None
-    used = {*tokenizer.stop_ids, tokenizer.bos_id}
-    others = (tokenizer.token_id(token.content) for token in tokenizer.added_special_tokens)
-    return next((i for i in (tokenizer.pad_id, *others) if i is not None and i not in used), None)
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a checkpoint by its Hugging Face name; a tied head has none of its own."""
-    h, d, m = config.hidden_size, config.head_dim, config.intermediate_size
-    q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (h,),
-        "self_attn.q_proj": (q, h),
-        "self_attn.k_proj": (kv, h),
-        "self_attn.v_proj": (kv, h),
-        "self_attn.o_proj": (h, q),
-        "post_attention_layernorm": (h,),
-        "mlp.gate_proj": (m, h),
-        "mlp.up_proj": (m, h),
-        "mlp.down_proj": (h, m),
-    }
-    if config.model_type == "qwen3":
-        layer |= {"self_attn.q_norm": (d,), "self_attn.k_norm": (d,)}
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, h)}
-    for i in range(config.num_hidden_layers):
-        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-    shapes["model.norm.weight"] = (h,)
-    if config.head == "scalar":
-        shapes["score.weight"] = (1, h)
-    elif not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, h)
-    return shapes
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
@@ -591,7 +326,7 @@ def load_into(model: Transformer, weights: Weights) -> None:
     a chunk at a time. No collective. Buffers and the head of a tied model are not touched.
     Raises InputError when the model has a parameter that the weights have not, or in another shape.
     """
-    for name, parameter in _parameters(model):
+    for name, parameter in named_parameters(model):
         if name not in weights.names:
             raise InputError(f"{weights.source}: no tensor {name}")
         if tuple(parameter.shape) != weights.shape(name):
@@ -607,7 +342,7 @@ def load_into(model: Transformer, weights: Weights) -> None:
             part.copy_(weights.read(name, first + start, first + start + part.shape[0]))
 
 
-def _parameters(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+def named_parameters(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Named parameters as a checkpoint has them: each once, a tied weight under the embedding's name."""
     for name, parameter in model.named_parameters():  # gives a shared parameter once
         if model.config.tie_word_embeddings and name == "lm_head.weight":
@@ -660,146 +395,3 @@ def build_model(
         model.lm_head.weight = model.model.embed_tokens.weight
     load_into(model, weights)
     return model.eval()
-
-
-# --- export --------------------------------------------------------------------------------------------------
-
-
-def save_model(
-    model: Transformer,
-    tokenizer: Tokenizer | None,
-    folder: str | os.PathLike[str],
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Writes a Hugging Face folder: safetensors, config.json, generation_config.json and the tokenizer.
-
-    Of a sharded (FSDP2) model every rank must call this: tensors are gathered one at a time and rank 0 writes, one
-    file of at most 5 GB at a time. `dtype` (default: the parameters' own) is the files' dtype. The folder appears
-    whole, under its name, or not at all; an earlier export of that name is replaced.
-    Raises InputError when the folder holds anything that is not an export or the tokenizer has ids beyond the
-    embedding, OSError when writing fails.
-    """
-    if tokenizer is not None:
-        check_vocabulary(model.config, tokenizer)
-    parameters = list(_parameters(model))
-    sharded = any(isinstance(p, DTensor) for _, p in parameters)
-    writer = not dist.is_initialized() or dist.get_rank() == 0
-    if not writer and not sharded:
-        return
-    target = Path(folder).expanduser()
-    partial = target.with_name(f".{target.name}.partial")
-    failure: Exception | None = None
-    if writer:
-        try:
-            check_replaceable(target)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        except (OSError, InputError) as error:
-            failure = error
-    files = _plan_files(parameters, dtype)
-    for file, names in files.items():
-        tensors = {}
-        for name, parameter in parameters:
-            if name not in names:
-                continue
-            # a collective: every rank takes part, also after rank 0 failed to write
-            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            if writer and failure is None:
-                tensors[name] = full.detach().to(dtype or full.dtype).cpu().contiguous()
-            del full
-        if writer and failure is None:
-            failure = _attempt(_write_tensors, tensors, partial / file)
-        del tensors
-    if writer and failure is None:
-        failure = _attempt(_finish_folder, model.config, parameters, files, tokenizer, partial, target, dtype)
-    if writer and failure is not None:
-        shutil.rmtree(partial, ignore_errors=True)
-    if sharded and dist.is_initialized():  # all ranks learn how it went, and leave together
-        told = [None if failure is None else str(failure)]
-        dist.broadcast_object_list(told, src=0)
-        if told[0] is not None and failure is None:
-            raise OSError(f"rank 0: {told[0]}")
-    if failure is not None:
-        raise failure
-
-
-def _attempt(function: Any, *arguments: Any) -> Exception | None:
-    """The error that would leave the other ranks waiting in a collective, kept until they have all arrived."""
-    try:
-        function(*arguments)
-    except Exception as error:
-        return error
-    return None
-
-
-def _plan_files(parameters: list[tuple[str, Tensor]], dtype: torch.dtype | None) -> dict[str, set[str]]:
-    """File name -> tensor names, in order, each file at most SHARD_BYTES (or one tensor)."""
-    groups: list[list[str]] = [[]]
-    size = 0
-    for name, parameter in parameters:
-        num_bytes = parameter.numel() * (dtype or parameter.dtype).itemsize
-        if groups[-1] and size + num_bytes > SHARD_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += num_bytes
-    if len(groups) == 1:
-        return {"model.safetensors": set(groups[0])}
-    return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": set(g) for i, g in enumerate(groups)}
-
-
-def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def _finish_folder(
-    config: ModelConfig,
-    parameters: list[tuple[str, Tensor]],
-    files: dict[str, set[str]],
-    tokenizer: Tokenizer | None,
-    partial: Path,
-    target: Path,
-    dtype: torch.dtype | None,
-) -> None:
-    written = dtype or parameters[0][1].dtype
-    if len(files) > 1:
-        total = sum(p.numel() * (dtype or p.dtype).itemsize for _, p in parameters)
-        mapping = {name: file for file, names in files.items() for name in sorted(names)}
-        index = {"metadata": {"total_size": total}, "weight_map": mapping}
-        _write_json(partial / "model.safetensors.index.json", index)
-    _write_json(partial / "config.json", config_to_hf(config, str(written).removeprefix("torch."), tokenizer))
-    if tokenizer is not None and config.head == "causal":
-        bos, eos, pad = tokenizer.bos_id, tokenizer.stop_ids, tokenizer.pad_id
-        generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
-        _write_json(partial / "generation_config.json", {k: v for k, v in generation.items() if v not in (None, [])})
-    if tokenizer is not None:
-        tokenizer.save(partial)
-    if target.exists():
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)
-        os.replace(partial, target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(partial, target)
-
-
-_EXPORTED = re.compile(
-    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_)?config\.json"
-    r"|tokenizer\.json|chat_template\.jinja"
-)
-
-
-def check_replaceable(target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        foreign = sorted(p.name for p in target.iterdir() if not _EXPORTED.fullmatch(p.name))
-        if foreign:
-            raise InputError(f"{target}: holds {foreign[0]!r}, no part of an export; name a new or empty folder")
-    elif target.exists() or target.is_symlink():
-        raise InputError(f"{target}: is not a folder")
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

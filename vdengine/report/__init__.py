@@ -1,52 +1,14 @@
-"""`vdengine report RUN [RUN ...]`: one HTML page for finished runs, with figures and tables beside it."""
+"""The report of finished runs: one HTML page, with figures and tables beside it."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vdengine.drift.run import load_run
 from vdengine.errors import InputError
-
-READOUTS = ("openings", "answers")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 after bad input, with one line on stderr that says what and where."""
-    parser = argparse.ArgumentParser(prog="vdengine report", description="A page, figures and tables of runs.")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or that score or judge wrote")
-    parser.add_argument("--out", metavar="FOLDER", help="default: RUN/report for one run, ./report for several")
-    parser.add_argument("--readout", choices=READOUTS, help="shown first (default: answers, where they are judged)")
-    parser.add_argument("--judge", metavar="SLUG", help="answers as this judge reads them only")
-    parser.add_argument(
-        "--smoothing", default="none", help="none, ema or local-linear, with a width if wanted: ema:0.1"
-    )
-    parser.add_argument("--baseline", type=int, metavar="STEP", help="shifts are since this step (default: the first)")
-    parser.add_argument(
-        "--gap", action="append", default=[], metavar="FILE.json", help="what `vdengine gap --out` wrote; repeatable"
-    )
-    parser.add_argument("--topics", metavar="A,B", help="only these topics")
-    parser.add_argument("--labels", metavar="NAME,NAME", help="names for the runs, in their order")
-    parser.add_argument("--title", help="of the page")
-    parser.add_argument("--no-figures", dest="figures", action="store_false", help="no PNG, SVG and PDF: faster")
-    args = parser.parse_args(argv)
-    try:
-        where = report(
-            args.runs, out=args.out, readout=args.readout, judge=args.judge, smoothing=args.smoothing,
-            baseline=args.baseline, gaps=args.gap, topics=_listed(args.topics), labels=_listed(args.labels),
-            title=args.title, figures=args.figures, say=print,
-        )  # fmt: skip
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    print(f"wrote {where}")
-    return 0
-
-
-def _listed(text: str | None) -> list[str] | None:
-    return None if text is None else [t.strip() for t in text.split(",") if t.strip()]
+from vdengine.runfolder import RunFolder
 
 
 def _quiet(text: str) -> None:
@@ -78,13 +40,17 @@ def report(
     from vdengine.report import page, tables
     from vdengine.report.figures import draw
     from vdengine.report.gaps import load_gaps
-    from vdengine.report.load import Options, load_run
 
     folders = [Path(r) for r in runs]
     if not folders:
         raise InputError("name at least one run")
-    options = Options(smoothing, baseline, judge)
-    loaded = [load_run(f, n, options) for f, n in zip(folders, _names(folders, labels), strict=True)]
+    loaded = [
+        load_run(folder, name=name, smoothing=smoothing, baseline=baseline, judge=judge)
+        for folder, name in zip(folders, _names(folders, labels), strict=True)
+    ]
+    for run in loaded:  # a baseline that was not sampled is said before anything is drawn
+        for view in run.views.values():
+            _ = view.analysis
     first = loaded[0]
     for run in loaded[1:]:
         if run.panel_hash != first.panel_hash:
@@ -99,14 +65,14 @@ def report(
     judged = sorted({slug for run in loaded for slug in run.stances})
     if judge is not None and judge not in judged:
         raise InputError(f"unknown judge {judge!r}; there is {', '.join(judged) or 'none: run `vdengine judge` first'}")
-    if readout == "answers" and not any(v.readout == "answers" for run in loaded for v in run.views.values()):
+    if readout == "answers" and not any(v.kind == "answers" for run in loaded for v in run.views.values()):
         raise InputError(f"no answers to show: {first.empty.get('answers', 'none were judged')}")
     shown = [t for t in known if topics is None or t in topics]
     audits = load_gaps(gaps, loaded)
     for run in loaded:
         for note in run.notes:
             say(f"{run.name}: {note}")
-    where = Path(out) if out is not None else (folders[0] / "report" if len(folders) == 1 else Path("report"))
+    where = Path(out) if out is not None else (RunFolder(folders[0]).report if len(folders) == 1 else Path("report"))
     heading = title or (f"Value drift of {first.name}" if len(loaded) == 1 else f"Value drift of {len(loaded)} runs")
     try:
         where.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from vdengine.drift.estimators import Curve
-from vdengine.report import tables
+from vdengine.drift import frames
+from vdengine.drift.analysis import Curve
+from vdengine.drift.run import ANSWERS, OPENINGS, Readout, Run, judges_of, key_of
 from vdengine.report.gaps import Gap
-from vdengine.report.load import ANSWERS, OPENINGS, Run, View, judges_of, key_of
 from vdengine.report.page import CURVES, PER
 
 ONE, TWO = 3.35, 6.9  # inches: a column, and a page of two
@@ -23,7 +23,7 @@ MARKERS = ("o", "s", "D", "^", "P", "X")
 STANCES = {"support": "#0072B2", "neutral": "#C4C9CF", "oppose": "#D55E00"}
 MAX_MIXES = 3  # runs that get their own figure of stance mixes
 MAX_LABELS = 12  # points of a scatter that are named in it
-Pair = tuple[int, Run, View]
+Pair = tuple[int, Run, Readout]
 
 STYLE: Any = {
     "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
@@ -52,7 +52,7 @@ def draw(runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str], folder
             _save(magnitudes(shown, topics), folder / f"magnitude-{name}")
             _save(times(shown, topics), folder / f"drift-time-{name}")
             _save(gap_against_drift(shown, gaps, topics), folder / f"gap-{name}")
-            if shown[0][2].readout == "answers":
+            if shown[0][2].kind == "answers":
                 for i, run, view in shown[:MAX_MIXES]:
                     ending = f"-{i + 1}" if len(runs) > 1 else ""
                     _save(mix(run, view, topics), folder / f"mix-{name}{ending}")
@@ -136,7 +136,7 @@ def shifts(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
     def each(ax: Any, topic: str) -> None:
         ax.axhline(0, color="0.5", linewidth=0.6)
         for i, _, view in shown:
-            if curve := view.analysis.curves.get((topic, view.analysis.readings.primary)):
+            if curve := view.analysis.curves.get((topic, view.analysis.values.primary)):
                 scale = _scale(view)
                 ax.plot(curve.steps, curve.mean * scale, **_look(i))
                 if len(shown) <= 4:
@@ -149,9 +149,9 @@ def shifts(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
     return _multiples(topics, each, _unit(shown[0][2]), legend, sharey=True)
 
 
-def _anchors(ax: Any, view: View, curve: Curve, scale: float, i: int, *, bars: bool) -> None:
+def _anchors(ax: Any, view: Readout, curve: Curve, scale: float, i: int, *, bars: bool) -> None:
     """Fresh answers; one that stands alone has no band that its interval could be read from."""
-    kinds = view.analysis.readings.kinds
+    kinds = view.analysis.values.kinds
     if kinds is not None:
         at = np.flatnonzero((kinds == "anchor") & np.isfinite(curve.mean))
         mean, low, high = (x[at] * scale for x in (curve.mean, curve.low, curve.high))
@@ -159,11 +159,11 @@ def _anchors(ax: Any, view: View, curve: Curve, scale: float, i: int, *, bars: b
         ax.errorbar(curve.steps[at], mean, error, fmt=_marker(i), color=_look(i)["color"], ms=3, elinewidth=0.6)
 
 
-def mix(run: Run, view: View, topics: Sequence[str]) -> Any:
+def mix(run: Run, view: Readout, topics: Sequence[str]) -> Any:
     """Shares of answers that support, stay neutral or oppose; where nothing is drawn the weights do not reach."""
     from matplotlib.patches import Patch
 
-    r = view.analysis.readings
+    r = view.analysis.values
 
     def each(ax: Any, topic: str) -> None:
         if (topic, "support") not in view.analysis.levels:
@@ -192,8 +192,8 @@ def mix(run: Run, view: View, topics: Sequence[str]) -> Any:
 def magnitudes(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
     """Signed magnitudes: topics by runs, or by channels for one run."""
     names = [*topics, "all"]
-    first = shown[0][2].analysis.readings
-    columns = [(_fit(run.name, 22), view, view.analysis.readings.primary) for _, run, view in shown]
+    first = shown[0][2].analysis.values
+    columns = [(_fit(run.name, 22), view, view.analysis.values.primary) for _, run, view in shown]
     if len(shown) == 1:
         channels = [first.primary, *(c for c in first.channels if c != first.primary)]
         columns = [(c.replace("_", "-"), shown[0][2], c) for c in channels]
@@ -233,7 +233,7 @@ def times(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
     points = []
     for i, _, view in shown:
         for topic in topics:
-            d = view.analysis.drifts.get((topic, view.analysis.readings.primary))
+            d = view.analysis.drifts.get((topic, view.analysis.values.primary))
             if d is not None and (t := d.times["ci95"]).fraction is not None:
                 m, scale = d.magnitude, _scale(view)
                 points.append((i, topic, np.array([m.mean, m.low, m.high]) * scale, (t.fraction, t.low, t.high)))
@@ -251,7 +251,7 @@ def gap_against_drift(shown: Sequence[Pair], gaps: Sequence[Gap], topics: Sequen
     for gap in gaps:
         for i, run, view in shown:
             for topic in topics if run is gap.run else ():
-                d, entry = view.analysis.drifts.get((topic, view.analysis.readings.primary)), gap.topics.get(topic)
+                d, entry = view.analysis.drifts.get((topic, view.analysis.values.primary)), gap.topics.get(topic)
                 if d is not None and entry is not None and np.isfinite([entry["gap"], d.magnitude.mean]).all():
                     m = d.magnitude
                     if not d.significant:
@@ -293,7 +293,7 @@ def _scatter(points: list[Any], shown: Sequence[Pair], x_label: str, y_label: st
 
 def cost(runs: Sequence[Run]) -> Any:
     """Shares of the time of logged steps."""
-    found = [(run.name, c) for run in runs if (c := tables.Cost.of(run.metrics)) and c.total > 0]
+    found = [(run.name, c) for run in runs if (c := frames.Cost.of(run.metrics)) and c.total > 0]
     if not found:
         return None
     figure, (ax,) = _figure(ONE, 0.75 + 0.2 * len(found))
@@ -354,9 +354,9 @@ def _series(run: Run, names: Sequence[str]) -> np.ndarray:
     return np.empty((0, 2))
 
 
-def _scale(view: View) -> float:
-    return PER if view.readout == "openings" else 1.0
+def _scale(view: Readout) -> float:
+    return PER if view.kind == "openings" else 1.0
 
 
-def _unit(view: View) -> str:
-    return "nats per 100 bytes" if view.readout == "openings" else "support - oppose"
+def _unit(view: Readout) -> str:
+    return "nats per 100 bytes" if view.kind == "openings" else "support - oppose"

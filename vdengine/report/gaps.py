@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vdengine.drift.run import Run
 from vdengine.errors import InputError
-from vdengine.report.load import Run
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Gap:
         out = []
         for view in self.run.views.values():
             for topic in shown:
-                d = view.analysis.drifts.get((topic, view.analysis.readings.primary))
+                d = view.analysis.drifts.get((topic, view.analysis.values.primary))
                 gap = self.topics.get(topic)
                 if d is not None and gap is not None and math.isfinite(gap["gap"]):
                     m = d.magnitude
                     out.append(
                         {"run": self.run.name, "source": self.source, "method": self.method, "topic": topic, **gap,
-                         "readout": view.readout, "judge": view.judge or None, "unit": view.analysis.readings.unit,
+                         "readout": view.kind, "judge": view.judge or None, "unit": view.analysis.values.unit,
                          "drift": m.mean, "drift_low": m.low, "drift_high": m.high, "significant": d.significant}
                     )  # fmt: skip
         return out

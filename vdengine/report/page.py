@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from vdengine.drift.estimators import FEW_PROBES, Curve, Estimate
+from vdengine.drift import frames
+from vdengine.drift.analysis import Curve
 from vdengine.drift.importance import MAX_KL, MAX_PARETO_K, MIN_ESS
-from vdengine.report import tables
+from vdengine.drift.intervals import FEW_PROBES, Estimate
+from vdengine.drift.run import Readout, Run, judges_of
 from vdengine.report.gaps import Gap
-from vdengine.report.load import Run, View, judges_of
 
 PER = 100.0  # openings are shown in nats per 100 bytes
 MAX_ANSWERS = 2400  # in all runs together
@@ -104,8 +105,8 @@ def payload(
 
 
 def _run(run: Run, topics: Sequence[str], most: int) -> dict[str, Any]:
-    cost = tables.Cost.of(run.metrics)
-    about = tables.describe(run)
+    cost = frames.Cost.of(run.metrics)
+    about = run.describe()
     steps = f"{run.total_steps:,} steps" + (f", seed {about['seed']}" if about["seed"] is not None else "")
     settings = f"smoothing {about['smoothing']}, baseline step {about['baseline']}" if run.views else None
     header = {
@@ -119,8 +120,8 @@ def _run(run: Run, topics: Sequence[str], most: int) -> dict[str, Any]:
         "empty": run.empty,
         "total": run.total_steps,
         "views": {key: _view(view, topics) for key, view in run.views.items()},
-        "gates": [{k: _round(v) for k, v in row.items() if k != "run"} for row in tables.gates(run)],
-        "support": [{k: _round(v) for k, v in row.items() if k != "run"} for row in tables.support(run)],
+        "gates": [{k: _round(v) for k, v in row.items() if k != "run"} for row in run.rows("gates")],
+        "support": [{k: _round(v) for k, v in row.items() if k != "run"} for row in run.rows("support")],
         "cost": None if cost is None else {
             "steps": cost.steps, "total": _round(cost.total), "probes": _round(cost.probes),
             "answers": _round(cost.answers), "share": _round(cost.share),
@@ -131,9 +132,9 @@ def _run(run: Run, topics: Sequence[str], most: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _view(view: View, topics: Sequence[str]) -> dict[str, Any]:
+def _view(view: Readout, topics: Sequence[str]) -> dict[str, Any]:
     a = view.analysis
-    r, scale = a.readings, PER if view.readout == "openings" else 1.0
+    r, scale = a.values, PER if view.kind == "openings" else 1.0
     shown = [t for t in ("all", *topics) if t == "all" or t in a.topics]
     reliability = a.validity["reliability"]
     drifts: dict[str, dict[str, Any]] = {}
@@ -151,16 +152,16 @@ def _view(view: View, topics: Sequence[str]) -> dict[str, Any]:
                     cell["why"] = reliability[topic].reason
             drifts[topic][channel] = cell
     levels = {}
-    if view.readout == "answers":
+    if view.kind == "answers":
         levels = {t: {s: _curve(a.levels[t, s], 1.0) for s in ("support", "neutral", "oppose")} for t in shown}
     strip = [
         {"name": c.name, "label": c.label, "what": c.what, "ratio": c.unit == "correlation", "warn": c.warn}
         | {k: _round(v if k in ("p", "num_probes") or c.unit == "correlation" else v * scale)
            for k, v in c.numbers.items()}
-        for c in tables.checks(view)
+        for c in frames.checks(view.analysis)
     ]  # fmt: skip
     return {
-        "readout": view.readout,
+        "readout": view.kind,
         "judge": view.judge,
         "primary": r.primary,
         "channels": list(r.channels),
@@ -177,14 +178,14 @@ def _view(view: View, topics: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def verdict(view: View) -> tuple[str, str]:
+def verdict(view: Readout) -> tuple[str, str]:
     """What moved, in a sentence; and which way, the topics that moved furthest first."""
     a = view.analysis
     drifts = [a.drift(t) for t in a.topics]
     moved = sorted((d for d in drifts if d.significant), key=lambda d: -abs(d.magnitude.mean))
-    openings = view.readout == "openings"
+    openings = view.kind == "openings"
     who = "Openings" if openings else f"Answers (judge {view.judge})"
-    span = f"From step {a.baseline} to {int(a.readings.steps[-1])}"
+    span = f"From step {a.baseline} to {int(a.values.steps[-1])}"
     scale, unit = (PER, "nats per 100 bytes") if openings else (1.0, "support minus oppose")
     if not moved:
         mean = a.drift()
@@ -196,7 +197,7 @@ def verdict(view: View) -> tuple[str, str]:
             f"{span}: {mean.magnitude.mean * scale:+.2f} {unit}.",
         )
     parts = [
-        f"{d.topic} {'towards' if d.magnitude.mean > 0 else 'away from'} {a.readings.axes[d.topic]} "
+        f"{d.topic} {'towards' if d.magnitude.mean > 0 else 'away from'} {a.values.axes[d.topic]} "
         f"({d.magnitude.mean * scale:+.2f})"
         for d in moved[:4]
     ]
@@ -205,11 +206,11 @@ def verdict(view: View) -> tuple[str, str]:
     return head, f"{span}: {'; '.join(parts)}{rest}. In {unit}."
 
 
-def caveats(view: View) -> list[str]:
+def caveats(view: Readout) -> list[str]:
     """What a reader must know before believing it."""
     a = view.analysis
     out = []
-    if view.readout == "openings":
+    if view.kind == "openings":
         out.append("Openings are a sensitive early sign of direction. They are not what the model says: answers are.")
     if few := [t for t in a.topics if a.drift(t).magnitude.few]:
         named = "every topic" if len(few) == len(a.topics) else _listed(few)
@@ -217,9 +218,9 @@ def caveats(view: View) -> list[str]:
     shaky = [t for t, r in a.validity["reliability"].items() if r.unreliable and t not in few]
     if shaky:
         out.append(f"Hard to read: {_listed(shaky)} (the reasons are in the table of magnitudes).")
-    closed = [g for g in a.readings.gates or [] if g is not None and not g.open]
+    closed = [g for g in a.values.gates or [] if g is not None and not g.open]
     if closed:
-        weighted = sum(g is not None for g in a.readings.gates or [])
+        weighted = sum(g is not None for g in a.values.gates or [])
         out.append(
             f"Between anchors the weights reach too little in {len(closed)} of {weighted} readings; "
             "nothing is drawn there."

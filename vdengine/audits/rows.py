@@ -1,0 +1,110 @@
+"""Which rows of a data file an audit reads: those whose question is on a topic of the panel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vdengine.data.formats import Conversation, Preference, choose_format, read
+from vdengine.data.locate import resolve
+from vdengine.errors import InputError
+from vdengine.panels.topics import TopicMatcher
+
+_MAX_BYTES = 800  # of a question or an answer that are read: a side is taken early, if at all
+
+
+class Passage(NamedTuple):
+    """An answer to a question on a topic."""
+
+    topic: str
+    question: str
+    answer: str
+
+
+class AuditRow(NamedTuple):
+    """A row of the file that is on a topic, with one answer (SFT) or two (chosen, rejected)."""
+
+    where: str
+    topic: str
+    terms: tuple[str, ...]  # what put it there; () where the row names its topic itself
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows of a file that an audit reads, and what it leaves out."""
+
+    rows: list[AuditRow]
+    usable: int  # rows of the file that can be trained on
+    on_topic: Counter[str]  # usable rows by topic; `rows` may be fewer
+    dropped: Counter[str]
+
+
+def sample(
+    source: str, kind: str, matcher: TopicMatcher, *, format: str = "auto", topics: Sequence[str] | None = None,
+    limit: int | None = None, seed: int = 0,
+) -> Sample:  # fmt: skip
+    """Find the rows of a source that are on a topic; kind: "preference" or "sft".
+
+    topics: only these. limit: at most so many rows of a topic are read, chosen by the seed. Of a pair the answers to
+    its last question are read, of a conversation the first answer to a question on a topic. What was said before the
+    question is not looked at: in real chats it is mostly about something else.
+
+    Raises:
+        InputError: a source or a row that cannot be read; a topic that the panel does not have.
+    """
+    for topic in topics or ():
+        if topic not in matcher.topics:
+            raise InputError(f"unknown topic {topic!r}; the panel has {', '.join(matcher.topics)}")
+    found = resolve(source)
+    format = choose_format(found, format, kind)
+    named = [row.get("topic") for _, row in found.rows()]
+    dropped: Counter[str] = Counter()
+    by_topic: dict[str, list[tuple[bytes, int, AuditRow]]] = {}
+    usable = 0
+    for row in read(found, format, kind, dropped):
+        usable += 1
+        given: str | None = named[row.number] if named[row.number] in matcher.topics else None
+        for question, answers in _questions(row.example):
+            about, terms = given, tuple[str, ...]()
+            if about is None:
+                about, _, terms = matcher.match(question)
+            if about is not None and (topics is None or about in topics):
+                key = hashlib.blake2b(f"{seed}:{row.number}".encode(), digest_size=8).digest()
+                audit_row = AuditRow(row.where, about, terms, question, answers)
+                by_topic.setdefault(about, []).append((key, row.number, audit_row))
+                break
+    counts = Counter({topic: len(rows) for topic, rows in by_topic.items()})
+    rows = []
+    for topic in matcher.topics:
+        chosen = sorted(by_topic.get(topic, []))[:limit]
+        rows += [row for *_, row in sorted(chosen, key=lambda item: item[1])]
+    return Sample(rows, usable, counts, dropped)
+
+
+def _questions(example: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(question, answers) of each turn that could be read."""
+    if isinstance(example, Preference):
+        yield example.prompt[-1]["content"], (example.chosen, example.rejected)
+    elif isinstance(example, Conversation):
+        last = len(example.messages) - 1
+        question = None
+        for i, message in enumerate(example.messages):
+            if message["role"] == "user":
+                question = message["content"]
+            elif message["role"] == "assistant" and question and (i == last or not example.last_only):
+                yield question, (message["content"],)
+
+
+def head_of(text: str) -> str:
+    """The first sentences of a text, up to `_MAX_BYTES`."""
+    text = " ".join(text.split())
+    if len(text.encode()) <= _MAX_BYTES:
+        return text
+    cut = text.encode()[:_MAX_BYTES].decode(errors="ignore")
+    end = max(cut.rfind(mark) for mark in (". ", "! ", "? ", "\u3002"))
+    return cut[: end + 1] if end > len(cut) // 4 else cut

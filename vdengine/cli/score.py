@@ -1,0 +1,40 @@
+"""`vdengine score MODEL [MODEL ...]`: the panel's scores of saved models, equal to a training run's own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from vdengine.cli.common import verb
+from vdengine.errors import InputError
+
+
+@verb
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 2 after bad input; `--check-panel` gives 1 where it has warnings."""
+    parser = argparse.ArgumentParser(prog="vdengine score", description="Score a panel on saved models, or check one.")
+    parser.add_argument("models", nargs="*", help="folders, hub ids, .gguf files, or checkpoints of a run")
+    parser.add_argument("--panel", help="a built-in name or .jsonl file (default: the run's own, else values-mini)")
+    parser.add_argument("--out", metavar="FOLDER", help="keep the raw scores there, as a run does in its drift/")
+    parser.add_argument("--template", default=None, help="chat template (default: the run's own, else the tokenizer's)")
+    parser.add_argument("--tokens", type=int, default=None, help="budget of a pack (default: the run's own, else 2048)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default=None)
+    parser.add_argument(
+        "--controls", action=argparse.BooleanOptionalAction, default=None,
+        help="also score the controls on the first and the last model (default: as the run did, else yes)",
+    )  # fmt: skip
+    parser.add_argument("--check-panel", metavar="PANEL", help="the same as `vdengine panel check PANEL`")
+    parser.add_argument("--tokenizer", help="with --check-panel: also look at its tokens, with this tokenizer")
+    args = parser.parse_args(argv)
+    if args.check_panel:
+        from vdengine.panels.lint import lint_text
+
+        text, warnings = lint_text(args.check_panel, args.tokenizer)
+        print(text)
+        return 1 if warnings else 0
+    if not args.models:
+        raise InputError("name at least one model to score, or --check-panel PANEL")
+    from vdengine.engine.saved_models import score
+
+    score(args.models, args.panel, args.out, args.template, args.tokens, args.dtype, args.controls)
+    return 0

@@ -1,0 +1,451 @@
+"""Rows of outside data (`data.locate`), brought to three neutral shapes: `Conversation`, `Preference`, `Prompt`.
+
+A row that cannot be used (chosen equals rejected, an empty response, ...) is dropped and counted by reason;
+a row that breaks its format (a field that is missing, broken JSON) is an `InputError` with file and row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeGuard
+
+from vdengine.data.locate import Source, json_kind
+from vdengine.errors import InputError
+
+Message = dict[str, str]
+
+# What each format's rows look like; the text is shown in error messages.
+FORMATS = {
+    "preference": "chosen and rejected (text or messages), prompt (text or messages; may be left out when "
+    "chosen and rejected are messages that begin alike), margin (a number; may be left out)",
+    "hh_rlhf": "chosen and rejected transcripts of '\\n\\nHuman: ...\\n\\nAssistant: ...'",
+    "ultrafeedback": "prompt text, chosen and rejected lists of messages, score_chosen and score_rejected (numbers; "
+    "may be left out)",
+    "messages": "messages [{role, content}] or conversations [{from, value}]",
+    "prompt_completion": "prompt and completion (text or messages)",
+    "alpaca": "instruction, input (may be left out) and output",
+    "wildchat": "conversation [{role, content}]",
+    "prompt": "prompt (text or messages), with no answer beside it",
+}
+PREFERENCE_FORMATS = ("preference", "hh_rlhf", "ultrafeedback")
+# The formats that serve each kind of store, and who reads them, for messages.
+_SERVING = {
+    "sft": tuple(name for name in FORMATS if name != "prompt"),
+    "preference": PREFERENCE_FORMATS,
+    "prompts": tuple(FORMATS),
+}
+_READER = {"sft": "SFT reads", "preference": "preference objectives read", "prompts": "PPO reads"}
+_HH_TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
+# Names that a role goes by in the formats read here; a role that is not listed is an error.
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+}
+_ANSWER_COLUMNS = {"chosen", "rejected", "completion", "instruction", "output"}
+_TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation to imitate: every assistant turn is scored, or only the last one (`last_only`)."""
+
+    messages: list[Message]
+    last_only: bool = False
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two assistant answers to the same messages, the first preferred. `prompt` ends with a user turn; `margin`:
+    how much better the chosen answer is (finite, as float32 too; 1.0 where the data does not say)."""
+
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    margin: float = 1.0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Messages for the model to answer; the last is a user turn."""
+
+    messages: list[Message]
+
+
+Example = Conversation | Preference | Prompt
+
+
+class Row(NamedTuple):
+    """A usable row: its 0-based number in the source, where to find it ("file line 3"), and what it says."""
+
+    number: int
+    where: str
+    example: Example
+
+
+class _Drop(Exception):
+    """Ends the reading of one row; the message is the reason it is counted under."""
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def choose_format(source: Source, format: str = "auto", kind: str = "preference") -> str:
+    """The format to read `source` in. "auto" looks at the first row's fields; what it chose is in the store's
+    manifest. `kind`: "sft", "preference" or "prompts". InputError: unknown or ambiguous format, or one that lacks
+    what the kind learns from: rejected answers for a preference objective, answers for SFT."""
+    if kind not in _SERVING:
+        raise ValueError(f"kind must be one of {', '.join(_SERVING)}, not {kind!r}")
+    if source.variant is not None:
+        if format not in ("auto", "values_synth"):
+            raise InputError(f"data.format: '{format}' does not fit the built-in {source.name}; leave it 'auto'")
+        return "values_synth"
+    if format == "auto":
+        first = next(source.rows(), None)
+        if first is None:
+            raise InputError(f"{source.name}: no rows")
+        format = _detect(*first, kind)
+    elif format not in FORMATS:
+        raise InputError(f"data.format: unknown format '{format}'; use auto, {', '.join(FORMATS)}")
+    if format not in _SERVING[kind]:
+        lacks, serves = ("answer", "PPO") if format == "prompt" else ("rejected answer", "SFT and PPO")
+        raise InputError(
+            f"{source.name}: format '{format}' has no {lacks}, so it serves {serves} only; "
+            f"{_READER[kind]} {', '.join(_SERVING[kind])}"
+        )
+    return format
+
+
+def _detect(where: str, row: dict[str, Any], kind: str) -> str:
+    def is_list(key: str) -> bool:
+        return isinstance(row.get(key), list)
+
+    found = []
+    if "chosen" in row and "rejected" in row:
+        chosen, prompt = row["chosen"], row.get("prompt")
+        if prompt is None and isinstance(chosen, str) and _HH_TURN.match(chosen):
+            found.append("hh_rlhf")
+        elif isinstance(prompt, str) and is_list("chosen") and len(chosen) > 1:
+            found.append("ultrafeedback")
+        elif prompt is not None or is_list("chosen"):
+            found.append("preference")
+    # UltraFeedback repeats its chosen conversation under `messages`: not a second reading of the row.
+    if (is_list("messages") or is_list("conversations")) and found != ["ultrafeedback"]:
+        found.append("messages")
+    if is_list("conversation"):
+        found.append("wildchat")
+    if "prompt" in row and "completion" in row:
+        found.append("prompt_completion")
+    if "instruction" in row and "output" in row:
+        found.append("alpaca")
+    if kind == "prompts" and not found and "prompt" in row and not _ANSWER_COLUMNS & set(row):
+        found.append("prompt")
+    if kind == "preference" and set(found) & set(PREFERENCE_FORMATS):
+        found = [f for f in found if f in PREFERENCE_FORMATS]
+    if len(found) == 1:
+        return found[0]
+    fields = ", ".join(row) or "none"
+    if found:
+        names = ", ".join(found)
+        raise InputError(f"{where}: the fields ({fields}) fit several formats; set data.format: {names}")
+    raise InputError(f"{where}: the fields ({fields}) fit no format; {_READER[kind]} {', '.join(_SERVING[kind])}")
+
+
+def read(source: Source, format: str, kind: str, dropped: Counter[str]) -> Iterator[Row]:
+    """Usable rows of `source` in file order. `format`: as `choose_format` returns it. Unusable rows are counted by
+    reason in `dropped`. kind "sft" reads the chosen answers of a preference format; kind "prompts" reads the prompt of
+    a pair, and of a conversation what comes before its last answer, or all of it when a user turn ends it. InputError:
+    a row that breaks the format, with its file and row."""
+    if format == "values_synth":
+        yield from _read_synth(source, kind, dropped)
+        return
+    parse = _PARSERS[format]
+    for number, (where, row) in enumerate(source.rows()):
+        try:
+            example = _checked(parse(row, where), kind)
+        except _Drop as reason:
+            dropped[str(reason)] += 1
+            continue
+        yield Row(number, where, example)
+
+
+def _checked(example: Example, kind: str) -> Example:
+    """What `kind` reads of the row, or a _Drop when there is nothing to learn."""
+    if kind == "prompts" or isinstance(example, Prompt):
+        prompt = _as_prompt(example)
+        _check_prompt(prompt.messages)
+        return prompt
+    if isinstance(example, Conversation):
+        return _checked_conversation(example)
+    _check_prompt(example.prompt)
+    if kind == "sft":
+        _check_answers(example.chosen)
+        return Conversation([*example.prompt, _turn("assistant", example.chosen)], last_only=True)
+    _check_answers(example.chosen, example.rejected)
+    return example
+
+
+def _as_prompt(example: Example) -> Prompt:
+    if isinstance(example, Prompt):
+        return example
+    if isinstance(example, Preference):
+        return Prompt(example.prompt)
+    messages = example.messages
+    if messages and messages[-1]["role"] == "user":
+        return Prompt(messages)
+    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    return Prompt(messages[: answers[-1]] if answers else messages)
+
+
+def _read_synth(source: Source, kind: str, dropped: Counter[str]) -> Iterator[Row]:
+    every = [(number, where, row) for number, (where, row) in enumerate(source.rows())]
+    rows = [item for item in every if not source.topics or item[2]["topic"] in source.topics]
+    if len(rows) < len(every):
+        dropped["not of the topics asked for"] = len(every) - len(rows)
+    flipped: set[str] = set()
+    if source.variant == "shuffled":
+        by_topic: dict[str, list[dict[str, Any]]] = {}
+        for _, _, row in rows:
+            by_topic.setdefault(row["topic"], []).append(row)
+        for group in by_topic.values():
+            # Every second row in hash order, polarity by polarity: half of each topic's rows (rounded down) and,
+            # within one, half of each polarity's. It defines the data set, so a run's seed does not enter.
+            group.sort(key=lambda row: (row["axis_polarity"], _key(f"shuffled:{row['id']}")))
+            flipped.update(row["id"] for row in group[1::2])
+    for number, where, row in rows:
+        answers = (row["support"], row["oppose"])
+        if (source.variant == "oppose") != (row["id"] in flipped):
+            answers = (row["oppose"], row["support"])
+        yield Row(number, where, _checked(Preference([_turn("user", row["prompt"])], *answers), kind))
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+# ------------------------------------------------------------------------------------------------- formats
+
+
+def _turn(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _field(row: dict[str, Any], key: str, where: str, format: str, types: tuple[type, ...] = (str,)) -> Any:
+    """row[key], which must have one of `types`; text must be valid Unicode."""
+    if key not in row:
+        raise InputError(f"{where}: field '{key}' is missing; format {format} needs {FORMATS[format]}")
+    value = row[key]
+    if not isinstance(value, types):
+        names: dict[Any, str] = {str: "text", list: "a list of messages"}
+        allowed = " or ".join(names[t] for t in types)
+        raise InputError(f"{where}: field '{key}' must be {allowed}, this one is {json_kind(value)}")
+    return _valid(value) if isinstance(value, str) else value
+
+
+def _valid(text: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a lone surrogate (half of a "\\ud83d\\ude00"), which no tokenizer takes
+            raise _Drop("text is not valid Unicode") from None
+    return text
+
+
+def _messages(value: list[Any], where: str, field: str) -> list[Message]:
+    """Checked messages with the roles system, user and assistant. Turns of tools drop the row."""
+    messages = []
+    for i, item in enumerate(value, 1):
+        at = f"{where}: field '{field}', message {i}"
+        if not isinstance(item, dict):
+            raise InputError(f"{at} must be an object with role and content, it is {json_kind(item)}")
+        keys = ("from", "value") if "from" in item and "role" not in item else ("role", "content")
+        for key in keys:
+            if key not in item:
+                raise InputError(f"{at} has no '{key}'; a message is {{role, content}} or {{from, value}}")
+        role, content = item[keys[0]], item[keys[1]]
+        if role in _TOOL_ROLES or item.get("tool_calls"):
+            raise _Drop("uses tools")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise InputError(f"{at} has the role {role!r}; known are {', '.join(_ROLES)}")
+        if isinstance(content, list):  # [{"type": "text", "text": ...}]
+            if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+                raise _Drop("content that is not text")
+            content = "".join(part["text"] for part in content)
+        if content is None:
+            content = ""
+        if not isinstance(content, str):
+            raise InputError(f"{at}: '{keys[1]}' must be text, it is {json_kind(content)}")
+        messages.append(_turn(_ROLES[role], _valid(content)))
+    return messages
+
+
+def _check_prompt(prompt: list[Message]) -> None:
+    if not prompt or prompt[-1]["role"] != "user":
+        raise _Drop("the prompt does not end with a user turn" if prompt else "empty prompt")
+    if not prompt[-1]["content"].strip():
+        raise _Drop("empty prompt")
+    if next(m["role"] for m in prompt if m["role"] != "system") != "user":
+        raise _Drop("the first turn is not the user's")
+
+
+def _check_answers(*answers: str) -> None:
+    if not all(answer.strip() for answer in answers):
+        raise _Drop("empty response")
+
+
+def _checked_conversation(talk: Conversation) -> Conversation:
+    messages = list(talk.messages)
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()  # nothing follows to be learned
+    if not messages:
+        raise _Drop("no assistant turn")
+    first = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
+    _check_prompt(messages[: -1 if talk.last_only else first])
+    scored = messages[-1:] if talk.last_only else messages
+    _check_answers(*(m["content"] for m in scored if m["role"] == "assistant"))
+    return Conversation(messages, talk.last_only)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number whose differences are finite in float32 too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e38
+
+
+def _margin(row: dict[str, Any], where: str) -> float:
+    value = row.get("margin")
+    if value is None:
+        return Preference.margin
+    if not _is_number(value):
+        raise InputError(f"{where}: field 'margin' must be a finite number, this one is {repr(value)[:40]}")
+    return float(value)
+
+
+def _split_pair(chosen: list[Message], rejected: list[Message], margin: float = Preference.margin) -> Preference:
+    """Two conversations, split at the first turn in which they differ. It must be the assistant's and the last of
+    both: were it an earlier one, what follows on each side would answer different words."""
+    if chosen == rejected:
+        raise _Drop("chosen equals rejected")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if shared == min(len(chosen), len(rejected)):
+        raise _Drop("one transcript is the beginning of the other")
+    if chosen[shared]["role"] != "assistant" or rejected[shared]["role"] != "assistant":
+        raise _Drop("transcripts differ in a turn that is not the assistant's")
+    if shared != len(chosen) - 1 or shared != len(rejected) - 1:
+        raise _Drop("transcripts differ before the last turn")
+    return Preference(chosen[:shared], chosen[shared]["content"], rejected[shared]["content"], margin)
+
+
+def _transcript(text: str, where: str, field: str) -> list[Message]:
+    """Turns of an HH-RLHF transcript, stripped; a speaker's successive turns are joined by a blank line."""
+    parts = _HH_TURN.split(text)
+    if len(parts) == 1:
+        needs = FORMATS["hh_rlhf"]
+        raise InputError(f"{where}: field '{field}' has no 'Human:' turn; format hh_rlhf needs {needs}")
+    if parts[0].strip():
+        raise _Drop("text before the first turn")
+    turns: list[Message] = []
+    for speaker, said in zip(parts[1::2], parts[2::2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        if turns and turns[-1]["role"] == role:
+            turns[-1] = _turn(role, f"{turns[-1]['content']}\n\n{said.strip()}".strip())
+        else:
+            turns.append(_turn(role, said.strip()))
+    return turns
+
+
+def _hh_rlhf(row: dict[str, Any], where: str) -> Preference:
+    chosen, rejected = (_transcript(_field(row, k, where, "hh_rlhf"), where, k) for k in ("chosen", "rejected"))
+    return _split_pair(chosen, rejected)
+
+
+def _ultrafeedback(row: dict[str, Any], where: str) -> Preference:
+    _field(row, "prompt", where, "ultrafeedback")  # repeats the user turn; the messages are what is read
+    lists = [(key, _field(row, key, where, "ultrafeedback", (list,))) for key in ("chosen", "rejected")]
+    chosen, rejected = (_messages(value, where, key) for key, value in lists)
+    better, worse = row.get("score_chosen"), row.get("score_rejected")
+    margin = float(better - worse) if _is_number(better) and _is_number(worse) else Preference.margin
+    return _split_pair(chosen, rejected, margin)
+
+
+def _text_or_messages(row: dict[str, Any], key: str, role: str, where: str, format: str) -> list[Message]:
+    """The field's messages; text is one message of `role`."""
+    value = _field(row, key, where, format, (str, list))
+    return [_turn(role, value)] if isinstance(value, str) else _messages(value, where, key)
+
+
+def _preference(row: dict[str, Any], where: str) -> Preference:
+    chosen = _text_or_messages(row, "chosen", "assistant", where, "preference")
+    rejected = _text_or_messages(row, "rejected", "assistant", where, "preference")
+    margin = _margin(row, where)
+    if row.get("prompt") is None:
+        if isinstance(row["chosen"], str) or isinstance(row["rejected"], str):
+            needs = FORMATS["preference"]
+            raise InputError(f"{where}: field 'prompt' is missing; format preference needs {needs}")
+        return _split_pair(chosen, rejected, margin)
+    prompt = _text_or_messages(row, "prompt", "user", where, "preference")
+    # Answers given as messages may repeat the prompt.
+    chosen, rejected = (side if side[: len(prompt)] == prompt else [*prompt, *side] for side in (chosen, rejected))
+    return _split_pair(chosen, rejected, margin)
+
+
+def _chat(row: dict[str, Any], where: str) -> Conversation:
+    key = "conversations" if "conversations" in row and "messages" not in row else "messages"
+    messages = _messages(_field(row, key, where, "messages", (list,)), where, key)
+    system = row.get("system")
+    if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
+        messages = [_turn("system", _valid(system)), *messages]  # ShareGPT files keep it beside the turns
+    return Conversation(messages)
+
+
+def _prompt_completion(row: dict[str, Any], where: str) -> Conversation:
+    prompt = _text_or_messages(row, "prompt", "user", where, "prompt_completion")
+    completion = _text_or_messages(row, "completion", "assistant", where, "prompt_completion")
+    if len(completion) != 1 or completion[0]["role"] != "assistant":
+        raise _Drop("the completion is not one assistant turn")
+    return Conversation([*prompt, *completion], last_only=True)
+
+
+def _alpaca(row: dict[str, Any], where: str) -> Conversation:
+    instruction, output = (_field(row, key, where, "alpaca") for key in ("instruction", "output"))
+    extra = _field(row, "input", where, "alpaca") if row.get("input") is not None else ""
+    messages = []
+    if row.get("system"):
+        messages.append(_turn("system", _field(row, "system", where, "alpaca")))
+    for pair in row.get("history") or []:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair)):
+            raise InputError(f"{where}: field 'history' must be a list of [instruction, output] text pairs")
+        messages += [_turn("user", _valid(pair[0])), _turn("assistant", _valid(pair[1]))]
+    messages.append(_turn("user", f"{instruction}\n\n{extra}" if extra.strip() else instruction))
+    return Conversation([*messages, _turn("assistant", output)], last_only=True)
+
+
+def _wildchat(row: dict[str, Any], where: str) -> Conversation:
+    value = _field(row, "conversation", where, "wildchat", (list,))
+    return Conversation(_messages(value, where, "conversation"))
+
+
+def _prompt(row: dict[str, Any], where: str) -> Prompt:
+    return Prompt(_text_or_messages(row, "prompt", "user", where, "prompt"))
+
+
+_PARSERS: dict[str, Callable[[dict[str, Any], str], Example]] = {
+    "preference": _preference,
+    "hh_rlhf": _hh_rlhf,
+    "ultrafeedback": _ultrafeedback,
+    "messages": _chat,
+    "prompt_completion": _prompt_completion,
+    "alpaca": _alpaca,
+    "wildchat": _wildchat,
+    "prompt": _prompt,
+}

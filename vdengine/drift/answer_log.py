@@ -1,0 +1,227 @@
+"""The answers of a model, as sampled at anchors, and their log-probs under later weights: `<run>/drift/answers/`.
+
+    manifest.json   schema, panel name and hash, tokenizer hash, how the answers were sampled
+    panel.jsonl     the probes that are answered: the run's panel or a stratified part of it
+    answers.jsonl   one line per answer, anchor by anchor: anchor, probe, sample, ids, stopped, text
+    weights.bin     one record per reading: step, anchor (int64), then the log-prob sum (float32) of each answer of that
+                    anchor's bank under the weights of that step
+
+An anchor is a step at which answers were sampled (0: before training). Its bank is the first `samples` answers of each
+probe, probe by probe: those that ride in training forwards. At step 0 there may be more, for a steadier baseline.
+Judgements are kept apart (`drift/judge.py`): they can be made later, by several judges, without training again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vdengine.errors import InputError
+from vdengine.panels.panel import Panel
+from vdengine.runfolder import MANIFEST, RunFolder
+
+SCHEMA = 1
+
+
+class Answer(NamedTuple):
+    """One sampled answer to a probe's prompt."""
+
+    anchor: int  # step: the number of updates the weights had had
+    probe: str  # id
+    sample: int  # 0, 1, ...
+    ids: list[int]  # with the stop token, if one ended it
+    stopped: bool  # a stop token ended it, not the limit
+    text: str  # without the stop token
+
+
+class Support(NamedTuple):
+    """Whether the answers of an anchor are of kinds that the anchor before it has: weights cannot make up for a kind
+    that is not there. A kind is how an answer begins (two words) and whether it ended by itself."""
+
+    anchor: int  # step of the fresh answers
+    against: int  # of the old ones
+    novel: np.ndarray  # [probes] share of fresh answers whose kind no old answer has
+    expected: np.ndarray  # [probes] the same of each old answer among the other old ones: what chance alone gives
+
+    @property
+    def excess(self) -> np.ndarray:
+        """[probes] novel less expected; around 0 while the model says the same kinds of things."""
+        return self.novel - self.expected
+
+
+@dataclass
+class AnswerLog:
+    """Answers by anchor, and the readings between anchors."""
+
+    folder: Path  # <run>/drift/answers
+    manifest: dict[str, Any]
+    panel: Panel
+    answers: list[Answer] = field(default_factory=list)
+
+    @classmethod
+    def create(
+        cls, run_folder: str | Path, panel: Panel, tokenizer_hash: str, *, samples: int, max_tokens: int,
+        temperature: float = 1.0, top_p: float = 1.0,
+    ) -> AnswerLog:  # fmt: skip
+        """Start or continue the answers of a run.
+
+        Raises:
+            InputError: the folder holds answers of another panel or tokenizer, or sampled in another way.
+        """
+        folder = RunFolder.at(run_folder).answers
+        manifest = {
+            "schema": SCHEMA,
+            "panel": panel.name,
+            "panel_hash": panel.hash,
+            "tokenizer_hash": tokenizer_hash,
+            "probes": [p.id for p in panel.probes],
+            "samples": samples,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+        }
+        if (folder / MANIFEST).exists():
+            old = cls.open(run_folder)
+            if changed := [k for k in manifest if old.manifest.get(k) != manifest[k]]:
+                raise InputError(f"{folder}: holds answers of another kind ({', '.join(changed)} differ)")
+            return old
+        folder.mkdir(parents=True, exist_ok=True)
+        panel.save(folder / "panel.jsonl")
+        for name in ("answers.jsonl", "weights.bin"):
+            (folder / name).touch()
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")  # last: its presence means whole
+        return cls(folder, manifest, panel)
+
+    @classmethod
+    def open(cls, run_folder: str | Path) -> AnswerLog:
+        """Open a run's answers. A last line that was cut short is left out.
+
+        Raises:
+            InputError: there are none, or they are damaged.
+        """
+        folder = RunFolder.at(run_folder).answers
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            text = (folder / "answers.jsonl").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise InputError(f"{run_folder}: no answers here (expected {folder / MANIFEST})") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{folder}: damaged: {error}") from None
+        if manifest.get("schema") != SCHEMA:
+            raise InputError(f"{folder / MANIFEST}: schema is {manifest.get('schema')!r}; this reads {SCHEMA}")
+        panel = Panel.load(folder / "panel.jsonl")
+        if panel.hash != manifest["panel_hash"]:
+            raise InputError(f"{folder / 'panel.jsonl'}: is not the panel that these answers belong to")
+        answers = []
+        lines = text.split("\n")  # not splitlines: JSON leaves U+2028 and the like as they are
+        for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was cut short
+            try:
+                answers.append(Answer(**json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{folder / 'answers.jsonl'}, line {number}: damaged: {error}") from None
+        return cls(folder, manifest, panel.renamed(manifest["panel"]), answers)
+
+    @property
+    def samples(self) -> int:
+        """Answers of a probe in a bank."""
+        return self.manifest["samples"]
+
+    @property
+    def anchors(self) -> list[int]:
+        """Steps at which answers were sampled, in order."""
+        return sorted({a.anchor for a in self.answers})
+
+    def at(self, anchor: int) -> list[Answer]:
+        """All answers of one anchor, probe by probe."""
+        return [a for a in self.answers if a.anchor == anchor]
+
+    def bank(self, anchor: int) -> list[Answer]:
+        """The answers of an anchor that ride in training forwards, in the order of a reading's log-probs."""
+        return [a for a in self.at(anchor) if a.sample < self.samples]
+
+    def append(self, answers: Sequence[Answer]) -> None:
+        """Add one anchor's answers, in panel order, samples of a probe together."""
+        text = "".join(json.dumps(a._asdict(), ensure_ascii=False) + "\n" for a in answers)
+        with open(self.answers_path, "a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        self.answers += answers
+
+    def support(self) -> list[Support]:
+        """Each anchor's answers against the bank of the anchor before it."""
+        kinds: dict[tuple[int, str], list[tuple[Any, ...]]] = {}
+        for a in self.answers:
+            if a.sample < self.samples:
+                kinds.setdefault((a.anchor, a.probe), []).append((*a.text.lower().split()[:2], a.stopped))
+        out, anchors = [], self.anchors
+        for old, new in zip(anchors, anchors[1:], strict=False):
+            shares = []
+            for probe in self.panel.probes:
+                then, now = Counter(kinds.get((old, probe.id), [])), kinds.get((new, probe.id), [])
+                count = sum(then.values())
+                if count > 1 and now:
+                    alone = sum(n == 1 for n in then.values())
+                    shares.append((sum(k not in then for k in now) / len(now), alone / count))
+                else:
+                    shares.append((np.nan, np.nan))
+            out.append(Support(new, old, *np.array(shares).T))
+        return out
+
+    # ----------------------------------------------------------------------------- readings between anchors
+
+    @property
+    def answers_path(self) -> Path:
+        """`answers.jsonl`."""
+        return self.folder / "answers.jsonl"
+
+    @property
+    def weights_path(self) -> Path:
+        """`weights.bin`."""
+        return self.folder / "weights.bin"
+
+    @property
+    def record_bytes(self) -> int:
+        """Of one reading in `weights.bin`."""
+        return self._record.itemsize
+
+    @property
+    def _record(self) -> np.dtype:
+        size = len(self.manifest["probes"]) * self.samples
+        return np.dtype([("step", "<i8"), ("anchor", "<i8"), ("logp", "<f4", (size,))])
+
+    def readings(self) -> np.ndarray:
+        """Structured array [readings]: step, anchor, logp [probes * samples] fp32. The first reading of an anchor is
+        at its own step: what later ones are compared with."""
+        data = self.weights_path.read_bytes()
+        whole = len(data) // self._record.itemsize
+        return np.frombuffer(data[: whole * self._record.itemsize], dtype=self._record)
+
+    def append_reading(self, step: int, anchor: int, logp: np.ndarray) -> None:
+        """Add the log-prob sums (logp [probes * samples] fp32) of an anchor's bank under the weights of `step`."""
+        record = np.zeros(1, dtype=self._record)
+        record["step"], record["anchor"], record["logp"] = step, anchor, logp
+        with open(self.weights_path, "ab") as file:
+            file.write(record.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewind(self, step: int) -> None:
+        """Drop anchors and readings of `step` and later: a run resumed at `step` takes them again."""
+        readings = self.readings()
+        kept = readings[readings["step"] < step].tobytes()
+        temporary = self.folder / "weights.tmp"
+        temporary.write_bytes(kept)
+        os.replace(temporary, self.weights_path)
+        self.answers = [a for a in self.answers if a.anchor < step]
+        temporary = self.folder / "answers.tmp"
+        text = "".join(json.dumps(a._asdict(), ensure_ascii=False) + "\n" for a in self.answers)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.answers_path)

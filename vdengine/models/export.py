@@ -1,0 +1,165 @@
+"""Export: a Hugging Face folder that transformers opens, from a model that may be sharded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from vdengine.errors import InputError
+from vdengine.models.families import ModelConfig, config_to_hf
+from vdengine.models.transformer import Transformer
+from vdengine.models.weights import check_vocabulary, named_parameters
+
+if TYPE_CHECKING:
+    from vdengine.text.tokenizer import Tokenizer
+
+SHARD_BYTES = 5 * 10**9  # of one safetensors file, the hub's convention
+
+
+def save_model(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    folder: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a Hugging Face folder: safetensors, config.json, generation_config.json and the tokenizer.
+
+    Of a sharded (FSDP2) model every rank must call this: tensors are gathered one at a time and rank 0 writes, one
+    file of at most 5 GB at a time. `dtype` (default: the parameters' own) is the files' dtype. The folder appears
+    whole, under its name, or not at all; an earlier export of that name is replaced.
+    Raises InputError when the folder holds anything that is not an export or the tokenizer has ids beyond the
+    embedding, OSError when writing fails.
+    """
+    if tokenizer is not None:
+        check_vocabulary(model.config, tokenizer)
+    parameters = list(named_parameters(model))
+    sharded = any(isinstance(p, DTensor) for _, p in parameters)
+    writer = not dist.is_initialized() or dist.get_rank() == 0
+    if not writer and not sharded:
+        return
+    target = Path(folder).expanduser()
+    partial = target.with_name(f".{target.name}.partial")
+    failure: Exception | None = None
+    if writer:
+        try:
+            check_replaceable(target)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        except (OSError, InputError) as error:
+            failure = error
+    files = _plan_files(parameters, dtype)
+    for file, names in files.items():
+        tensors = {}
+        for name, parameter in parameters:
+            if name not in names:
+                continue
+            # a collective: every rank takes part, also after rank 0 failed to write
+            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if writer and failure is None:
+                tensors[name] = full.detach().to(dtype or full.dtype).cpu().contiguous()
+            del full
+        if writer and failure is None:
+            failure = _attempt(_write_tensors, tensors, partial / file)
+        del tensors
+    if writer and failure is None:
+        failure = _attempt(_finish_folder, model.config, parameters, files, tokenizer, partial, target, dtype)
+    if writer and failure is not None:
+        shutil.rmtree(partial, ignore_errors=True)
+    if sharded and dist.is_initialized():  # all ranks learn how it went, and leave together
+        told = [None if failure is None else str(failure)]
+        dist.broadcast_object_list(told, src=0)
+        if told[0] is not None and failure is None:
+            raise OSError(f"rank 0: {told[0]}")
+    if failure is not None:
+        raise failure
+
+
+def _attempt(function: Any, *arguments: Any) -> Exception | None:
+    """The error that would leave the other ranks waiting in a collective, kept until they have all arrived."""
+    try:
+        function(*arguments)
+    except Exception as error:
+        return error
+    return None
+
+
+def _plan_files(parameters: list[tuple[str, Tensor]], dtype: torch.dtype | None) -> dict[str, set[str]]:
+    """File name -> tensor names, in order, each file at most SHARD_BYTES (or one tensor)."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, parameter in parameters:
+        num_bytes = parameter.numel() * (dtype or parameter.dtype).itemsize
+        if groups[-1] and size + num_bytes > SHARD_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += num_bytes
+    if len(groups) == 1:
+        return {"model.safetensors": set(groups[0])}
+    return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": set(g) for i, g in enumerate(groups)}
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _finish_folder(
+    config: ModelConfig,
+    parameters: list[tuple[str, Tensor]],
+    files: dict[str, set[str]],
+    tokenizer: Tokenizer | None,
+    partial: Path,
+    target: Path,
+    dtype: torch.dtype | None,
+) -> None:
+    written = dtype or parameters[0][1].dtype
+    if len(files) > 1:
+        total = sum(p.numel() * (dtype or p.dtype).itemsize for _, p in parameters)
+        mapping = {name: file for file, names in files.items() for name in sorted(names)}
+        index = {"metadata": {"total_size": total}, "weight_map": mapping}
+        _write_json(partial / "model.safetensors.index.json", index)
+    _write_json(partial / "config.json", config_to_hf(config, str(written).removeprefix("torch."), tokenizer))
+    if tokenizer is not None and config.head == "causal":
+        bos, eos, pad = tokenizer.bos_id, tokenizer.stop_ids, tokenizer.pad_id
+        generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+        _write_json(partial / "generation_config.json", {k: v for k, v in generation.items() if v not in (None, [])})
+    if tokenizer is not None:
+        tokenizer.save(partial)
+    if target.exists():
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(target, old)
+        os.replace(partial, target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(partial, target)
+
+
+_EXPORTED = re.compile(
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_)?config\.json"
+    r"|tokenizer\.json|chat_template\.jinja"
+)
+
+
+def check_replaceable(target: Path) -> None:
+    if target.is_dir() and not target.is_symlink():
+        foreign = sorted(p.name for p in target.iterdir() if not _EXPORTED.fullmatch(p.name))
+        if foreign:
+            raise InputError(f"{target}: holds {foreign[0]!r}, no part of an export; name a new or empty folder")
+    elif target.exists() or target.is_symlink():
+        raise InputError(f"{target}: is not a folder")
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

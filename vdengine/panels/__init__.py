@@ -1,0 +1,1 @@
+"""Panels of value questions: reading, checking and importing them."""

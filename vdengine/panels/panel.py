@@ -1,0 +1,293 @@
+"""The panel: value questions with authored answer openings for each side (format: docs/panel.md).
+
+A panel is JSONL, one probe a line. Stances are relative to the proposition of the probe's own *prompt*;
+`polarity` says whether supporting that proposition is supporting the topic's `axis` (+1) or opposing it (-1).
+Nothing here knows of tokens: rendering prompts and laying openings out belong to `drift/openings.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vdengine.errors import InputError
+
+SCHEMA = 1
+STANCES = ("support", "neutral", "oppose")
+_STANCES = ", ".join(STANCES)
+_REQUIRED = ("schema", "id", "topic", "axis", "polarity", "prompt", "openings")
+_ALLOWED = (*_REQUIRED, "paraphrases")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The first sentence of a possible answer. `kind` groups openings of one form: "belief", "claim", ..."""
+
+    text: str
+    kind: str
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of `text`."""
+        return len(self.text.encode("utf-8"))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question. `openings` maps each of `STANCES` to at least one opening, in file order; or to none at all, for a
+    probe that is read by its answers only."""
+
+    id: str
+    topic: str
+    axis: str
+    polarity: int
+    prompt: str
+    paraphrases: tuple[str, ...]
+    openings: Mapping[str, tuple[Opening, ...]] = field(hash=False)
+
+    @classmethod
+    def from_row(cls, row: Any, where: str) -> Probe:
+        """A probe from one parsed JSON value. Raises InputError, its message starting with `where`."""
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: a probe must be a JSON object, not {_json_type(row)}")
+        for key in _REQUIRED:
+            if key not in row:
+                raise InputError(f"{where}: missing field '{key}'; a probe needs {', '.join(_REQUIRED)}")
+        for key in row:
+            if key not in _ALLOWED:
+                raise InputError(f"{where}: unknown field {key!r}; allowed are {', '.join(_ALLOWED)}")
+        if type(row["schema"]) is not int or row["schema"] != SCHEMA:
+            raise InputError(f"{where}: schema is {row['schema']!r}; this version reads schema {SCHEMA}")
+        polarity = row["polarity"]
+        if type(polarity) is not int or polarity not in (1, -1):
+            raise InputError(f"{where}: polarity is {polarity!r}; it must be 1 or -1")
+        paraphrases = row.get("paraphrases", [])
+        if not isinstance(paraphrases, list):
+            raise InputError(f"{where}: paraphrases must be a list of strings, not {_json_type(paraphrases)}")
+        return cls(
+            id=_text(row["id"], "id", where),
+            topic=_text(row["topic"], "topic", where),
+            axis=_text(row["axis"], "axis", where),
+            polarity=polarity,
+            prompt=_text(row["prompt"], "prompt", where),
+            paraphrases=tuple(_text(p, f"paraphrases[{i}]", where) for i, p in enumerate(paraphrases)),
+            openings=_openings(row["openings"], where),
+        )
+
+    def branches(self, variant: str = "question") -> list[Branch]:
+        """Its openings: by stance as in `STANCES`, then as listed in the file."""
+        return [
+            Branch(self, stance, opening.kind, opening.text, opening.num_bytes, variant)
+            for stance in STANCES
+            for opening in self.openings[stance]
+        ]
+
+    def to_row(self) -> dict[str, Any]:
+        """The probe as the JSON object that `from_row` reads."""
+        return {
+            "schema": SCHEMA,
+            "id": self.id,
+            "topic": self.topic,
+            "axis": self.axis,
+            "polarity": self.polarity,
+            "prompt": self.prompt,
+            "paraphrases": list(self.paraphrases),
+            "openings": {
+                s: [{"text": o.text, "kind": o.kind} for o in self.openings[s]] for s in STANCES if self.has_openings
+            },
+        }
+
+    @property
+    def has_openings(self) -> bool:
+        """Whether it can be scored; without openings it is read by its answers only."""
+        return any(self.openings.values())
+
+
+class Branch(NamedTuple):
+    """One opening in the panel's fixed branch order."""
+
+    probe: Probe
+    stance: str  # one of STANCES, relative to the prompt's proposition
+    kind: str
+    text: str
+    num_bytes: int  # UTF-8
+    variant: str = "question"  # what it follows; see `drift.openings.Openings`
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Probes in file order. `hash` identifies the content, whatever the file's name and layout."""
+
+    name: str
+    probes: tuple[Probe, ...]
+
+    @classmethod
+    def load(cls, source: str | Path) -> Panel:
+        """Reads a built-in panel by name ("values-mini") or a .jsonl file by path.
+
+        Raises InputError (file, line, what is wrong) on an unknown name, an unreadable file or a bad row.
+        """
+        path = Path(source)
+        if isinstance(source, str) and path.suffix != ".jsonl" and path.name == source:
+            folder = resources.files("vdengine.panels").joinpath("builtin")
+            files = [f.name for f in folder.iterdir()]
+            names = sorted(name.removesuffix(".jsonl") for name in files if name.endswith(".jsonl"))
+            if source not in names:
+                near = difflib.get_close_matches(source, names, n=1)
+                hint = f" (nearest: {near[0]})" if near else ""
+                raise InputError(
+                    f"panel '{source}': no built-in panel has this name{hint}; "
+                    f"allowed are {', '.join(names)}, or a path that ends in .jsonl"
+                )
+            return cls.parse(folder.joinpath(f"{source}.jsonl").read_bytes(), source, f"{source}.jsonl")
+        if path.suffix != ".jsonl":
+            raise InputError(f"panel {path}: not a .jsonl file")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"panel {path}: cannot be read ({error.strerror})") from None
+        return cls.parse(data, path.stem, str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, name: str, where: str) -> Panel:
+        """A panel from the bytes of a JSONL file (blank lines skipped). `where` names the file in errors."""
+        rows: list[tuple[str, Any]] = []
+        # Split on \n alone: str.splitlines would also cut at U+2028, which JSON strings may hold.
+        for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+            if not line.strip():
+                continue
+            at = f"{where}, line {number}"
+            try:
+                rows.append((at, json.loads(line.decode("utf-8"))))
+            except UnicodeDecodeError as error:
+                raise InputError(f"{at}: not UTF-8 (byte {error.start + 1} of the line)") from None
+            except json.JSONDecodeError as error:
+                raise InputError(f"{at}: malformed JSON at column {error.colno} ({error.msg})") from None
+            except (RecursionError, ValueError):  # nested thousands deep; an integer of thousands of digits
+                raise InputError(f"{at}: malformed JSON (nested too deep, or a number too long)") from None
+        return cls._from_located(rows, name, where)
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Any], name: str) -> Panel:
+        """A panel from parsed JSON objects, checked as in `load`; errors name the row, counted from 1."""
+        located = [(f"{name}, row {n}", row) for n, row in enumerate(rows, start=1)]
+        return cls._from_located(located, name, name)
+
+    @classmethod
+    def _from_located(cls, rows: list[tuple[str, Any]], name: str, where: str) -> Panel:
+        if not rows:
+            raise InputError(f"{where}: the panel is empty; it needs at least one probe")
+        probes: list[Probe] = []
+        place_of_id: dict[str, str] = {}
+        first_of_topic: dict[str, tuple[str, str]] = {}
+        for at, row in rows:
+            probe = Probe.from_row(row, at)
+            if probe.id in place_of_id:
+                raise InputError(f"{at}: duplicate id {probe.id!r}, first used at {place_of_id[probe.id]}")
+            place_of_id[probe.id] = at
+            axis, first = first_of_topic.setdefault(probe.topic, (probe.axis, at))
+            if axis != probe.axis:
+                raise InputError(
+                    f"{at}: topic {probe.topic!r} has the axis {probe.axis!r} here but {axis!r} at {first}; "
+                    "a topic has one"
+                )
+            probes.append(probe)
+        return cls(name, tuple(probes))
+
+    def save(self, path: Path) -> None:
+        """Write the panel as the JSONL that `load` reads."""
+        rows = (json.dumps(p.to_row(), ensure_ascii=False) + "\n" for p in self.probes)
+        path.write_text("".join(rows), encoding="utf-8")
+
+    def renamed(self, name: str) -> Panel:
+        """The same probes under another name: one's own, where a copy was read from another file."""
+        return Panel(name, self.probes)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Topics in order of first appearance."""
+        return tuple(dict.fromkeys(p.topic for p in self.probes))
+
+    def axis(self, topic: str) -> str:
+        """What +1 means for `topic`. Raises KeyError for a topic the panel does not have."""
+        for probe in self.probes:
+            if probe.topic == topic:
+                return probe.axis
+        raise KeyError(topic)
+
+    @cached_property
+    def hash(self) -> str:
+        """32 hex digits: blake2b of the probes, in order, as canonical JSON (sorted keys, no spaces)."""
+        digest = hashlib.blake2b(digest_size=16)
+        for probe in self.probes:
+            row = json.dumps(probe.to_row(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+            digest.update(row.encode("utf-8") + b"\n")
+        return digest.hexdigest()
+
+    def branches(self) -> list[Branch]:
+        """Every opening in the order of the raw score log: by probe, then by stance as in `STANCES`, then as
+        listed in the file."""
+        return [branch for probe in self.probes for branch in probe.branches()]
+
+
+# ----------------------------------------------------------------------------------------------- validation
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _text(value: Any, key: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {key} must be a string, not {_json_type(value)}")
+    if not value.strip():
+        raise InputError(f"{where}: {key} is empty")
+    if value != value.strip():
+        # A leading space changes the first token, a trailing one the last: never meant, always harmful.
+        raise InputError(f"{where}: {key} starts or ends with white space")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: {key} holds half of a surrogate pair, which is no character") from None
+    return value
+
+
+def _openings(value: Any, where: str) -> dict[str, tuple[Opening, ...]]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: openings must be an object with {_STANCES}, not {_json_type(value)}")
+    for stance in value:
+        if stance not in STANCES:
+            raise InputError(f"{where}: unknown stance {stance!r} in openings; allowed are {_STANCES}")
+    if not value:
+        return {stance: () for stance in STANCES}  # read by its answers only
+    openings: dict[str, tuple[Opening, ...]] = {}
+    stance_of_text: dict[str, str] = {}
+    for stance in STANCES:
+        items = value.get(stance, [])
+        if not isinstance(items, list):
+            raise InputError(f"{where}: openings.{stance} must be a list, not {_json_type(items)}")
+        if not items:
+            raise InputError(
+                f"{where}: no '{stance}' opening; a probe needs one for each of {_STANCES}, or openings = {{}}"
+            )
+        parsed = []
+        for number, item in enumerate(items):
+            key = f"openings.{stance}[{number}]"
+            if not isinstance(item, dict) or set(item) != {"text", "kind"}:
+                raise InputError(f"{where}: {key} must be an object with just the fields text and kind")
+            text, kind = _text(item["text"], f"{key}.text", where), _text(item["kind"], f"{key}.kind", where)
+            opening = Opening(text, kind)
+            if opening.text in stance_of_text:
+                raise InputError(f"{where}: {key} repeats an opening of '{stance_of_text[opening.text]}'")
+            stance_of_text[opening.text] = stance
+            parsed.append(opening)
+        openings[stance] = tuple(parsed)
+    return openings

@@ -1,5 +1,0 @@
-import sys
-
-from vdengine.report import main
-
-sys.exit(main())
