@@ -1,7 +1,7 @@
 """The corrections of docs/measurements.md, computed again: `python benchmarks/corrections.py` (a minute or two).
 
 Known truth is simulated and goes through the code that made the published figures (`drift/readings.py`,
-`drift/agreement.py`, `drift/trajectory.py`, `benchmarks/readouts.py`); what follows from published tables alone is
+`drift/agreement.py`, `drift/trajectory.py`, `benchmarks/readout_tables.py`); what follows from published tables alone is
 computed from their rows. Nothing here trains or judges a model's answers.
 """
 
@@ -19,13 +19,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import rule_judge  # noqa: E402
-from readouts import over_runs, table  # noqa: E402
-from test_estimators import POLARITIES, readings, saturating  # noqa: E402
+from helpers.values import POLARITIES, probe_values, saturating  # noqa: E402
+from readout_tables import over_runs, table  # noqa: E402
 
-from vdengine.drift.agreement import agreement, pearson, spearman  # noqa: E402
+from vdengine.drift.agreement import agreement  # noqa: E402
 from vdengine.drift.analysis import analyse  # noqa: E402
 from vdengine.drift.answer_log import Answer, AnswerLog  # noqa: E402
 from vdengine.drift.answer_values import answer_values  # noqa: E402
+from vdengine.drift.correlation import pearson, spearman  # noqa: E402
 from vdengine.drift.intervals import group_of  # noqa: E402
 from vdengine.drift.openings import stratified_order  # noqa: E402
 from vdengine.judges.rules import _lead, stance_of  # noqa: E402
@@ -163,7 +164,7 @@ def times(runs: int = 30) -> Iterator[Row]:
     """5. One curve, 1 - exp(-t / 0.2), when it has drifted, for panels of other sizes."""
     for num in POLARITIES:  # 24, 48, 550
         truth, trajectories = saturating(np.random.default_rng([12, num]), num, runs)
-        drifts = [analyse(readings(x), resamples=20, seed=i).drift() for i, x in enumerate(trajectories)]
+        drifts = [analyse(probe_values(x), resamples=20, seed=i).drift() for i, x in enumerate(trajectories)]
         found = [np.mean([d.times[rule].fraction for d in drifts if d.significant]) for rule in ("ci95", "frac95")]
         yield (
             f"one curve, {num} probes: drift time `ci95` / `frac95` / the tests' truth for `ci95`",
@@ -189,7 +190,7 @@ def seeds(draws: int = 4000) -> Iterator[Row]:
         " / ".join(f"{m:+.2f} [{m - half:+.2f}, {m + half:+.2f}]" for m in shift.mean(1)),
     )
     for num in (48, 550):
-        rng, r = np.random.default_rng([8, num]), readings(np.zeros((2, num)))
+        rng, r = np.random.default_rng([8, num]), probe_values(np.zeros((2, num)))
         of_seed = math.sqrt(variance) * rng.normal(size=(draws, 1))
         x = of_seed + error * math.sqrt(48) * rng.normal(size=(draws, num))
         low, high, _ = group_of(replace(r, channels={}), x, "all").inference

@@ -1,6 +1,6 @@
 """The estimators on simulated trajectories of known truth: `python benchmarks/estimators.py` (a minute).
 
-The simulations are those of tests/test_estimators.py, which asserts their bounds; this prints the rates themselves.
+The simulations are those of tests/drift, which asserts their bounds; this prints the rates themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from test_estimators import DRAWS, POLARITIES, Categorical, readings, saturating, strata  # noqa: E402
+from helpers.values import DRAWS, POLARITIES, Categorical, probe_values, saturating, strata  # noqa: E402
 
 from vdengine.drift.analysis import analyse  # noqa: E402
 from vdengine.drift.answer_values import reweighted  # noqa: E402
@@ -27,7 +27,7 @@ def coverage(draws: int = 8000) -> None:
         for kind, draw in DRAWS.items():
             rng = np.random.default_rng([num, len(kind), 1])
             x = own + np.where(polarity > 0, 1.0, 1.5) * draw(rng, (draws if num < 500 else 2000, num))
-            low, high, _ = group_of(readings(x, topics, polarity), x, "all").inference
+            low, high, _ = group_of(probe_values(x, topics, polarity), x, "all").inference
             rates.append(f"{kind} {((low <= own.mean()) & (own.mean() <= high)).mean():.1%}")
         print(f"95% intervals cover, {num} probes: {', '.join(rates)}")
 
@@ -38,7 +38,7 @@ def false_alarms(draws: int = 5000, rounds: int = 6) -> None:
         any_topic, whole = [], []
         for i in range(rounds):
             x = draw(np.random.default_rng([4, len(kind), i]), (draws, 550)) - 0.7 * polarity
-            r = readings(x, topics, polarity)
+            r = probe_values(x, topics, polarity)
             p = np.array([group_of(r, x, t).inference[2] for t in r.topic_names])
             any_topic += [(holm(p[:, k]) < 0.05).any() for k in range(draws)]
             whole += list(group_of(r, x, "all").inference[2] < 0.05)
@@ -52,7 +52,7 @@ def false_alarms(draws: int = 5000, rounds: int = 6) -> None:
 def drift_times(runs: int = 60) -> None:
     for num in POLARITIES:
         truth, trajectories = saturating(np.random.default_rng([12, num]), num, runs)
-        drifts = [analyse(readings(x), resamples=20, seed=i).drift() for i, x in enumerate(trajectories)]
+        drifts = [analyse(probe_values(x), resamples=20, seed=i).drift() for i, x in enumerate(trajectories)]
         late = [d.times["ci95"].fraction - truth for d in drifts if d.significant]
         off = f"mean error {np.mean(late):+.3f}, mean absolute {np.mean(np.abs(late)):.3f} of the stage"
         print(f"drift time ci95, {num} probes: {off} ({len(late)} of {runs} runs have one)")
@@ -87,7 +87,7 @@ def long_run() -> None:
     topics, polarity = strata([25] * 22)
     x = np.cumsum(rng.normal(size=(1000, 550)), 0) * 0.01
     start = time.perf_counter()
-    analyse(readings(x, topics, polarity))
+    analyse(probe_values(x, topics, polarity))
     print(f"1,000 samples of 550 probes, two channels, analysed in {time.perf_counter() - start:.1f} s")
 
 

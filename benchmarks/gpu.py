@@ -49,20 +49,20 @@ def _step(model: str, objective: str, *engines: str) -> tuple[str, ...]:
 
 _DPO = "dpo step, Qwen3-0.6B shapes"
 _GATE = (
-    "gpu",
-    "linear_logprob",
-    "rms_norm",
-    "rope",
-    "swiglu",
-    "sample",
-    "decode_attention",
-    "generate",
-    "transformers_parity",
-)  # the files that have tests marked gpu; to collect all of them takes half a minute
+    "test_gpu.py",
+    "kernels/test_linear_logprob.py",
+    "kernels/test_rms_norm.py",
+    "kernels/test_rope.py",
+    "kernels/test_swiglu.py",
+    "kernels/test_sample.py",
+    "kernels/test_decode_attention.py",
+    "models/test_generate.py",
+    "models/test_attention.py",
+)  # of tests/, the files that have tests marked gpu; to collect all of them takes half a minute
 _4B = "vdengine cached (packs of 4096)"  # fits 80 GB
 PARTS = (  # in the order of what a short run should not go without
     Part("gate", 240, "kernels against fp64, attention, captured decoding, a step twice, two streams, resume",
-         (*(f"../tests/test_{name}.py" for name in _GATE), "-m", "gpu", "--maxfail", "10", "--durations", "10")),
+         (*(f"../tests/{name}" for name in _GATE), "-m", "gpu", "--maxfail", "10", "--durations", "10")),
     Part("rates", 30, "copy and GEMM rates", ("test_kernels_gpu.py::test_rates",), (("rates", "copy"),)),
     Part("head", 90, "linear_logprob at Qwen3's and Llama-3's heads, N = 8192, against bare GEMMs and torch",
          ("test_kernels_gpu.py::test_linear_logprob", "--peers", "none"),

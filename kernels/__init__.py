@@ -1,4 +1,5 @@
-"""vdengine's kernels, each beside its torch reference; they need nothing else of vdengine and embed alone."""
+"""vdengine's kernels, each with a reference in plain torch. They import nothing else of vdengine but its native module,
+and can be used without the engine."""
 
 from vdengine.kernels.cross_entropy import LinearCrossEntropy, linear_cross_entropy
 from vdengine.kernels.decode_attention import decode_attention

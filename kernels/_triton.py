@@ -1,6 +1,7 @@
-"""Triton, and where it can run: on CUDA, or anywhere in its interpreter (`TRITON_INTERPRET=1`, for tests).
+"""Triton, and the choice of a kernel's backend. Triton runs on CUDA, or on any device in its interpreter
+(`TRITON_INTERPRET=1`, for tests).
 
-Without the package the kernels' files still import, and only asking for a Triton backend is an error.
+Without the package triton the kernels' modules can still be imported; only to ask for a Triton backend is an error.
 """
 
 from __future__ import annotations
@@ -14,28 +15,33 @@ try:
     import triton.language as tl
 
     jit: Any = triton.jit
-except ImportError:  # macOS, some CPUs: the CPU backends need none
+except ImportError:  # macOS, some CPUs: the CPU backends do not need it
     triton = tl = None  # type: ignore[assignment]
 
     def jit(function: Any) -> Any:
         return function
 
 
-# A launch goes to the current device and its stream; every launch is made within this context of one of its tensors.
+# Triton launches on the current device and its stream. Every launch is made in this context of one of its tensors.
 device_of = torch.cuda.device_of
 
 __all__ = ["INTERPRETED", "arch", "device_of", "jit", "resolve", "tl", "triton"]
 
 
-# Whether kernels are run by Triton's interpreter, which takes CPU tensors: decided, as for `jit`, on import.
+# Whether kernels run in Triton's interpreter, which takes CPU tensors. It is decided when triton is imported.
 INTERPRETED: bool = triton is not None and triton.knobs.runtime.interpret
 
 
 def resolve(op: str, backend: str, device: torch.device, *, cpu: str = "reference", more: tuple[str, ...] = ()) -> str:
-    """The backend that runs: "auto" is Triton on CUDA and `cpu` elsewhere. Dispatch by device is here alone.
+    """The backend that runs an op: "auto" is Triton on CUDA and `cpu` elsewhere. All kernels choose by this function.
+
+    Args:
+        op: name of the function, for errors.
+        cpu: the backend of "auto" on a CPU.
+        more: other backends that the op has.
 
     Raises:
-        ValueError: an unknown backend; Triton asked for where it cannot run.
+        ValueError: an unknown backend, or Triton where it cannot run.
     """
     allowed = ("auto", "triton", *dict.fromkeys((cpu, *more, "reference")))
     if backend not in allowed:
@@ -50,7 +56,7 @@ def resolve(op: str, backend: str, device: torch.device, *, cpu: str = "referenc
 
 
 def arch(device: torch.device) -> int:
-    """Compute capability as one number, 90 for sm_90; 0 off CUDA."""
+    """Compute capability as one number, 90 for sm_90; 0 if the device is not CUDA."""
     if device.type != "cuda":
         return 0
     major, minor = torch.cuda.get_device_capability(device)

@@ -1,14 +1,14 @@
-"""Cross-entropy fused with the output head, for a loss whose gradient is known before backward: nothing is kept.
+"""Cross-entropy fused with the output head. The gradient of this loss is known in forward, so no softmax is kept.
 
-With P = softmax(z) - onehot(y), z = W h, and a weight s for each row (1, or 1/denominator, or 0):
+With logits z = W h of N rows, P = softmax(z) - onehot(y), and a weight s of each row (1, 1/denominator, or 0):
 
     loss     = - sum s logp
     d hidden =   s * (P @ W)
     d weight = P^T @ (s * hidden)
 
-Both gradients are computed chunk by chunk in forward, 6NVH FLOPs, where P exists anyway; backward multiplies them by
-the loss's own upstream gradient, out of place, so that it may run twice. A loss that is no fixed weighting of the rows'
-log-probs (DPO, PPO) needs `linear_logprob`.
+Both gradients are computed in forward, chunk by chunk of rows, where P is computed anyway: 6NVH FLOPs together.
+Backward multiplies them by the upstream gradient of the loss, out of place, so that it may run twice. A loss that is
+not a fixed weighting of the log-probs (DPO, PPO) needs `linear_logprob`.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ def linear_cross_entropy(
 ) -> Tensor:  # [] fp32
     """-log softmax(hidden @ weight.T)[targets], summed or averaged over the rows whose target is not `ignore_index`.
 
+    The gradient of the weight is accumulated in fp32. Ignored rows still take part in the GEMMs, so remove them
+    beforehand if the host knows them.
+
     Args:
-        denominator: divide the sum by this instead: the scored tokens of a global batch, over ranks and
-            accumulation steps; a number, or a 0-dim tensor on the rows' device. Only with reduction "mean".
+        denominator: divide the sum by this instead of by the number of rows, e.g. by the scored tokens of a global
+            batch over ranks and accumulation steps. A number, or a tensor [] on the rows' device. Only for "mean".
         reduction: "mean" or "sum". A mean over no rows is 0.
         fp32_weight_grad, chunk_rows, backend: as in `linear_logprob`.
 
-    The weight's gradient is accumulated in fp32. Rows left out still take part in the GEMMs:
-    drop them beforehand where their number is known on the host.
-
     Raises:
-        ValueError: as `linear_logprob`; an unknown reduction, or a denominator beside "sum".
+        ValueError: as `linear_logprob`; an unknown reduction, or a denominator with "sum".
     """
     check_head("linear_cross_entropy", hidden, weight, targets)
     if reduction not in ("mean", "sum"):
@@ -66,38 +66,50 @@ def linear_cross_entropy(
         raise ValueError(f"linear_cross_entropy: denominator must be one number; got {list(denominator.shape)}")
     denominator = denominator.detach() if isinstance(denominator, Tensor) else denominator
     backend = head_backend("linear_cross_entropy", backend, hidden.device)
-    counts = targets != ignore_index
-    inside = torch.where(counts, targets, 0)
-    check_targets("linear_cross_entropy", inside, weight.shape[0])
-    scale = counts.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)  # [N]
+    is_scored = targets != ignore_index  # [N]
+    valid_targets = torch.where(is_scored, targets, 0)  # [N]
+    check_targets("linear_cross_entropy", valid_targets, weight.shape[0])
+    scale = is_scored.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)  # [N]
     if reduction == "mean":
-        scale = scale / (counts.sum().clamp(min=1) if denominator is None else denominator)
+        scale = scale / (is_scored.sum().clamp(min=1) if denominator is None else denominator)
     if backend == "reference":
-        logp = linear_logprob_reference(hidden, weight, inside).logp
-        return -(torch.where(counts, logp, 0.0) * scale).sum()
+        logp = linear_logprob_reference(hidden, weight, valid_targets).logp
+        return -(torch.where(is_scored, logp, 0.0) * scale).sum()
     kernel = check_rows("linear_cross_entropy", hidden, chunk_rows, backend)
     if fp32_weight_grad:
         accept_fp32_grad(weight)
     grad = torch.is_grad_enabled()
     loss, _, _ = _forward_op(
-        hidden, weight, inside, scale, chunk_rows or kernel.chunk_rows(weight.shape[0]), backend,
-        grad and hidden.requires_grad, grad and weight.requires_grad,
-    )  # fmt: skip
+        hidden,
+        weight,
+        valid_targets,
+        scale,
+        chunk_rows or kernel.chunk_rows(weight.shape[0]),
+        backend,
+        grad and hidden.requires_grad,
+        grad and weight.requires_grad,
+    )
     return loss
 
 
 class LinearCrossEntropy(torch.nn.Module):
-    """`linear_cross_entropy` for a head that lives elsewhere: `LinearCrossEntropy()(lm_head.weight, hidden, targets)`.
+    """`linear_cross_entropy` as a module without parameters: `LinearCrossEntropy()(lm_head.weight, hidden, targets)`.
 
-    hidden [..., H] and targets [...] may have batch dimensions.
+    weight [V, H]; hidden [..., H] and targets [...] may have batch dimensions.
     """
 
     def __init__(self, reduction: str = "mean", ignore_index: int = -100) -> None:
         super().__init__()
         self.reduction, self.ignore_index = reduction, ignore_index
 
-    def forward(self, weight: Tensor, hidden: Tensor, targets: Tensor, **options: Any) -> Tensor:
-        """The loss, [] fp32; `options` are the function's."""
+    def forward(
+        self,
+        weight: Tensor,  # [V, H]
+        hidden: Tensor,  # [..., H]
+        targets: Tensor,  # [...] int64
+        **options: Any,
+    ) -> Tensor:  # [] fp32
+        """The loss, [] fp32; `options` are keyword arguments of the function."""
         options.setdefault("reduction", self.reduction)
         options.setdefault("ignore_index", self.ignore_index)
         return linear_cross_entropy(hidden.flatten(0, -2), weight, targets.flatten(), **options)
@@ -110,10 +122,16 @@ class LinearCrossEntropy(torch.nn.Module):
     "bool need_hidden, bool need_weight) -> (Tensor, Tensor, Tensor)",
 )
 def _forward_op(
-    hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, chunk_rows: int, backend: str, need_hidden: bool,
+    hidden: Tensor,  # [N, H]
+    weight: Tensor,  # [V, H]
+    targets: Tensor,  # [N] int64
+    scale: Tensor,  # [N] fp32, the weight s of each row
+    chunk_rows: int,
+    backend: str,
+    need_hidden: bool,
     need_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """loss [], d loss / d hidden [N, H] or [0], d loss / d weight [V, H] fp32 or [0]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss [] fp32, d loss / d hidden [N, H] or [0], d loss / d weight [V, H] fp32 or [0]."""
     kernel = row_kernel("linear_cross_entropy", hidden.device, backend)
     hidden, n = hidden.contiguous(), hidden.shape[0]
     logp = hidden.new_empty(n, dtype=torch.float32)
@@ -123,12 +141,12 @@ def _forward_op(
     operand = kernel.logit_operand(weight)
     p = row_buffer(weight, min(n, chunk_rows), weight.shape[0], weight.dtype) if need_hidden or need_weight else None
     for rows in chunks(n, chunk_rows):
-        part = None if p is None else p[: rows.stop - rows.start]
-        softmax_chunk(kernel, hidden[rows], operand, targets[rows], 1.0, logp[rows], None, part)
-        if need_hidden and part is not None:
-            torch.mm(part, weight, out=grad_hidden[rows])
-        if need_weight and part is not None:
-            kernel.add_grad_weight(grad_weight, part, scaled[rows], rows.start == 0)
+        p_chunk = None if p is None else p[: rows.stop - rows.start]  # [rows, V]
+        softmax_chunk(kernel, hidden[rows], operand, targets[rows], 1.0, logp[rows], None, p_chunk)
+        if need_hidden and p_chunk is not None:
+            torch.mm(p_chunk, weight, out=grad_hidden[rows])
+        if need_weight and p_chunk is not None:
+            kernel.add_grad_weight(grad_weight, p_chunk, scaled[rows], rows.start == 0)
     if need_hidden:
         grad_hidden.mul_(scale[:, None])
     return -torch.where(scale == 0, 0.0, logp * scale).sum(), grad_hidden, grad_weight
@@ -148,8 +166,13 @@ def _(hidden, weight, targets, scale, chunk_rows, backend, need_hidden, need_wei
     mutates_args=(),
     schema="(Tensor grad, Tensor grad_hidden, Tensor grad_weight) -> (Tensor, Tensor)",
 )
-def _backward_op(grad: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both times the loss's own gradient. An op that has no backward: a second derivative is an error."""
+def _backward_op(
+    grad: Tensor,  # [] fp32
+    grad_hidden: Tensor,  # [N, H] or [0]
+    grad_weight: Tensor,  # [V, H] fp32, or [0]
+) -> tuple[Tensor, Tensor]:
+    """Both gradients times the upstream gradient of the loss. The op has no backward, so a second derivative is an
+    error."""
     return grad_hidden * grad, grad_weight * grad
 
 
@@ -167,8 +190,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 8
-    found = zip(_backward_op(grad, *ctx.saved_tensors), ctx.needs, strict=True)
-    return (*(x if need else None for x, need in found), *(None,) * 6)
+    gradients = zip(_backward_op(grad, *ctx.saved_tensors), ctx.needs, strict=True)
+    return (*(gradient if need else None for gradient, need in gradients), *(None,) * 6)
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,10 +1,10 @@
-"""Attention of one query per row over a paged cache, as decoding has it. Row s has keys in the blocks that its row of
-the table names, and attends to the first lengths[s] of them:
+"""Attention of one query per row over a paged key-value cache (arXiv 2309.06180), for decoding. The keys of row s are
+in the blocks that row s of the table names. The query attends to the first lengths[s] of them:
 
     out[s, h] = softmax(q[s, h] . k / sqrt(D)) @ v        k and v of key head h // (heads / kv_heads)
 
-The work is reading the cache. The queries that share a key head go through it together, once, with a running maximum
-and fp32 sums. A row's bits depend on its own keys alone: not on where they lie, nor on the rows beside it.
+The time is that of reading the cache. All queries of a key head read it once and together, with a running maximum and
+fp32 sums. The bits of a row depend on its own keys alone, and not on their place in the cache or on other rows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def decode_attention_kernel(
     BLOCK: tl.constexpr,  # DIM, padded
     PRECISION: tl.constexpr,  # of products: "tf32" holds 16-bit operands exactly, and more of a weight than they would
 ):
-    """One program a row and key head; KEYS keys at a time."""
+    """One program per row and key head, KEYS keys at a time."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     length = tl.load(lengths + row)
@@ -52,7 +52,7 @@ def decode_attention_kernel(
     heads = head * (HEADS // KV_HEADS) + group
     mine = (group < HEADS // KV_HEADS)[:, None] & (cols < DIM)[None, :]
     queries = tl.load(q + row * stride_q + heads[:, None] * DIM + cols[None, :], mask=mine, other=0.0).to(tl.float32)
-    high = tl.full([GROUP], -1e30, tl.float32)  # finite: -inf minus -inf is no number
+    high = tl.full([GROUP], -1e30, tl.float32)  # running maximum; finite, because -inf minus -inf is NaN
     total = tl.zeros([GROUP], tl.float32)
     sums = tl.zeros([GROUP, BLOCK], tl.float32)
     for start in range(0, length, KEYS):
@@ -71,7 +71,7 @@ def decode_attention_kernel(
         total = total * keep + tl.sum(p, 1)
         sums = tl.dot(p, values, sums * keep[:, None], input_precision=PRECISION)
         high = new
-    y = sums / tl.where(total > 0, total, 1.0)[:, None]  # no keys: zeros
+    y = sums / tl.where(total > 0, total, 1.0)[:, None]  # zeros for a row without keys
     to = out + row * (HEADS * DIM) + heads[:, None] * DIM + cols[None, :]
     tl.store(to, y.to(out.dtype.element_ty), mask=mine)
 
@@ -85,13 +85,12 @@ def decode_attention(
     *,
     backend: str = "auto",  # triton | native (CPU; float32, bfloat16) | reference
 ) -> Tensor:  # [S, heads, D]
-    """Each row's attention over its first `lengths[s]` keys, with scale D**-0.5; a row without keys gives zeros. What
-    the cache holds beyond those keys is not read. Not differentiable. fp32 inside and rounded once; equal input gives
-    equal bits.
+    """The attention of each row over its first `lengths[s]` keys, with scale D**-0.5; zeros for a row without keys. The
+    rest of the cache is not read. Computed in fp32 and rounded once; equal input gives equal bits. Not differentiable.
 
     Raises:
-        ValueError: shapes, dtypes, devices or a backend that do not fit, naming the argument; on a CPU also a length
-            or a block outside the table or the cache.
+        ValueError: shapes, dtypes, devices or a backend that do not fit; the message names the argument. On a CPU also
+            a length outside the table or a block outside the cache.
     """
     _check(q, k_cache, v_cache, block_table, lengths)
     cpu = "native" if q.dtype in _NAMES else "reference"
@@ -111,22 +110,31 @@ def decode_attention(
 
 
 def decode_attention_reference(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, lengths: Tensor
-) -> Tensor:
-    """`decode_attention` in torch alone: the cache gathered into rows padded to the longest, and SDPA under a mask."""
+    q: Tensor,  # [S, heads, D]
+    k_cache: Tensor,  # [num_blocks, block, kv_heads, D]
+    v_cache: Tensor,  # [num_blocks, block, kv_heads, D]
+    block_table: Tensor,  # [S, max_blocks] int32
+    lengths: Tensor,  # [S] int32
+) -> Tensor:  # [S, heads, D]
+    """`decode_attention` in plain torch: the keys are gathered into rows, padded to the longest, for SDPA with a
+    mask."""
     s, d = len(q), q.shape[-1]
-    page = k_cache.shape[1]
-    used = -(-int(lengths.max()) // page) if s else 0
-    if used == 0:
+    page = k_cache.shape[1]  # keys of a block
+    num_blocks = -(-int(lengths.max()) // page) if s else 0  # of the longest row
+    if num_blocks == 0:
         return torch.zeros_like(q)
-    inside = torch.arange(used * page, device=q.device) < lengths[:, None]  # [S, L]
-    index = torch.where(inside[:, ::page], block_table[:, :used], 0)
-    # beyond its keys a row may hold anything: a weight of 0 does not undo a NaN
+    inside = torch.arange(num_blocks * page, device=q.device) < lengths[:, None]  # [S, L], L = num_blocks * page
+    index = torch.where(inside[:, ::page], block_table[:, :num_blocks], 0)  # [S, num_blocks]
+    # Beyond the row's keys the cache may have any values, and a weight of 0 does not remove a NaN: [S, L, kv_heads, D]
     k, v = (x[index].flatten(1, 2).masked_fill(~inside[:, :, None, None], 0) for x in (k_cache, v_cache))
     out = F.scaled_dot_product_attention(
-        q[:, :, None], k.transpose(1, 2), v.transpose(1, 2), attn_mask=inside[:, None, None], scale=d**-0.5,
+        q[:, :, None],
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=inside[:, None, None],
+        scale=d**-0.5,
         enable_gqa=q.shape[1] != k.shape[2],
-    )[:, :, 0]  # fmt: skip
+    )[:, :, 0]
     return torch.where((lengths > 0)[:, None, None], out, 0.0).to(q.dtype)
 
 
@@ -153,18 +161,26 @@ def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, len
             raise ValueError(f"{op}: {name} is on {x.device}, q on {q.device}")
 
 
-def _check_range(k_cache: Tensor, block_table: Tensor, lengths: Tensor) -> None:
-    """ValueError where a row has keys outside its blocks, or blocks outside the cache. (The native backend looks by
-    itself.)"""
+def _check_range(
+    k_cache: Tensor,  # [num_blocks, block, kv_heads, D]
+    block_table: Tensor,  # [S, max_blocks] int32
+    lengths: Tensor,  # [S] int32
+) -> None:
+    """Check that every row's keys are within its blocks, and its blocks within the cache. (The native backend checks it
+    by itself.)
+
+    Raises:
+        ValueError: they are not.
+    """
     num_blocks, page = k_cache.shape[:2]
-    held = torch.arange(block_table.shape[1]) * page < lengths[:, None]  # [S, max_blocks]
+    is_used = torch.arange(block_table.shape[1]) * page < lengths[:, None]  # [S, max_blocks]
     for s in range(len(lengths)):
         if not 0 <= (length := int(lengths[s])) <= block_table.shape[1] * page:
             raise ValueError(
                 f"decode_attention: row {s}: length {length} is outside 0..{block_table.shape[1] * page}, what its "
                 "blocks hold"
             )
-        for block in block_table[s, held[s]].tolist():
+        for block in block_table[s, is_used[s]].tolist():
             if not 0 <= block < num_blocks:
                 raise ValueError(f"decode_attention: row {s}: block {block} is outside 0..{num_blocks - 1}")
 
@@ -175,8 +191,13 @@ def _check_range(k_cache: Tensor, block_table: Tensor, lengths: Tensor) -> None:
     schema="(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor lengths, str backend) -> Tensor",
 )
 def _decode_attention_op(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, lengths: Tensor, backend: str
-) -> Tensor:
+    q: Tensor,  # [S, heads, D]
+    k_cache: Tensor,  # [num_blocks, block, kv_heads, D]
+    v_cache: Tensor,  # [num_blocks, block, kv_heads, D]
+    block_table: Tensor,  # [S, max_blocks] int32
+    lengths: Tensor,  # [S] int32
+    backend: str,
+) -> Tensor:  # [S, heads, D]
     s, heads, d = q.shape
     num_blocks, page, kv_heads, _ = k_cache.shape
     out = torch.empty((s, heads, d), dtype=q.dtype, device=q.device)
@@ -187,20 +208,49 @@ def _decode_attention_op(
     if backend == "native":
         name: Any = _NAMES[q.dtype]
         _native.decode_attention(
-            q.data_ptr(), name, s, heads, kv_heads, d, q.stride(0), k_cache.data_ptr(), v_cache.data_ptr(),
-            num_blocks, page, block_table.data_ptr(), block_table.shape[1], block_table.stride(0), lengths.data_ptr(),
-            d**-0.5, out.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+            q.data_ptr(),
+            name,
+            s,
+            heads,
+            kv_heads,
+            d,
+            q.stride(0),
+            k_cache.data_ptr(),
+            v_cache.data_ptr(),
+            num_blocks,
+            page,
+            block_table.data_ptr(),
+            block_table.shape[1],
+            block_table.stride(0),
+            lengths.data_ptr(),
+            d**-0.5,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
         return out
-    at, block = launch("decode", q.dtype, d, arch(q.device)), power_of_two(d)
-    keys = max(16, 2 * at.block // (q.element_size() * block))  # the table's block is of 16-bit keys
+    config, block = launch("decode", q.dtype, d, arch(q.device)), power_of_two(d)
+    keys = max(16, 2 * config.block // (q.element_size() * block))  # the table's blocks are for 16-bit keys
     with device_of(q):
         decode_attention_kernel[(s, kv_heads)](
-            q, k_cache, v_cache, block_table, lengths, out, q.stride(0), block_table.stride(0),
-            d**-0.5 * math.log2(math.e), HEADS=heads, KV_HEADS=kv_heads, DIM=d, PAGE=page,
-            GROUP=power_of_two(heads // kv_heads), KEYS=keys, BLOCK=block,
-            PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_warps=at.warps,
-        )  # fmt: skip
+            q,
+            k_cache,
+            v_cache,
+            block_table,
+            lengths,
+            out,
+            q.stride(0),
+            block_table.stride(0),
+            d**-0.5 * math.log2(math.e),
+            HEADS=heads,
+            KV_HEADS=kv_heads,
+            DIM=d,
+            PAGE=page,
+            GROUP=power_of_two(heads // kv_heads),
+            KEYS=keys,
+            BLOCK=block,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=config.warps,
+        )
     return out
 
 

@@ -1,13 +1,13 @@
-"""Row gathers and segment sums whose backward adds in a fixed order.
+"""Row gathers and segment sums with a backward that adds in a fixed order.
 
-`x[index]` repeats rows (a prompt's keys serve every branch, its last row predicts every branch's first
-token), so its backward adds. Torch adds with atomics or unordered scatters, on CPU and CUDA alike: the last
-bits then depend on thread timing. Here the caller brings the inverse index, built once per pack, and the
-backward is a segmented sum in a fixed order:
+`x[index]` repeats rows (the keys of a prompt are used by every branch, and its last row predicts the first token of
+every branch), so its backward adds. Torch adds with atomics or unordered scatters, on CPU and CUDA alike, and the last
+bits then depend on the timing of threads. Here the caller passes the inverse of the index, which is built once per
+pack, and the backward is a segmented sum in a fixed order:
 
     y = x[index]                    dx[j] = sum over i in order[offsets[j] : offsets[j+1]] of dy[i]
 
-A branch's log-prob is a sum of the same kind over rows that lie together: `segment_sum`.
+The log-prob of a branch is a sum of the same kind over contiguous rows: `segment_sum`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from vdengine import _native
 from vdengine.kernels._triton import arch, device_of, jit, resolve, tl, triton
 from vdengine.kernels.table import launch
 
-TILE_ROWS = 4  # rows that `gather_sum` reads at a time; fixed, as is
-SEGMENT_BLOCK = 256  # terms added at a time; fixed, for the order of addition is part of the result
+# Both are fixed, because the order of addition is part of the result.
+TILE_ROWS = 4  # rows that `gather_sum` reads at a time
+SEGMENT_BLOCK = 256  # terms that `segment_sum` adds at a time
 
 
 @jit
@@ -37,8 +38,8 @@ def gather_sum_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a group and block of columns. ROWS rows are read at a time, so a frequent token's thousands of
-    rows are not one long chain of dependent loads."""
+    """One program per group and block of columns. ROWS rows are read at a time, so that the thousands of rows of a
+    frequent token are not one long chain of dependent loads."""
     j = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     first, last = tl.load(offsets + j), tl.load(offsets + j + 1)
@@ -54,7 +55,7 @@ def gather_sum_kernel(
 
 @jit
 def sum_segment(x, first, last, BLOCK: tl.constexpr):
-    """Sum of x[first:last] fp32, in the one order that every kernel shares: BLOCK running sums, then a tree."""
+    """Sum of x[first:last] fp32, in the order that all kernels use: BLOCK running sums, then a tree over them."""
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(first, last, BLOCK):
         at = start + tl.arange(0, BLOCK)
@@ -69,24 +70,25 @@ def segment_sum_kernel(
     out,  # [B] fp32
     BLOCK: tl.constexpr,
 ):
+    """One program per segment."""
     b = tl.program_id(0)
     tl.store(out + b, sum_segment(x, tl.load(offsets + b), tl.load(offsets + b + 1), BLOCK))
 
 
-# --- sums ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------- sums
 
 
 def gather_sum(
     src: Tensor,  # [N, ...] float32 or bfloat16
-    order: Tensor,  # [n] int64, rows of src, grouped by output row
-    offsets: Tensor,  # [M+1] int64, group bounds in order
+    order: Tensor,  # [n] int64, rows of src, group by group
+    offsets: Tensor,  # [M+1] int64, bounds of the groups in `order`
     *,
     dtype: torch.dtype | None = None,  # of the result; default: src.dtype
     backend: str = "auto",  # triton | native | reference
 ) -> Tensor:  # [M, ...]
     """Sum rows of `src` by group: `out[j] = sum(src[order[offsets[j]:offsets[j+1]]])`, in that order.
 
-    Accumulates in fp32 and is bitwise reproducible. An empty group gives zeros. Not differentiable.
+    It accumulates in fp32, and equal input gives equal bits. An empty group gives zeros. Not differentiable.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; on a CPU also an index out of range.
@@ -107,7 +109,13 @@ def gather_sum(
     mutates_args=(),
     schema="(Tensor src, Tensor order, Tensor offsets, ScalarType dtype, str backend) -> Tensor",
 )
-def _gather_sum_op(src: Tensor, order: Tensor, offsets: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+def _gather_sum_op(
+    src: Tensor,  # [N, W]
+    order: Tensor,  # [n] int64
+    offsets: Tensor,  # [M+1] int64
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:  # [M, W]
     m, width = offsets.numel() - 1, src.shape[1]
     order, offsets = order.contiguous(), offsets.contiguous()
     if src.device.type == "cpu":
@@ -119,14 +127,31 @@ def _gather_sum_op(src: Tensor, order: Tensor, offsets: Tensor, dtype: torch.dty
     src = src if src.stride(-1) == 1 or width <= 1 else src.contiguous()
     if backend == "native":
         _native.gather_sum(
-            src.data_ptr(), _NAMES[src.dtype], width, src.stride(0), order.data_ptr(),
-            offsets.data_ptr(), m, out.data_ptr(), _NAMES[dtype], out.stride(0), torch.get_num_threads(),
-        )  # fmt: skip
+            src.data_ptr(),
+            _NAMES[src.dtype],
+            width,
+            src.stride(0),
+            order.data_ptr(),
+            offsets.data_ptr(),
+            m,
+            out.data_ptr(),
+            _NAMES[dtype],
+            out.stride(0),
+            torch.get_num_threads(),
+        )
     elif out.numel():
-        at = launch("gather", src.dtype, width, arch(src.device))
+        config = launch("gather", src.dtype, width, arch(src.device))
         with device_of(src):
-            gather_sum_kernel[(m, triton.cdiv(width, at.block))](
-                src, order, offsets, out, width, src.stride(0), ROWS=TILE_ROWS, BLOCK=at.block, num_warps=at.warps
+            gather_sum_kernel[(m, triton.cdiv(width, config.block))](
+                src,
+                order,
+                offsets,
+                out,
+                width,
+                src.stride(0),
+                ROWS=TILE_ROWS,
+                BLOCK=config.block,
+                num_warps=config.warps,
             )
     return out
 
@@ -136,9 +161,13 @@ def _(src, order, offsets, dtype, backend):
     return src.new_empty((offsets.numel() - 1, src.shape[1]), dtype=dtype)
 
 
-def gather_sum_reference(src: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
-    """`gather_sum` in torch alone: [M, W], float64 for float64 input, else float32."""
-    # `unsafe` skips a validation of the offsets that reads them back from the device.
+def gather_sum_reference(
+    src: Tensor,  # [N, W]
+    order: Tensor,  # [n] int64
+    offsets: Tensor,  # [M+1] int64
+) -> Tensor:  # [M, W]
+    """`gather_sum` in plain torch: [M, W], float64 for float64 input, else float32."""
+    # `unsafe` skips a check of the offsets that would read them from the device
     grouped = src[order].to(torch.promote_types(src.dtype, torch.float32))
     return torch.segment_reduce(grouped, "sum", offsets=offsets, axis=0, initial=0.0, unsafe=True)
 
@@ -149,8 +178,8 @@ def segment_sum(
     *,
     backend: str = "auto",  # triton | reference
 ) -> Tensor:  # [B]
-    """`out[b] = sum(x[offsets[b]:offsets[b+1]])`, 0 where that is empty. Differentiable; equal input gives equal
-    bits. The offsets ascend from 0 to R.
+    """`out[b] = sum(x[offsets[b]:offsets[b+1]])`, 0 for an empty segment. The offsets ascend from 0 to R.
+    Differentiable; equal input gives equal bits.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; on a CPU also offsets that do not end at R.
@@ -169,7 +198,11 @@ def segment_sum(
 @torch.library.custom_op(
     "vdengine::segment_sum", mutates_args=(), schema="(Tensor x, Tensor offsets, str backend) -> Tensor"
 )
-def _segment_sum_op(x: Tensor, offsets: Tensor, backend: str) -> Tensor:
+def _segment_sum_op(
+    x: Tensor,  # [R]
+    offsets: Tensor,  # [B+1] int64
+    backend: str,
+) -> Tensor:  # [B]
     offsets = offsets.contiguous()
     if x.device.type == "cpu":
         check_offsets("segment_sum", offsets, x.numel())
@@ -202,6 +235,7 @@ _segment_sum_op.register_autograd(_segment_sum_backward, setup_context=_segment_
 
 
 def _check_groups(op: str, src: Tensor, order: Tensor, offsets: Tensor) -> None:
+    """Raise ValueError where shapes, dtypes or devices do not fit."""
     for name, index in (("order", order), ("offsets", offsets)):
         if index.ndim != 1 or index.dtype != torch.int64:
             raise ValueError(f"{op}: {name} must be one-dimensional int64; got {list(index.shape)} {index.dtype}")
@@ -212,27 +246,33 @@ def _check_groups(op: str, src: Tensor, order: Tensor, offsets: Tensor) -> None:
 
 
 def _check_range(op: str, name: str, index: Tensor, size: int) -> None:
-    """On the CPU, where looking costs nothing and a wrong index would read what is not ours."""
+    """Raise ValueError for an index out of range, on a CPU: there the check is cheap, and a wrong index would read
+    memory of others."""
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
         raise ValueError(f"{op}: {name} must be in [0, {size}); got {int(index.min())} to {int(index.max())}")
 
 
 def check_offsets(op: str, offsets: Tensor, size: int) -> None:
+    """Raise ValueError unless the offsets ascend from 0 to `size`."""
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0 or last != size or bool((offsets.diff() < 0).any()):
         raise ValueError(f"{op}: offsets must ascend from 0 to {size}; got {first} to {last}")
 
 
-# --- gathers -------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------------------- gathers
 
 
 def gather_rows(
     x: Tensor,  # [M, ...]
-    index: Tensor,  # [N] int64, rows of x; may repeat and skip
-    order: Tensor,  # [N] int64 \  the inverse of index:
-    offsets: Tensor,  # [M+1] int64 / row j is used at order[offsets[j]:offsets[j+1]]
+    index: Tensor,  # [N] int64, rows of x; a row may be repeated or left out
+    order: Tensor,  # [N] int64, with `offsets` the inverse of index: row j is used at order[offsets[j]:offsets[j+1]]
+    offsets: Tensor,  # [M+1] int64
 ) -> Tensor:  # [N, ...]
-    """`x[index]`, with a deterministic backward. `data.trees.pack` builds the inverse."""
+    """`x[index]` with a deterministic backward. `vdengine.trees.pack` builds the inverse.
+
+    Raises:
+        ValueError: on a CPU, in backward, an inverse out of range.
+    """
     return _gather_rows_op(x, index, order, offsets)
 
 
@@ -241,7 +281,12 @@ def gather_rows(
     mutates_args=(),
     schema="(Tensor x, Tensor index, Tensor order, Tensor offsets) -> Tensor",
 )
-def _gather_rows_op(x: Tensor, index: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+def _gather_rows_op(
+    x: Tensor,  # [M, ...]
+    index: Tensor,  # [N] int64
+    order: Tensor,  # [N] int64
+    offsets: Tensor,  # [M+1] int64
+) -> Tensor:  # [N, ...]
     return x.index_select(0, index)
 
 
@@ -260,13 +305,13 @@ def embedding_rows(
     weight: Tensor,  # [V, H]
     tokens: Tensor,  # [T] int64
     unique: Tensor,  # [U] int64, the distinct tokens
-    order: Tensor,  # [T] int64 \ the inverse: unique[j] stands at
-    offsets: Tensor,  # [U+1] int64 / order[offsets[j]:offsets[j+1]]
+    order: Tensor,  # [T] int64, with `offsets` the places of each: tokens[order[offsets[j]:offsets[j+1]]] = unique[j]
+    offsets: Tensor,  # [U+1] int64
     *,
     fp32_weight_grad: bool = False,
 ) -> Tensor:  # [T, H] in weight.dtype
-    """Embedding look-up whose weight gradient is summed in fp32 and in a fixed order. `fp32_weight_grad`: as in
-    `linear_logprob`."""
+    """`weight[tokens]` with a gradient of the weight that is summed in fp32 and in a fixed order. `fp32_weight_grad`:
+    as in `linear_logprob`."""
     if fp32_weight_grad:
         accept_fp32_grad(weight)
     return _embedding_op(weight, tokens, unique, order, offsets)
@@ -277,7 +322,13 @@ def embedding_rows(
     mutates_args=(),
     schema="(Tensor weight, Tensor tokens, Tensor unique, Tensor order, Tensor offsets) -> Tensor",
 )
-def _embedding_op(weight: Tensor, tokens: Tensor, unique: Tensor, order: Tensor, offsets: Tensor) -> Tensor:
+def _embedding_op(
+    weight: Tensor,  # [V, H]
+    tokens: Tensor,  # [T] int64
+    unique: Tensor,  # [U] int64
+    order: Tensor,  # [T] int64
+    offsets: Tensor,  # [U+1] int64
+) -> Tensor:  # [T, H]
     return weight.index_select(0, tokens)
 
 
@@ -293,7 +344,7 @@ def _embedding_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> No
 
 def _embedding_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
     unique, order, offsets = ctx.saved_tensors
-    # fp32 whatever the compute dtype: a frequent token adds thousands of rows.
+    # always in fp32, because a frequent token adds thousands of rows
     grad_weight = torch.zeros(ctx.weight_shape, dtype=torch.float32, device=grad.device)
     grad_weight[unique] = gather_sum(grad, order, offsets, dtype=torch.float32)
     return grad_weight, None, None, None, None
@@ -303,11 +354,11 @@ _embedding_op.register_autograd(_embedding_backward, setup_context=_embedding_se
 
 
 def accept_fp32_grad(weight: Tensor) -> None:
-    """Let autograd hand an fp32 gradient to a bf16 leaf instead of rounding it to bf16 on the way.
+    """Let autograd give an fp32 gradient to a bf16 leaf without rounding it.
 
-    Called inside a module's forward: under FSDP2 that is where the gathered bf16 parameter exists, and a unit of its
-    own takes a gradient of another dtype. Plain optimizers and DDP do not. A compiled graph cannot ask this of its
-    inputs: there the gradient of a bf16 weight is rounded once, at the end.
+    It is called in a module's forward, where under FSDP2 the gathered bf16 parameter exists. An FSDP2 unit accepts a
+    gradient of another dtype if it has no other parameter; plain optimizers and DDP do not. In a compiled graph this
+    has no effect, and the gradient of a bf16 weight is rounded once, at the end.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return

@@ -1,16 +1,16 @@
-"""Preference losses from per-token log-probs: DPO and SimPO in one launch.
+"""Preference losses from log-probs per token: DPO (arXiv 2305.18290) and SimPO (arXiv 2405.14734) in one launch.
 
-A pack holds the scored tokens of chosen and rejected branches in turn; branch b's are offsets[b] : offsets[b+1]. With
-sums l_b over a branch, lengths n_b, and references r_b (0 without one):
+A pack has the scored tokens of the chosen and the rejected branch of each pair in turn; those of branch b are at
+offsets[b] : offsets[b+1]. With sums l_b over a branch, lengths n_b, and references r_b (0 without a reference):
 
     DPO    x_b = l_b - r_b      m = beta (x_c - x_r)                      loss = -(1-e) log s(m) - e log s(-m)
     SimPO  x_b = l_b / n_b      m = beta (x_c - x_r - gamma_beta_ratio)   loss = -log s(m)
 
     d loss / d l_c = beta d,  d loss / d l_r = -beta d  (SimPO: over n_b),   d = (1-e)(s(m) - 1) + e s(m)
 
-s is the logistic function, e the label smoothing. `vdengine.objectives` has the definitions that this is tested
-against; a token's gradient is its branch's. The sums are those of `segment_sum`, to the bit: a reference cached with
-it gives a margin of exactly 0 before the first update.
+s is the logistic function, e the label smoothing, _c and _r the chosen and the rejected branch. The gradient of a token
+is that of its branch. `vdengine.objectives` has the definitions that this is tested against. The sums have the bits of
+`segment_sum`, so a reference that is cached with it gives a margin of exactly 0 before the first update.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vdengine.kernels.gather import SEGMENT_BLOCK, check_offsets, segment_sum, s
 
 
 class Preference(NamedTuple):
-    """Per pair, each [n] fp32. `losses` is differentiable in the log-probs."""
+    """Loss and terms of each of n pairs, each [n] fp32. Only `losses` is differentiable in the log-probs."""
 
     losses: Tensor
     chosen_rewards: Tensor  # beta x_c
@@ -51,7 +51,7 @@ def preference_kernel(
     GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a pair."""
+    """One program per pair."""
     i = tl.program_id(0)
     first, middle, last = tl.load(offsets + 2 * i), tl.load(offsets + 2 * i + 1), tl.load(offsets + 2 * i + 2)
     chosen, rejected = sum_segment(logp, first, middle, BLOCK), sum_segment(logp, middle, last, BLOCK)
@@ -60,7 +60,7 @@ def preference_kernel(
     slope_c = beta
     slope_r = beta
     if SIMPO:
-        # no branch of zero length divides by zero
+        # at least 1, so that a branch of zero length does not divide by zero
         slope_c = beta / tl.maximum(middle - first, 1).to(tl.float32)
         slope_r = beta / tl.maximum(last - middle, 1).to(tl.float32)
         chosen = chosen / tl.maximum(middle - first, 1).to(tl.float32)
@@ -74,7 +74,7 @@ def preference_kernel(
     if SIMPO:
         m = beta * (chosen - rejected - gamma_beta_ratio)
     small = tl.exp(-tl.abs(m))
-    # log(1 + small), of which 1 + small would lose the end; log s(m) = min(m, 0) - tail
+    # log(1 + small), by its series where 1 + small would round digits away; log s(m) = min(m, 0) - tail
     tail = tl.where(small < 1e-3, small - 0.5 * small * small, tl.log(1.0 + small))
     loss = tail - tl.minimum(m, 0.0)
     sigmoid = tl.exp(tl.minimum(m, 0.0)) / (1.0 + tl.exp(-tl.abs(m)))
@@ -87,11 +87,13 @@ def preference_kernel(
     if GRAD:
         lanes = tl.arange(0, BLOCK)
         for start in range(first, middle, BLOCK):
-            tl.store(token_grad + start + lanes, tl.zeros([BLOCK], tl.float32) + slope * slope_c,
-                     mask=start + lanes < middle)  # fmt: skip
+            tl.store(
+                token_grad + start + lanes, tl.zeros([BLOCK], tl.float32) + slope * slope_c, mask=start + lanes < middle
+            )
         for start in range(middle, last, BLOCK):
-            tl.store(token_grad + start + lanes, tl.zeros([BLOCK], tl.float32) - slope * slope_r,
-                     mask=start + lanes < last)  # fmt: skip
+            tl.store(
+                token_grad + start + lanes, tl.zeros([BLOCK], tl.float32) - slope * slope_r, mask=start + lanes < last
+            )
 
 
 @jit
@@ -102,7 +104,7 @@ def scale_pairs_kernel(
     out,  # [R] fp32
     BLOCK: tl.constexpr,
 ):
-    """out = token_grad * its pair's upstream. One program a pair."""
+    """out = token_grad * upstream of the token's pair. One program per pair."""
     i = tl.program_id(0)
     first, last = tl.load(offsets + 2 * i), tl.load(offsets + 2 * i + 2)
     g = tl.load(upstream + i)
@@ -115,7 +117,7 @@ def scale_pairs_kernel(
 def preference_loss(
     logp: Tensor,  # [R] fp32, log-probs of the scored tokens, branch by branch
     offsets: Tensor,  # [2n+1] int64, bounds of the branches: chosen and rejected of pair 0, of pair 1, ...
-    reference: Tensor | None = None,  # [2n] fp32, branch sums of the reference model, a constant; DPO
+    reference: Tensor | None = None,  # [2n] fp32, branch sums of the reference model; only for DPO, no gradient
     *,
     name: str = "dpo",
     beta: float,
@@ -123,15 +125,16 @@ def preference_loss(
     gamma_beta_ratio: float = 0.0,
     backend: str = "auto",
 ) -> Preference:
-    """Per-pair DPO (arXiv 2305.18290, with conservative label smoothing) or SimPO (arXiv 2405.14734) losses.
+    """The losses of n pairs: DPO (arXiv 2305.18290, with conservative label smoothing) or SimPO (arXiv 2405.14734).
 
     Args:
-        label_smoothing: DPO: probability that a label is flipped.
-        gamma_beta_ratio: SimPO: target margin as a share of beta.
+        name: "dpo" or "simpo".
+        label_smoothing: of DPO: probability that a label is flipped.
+        gamma_beta_ratio: of SimPO: target margin as a share of beta.
         backend: "auto" (Triton on CUDA), "triton" or "reference".
 
     Raises:
-        ValueError: an argument that does not fit, or that the loss `name` ignores.
+        ValueError: an argument that does not fit, or that does not belong to the loss.
     """
     if name not in ("dpo", "simpo"):
         raise ValueError(f"preference_loss: unknown name {name!r}; allowed: dpo, simpo")
@@ -148,30 +151,35 @@ def preference_loss(
         raise ValueError("preference_loss: SimPO takes neither reference nor label_smoothing")
     if name == "dpo" and gamma_beta_ratio:
         raise ValueError("preference_loss: DPO takes no gamma_beta_ratio")
-    for what, tensor in (("offsets", offsets), ("reference", reference)):
+    for argument, tensor in (("offsets", offsets), ("reference", reference)):
         if tensor is not None and tensor.device != logp.device:
-            raise ValueError(f"preference_loss: {what} is on {tensor.device}, logp on {logp.device}")
+            raise ValueError(f"preference_loss: {argument} is on {tensor.device}, logp on {logp.device}")
     reference = None if reference is None else reference.detach()
     options = name, beta, label_smoothing, gamma_beta_ratio
     if resolve("preference_loss", backend, logp.device) == "reference" or logp.dtype != torch.float32:
         return preference_loss_reference(logp, offsets, reference, *options)
     grad = torch.is_grad_enabled() and logp.requires_grad
     out, _ = _forward_op(logp, offsets, logp.new_empty(0) if reference is None else reference, *options, grad)
-    rest = out.detach()
-    return Preference(out[0], rest[1], rest[2], rest[3], rest[4])
+    terms = out.detach()  # [5, n]; row 0 is the loss
+    return Preference(out[0], terms[1], terms[2], terms[3], terms[4])
 
 
 def preference_loss_reference(
-    logp: Tensor, offsets: Tensor, reference: Tensor | None, name: str, beta: float, label_smoothing: float,
+    logp: Tensor,  # [R]
+    offsets: Tensor,  # [2n+1] int64
+    reference: Tensor | None,  # [2n]
+    name: str,
+    beta: float,
+    label_smoothing: float,
     gamma_beta_ratio: float,
-) -> Preference:  # fmt: skip
-    """`preference_loss` in torch alone; float64 stays float64."""
-    sums = segment_sum(logp, offsets)
+) -> Preference:
+    """`preference_loss` in plain torch; float64 stays float64."""
+    sums = segment_sum(logp, offsets)  # [2n]
     if name == "simpo":
-        x = sums / offsets.diff().clamp(min=1).to(sums.dtype)
+        x = sums / offsets.diff().clamp(min=1).to(sums.dtype)  # [2n]
         losses = -F.logsigmoid(beta * (x[0::2] - x[1::2] - gamma_beta_ratio))
     else:
-        x = sums if reference is None else sums - reference
+        x = sums if reference is None else sums - reference  # [2n]
         margin = beta * x[0::2] - beta * x[1::2]
         losses = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
     rewards, sums = beta * x.detach(), sums.detach()
@@ -185,10 +193,16 @@ def preference_loss_reference(
     "float gamma_beta_ratio, bool grad) -> (Tensor, Tensor)",
 )
 def _forward_op(
-    logp: Tensor, offsets: Tensor, reference: Tensor, name: str, beta: float, label_smoothing: float,
-    gamma_beta_ratio: float, grad: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The fields of Preference [5, n], and d loss / d logp [R] or [0]."""
+    logp: Tensor,  # [R] fp32
+    offsets: Tensor,  # [2n+1] int64
+    reference: Tensor,  # [2n] fp32, or [0]
+    name: str,
+    beta: float,
+    label_smoothing: float,
+    gamma_beta_ratio: float,
+    grad: bool,  # whether the second result is needed
+) -> tuple[Tensor, Tensor]:
+    """The fields of Preference, [5, n] fp32, and d loss / d logp, [R] fp32 or [0]."""
     n = offsets.numel() // 2
     offsets, reference = offsets.contiguous(), reference.contiguous()
     if logp.device.type == "cpu":
@@ -198,9 +212,21 @@ def _forward_op(
     if n:
         with device_of(logp):
             preference_kernel[(n,)](
-                logp.contiguous(), offsets, reference, out, token_grad, n, beta, label_smoothing, gamma_beta_ratio,
-                SIMPO=name == "simpo", REFERENCE=reference.numel() > 0, GRAD=grad, BLOCK=SEGMENT_BLOCK, num_warps=4,
-            )  # fmt: skip
+                logp.contiguous(),
+                offsets,
+                reference,
+                out,
+                token_grad,
+                n,
+                beta,
+                label_smoothing,
+                gamma_beta_ratio,
+                SIMPO=name == "simpo",
+                REFERENCE=reference.numel() > 0,
+                GRAD=grad,
+                BLOCK=SEGMENT_BLOCK,
+                num_warps=4,
+            )
     return out, token_grad
 
 
@@ -214,7 +240,12 @@ def _(logp, offsets, reference, name, beta, label_smoothing, gamma_beta_ratio, g
     mutates_args=(),
     schema="(Tensor token_grad, Tensor offsets, Tensor upstream) -> Tensor",
 )
-def _backward_op(token_grad: Tensor, offsets: Tensor, upstream: Tensor) -> Tensor:
+def _backward_op(
+    token_grad: Tensor,  # [R] fp32
+    offsets: Tensor,  # [2n+1] int64
+    upstream: Tensor,  # [n] fp32
+) -> Tensor:  # [R] fp32
+    """d logp [R] fp32, from d loss / d logp [R] and the upstream gradient of the losses [n]."""
     out, offsets, n = torch.zeros_like(token_grad), offsets.contiguous(), offsets.numel() // 2
     if n:
         with device_of(token_grad):
@@ -234,8 +265,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     token_grad, offsets = ctx.saved_tensors
-    found = None if grad is None else _backward_op(token_grad, offsets, grad[0])
-    return (found, *(None,) * 7)
+    grad_logp = None if grad is None else _backward_op(token_grad, offsets, grad[0])
+    return (grad_logp, *(None,) * 7)
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,18 +1,18 @@
-"""RMSNorm (arXiv 1910.07467), with the residual addition in front of it if there is one.
+"""RMSNorm (arXiv 1910.07467), fused with the addition of a residual r if there is one. For each row x:
 
-    s = x + r                            rounded to x's dtype: the residual stream goes on from it
-    y = s * rstd * w                     rstd = 1 / sqrt(mean(s^2) + eps), a row at a time
+    s = x + r                            rounded to x's dtype, because the residual stream continues with it
+    y = s * rstd * w                     rstd = 1 / sqrt(mean(s^2) + eps)
 
-With u = w * dy, n = s * rstd and dot = mean(u * n) over a row, and ds the gradient that reaches s itself:
+With u = w * dy, n = s * rstd and dot = mean(u * n) over a row, and ds the upstream gradient of s itself:
 
     dx = dr = rstd * (u - n * dot) + ds
     dw = sum over rows of dy * n
 
-All of it is fp32 and y is rounded once. (Hugging Face rounds n to the dtype and rounds again after the weight.)
+Everything is computed in fp32, and y is rounded once. (Hugging Face rounds n to the dtype, and again after the weight.)
 
-A program holds whole rows in registers, so forward reads and writes each element once. Backward too: rstd is kept,
-4 bytes a row. dw adds without atomics: WEIGHT_PROGRAMS programs, whatever the card, each sum a fixed range of rows in
-order, and one reduction adds their partial sums.
+A program has whole rows in registers, so forward reads and writes each element once. So does backward: rstd is kept for
+it, 4 bytes per row. dw is summed without atomics: WEIGHT_PROGRAMS programs, on any GPU, each add up a fixed range of
+rows in order, and a reduction adds the partial sums.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from vdengine.kernels._triton import arch, device_of, jit, resolve, tl, triton
 from vdengine.kernels.table import launch
 
-WEIGHT_PROGRAMS = 256  # two to an SM of today's GPUs; the partial sums are 2% of the traffic at 16k rows
-MAX_WIDTH = 16384  # a row must fit one program's registers
+WEIGHT_PROGRAMS = 256  # two for each SM of today's GPUs; the partial sums are 2% of the traffic at 16k rows
+MAX_WIDTH = 16384  # a row must fit in the registers of a program
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -47,7 +47,7 @@ def rms_norm_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program ROWS rows: one of a wide tensor, several of a narrow one."""
+    """One program per ROWS rows: one row of a wide tensor, several of a narrow one."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, BLOCK)
     mask = (rows < num_rows)[:, None] & (cols < WIDTH)[None, :]
@@ -56,7 +56,7 @@ def rms_norm_kernel(
         at = residual + rows[:, None] * stride_residual + cols[None, :]
         rounded = (value + tl.load(at, mask=mask, other=0.0).to(tl.float32)).to(s.dtype.element_ty)
         tl.store(s + rows[:, None] * WIDTH + cols[None, :], rounded, mask=mask)
-        value = rounded.to(tl.float32)  # the norm of what is handed on, not of what it was before rounding
+        value = rounded.to(tl.float32)  # the norm is that of the rounded s
     scale = tl.rsqrt(tl.sum(value * value, 1) / WIDTH + eps)
     tl.store(rstd + rows, scale, mask=rows < num_rows)
     w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0).to(tl.float32)
@@ -86,7 +86,7 @@ def rms_norm_backward_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One program `rows_each` rows, ROWS at a time; the next rows are on their way while these are worked on."""
+    """One program per `rows_each` rows, ROWS at a time. The loop is pipelined: the next rows are loaded meanwhile."""
     first = tl.program_id(0).to(tl.int64) * rows_each
     last = tl.minimum(first + rows_each, num_rows)
     cols = tl.arange(0, BLOCK)
@@ -103,7 +103,7 @@ def rms_norm_backward_kernel(
         if NEED_WEIGHT:
             total += dy * n
         if NEED_X:
-            if BLOCK > 8192:  # from the cache each time: its registers would spill
+            if BLOCK > 8192:  # loaded from the cache every time, because kept in registers it would spill
                 w = tl.load(weight + cols, mask=cols < WIDTH, other=0.0)
             u = dy * w.to(tl.float32)[None, :]
             dot = tl.sum(u * n, 1) / WIDTH
@@ -138,13 +138,13 @@ def rms_norm(
     residual: Tensor | None = None,  # [..., H], like x
     backend: str = "auto",  # triton | reference
 ) -> Tensor | tuple[Tensor, Tensor]:  # [..., H] (twice)
-    """`x / rms(x) * weight`; with a residual, of `s = x + residual`, and the pair `(y, s)`.
+    """`y = x / rms(x) * weight`; with a residual the same of `s = x + residual`, and the pair `(y, s)`.
 
-    fp32 inside and rounded once at the end. Differentiable in x, weight and residual, through both results; equal
-    input gives equal bits. "auto" is Triton on CUDA, and torch on a CPU or where H is above 16384.
+    Computed in fp32 and rounded once at the end. Differentiable in x, weight and residual, through both results; equal
+    input gives equal bits. "auto" is Triton on CUDA, and torch on a CPU or if H is above 16384.
 
     Raises:
-        ValueError: shapes, dtypes, devices or a backend that do not fit, naming the argument.
+        ValueError: shapes, dtypes, devices or a backend that do not fit; the message names the argument.
     """
     _check(x, weight, residual)
     fits = x.dtype in DTYPES and x.shape[-1] <= MAX_WIDTH
@@ -177,7 +177,7 @@ def rms_norm_reference(
 def rms_norm_reference(
     x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`rms_norm` in torch alone; float64 stays float64."""
+    """`rms_norm` in plain torch: y, or (y, s), each [..., H]; float64 stays float64."""
     s = x if residual is None else x + residual
     wide = s.to(torch.promote_types(s.dtype, torch.float32))
     y = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide.dtype)).to(s.dtype)
@@ -192,7 +192,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size, **kwargs))
         self.eps, self.backend = eps, backend
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:  # each [..., H]
         """`rms_norm(x, self.weight, self.eps, residual=residual)`."""
         if residual is None:
             return rms_norm(x, self.weight, self.eps, backend=self.backend)
@@ -203,6 +203,7 @@ class RMSNorm(nn.Module):
 
 
 def _check(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
+    """Raise ValueError where shapes, dtypes or devices do not fit."""
     if x.ndim == 0 or weight.ndim != 1 or weight.shape[0] != x.shape[-1] or x.shape[-1] == 0:
         raise ValueError(f"rms_norm: weight must be [H]; got x {list(x.shape)}, weight {list(weight.shape)}")
     if residual is not None and residual.shape != x.shape:
@@ -218,18 +219,18 @@ def _check(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
             raise ValueError(f"rms_norm: {name} is on {tensor.device}, x on {x.device}")
 
 
-# ------------------------------------------------------------------------------------------------------- the ops
-# Custom ops, so that torch.compile takes each for one node. What backward needs is an output like any other.
+# -------------------------------------------------------------------------------------------------------------- the ops
+# They are custom ops, so that torch.compile treats each as one node. What backward needs is an output like any other.
 
 
-def _rows(x: Tensor) -> Tensor:
-    """[N, H] with contiguous rows that may lie anywhere at equal distances; a copy only where x is none."""
+def _rows(x: Tensor) -> Tensor:  # [..., H] -> [N, H]
+    """x as rows of stride 1 at equal distances; it is copied only if it is not of this form."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _rows_at_a_time(block: int) -> int:
-    """Narrow rows share a program, 1024 elements together."""
+    """Rows of a program: one, or of narrow rows as many as have 1024 elements together."""
     return max(1, 1024 // block)
 
 
@@ -238,21 +239,39 @@ def _rows_at_a_time(block: int) -> int:
     mutates_args=(),
     schema="(Tensor x, Tensor? residual, Tensor weight, float eps) -> (Tensor, Tensor, Tensor)",
 )
-def _forward_op(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y [..., H], s [..., H] or [0] without a residual, rstd [...] fp32."""
+def _forward_op(
+    x: Tensor,  # [..., H]
+    residual: Tensor | None,  # [..., H]
+    weight: Tensor,  # [H]
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y [..., H]; s [..., H], or [0] without a residual; rstd [...] fp32."""
     y, s, rstd = _forward_fake(x, residual, weight, eps)
     n, width = rstd.numel(), x.shape[-1]
     if n == 0:
         return y, s, rstd
-    x = _rows(x)
+    x = _rows(x)  # [n, H]
     r = x if residual is None else _rows(residual)
-    at = launch("rms_norm", x.dtype, width, arch(x.device))
-    rows = _rows_at_a_time(at.block)
+    config = launch("rms_norm", x.dtype, width, arch(x.device))
+    rows = _rows_at_a_time(config.block)
     with device_of(x):
         rms_norm_kernel[(triton.cdiv(n, rows),)](
-            x, r, weight.contiguous(), y, y if residual is None else s, rstd, n, x.stride(0), r.stride(0), eps,
-            RESIDUAL=residual is not None, WIDTH=width, ROWS=rows, BLOCK=at.block, num_warps=at.warps,
-        )  # fmt: skip
+            x,
+            r,
+            weight.contiguous(),
+            y,
+            y if residual is None else s,
+            rstd,
+            n,
+            x.stride(0),
+            r.stride(0),
+            eps,
+            RESIDUAL=residual is not None,
+            WIDTH=width,
+            ROWS=rows,
+            BLOCK=config.block,
+            num_warps=config.warps,
+        )
     return y, s, rstd
 
 
@@ -272,35 +291,57 @@ def _forward_fake(x, residual, weight, eps):
     "-> (Tensor, Tensor)",
 )
 def _backward_op(
-    grad: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor, need_x: bool, need_weight: bool
+    grad: Tensor,  # [..., H], of y
+    grad_sum: Tensor | None,  # [..., H], of s
+    x: Tensor,  # [..., H], what was normalised
+    weight: Tensor,  # [H]
+    rstd: Tensor,  # [...] fp32
+    need_x: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """d x [..., H] or [0], d weight [H] or [0]."""
+    """d x [..., H] or [0], and d weight [H] or [0]. x is what was normalised: s of forward."""
     grad_x, grad_weight = _backward_fake(grad, grad_sum, x, weight, rstd, need_x, need_weight)
     n, width = rstd.numel(), x.shape[-1]
     if n == 0:
         return grad_x, grad_weight.zero_()
     x, grad = _rows(x), _rows(grad)
-    gs = grad if grad_sum is None else _rows(grad_sum)
-    at = launch("rms_norm", x.dtype, width, arch(x.device))
-    rows = _rows_at_a_time(at.block)
-    each = rows * triton.cdiv(n, rows * WEIGHT_PROGRAMS) if need_weight else rows
-    programs = triton.cdiv(n, each)
+    grad_s = grad if grad_sum is None else _rows(grad_sum)
+    config = launch("rms_norm", x.dtype, width, arch(x.device))
+    rows = _rows_at_a_time(config.block)
+    rows_each = rows * triton.cdiv(n, rows * WEIGHT_PROGRAMS) if need_weight else rows  # of a program
+    programs = triton.cdiv(n, rows_each)
     partial = rstd.new_empty((programs, width)) if need_weight else rstd
     with device_of(x):
         rms_norm_backward_kernel[(programs,)](
-            grad, gs, x, weight.contiguous(), rstd, grad_x if need_x else x, partial, n, each,
-            grad.stride(0), gs.stride(0), x.stride(0),
-            GRAD_SUM=grad_sum is not None, NEED_X=need_x, NEED_WEIGHT=need_weight, WIDTH=width, ROWS=rows,
-            BLOCK=at.block, STAGES=_stages(each, rows, at.block), num_warps=at.warps,
-        )  # fmt: skip
+            grad,
+            grad_s,
+            x,
+            weight.contiguous(),
+            rstd,
+            grad_x if need_x else x,
+            partial,
+            n,
+            rows_each,
+            grad.stride(0),
+            grad_s.stride(0),
+            x.stride(0),
+            GRAD_SUM=grad_sum is not None,
+            NEED_X=need_x,
+            NEED_WEIGHT=need_weight,
+            WIDTH=width,
+            ROWS=rows,
+            BLOCK=config.block,
+            STAGES=_stages(rows_each, rows, config.block),
+            num_warps=config.warps,
+        )
     return grad_x, partial.sum(0).to(weight.dtype) if need_weight else grad_weight
 
 
-def _stages(each: int, rows: int, block: int) -> int:
-    """Depth of the pipeline of a program's loop. What two programs to an SM have under way must cover the memory's
-    latency, about 32 KB; a row of 16384 has no room left in shared memory."""
+def _stages(rows_each: int, rows: int, block: int) -> int:
+    """Depth of the pipeline of a program's loop. The loads in flight of the two programs on an SM must cover the
+    latency of memory, about 32 KB; for a row of 16384 elements there is no shared memory left."""
     tile = rows * block
-    if each <= rows or tile > 8192:
+    if rows_each <= rows or tile > 8192:
         return 1
     return min(5, 1 + 8192 // tile)
 
@@ -318,11 +359,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad: Tensor | None, grad_sum: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    for_x, for_residual, for_weight, _ = ctx.needs_input_grad
+    need_x, need_residual, need_weight, _ = ctx.needs_input_grad
     dx, dw = grad_sum, None
-    if grad is not None:  # else only s was used
-        dx, dw = _backward_op(grad, grad_sum, *ctx.saved_tensors, for_x or for_residual, for_weight)
-    return dx if for_x else None, dx if for_residual else None, dw if for_weight else None, None
+    if grad is not None:  # otherwise only s was used
+        dx, dw = _backward_op(grad, grad_sum, *ctx.saved_tensors, need_x or need_residual, need_weight)
+    return dx if need_x else None, dx if need_residual else None, dw if need_weight else None, None
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,9 +1,11 @@
-"""What the head's kernels need of a device: two GEMM shapes, a row pass, and a chunk size. One class a device.
+"""The parts of the head's kernels that depend on the device: two GEMM shapes, a row pass, and a chunk size. There is
+one class per kind of device.
 
-The chunk loops and the algebra are in `linear_logprob.py` and `cross_entropy.py`; a new device adds a `RowKernel`.
+The loops over chunks and the algebra are in `linear_logprob.py` and `cross_entropy.py`; a new device adds a
+`RowKernel`.
 
-The row pass, for logits z [V] of a row, c = 1/temperature, target y, with everything shifted by the row's maximum
-before anything else (z - logsumexp(z) at z = 100 would lose 1e-5):
+The row pass, for the logits z [V] of a row, c = 1/temperature and target y. The maximum of the row is subtracted first
+(z - logsumexp(z) at z = 100 would lose 1e-5):
 
     S = sum exp(c (z - max))      logp = c (z_y - max) - log S      P = exp(c (z - max)) / S - onehot(y)
     entropy = log S - (1/S) sum exp(c (z - max)) c (z - max)
@@ -22,30 +24,31 @@ ROUND_ROWS = 512  # 311 MB of fp32 logits at a vocabulary of 152k
 
 
 def row_buffer(like: Tensor, n: int, width: int, dtype: torch.dtype) -> Tensor:
-    """[n, width], not written, on `like`'s device, in memory for a whole number of ROUND_ROWS rows.
+    """Uninitialised memory [n, width] on `like`'s device, with the allocation rounded up to a multiple of ROUND_ROWS
+    rows.
 
-    Every pack has another number of rows. Buffers of gigabytes that differ by a few rows do not fit into each other's
-    freed memory: a caching allocator would keep one of each size. (On a CPU untouched pages cost nothing.)
+    Every pack has another number of rows. Large buffers that differ by a few rows do not fit into each other's freed
+    memory, and a caching allocator would keep one of each size. (On a CPU, pages that are not written cost nothing.)
     """
-    held = torch.empty((-(-n // ROUND_ROWS) * ROUND_ROWS, width), dtype=dtype, device=like.device)
-    return held.resize_((n, width))  # shrinking keeps the memory, and makes no view
+    rounded = torch.empty((-(-n // ROUND_ROWS) * ROUND_ROWS, width), dtype=dtype, device=like.device)
+    return rounded.resize_((n, width))  # shrinks without freeing memory, and makes no view
 
 
 class RowKernel:
-    """Chunked rows in plain torch: runs anywhere. GEMM operands keep their dtype, logits are fp32."""
+    """The row kernel in plain torch, for any device. GEMM operands keep their dtype, logits are fp32."""
 
     def chunk_rows(self, vocab: int) -> int:
-        """Rows to a chunk. 4096 keep a GPU's GEMMs full and the fp32 read-modify-write of d weight (8VH bytes a
-        chunk) small."""
+        """Rows of a chunk. 4096 are enough for efficient GEMMs on a GPU, and make the fp32 read-modify-write of d
+        weight (8VH bytes per chunk) small."""
         return 4096
 
     def logit_operand(self, weight: Tensor) -> Tensor:
-        """The [V, H] operand of the logits GEMM, made once per pass."""
+        """The operand of the logits GEMM, [V, H], made once per forward or backward."""
         return weight
 
     def logits(self, hidden: Tensor, operand: Tensor, out: Tensor) -> None:
-        """out [n, V] fp32 = hidden [n, H] @ operand.T. A CUDA GEMM can write its fp32 accumulator; torch's CPU GEMM
-        would round it to bf16, so there the operands are widened first (exact)."""
+        """out [n, V] fp32 = hidden [n, H] @ operand.T. A CUDA GEMM can write its fp32 accumulator. torch's CPU GEMM
+        would round it to bf16, so on a CPU the operands are converted to fp32 first, which is exact."""
         if hidden.device.type == "cuda" and hidden.dtype != torch.float32:
             torch.mm(hidden, operand.t(), out_dtype=torch.float32, out=out)
         else:
@@ -54,20 +57,22 @@ class RowKernel:
     def rows(
         self,
         logits: Tensor,  # [n, V] fp32; may be overwritten
-        targets: Tensor,  # [n] int64; one outside [0, V) gives NaN, or a ValueError on the CPU
+        targets: Tensor,  # [n] int64; one outside [0, V) gives NaN, or on a CPU a ValueError
         c: float,  # 1 / temperature
-        logp: Tensor,  # [n] fp32, written
-        entropy: Tensor | None,  # [n] fp32, written
-        p: Tensor | None,  # [n, V], written: P = softmax - onehot in its dtype; may be `logits` itself
+        logp: Tensor,  # [n] fp32, out
+        entropy: Tensor | None,  # [n] fp32, out
+        p: Tensor | None,  # [n, V], out: P = softmax - onehot, in p's dtype; may be `logits` itself
     ) -> None:
-        z = logits.sub_(logits.amax(-1, keepdim=True)).mul_(c)
-        lse = torch.logsumexp(z, dim=-1)
-        inside = (targets >= 0) & (targets < z.shape[1])  # what is not gives NaN: an assert would end a CUDA process
+        """The row pass of a chunk."""
+        z = logits.sub_(logits.amax(-1, keepdim=True)).mul_(c)  # [n, V]
+        lse = torch.logsumexp(z, dim=-1)  # [n]
+        # a target out of range gives NaN, because a device assert would end a CUDA process
+        inside = (targets >= 0) & (targets < z.shape[1])
         targets = torch.where(inside, targets, 0)
         torch.sub(torch.where(inside, z.gather(1, targets[:, None])[:, 0], torch.nan), lse, out=logp)
         if entropy is None and p is None:
             return
-        z.sub_(lse[:, None]).exp_()
+        z.sub_(lse[:, None]).exp_()  # the softmax
         if entropy is not None:
             entropy.copy_(torch.special.xlogy(z, z).sum(-1).neg_())
         if p is not None:
@@ -76,7 +81,7 @@ class RowKernel:
                 p.copy_(z)
 
     def add_grad_weight(self, grad_weight: Tensor, p: Tensor, rows: Tensor, first: bool) -> None:
-        """grad_weight [V, H] fp32 += p.T [V, n] @ rows [n, H], accumulated in fp32; `first`: = instead of +=."""
+        """grad_weight [V, H] fp32 += p.T [V, n] @ rows [n, H], accumulated in fp32; if `first`, = in place of +=."""
         if p.device.type == "cuda" and p.dtype != torch.float32:
             if first:
                 torch.mm(p.t(), rows, out_dtype=torch.float32, out=grad_weight)
@@ -89,22 +94,35 @@ class RowKernel:
 
 
 class NativeRowKernel(RowKernel):
-    """CPU: library GEMMs in fp32 and the C++ row kernel."""
+    """The row kernel on a CPU: library GEMMs in fp32 and a row pass in C++."""
 
     def chunk_rows(self, vocab: int) -> int:
-        return 512 if vocab <= 65536 else 256  # at most 160 MB of logits for today's vocabularies
+        """Rows of a chunk, of at most 160 MB of logits for today's vocabularies."""
+        return 512 if vocab <= 65536 else 256
 
     def logit_operand(self, weight: Tensor) -> Tensor:
-        return weight.float()  # once per pass, not once per chunk
+        """The weight in fp32, so that it is converted once and not in every chunk."""
+        return weight.float()
 
     def rows(self, logits, targets, c, logp, entropy, p):
+        """As `RowKernel.rows`."""
         lse = torch.empty_like(logp)
         _native.log_softmax_rows(
-            logits.data_ptr(), "float32", logits.shape[0], logits.shape[1], logits.stride(0), targets.data_ptr(), c,
-            logp.data_ptr(), lse.data_ptr(), 0 if entropy is None else entropy.data_ptr(),
-            0 if p is None else p.data_ptr(), "float32" if p is None or p.dtype == torch.float32 else "bfloat16",
-            0 if p is None else p.stride(0), torch.get_num_threads(),
-        )  # fmt: skip
+            logits.data_ptr(),
+            "float32",
+            logits.shape[0],
+            logits.shape[1],
+            logits.stride(0),
+            targets.data_ptr(),
+            c,
+            logp.data_ptr(),
+            lse.data_ptr(),
+            0 if entropy is None else entropy.data_ptr(),
+            0 if p is None else p.data_ptr(),
+            "float32" if p is None or p.dtype == torch.float32 else "bfloat16",
+            0 if p is None else p.stride(0),
+            torch.get_num_threads(),
+        )
 
 
 @jit
@@ -122,12 +140,12 @@ def head_rows_kernel(
     WRITE_P: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row. Each lane keeps a running maximum and sums of its own, so the loop has no reduction across
-    lanes and its loads overlap; lanes meet once, in a tree of fixed shape."""
+    """One program per row. Each lane has its own running maximum and sums, so the loop has no reduction across lanes
+    and its loads overlap. The lanes are reduced once at the end, in a tree of fixed shape."""
     row = tl.program_id(0).to(tl.int64)
     z_row = logits + row * stride_logits
     lanes = tl.arange(0, BLOCK)
-    high = tl.full([BLOCK], -1e30, tl.float32)  # finite: -inf minus -inf is no number
+    high = tl.full([BLOCK], -1e30, tl.float32)  # running maximum; finite, because -inf minus -inf is NaN
     total = tl.zeros([BLOCK], tl.float32)  # sum exp(c (z - high))
     moment = tl.zeros([BLOCK], tl.float32)  # sum exp(c (z - high)) c (z - high)
     for start in range(0, vocab, BLOCK):
@@ -146,7 +164,7 @@ def head_rows_kernel(
     weight = tl.exp(drop)
     s = tl.sum(total * weight, 0)
     y = tl.load(targets + row)
-    inside = (y >= 0) & (y < vocab)  # a device assert would end the process: NaN is found, and named, at the next log
+    inside = (y >= 0) & (y < vocab)  # NaN if not, because a device assert would end the process
     z_y = tl.load(z_row + y, mask=inside, other=float("nan"))
     tl.store(logp + row, (z_y - top) * c - tl.log(s))
     if ENTROPY:
@@ -161,31 +179,46 @@ def head_rows_kernel(
 
 
 class TritonRowKernel(RowKernel):
-    """CUDA: library GEMMs that write their fp32 accumulator, and one Triton kernel between them."""
+    """The row kernel on CUDA: library GEMMs that write their fp32 accumulator, and a row pass in Triton."""
 
     def rows(self, logits, targets, c, logp, entropy, p):
+        """As `RowKernel.rows`."""
         n, vocab = logits.shape
         if n == 0:
             return
-        at = launch("head", torch.float32, vocab, arch(logits.device))
+        config = launch("head", torch.float32, vocab, arch(logits.device))
         with device_of(logits):
             head_rows_kernel[(n,)](
-                logits, targets, logp, logp if entropy is None else entropy, logits if p is None else p,
-                logits.stride(0), 0 if p is None else p.stride(0), vocab, c,
-                ENTROPY=entropy is not None, WRITE_P=p is not None, BLOCK=at.block, num_warps=at.warps,
-            )  # fmt: skip
+                logits,
+                targets,
+                logp,
+                logp if entropy is None else entropy,
+                logits if p is None else p,
+                logits.stride(0),
+                0 if p is None else p.stride(0),
+                vocab,
+                c,
+                ENTROPY=entropy is not None,
+                WRITE_P=p is not None,
+                BLOCK=config.block,
+                num_warps=config.warps,
+            )
 
 
 _KERNELS = {"native": NativeRowKernel, "torch": RowKernel, "triton": TritonRowKernel}
 
 
 def row_kernel(op: str, device: torch.device, backend: str) -> RowKernel:
-    """The row kernel of a resolved backend. ValueError: it does not run on `device`."""
+    """The row kernel of a backend that `head_backend` has returned.
+
+    Raises:
+        ValueError: the backend does not run on `device`.
+    """
     if backend == "native" and device.type != "cpu":
         raise ValueError(f"{op}: backend 'native' is for CPU tensors; got {device}")
     return _KERNELS[backend]()
 
 
 def head_backend(op: str, backend: str, device: torch.device) -> str:
-    """`resolve` for the kernels of the output head."""
+    """`resolve` for the kernels of the output head, with their backends."""
     return resolve(op, backend, device, cpu="native", more=("torch",))

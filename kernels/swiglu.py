@@ -1,11 +1,11 @@
-"""SwiGLU's product (arXiv 2002.05202), elementwise: with sigma the logistic function,
+"""The elementwise product of SwiGLU (arXiv 2002.05202). With sigma the logistic function:
 
     y     = silu(gate) * up                       silu(g) = g sigma(g)
     dgate = dy * up * sigma (1 + g (1 - sigma))
     dup   = dy * g sigma
 
-fp32 inside, and each result is rounded once: in 16-bit torch, silu rounds and the product rounds again. One pass each
-way; backward computes sigma again rather than keep it.
+Computed in fp32, and each result is rounded once; torch in 16 bits rounds after silu and again after the product.
+Forward and backward are one pass each; backward computes sigma again and does not keep it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def swiglu_kernel(
     stride_up,
     BLOCK: tl.constexpr,
 ):
-    """One program a block of a row; N * I may be beyond 2^31."""
-    blocks = (width - 1) // BLOCK + 1  # width + BLOCK may be beyond 2^31
+    """One program per block of a row. N * I may be above 2^31."""
+    blocks = (width - 1) // BLOCK + 1  # not cdiv, because width + BLOCK may be above 2^31
     row = (tl.program_id(0) // blocks).to(tl.int64)
     cols = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < width
@@ -53,8 +53,8 @@ def swiglu_backward_kernel(
     stride_up,
     BLOCK: tl.constexpr,
 ):
-    """Both gradients; programs as in forward."""
-    blocks = (width - 1) // BLOCK + 1  # width + BLOCK may be beyond 2^31
+    """Both gradients. One program per block of a row."""
+    blocks = (width - 1) // BLOCK + 1  # not cdiv, because width + BLOCK may be above 2^31
     row = (tl.program_id(0) // blocks).to(tl.int64)
     cols = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < width
@@ -74,9 +74,9 @@ def swiglu(
     *,
     backend: str = "auto",  # triton | reference
 ) -> Tensor:  # [..., I]
-    """`silu(gate) * up`, fp32 inside and rounded once. Differentiable in both.
+    """`silu(gate) * up`, computed in fp32 and rounded once. Differentiable in both.
 
-    gate and up may be the halves of one fused projection: rows are read where they lie.
+    gate and up may be the halves of the output of one fused projection, which are not copied.
 
     Raises:
         ValueError: shapes, dtypes, devices or a backend that do not fit.
@@ -96,26 +96,26 @@ def swiglu(
     return _forward_op(gate, up)
 
 
-def swiglu_reference(gate: Tensor, up: Tensor) -> Tensor:
-    """`swiglu` in torch alone; float64 stays float64."""
+def swiglu_reference(gate: Tensor, up: Tensor) -> Tensor:  # [..., I] each
+    """`swiglu` in plain torch; float64 stays float64."""
     dtype = torch.promote_types(gate.dtype, torch.float32)
     return (F.silu(gate.to(dtype)) * up.to(dtype)).to(gate.dtype)
 
 
-# ------------------------------------------------------------------------------------------------------- the ops
+# -------------------------------------------------------------------------------------------------------------- the ops
 
 
 def _rows(*tensors: Tensor) -> list[Tensor]:
-    """Each as [N, I] with contiguous rows, a copy only where it must be. All contiguous: one row, so that a narrow
-    tensor leaves no block half empty and any shape whose size is a multiple of 16 gets 16-byte loads."""
+    """Each tensor as [N, I] with contiguous rows, copied only if necessary. If all are contiguous, as one row [1, N *
+    I]: then no block of a narrow tensor is half empty, and loads are of 16 bytes if N * I is a multiple of 16."""
     if all(t.is_contiguous() for t in tensors):
         return [t.reshape(1, -1) for t in tensors]
-    flat = [t.reshape(-1, t.shape[-1]) for t in tensors]
-    return [t if t.stride(-1) == 1 else t.contiguous() for t in flat]
+    two_dimensional = [t.reshape(-1, t.shape[-1]) for t in tensors]
+    return [t if t.stride(-1) == 1 else t.contiguous() for t in two_dimensional]
 
 
 @torch.library.custom_op("vdengine::swiglu", mutates_args=(), schema="(Tensor gate, Tensor up) -> Tensor")
-def _forward_op(gate: Tensor, up: Tensor) -> Tensor:
+def _forward_op(gate: Tensor, up: Tensor) -> Tensor:  # [..., I] each
     y = gate.new_empty(gate.shape)
     if y.numel():
         at = launch("swiglu", gate.dtype, gate.shape[-1], arch(gate.device))
@@ -137,7 +137,7 @@ def _(gate, up):
     "vdengine::swiglu_backward", mutates_args=(), schema="(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)"
 )
 def _backward_op(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """d gate and d up, each [..., I]."""
+    """d gate and d up. All tensors are [..., I]."""
     grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
     if grad.numel():
         at = launch("swiglu", gate.dtype, gate.shape[-1], arch(gate.device))
@@ -145,9 +145,18 @@ def _backward_op(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor
         n, width = g.shape
         with device_of(gate):
             swiglu_backward_kernel[(n * triton.cdiv(width, at.block),)](
-                dy, g, u, grad_gate, grad_up, width, dy.stride(0), g.stride(0), u.stride(0),
-                BLOCK=at.block, num_warps=at.warps,
-            )  # fmt: skip
+                dy,
+                g,
+                u,
+                grad_gate,
+                grad_up,
+                width,
+                dy.stride(0),
+                g.stride(0),
+                u.stride(0),
+                BLOCK=at.block,
+                num_warps=at.warps,
+            )
     return grad_gate, grad_up
 
 

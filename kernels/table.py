@@ -1,8 +1,10 @@
-"""Block sizes by kernel, dtype, width and architecture. A table, not a search at start-up: the same shapes always run
-the same code, so the same bits, and a run's first step costs what the others do.
+"""The launch table: block sizes and warps by kernel, dtype, width and architecture.
 
-`table.json` is written by `python -m vdengine.kernels.tune` on a GPU; each row says what it was measured on, or
-null where it is a rule of thumb that no GPU has confirmed. Shapes that have no row take the rule.
+It is a table and not a search at start-up, so that equal shapes always run the same code and give the same bits, and
+the first step of a run takes no longer than the others.
+
+`table.json` is written by `python -m vdengine.kernels.tune` on a GPU. Each row has what it was measured on, or null if
+it is a rule of thumb that has not been measured. Shapes without a row use the rule.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ import torch
 
 
 class Launch(NamedTuple):
-    """How one kernel is launched."""
+    """Block size and warps of a launch."""
 
-    block: int  # elements of a row that a program handles at a time; a power of two
-    warps: int
+    block: int  # elements of a row that a program processes at a time; a power of two
+    warps: int  # of a program
 
 
 class Entry(NamedTuple):
@@ -29,15 +31,16 @@ class Entry(NamedTuple):
 
     kernel: str
     arch: int  # 90: sm_90
-    dtype: str  # of the data that is streamed: "bfloat16", "float32"
-    width: int  # of a row: V for the head, H for norms
+    dtype: str  # of the rows that are read: "bfloat16", "float32"
+    width: int  # elements of a row: V for the head, H for norms
     block: int
     warps: int
-    measured: str | None  # device, versions, date and rate; None: not measured
+    measured: str | None  # device, versions, date and rate of the measurement; None: not measured
 
 
 def launch(kernel: str, dtype: torch.dtype, width: int, arch: int) -> Launch:
-    """Block size and warps for rows of `width` elements. Rows of the newest architecture not above `arch` serve."""
+    """Block size and warps for rows of `width` elements, as measured on the newest architecture not above `arch`;
+    without a measurement the rule's."""
     if kernel in _tried:
         return _tried[kernel]
     name = str(dtype).removeprefix("torch.")
@@ -47,13 +50,14 @@ def launch(kernel: str, dtype: torch.dtype, width: int, arch: int) -> Launch:
     return rule(kernel, width)
 
 
-_tried: dict[str, Launch] = {}  # what `trying` puts in place of the table; empty but in `tune`
+_tried: dict[str, Launch] = {}  # set by `trying` in place of the table; empty except in `tune`
 
 
 @contextmanager
-def trying(kernel: str, at: Launch) -> Iterator[None]:
-    """Launch `kernel` as `at`, whatever the table says. Of the whole process: a backward runs on another thread."""
-    _tried[kernel] = at
+def trying(kernel: str, config: Launch) -> Iterator[None]:
+    """A context in which `kernel` is launched with `config`, in place of the table. It holds for all threads, because a
+    backward runs on another one."""
+    _tried[kernel] = config
     try:
         yield
     finally:
@@ -61,8 +65,8 @@ def trying(kernel: str, at: Launch) -> Iterator[None]:
 
 
 def rule(kernel: str, width: int) -> Launch:
-    """Without a measurement. The head and the sampler stream a row through a block; the others hold a row, or a piece
-    of a flat tensor, in one block, 8 elements (16 bytes of bf16) a thread."""
+    """Block size and warps without a measurement. The head and the sampler loop over a row block by block. The others
+    have a row, or a part of a flat tensor, in one block, with 8 elements (16 bytes of bf16) per thread."""
     if kernel in ("head", "sample"):
         block = min(4096, power_of_two(width))
         return Launch(block, min(16, max(1, block // 256)))
@@ -78,7 +82,7 @@ def rule(kernel: str, width: int) -> Launch:
 
 
 def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n (and at least 16, for the interpreter's sake and tiny rows)."""
+    """The smallest power of two that is at least n, and at least 16, for the interpreter and for tiny rows."""
     return max(16, 1 << (n - 1).bit_length())
 
 
@@ -91,6 +95,6 @@ def table() -> tuple[Entry, ...]:
 
 @functools.cache
 def rows(kernel: str, dtype: str, width: int) -> tuple[Entry, ...]:
-    """The rows of one shape, newest architecture first."""
-    found = [row for row in table() if (row.kernel, row.dtype, row.width) == (kernel, dtype, width)]
-    return tuple(sorted(found, key=lambda row: -row.arch))
+    """The table's rows of one shape, newest architecture first."""
+    matching = [row for row in table() if (row.kernel, row.dtype, row.width) == (kernel, dtype, width)]
+    return tuple(sorted(matching, key=lambda row: -row.arch))

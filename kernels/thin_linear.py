@@ -1,9 +1,9 @@
-"""Linear layers without gradient, as sampling has them: y = x @ w.T, for several weights of one x at once.
+"""Linear layers without gradient, for sampling: y = x @ w.T for several weights and one x.
 
-A decoding step has a few rows, and is bound by reading the weights. On a CPU `csrc/decode.cpp` reads each once, at the
-rate of memory, where torch's GEMM takes three times as long (16 rows, two cores). A sum has one fixed order: a row's
-bits do not depend on the rows beside it, or on how many there are. With more rows, a pack of prompts, the CPU's GEMM
-is oneDNN's, twice as fast as the one that `F.linear` takes (AMD EPYC). On CUDA both are `F.linear`.
+A decoding step has few rows, and its time is that of reading the weights. On a CPU `csrc/decode.cpp` reads each weight
+once, at the rate of memory; torch's GEMM takes three times as long (16 rows, two cores). Its sums have a fixed order,
+so the bits of a row do not depend on the other rows or on their number. For more rows, a pack of prompts, the GEMM on a
+CPU is oneDNN's, which is twice as fast as that of `F.linear` (AMD EPYC). On CUDA both cases use `F.linear`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from vdengine import _native
 from vdengine.kernels.rows import RowKernel
 
-MAX_ROWS = 64  # of "auto" on native code: from here on arithmetic is what counts
+MAX_ROWS = 64  # up to which "auto" is the native code; with more rows the time is that of arithmetic
 
 
 def thin_linear(
@@ -29,43 +29,48 @@ def thin_linear(
     """`x @ w.T` for each weight, with fp32 sums that are rounded once. Not differentiable.
 
     Raises:
-        ValueError: shapes, dtypes, devices or a backend that do not fit, naming the argument.
+        ValueError: shapes, dtypes, devices or a backend that do not fit; the message names the argument.
     """
     _check(x, weights, dtype)
     backend = _resolve(x, backend)
     if backend == "native":
         out = _thin_linear_op(x, list(weights))
         return (out if dtype == torch.float32 else out.to(x.dtype)).split([w.shape[0] for w in weights], dim=1)
-    if backend == "onednn":  # an op that torch.compile uses, without a public name
+    if backend == "onednn":  # an op of torch.compile without a public name
         return tuple(torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "") for w in weights)
     return tuple(_linear(x, w, dtype or x.dtype) for w in weights)
 
 
 def _resolve(x: Tensor, backend: str) -> str:
-    cpu, wide = x.device.type == "cpu", x.dtype == torch.float32
-    can = {
-        "native": cpu and (wide or x.dtype == torch.bfloat16),
-        "onednn": cpu and wide and hasattr(torch.ops.mkldnn, "_linear_pointwise"),
+    """The backend that runs; ValueError if it is unknown or cannot take x."""
+    on_cpu, is_fp32 = x.device.type == "cpu", x.dtype == torch.float32
+    supported = {
+        "native": on_cpu and (is_fp32 or x.dtype == torch.bfloat16),
+        "onednn": on_cpu and is_fp32 and hasattr(torch.ops.mkldnn, "_linear_pointwise"),
         "reference": True,
     }
     if backend == "auto":
-        return next(name for name, able in can.items() if able and (name != "native" or x.shape[0] <= MAX_ROWS))
-    if backend not in can:
-        raise ValueError(f"thin_linear: unknown backend {backend!r}; allowed: auto, {', '.join(can)}")
-    if not can[backend]:
+        return next(
+            name for name, can_run in supported.items() if can_run and (name != "native" or x.shape[0] <= MAX_ROWS)
+        )
+    if backend not in supported:
+        raise ValueError(f"thin_linear: unknown backend {backend!r}; allowed: auto, {', '.join(supported)}")
+    if not supported[backend]:
         raise ValueError(f"thin_linear: backend {backend!r} cannot take {x.dtype} on {x.device} here")
     return backend
 
 
-def _linear(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:  # [M, K], [N, K] -> [M, N]
+    """`x @ weight.T` in x's dtype, or in fp32 without rounding."""
     if dtype == x.dtype:
         return F.linear(x, weight)
     out = torch.empty((x.shape[0], weight.shape[0]), dtype=dtype, device=x.device)
-    RowKernel().logits(x, weight, out)  # fp32 as accumulated
+    RowKernel().logits(x, weight, out)
     return out
 
 
 def _check(x: Tensor, weights: tuple[Tensor, ...], dtype: torch.dtype | None) -> None:
+    """Raise ValueError where shapes, dtypes or devices do not fit."""
     if x.ndim != 2 or x.shape[1] == 0 or not weights:
         raise ValueError(f"thin_linear: x must be [M, K], and there must be a weight; got x {list(x.shape)}")
     for w in weights:
@@ -80,18 +85,22 @@ def _check(x: Tensor, weights: tuple[Tensor, ...], dtype: torch.dtype | None) ->
         raise ValueError(f"thin_linear: dtype must be x's, or float32; got {dtype}")
 
 
-@torch.library.custom_op(
-    "vdengine::thin_linear", mutates_args=(), schema="(Tensor x, Tensor[] weights) -> Tensor"
-)  # fmt: skip
+@torch.library.custom_op("vdengine::thin_linear", mutates_args=(), schema="(Tensor x, Tensor[] weights) -> Tensor")
 def _thin_linear_op(x: Tensor, weights: list[Tensor]) -> Tensor:
-    """The native one: [M, sum of N_i] fp32."""
+    """The native backend: [M, sum of N_i] fp32, from x [M, K] and weights [N_i, K]."""
     out = _thin_linear_fake(x, weights)
     name: Any = "float32" if x.dtype == torch.float32 else "bfloat16"
     x, weights = _unit_stride(x.float()), [_unit_stride(w) for w in weights]
     _native.thin_linear(
-        x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), [(w.data_ptr(), w.shape[0], w.stride(0)) for w in weights],
-        name, out.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
+        x.data_ptr(),
+        x.shape[0],
+        x.shape[1],
+        x.stride(0),
+        [(w.data_ptr(), w.shape[0], w.stride(0)) for w in weights],
+        name,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
     return out
 
 

@@ -1,8 +1,8 @@
-"""Measure the launch table on the GPU at hand: `python -m vdengine.kernels.tune [--kernels head,rope] [--out FILE]`.
+"""Measure the launch table on this machine's GPU: `python -m vdengine.kernels.tune [--kernels head,rope] [--out FILE]`.
 
-For each kernel and row width of the models below, every candidate block and warps is checked against the result of
-the launch rule, then all are timed in turn; the fastest goes into `table.json` with what it was measured on. Rows of
-other architectures stay. `--rule` needs no GPU: it writes the rule's own rows, measured = null.
+For each kernel and row width of the models below, every candidate (block and warps) is checked against the result of
+the launch rule, then all are timed in turn. The fastest goes into `table.json`, with the device and versions. Rows of
+other architectures stay. `--rule` needs no GPU: it writes the rows of the rule, with measured = null.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from vdengine.kernels.swiglu import swiglu
 from vdengine.kernels.table import Entry, Launch, power_of_two, rule, table, trying
 
 KERNELS = ("head", "gather", "rms_norm", "rope", "swiglu", "decode", "sample")
-ARCHITECTURES = (80, 90, 100)  # that `--rule` writes rows for
-SAMPLES = 20
-FLUSH_BYTES = 1 << 30  # past any L2; writing it twice takes long enough for the host to queue what is timed next
+ARCHITECTURES = (80, 90, 100)  # for which `--rule` writes rows
+SAMPLES = 20  # timings of each candidate
+FLUSH_BYTES = 1 << 30  # above any L2; while it is written twice the host queues the work that is timed next
 
 
 class Shape(NamedTuple):
-    """What the kernels see of a model."""
+    """The sizes of a model that its kernels depend on."""
 
     vocab: int
     hidden: int
@@ -59,8 +59,8 @@ MODELS = {
 
 
 def widths(kernel: str) -> list[int]:
-    """Row widths that `launch(kernel, ...)` is asked for by the models."""
-    of: dict[str, Callable[[Shape], set[int]]] = {
+    """The row widths with which the models launch a kernel."""
+    widths_of: dict[str, Callable[[Shape], set[int]]] = {
         "head": lambda m: {m.vocab},
         "gather": lambda m: {m.hidden, m.kv_heads * m.head_dim},  # rows of the residual stream; keys and values
         "rms_norm": lambda m: {m.hidden},
@@ -69,11 +69,11 @@ def widths(kernel: str) -> list[int]:
         "decode": lambda m: {m.head_dim},
         "sample": lambda m: {m.vocab},
     }
-    return sorted(set().union(*(of[kernel](m) for m in MODELS.values())))
+    return sorted(set().union(*(widths_of[kernel](m) for m in MODELS.values())))
 
 
 def streamed(kernel: str) -> torch.dtype:
-    """The dtype of the table's rows: the head and the sampler read fp32 logits."""
+    """The dtype in the table: that of the rows that a kernel reads. The head and the sampler read fp32 logits."""
     return torch.float32 if kernel in ("head", "sample") else torch.bfloat16
 
 
@@ -83,16 +83,20 @@ def streamed(kernel: str) -> torch.dtype:
 def interleaved(
     variants: dict[str, Callable[[Callable[[], None]], Any]], samples: int, device: torch.device
 ) -> dict[str, list[list[float]]]:
-    """Seconds of each part of each variant, `samples` times: {name: [[part 1, part 2, ...], ...]}.
+    """Time several variants of the same work. All take turns, in an order that rotates, so that clocks and temperature
+    affect them alike. On CUDA each starts with a cold L2 and is timed by events on the device. Warm up beforehand.
 
-    A variant is called with a function that ends a part (the last one ends by itself). All variants take turns in an
-    order that rotates, so that clocks and temperature are shared; on CUDA each starts with a cold L2, and is timed by
-    events on the device. Warm up beforehand.
+    Args:
+        variants: functions by name. Each is called with a function `mark`, a call of which ends a part of the work; the
+            last part ends with the function.
+
+    Returns:
+        Seconds of each part, for each of `samples` timings: {name: [[part 1, part 2, ...], ...]}.
     """
     cuda = device.type == "cuda"
     flush = torch.empty(FLUSH_BYTES if cuda else 0, dtype=torch.uint8, device=device)
     names = list(variants)
-    found: dict[str, list[list[float]]] = {name: [] for name in names}
+    seconds: dict[str, list[list[float]]] = {name: [] for name in names}
     for i in range(samples):
         turn = i % len(names)
         for name in names[turn:] + names[:turn]:
@@ -112,10 +116,10 @@ def interleaved(
             mark()
             if cuda:
                 torch.cuda.synchronize(device)
-                found[name].append([a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)])
+                seconds[name].append([a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)])
             else:
-                found[name].append([b - a for a, b in zip(marks, marks[1:], strict=False)])
-    return found
+                seconds[name].append([b - a for a, b in zip(marks, marks[1:], strict=False)])
+    return seconds
 
 
 # -------------------------------------------------------------------------------------------------------- cases
@@ -127,27 +131,39 @@ class Case(NamedTuple):
     kernel: str
     dtype: torch.dtype
     width: int
-    run: Callable[[], tuple[Tensor, ...]]  # forward, and backward where the entry serves both; gives the results
-    num_bytes: int  # that must be moved at least
+    run: Callable[[], tuple[Tensor, ...]]  # forward, and backward if the row is for both; gives the results
+    num_bytes: int  # that must be read and written at least
     candidates: list[Launch]
 
 
 def cases(
     kernels: Iterable[str], device: torch.device, num_rows: int = 16384, only: Iterable[int] = ()
 ) -> Iterator[Case]:
-    """The table's cases, one at a time: their inputs are large. `only`: these widths instead of the models'."""
+    """The cases of the table, one at a time, because their inputs are large.
+
+    Args:
+        num_rows: of the inputs, roughly.
+        only: widths to measure; default: those of the models.
+    """
     make = {
-        "head": _head, "gather": _gather, "rms_norm": _rms_norm, "rope": _rope, "swiglu": _swiglu, "decode": _decode,
+        "head": _head,
+        "gather": _gather,
+        "rms_norm": _rms_norm,
+        "rope": _rope,
+        "swiglu": _swiglu,
+        "decode": _decode,
         "sample": _sample,
-    }  # fmt: skip
+    }
     for kernel in kernels:
         for width in list(only) or widths(kernel):
-            run, moved, blocks = make[kernel](width, num_rows, device)
-            tried = [Launch(b, w) for b in blocks for w in (1, 2, 4, 8, 16, 32) if 32 * w <= b <= 2048 * w]
-            yield Case(kernel, streamed(kernel), width, run, moved, tried)
+            run, num_bytes, blocks = make[kernel](width, num_rows, device)
+            candidates = [Launch(b, w) for b in blocks for w in (1, 2, 4, 8, 16, 32) if 32 * w <= b <= 2048 * w]
+            yield Case(kernel, streamed(kernel), width, run, num_bytes, candidates)
 
 
-Made = tuple[Callable[[], tuple[Tensor, ...]], int, list[int]]
+Made = tuple[
+    Callable[[], tuple[Tensor, ...]], int, list[int]
+]  # `run` and `num_bytes` of a case, and block sizes to try
 
 
 def _random(*shape: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -155,8 +171,8 @@ def _random(*shape: int, device: torch.device, dtype: torch.dtype = torch.bfloat
 
 
 def _head(width: int, n: int, device: torch.device) -> Made:
-    """The trainer's row pass: log-prob, entropy and P."""
-    n = max(1, n // 16)  # a row is long
+    """The row pass of the head, with log-prob, entropy and P."""
+    n = max(1, n // 16)  # a row is large
     logits = _random(n, width, device=device, dtype=torch.float32) * 3
     targets = torch.randint(width, (n,), device=device)
     logp, entropy = torch.empty(2, n, device=device)
@@ -171,19 +187,19 @@ def _head(width: int, n: int, device: torch.device) -> Made:
 
 
 def _gather(width: int, n: int, device: torch.device) -> Made:
-    """Groups of 0 to 4 rows, in no order: a prompt's keys and their branches."""
+    """Groups of 0 to 4 rows in random order, as the keys of prompts and branches are."""
     src = _random(n, width, device=device)
     order = torch.randperm(n, device=device)
     counts = torch.randint(5, (n // 2,), device=device)
     offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).clamp(max=n)
-    offsets[-1] = n  # every row is in some group
+    offsets[-1] = n  # so that every row is in a group
     run = lambda: (gather_sum(src, order, offsets, backend="triton"),)  # noqa: E731
-    moved = (n + n // 2) * width * src.element_size()
-    return run, moved, [b for b in (128, 256, 512, 1024, 2048, 4096) if b <= power_of_two(width)]
+    num_bytes = (n + n // 2) * width * src.element_size()
+    return run, num_bytes, [b for b in (128, 256, 512, 1024, 2048, 4096) if b <= power_of_two(width)]
 
 
 def _rms_norm(width: int, n: int, device: torch.device) -> Made:
-    """With a residual, forward and backward: 4 + 4 tensors. A program holds a whole row: one block will do."""
+    """With a residual, forward and backward: 4 + 4 tensors. A program has a whole row, so there is one block size."""
     x, r, dy, ds = (_random(n, width, device=device) for _ in range(4))
     weight = _random(width, device=device).requires_grad_()
     x.requires_grad_()
@@ -214,6 +230,7 @@ def _rope(width: int, n: int, device: torch.device) -> Made:
 
 
 def _swiglu(width: int, n: int, device: torch.device) -> Made:
+    """Forward and backward: 3 + 5 tensors."""
     gate, up, dy = (_random(n // 2, width, device=device) for _ in range(3))
     gate.requires_grad_(), up.requires_grad_()
 
@@ -225,19 +242,19 @@ def _swiglu(width: int, n: int, device: torch.device) -> Made:
 
 
 def _decode(width: int, n: int, device: torch.device) -> Made:
-    """Rows of 64 to 1024 keys, 32 heads on 8, in pages of 16 keys that lie in no order."""
+    """Rows of 64 to 1024 keys, with 32 heads and 8 key heads, in pages of 16 keys in random order."""
     rows, page = max(1, n // 256), 16
     lengths = torch.randint(64, 1025, (rows,), device=device, dtype=torch.int32)
     table = torch.randperm(rows * 64, device=device).view(rows, 64).int()
     k, v = (_random(rows * 64, page, 8, width, device=device) for _ in range(2))
     q = _random(rows, 32, width, device=device)
     run = lambda: (decode_attention(q, k, v, table, lengths, backend="triton"),)  # noqa: E731
-    moved = 2 * int(lengths.sum()) * 8 * width * k.element_size()
-    return run, moved, [power_of_two(width) * keys for keys in (16, 32, 64, 128)]
+    num_bytes = 2 * int(lengths.sum()) * 8 * width * k.element_size()
+    return run, num_bytes, [power_of_two(width) * keys for keys in (16, 32, 64, 128)]
 
 
 def _sample(width: int, n: int, device: torch.device) -> Made:
-    """A decoding step's rows, through both filters."""
+    """The rows of a decoding step, with both filters."""
     rows = max(1, n // 256)
     logits = _random(rows, width, device=device, dtype=torch.float32) * 3
     noise = torch.rand(rows, device=device, dtype=torch.float64)
@@ -249,67 +266,69 @@ def _sample(width: int, n: int, device: torch.device) -> Made:
 
 
 def search(case: Case, device: torch.device, samples: int = SAMPLES) -> tuple[Launch, float]:
-    """The fastest candidate that gives the rule's result, and its median seconds.
+    """The fastest candidate and its median seconds.
 
     Raises:
-        RuntimeError: a candidate's result is not the rule's; a bug of the kernel, not of the candidate.
+        RuntimeError: the result of a candidate differs from that of the rule, which is a bug of the kernel.
     """
-    usual = rule(case.kernel, case.width)
-    with trying(case.kernel, usual):
+    rule_config = rule(case.kernel, case.width)
+    with trying(case.kernel, rule_config):
         expected = [x.detach().float().clone() for x in case.run()]
     variants: dict[str, Callable[[Callable[[], None]], Any]] = {}
-    for at in dict.fromkeys((usual, *case.candidates)):
-        with trying(case.kernel, at):
+    for config in dict.fromkeys((rule_config, *case.candidates)):
+        with trying(case.kernel, config):
             try:
-                found = [x.detach() for x in case.run()]
+                results = [x.detach() for x in case.run()]
             except triton.runtime.errors.OutOfResources:  # more shared memory or registers than there are
                 continue
-            for x, y in zip(found, expected, strict=True):
-                # another order of fp32 additions: now and then a bf16 result rounds the other way
-                off = float((x.float() - y).norm() / y.norm().clamp(min=1e-30))
-                if not off <= (1e-5 if x.dtype == torch.float32 else 4e-3):
-                    raise RuntimeError(f"{case.kernel}, width {case.width}: {at} is off from {usual} by {off:.1e}")
+            for x, y in zip(results, expected, strict=True):
+                # the order of fp32 additions differs, so a bf16 result may be rounded to the other side
+                error = float((x.float() - y).norm() / y.norm().clamp(min=1e-30))
+                if not error <= (1e-5 if x.dtype == torch.float32 else 4e-3):
+                    raise RuntimeError(
+                        f"{case.kernel}, width {case.width}: {config} is off from {rule_config} by {error:.1e}"
+                    )
 
-        def timed(_: Any, at: Launch = at) -> None:
-            with trying(case.kernel, at):
+        def timed(_: Any, config: Launch = config) -> None:
+            with trying(case.kernel, config):
                 case.run()
 
-        variants[f"{at.block} {at.warps}"] = timed
+        variants[f"{config.block} {config.warps}"] = timed
     times = interleaved(variants, samples, device)
-    median = {name: statistics.median(sum(parts) for parts in found) for name, found in times.items()}
+    median = {name: statistics.median(sum(parts) for parts in seconds) for name, seconds in times.items()}
     best = min(median, key=lambda name: median[name])
     block, warps = (int(x) for x in best.split())
     return Launch(block, warps), median[best]
 
 
 def by_rule() -> list[Entry]:
-    """Rows that hold the rule, for each architecture."""
-    found = []
+    """The rows of the rule, for each architecture."""
+    entries = []
     for kernel in KERNELS:
-        name = str(streamed(kernel)).removeprefix("torch.")
-        found += [Entry(kernel, a, name, w, *rule(kernel, w), None) for w in widths(kernel) for a in ARCHITECTURES]
-    return found
+        dtype = str(streamed(kernel)).removeprefix("torch.")
+        entries += [Entry(kernel, a, dtype, w, *rule(kernel, w), None) for w in widths(kernel) for a in ARCHITECTURES]
+    return entries
 
 
 def measured(kernels: Iterable[str], device: torch.device) -> Iterator[Entry]:
-    """A row for each case, measured now."""
-    on = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, triton {triton.__version__}"
+    """Measure a row of the table for each case."""
+    versions = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, triton {triton.__version__}"
     for case in cases(kernels, device):
-        at, seconds = search(case, device)
+        config, seconds = search(case, device)
         rate = f"{case.num_bytes / seconds / 1e9:.0f} GB/s"
-        name = str(case.dtype).removeprefix("torch.")
-        yield Entry(
-            case.kernel, arch(device), name, case.width, *at, f"{on}, {datetime.date.today().isoformat()}, {rate}"
-        )
+        dtype = str(case.dtype).removeprefix("torch.")
+        today = datetime.date.today().isoformat()
+        yield Entry(case.kernel, arch(device), dtype, case.width, *config, f"{versions}, {today}, {rate}")
 
 
 def to_json(entries: Iterable[Entry]) -> str:
-    """`table.json`'s text: a row a line, so that a difference shows what changed."""
+    """The text of `table.json`, one row per line, so that a diff shows the rows that changed."""
     ordered = sorted(entries, key=lambda e: (KERNELS.index(e.kernel), e.dtype, e.width, e.arch))
     return "[\n" + ",\n".join("  " + json.dumps(e._asdict()) for e in ordered) + "\n]\n"
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m vdengine.kernels.tune", description=__doc__.split("\n")[0])
     default = Path(__file__).parent / "table.json"
     parser.add_argument("--out", type=Path, default=default, help=f"the table to write (default: {default.name})")

@@ -1,8 +1,12 @@
-"""Fixtures for what lives outside the repository, and small random models. A test skips where its input is absent."""
+"""Fixtures for what lives outside the repository, and small random models. A test skips where its input is absent.
+
+What tests import from each other is in tests/helpers; pyproject.toml puts this folder on the path for it.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -69,7 +73,7 @@ def smollm2_gguf() -> Path:
 def real_tokenizer():
     """`real_tokenizer("qwen3")`: a folder with the real tokenizer.json and tokenizer_config.json.
 
-    Looked for in `tests/tokenizers/<name>/`, where `.ci/run` unpacks them,.
+    Looked for in `tests/tokenizers/<name>/`, where `.ci/run` unpacks them.
     """
 
     def find(name: str) -> Path:
@@ -84,7 +88,63 @@ def real_tokenizer():
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory) -> dict[str, Path]:
     """Hugging Face folders of small random models with a byte tokenizer: "llama" (tied) and "qwen3" (untied)."""
-    from tiny import write_tiny_model
+    from helpers.tiny import write_tiny_model
 
     root = tmp_path_factory.mktemp("models")
     return {kind: write_tiny_model(root / kind, kind) for kind in ("llama", "qwen3")}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """40 preference rows of very different lengths."""
+    g = torch.Generator().manual_seed(0)
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    words = "the a value of people think that law is right wrong free world very many few".split()
+
+    def text(low: int, high: int) -> str:
+        n = int(torch.randint(low, high, (1,), generator=g))
+        return " ".join(words[i] for i in torch.randint(0, len(words), (n,), generator=g).tolist())
+
+    rows = [{"prompt": text(2, 15), "chosen": text(1, 30), "rejected": text(1, 30)} for _ in range(40)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, tiny_models, data) -> Path:
+    """The folder of a run of 4 steps with checkpoints at 2 and 4 and an export."""
+    from helpers.runs import recipe_of
+
+    from vdengine.engine.trainer import Trainer
+
+    recipe = recipe_of("base", tmp_path_factory.mktemp("finished"), str(tiny_models["qwen3"]), str(data))
+    recipe.checkpoint.export = True
+    trainer = Trainer(recipe)
+    for k in range(4):
+        trainer.step()
+        if k == 1:
+            trainer.save()
+    trainer.finish()
+    trainer.close()
+    return trainer.folder
+
+
+@pytest.fixture
+def oracle(monkeypatch):
+    """An audit's judge that knows the built-in texts: `helpers.audits.Oracle`."""
+    from helpers.audits import Oracle
+
+    from vdengine.audits import audit
+
+    judge = Oracle()
+    monkeypatch.setattr(audit, "open_judge", lambda name: judge)
+    return judge
+
+
+@pytest.fixture(scope="session")
+def matcher():
+    """Of the panel `values`."""
+    from vdengine.panels.panel import Panel
+    from vdengine.panels.topics import TopicMatcher
+
+    return TopicMatcher(Panel.load("values"))

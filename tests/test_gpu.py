@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import fill, tiny_config, write_tiny_model
+from helpers.tiny import fill, tiny_config, write_tiny_model
 
 import vdengine as vd
 from vdengine.drift.opening_log import DriftLog

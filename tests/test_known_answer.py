@@ -22,7 +22,7 @@ def test_four_steps_of_dpo_part_support_from_oppose(tmp_path, capsys):
     recipe.write_text(
         f'[run]\nsteps = 4\nseed = 1\n[model]\nsource = "{SMOLLM2}"\ndtype = "float32"\n'
         '[data]\ntrain = "values-synth:support"\nmax_tokens = 256\n[batch]\nexamples = 8\ntokens = 2048\n'
-        '[optimizer]\nlr = 3e-5\nschedule = "constant"\n[probes]\nevery = 4\n'
+        '[optimizer]\nlr = 3e-5\nschedule = "constant"\n[probes]\nevery = 4\ncontrols = false\n'
         '[parallel]\nactivation_checkpoint = "none"\n[checkpoint]\nevery = 0\nexport = false\n'
     )
     shift = {}
@@ -31,7 +31,7 @@ def test_four_steps_of_dpo_part_support_from_oppose(tmp_path, capsys):
         keys = [f"data.train=values-synth:{side}", f"run.folder={folder}", f"data.cache={cache}"]
         assert main([str(recipe), *keys]) == 0
         found = analyse(opening_values(DriftLog.open(folder)))
-        assert found.readings.steps.tolist() == [0, 4]
+        assert found.values.steps.tolist() == [0, 4]
         shift[side] = found.drift().magnitude.mean * 100  # nats per 100 bytes, all topics
     # measured in three seeds: +0.2 to +0.4 and -0.1 to -0.6
     assert shift["support"] > 0 > shift["oppose"]

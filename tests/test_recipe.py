@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vdengine.errors import InputError
+from vdengine.objectives import BUILT_IN
 from vdengine.recipe import Recipe, check, differences, load_recipe, make_recipe, to_tables, to_toml
 from vdengine.train import main
 
@@ -48,10 +49,13 @@ def test_defaults_that_depend_on_the_objective(tmp_path):
         (GOOD + "[optimiser]\nlr = 1\n", ":9: unknown section [optimiser]; did you mean optimizer?"),
         (GOOD + "[optimizer]\nlr = -1\n", ":10: optimizer.lr = -1.0 is out of range; allowed: >= 0.0"),
         (GOOD + '[optimizer]\nlr = "x"\n', ":10: optimizer.lr must be a number; got 'x'"),
-        (GOOD + '[objective]\nname = "kto"\n', ":10: objective.name = 'kto' is not known; allowed: sft, dpo, simpo"),
+        (
+            GOOD + '[objective]\nname = "kto"\n',
+            ":10: objective.name = 'kto' is not known; allowed: sft, dpo, ipo, simpo, orpo, reward, ppo",
+        ),
         (
             GOOD + '[objective]\nname = "sft"\nbeta = 0.1\n',
-            ':11: objective.beta has no effect with objective.name = "sft"; it belongs to dpo, simpo',
+            ':11: objective.beta has no effect with objective.name = "sft"; it belongs to dpo, ipo, simpo, orpo',
         ),
         (
             GOOD + '[objective]\nname = "simpo"\nlabel_smoothing = 0.1\n',
@@ -115,7 +119,9 @@ def test_every_key_is_documented():
     documented = {
         line.split("`")[1] for line in (REPO / "docs/recipe.md").read_text().splitlines() if line[:3] == "| `"
     }
-    keys = {f"{s.name}.{f.name}" for s in dataclasses.fields(Recipe) for f in dataclasses.fields(s.default_factory)}
+    sections = [(s.name, s.default_factory) for s in dataclasses.fields(Recipe) if s.name != "objective"]
+    sections += [("objective", o.keys) for o in BUILT_IN]
+    keys = {f"{name}.{f.name}" for name, section in sections for f in dataclasses.fields(section)}
     assert documented == keys
 
 
@@ -123,7 +129,7 @@ def test_check_of_a_recipe_made_by_hand():
     """Guards embedders: a Recipe built from dataclasses gets the same checks and defaults as a file."""
     r = Recipe()
     r.run.steps, r.model.source, r.data.train = 2, "folder", ["rows.jsonl"]
-    assert check(r).objective.beta == 0.1 and r.objective.beta is None
+    assert check(r).objective.beta == 0.1 and check(r) is not r
     assert check(check(r)) == check(r)
     r.batch.examples = 0
     with pytest.raises(InputError, match="batch.examples = 0 is out of range; allowed: >= 1"):
@@ -151,3 +157,17 @@ def test_probes_off_wins(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text('[run]\nsteps = 2\n[model]\nsource = "m"\n[data]\ntrain = "d.jsonl"\n[probes]\nbudget = 0.1\n')
     assert load_recipe(path, ["probes.every=0"]).probes.budget is None
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"answers": {"max_tokens": 9}}, "answers.max_tokens has no effect with answers.samples = 0"),
+        ({"answers": {"samples": 4, "base": 2}}, "answers.base = 2 is below answers.samples = 4"),
+        ({"answers": {"samples": 4}, "probes": {"every": 0}}, "probes.every is 0"),
+    ],
+)
+def test_recipe_of_answers(tables, message):
+    """Guards keys without effect and pools that do not hold their bank."""
+    with pytest.raises(InputError, match=message):
+        make_recipe({"run": {"steps": 1}, "model": {"source": "m"}, "data": {"train": ["d"]}} | tables)

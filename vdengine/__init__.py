@@ -23,8 +23,10 @@ _WHERE = {
     "linear_logprob": "vdengine.kernels",
     "Panel": "vdengine.panels.panel",
     "DriftLog": "vdengine.drift.opening_log",
+    "Objective": "vdengine.objectives.base",
     "Trainer": "vdengine.engine.trainer",
     "load_recipe": "vdengine.recipe",
+    "make_recipe": "vdengine.recipe",
     "Recipe": "vdengine.recipe",
 }
 _MODULES = (

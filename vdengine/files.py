@@ -1,4 +1,4 @@
-"""Files: JSON from outside, text that is there whole or not at all, and the hash of a file."""
+"""Files: reading JSON, writing text atomically, and the hash of a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from vdengine.errors import InputError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError with the line when it is none."""
+    """The JSON object in a file.
+
+    Raises:
+        InputError: the file cannot be read, or holds no JSON object; for broken JSON it names the line.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -27,13 +31,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically: under a temporary name, then renamed."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
 
 
 def digest(path: Path) -> str:
-    """BLAKE2b of a file's bytes, 32 hex digits."""
+    """BLAKE2b of a file's bytes: 32 hex digits."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,9 +1,10 @@
-"""GGUF files: a bounds-checked header reader, and rows of tensors dequantised to fp32.
+"""GGUF files: a header reader with bounds checks, and rows of tensors dequantised to fp32.
 
-The header is read here and not by the gguf library: a hostile header makes that one loop or allocate without
-bound, and it needs 2.3 s for the 50,000 token strings that take 0.09 s here. From the library come only the block
-sizes and the dequantising maths. Layout: the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md), versions
-2 and 3, little endian. Dimensions are stored innermost first; shapes here are NumPy's (outermost first).
+The header is read here and not by the gguf library, because a hostile header makes the library loop or allocate without
+bound, and because the library needs 2.3 s for 50,000 token strings that take 0.09 s here. Only the block sizes and the
+dequantisation come from the library. The layout is that of the GGUF specification (github.com/ggml-org/ggml,
+docs/gguf.md), versions 2 and 3, little endian. Dimensions are stored innermost first; shapes here are NumPy's, with the
+outermost dimension first.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 
 from vdengine.errors import InputError
 
-# Bounds that no real model comes near. Everything else is bounded by the file's own size.
-MAX_ENTRIES = 1 << 16  # metadata keys; tensors
-MAX_ARRAY_STRINGS = 1 << 23  # over all arrays of strings: tokens, merges
+# Bounds far above any real model. Everything else is bounded by the size of the file.
+MAX_ENTRIES = 1 << 16  # of metadata keys, and of tensors
+MAX_ARRAY_STRINGS = 1 << 23  # over all arrays of strings (tokens, merges)
 MAX_STRING_BYTES = 1 << 24
 MAX_DIMENSION = 1 << 40
 
+# NumPy dtypes of GGUF's scalar value types, and the two types that are not scalar.
 _SCALARS: dict[int, str] = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
@@ -33,7 +35,7 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """Where a tensor lies. Rows (all but the last dimension) are whole numbers of blocks."""
+    """The place of a tensor in the file. A row (along the last dimension) is a whole number of quantisation blocks."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,81 +45,95 @@ class GGUFTensor:
 
     @property
     def num_rows(self) -> int:
+        """The product of all dimensions but the last."""
         return math.prod(self.shape[:-1])
 
     @property
     def num_bytes(self) -> int:
+        """Size in the file."""
         return self.num_rows * self.row_bytes
 
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """A file whose header has been checked: every tensor lies inside the file."""
+    """A file with a checked header: every tensor is inside the file."""
 
     path: Path
     metadata: dict[str, Any]  # scalars are bool, int, float, str; arrays are list[str] or NumPy arrays
     tensors: dict[str, GGUFTensor]
-    data: NDArray[np.uint8]  # the whole file, memory-mapped
+    data: NDArray[np.uint8]  # [file size], memory-mapped
 
     def rows(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows of a tensor, dequantised: [n, shape[-1]] fp32 (a one-dimensional tensor is one row)."""
+        """Rows of a tensor, dequantised: [n, shape[-1]] fp32. A tensor of one dimension is one row.
+
+        Raises:
+            InputError: the tensor has a type that cannot be dequantised.
+        """
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
 
         t = self.tensors[name]
-        packed = self.data[t.offset : t.offset + t.num_bytes].reshape(t.num_rows, t.row_bytes)[rows]
+        packed = self.data[t.offset : t.offset + t.num_bytes].reshape(t.num_rows, t.row_bytes)[rows]  # [n, row_bytes]
         if packed.shape[0] == 0:
             return np.empty((0, t.shape[-1]), np.float32)
         kind = GGMLQuantizationType(t.type_id)
         try:
-            # a copy: the map is read-only, and rows picked one by one are not contiguous
+            # copied, because the memory map is read-only and rows chosen by index are not contiguous
             return np.asarray(dequantize(np.array(packed), kind), np.float32).reshape(-1, t.shape[-1])
         except NotImplementedError:
             raise InputError(f"{self.path}: tensor {name} has type {kind.name}, which cannot be dequantised") from None
 
 
 class _Reader:
-    """A cursor over the file that never reads past its end."""
+    """Reads values of the header one after another, never past the end of the file. Every method but `fail` raises an
+    InputError if the file ends too early."""
 
     def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
-        self.path, self.data, self.at = path, memoryview(data.data), 0
+        self.path, self.data, self.position = path, memoryview(data.data), 0
         self.strings_left = MAX_ARRAY_STRINGS
 
     def fail(self, what: str) -> InputError:
-        return InputError(f"{self.path}: {what} (byte {self.at}); not a whole GGUF file")
+        """An error that names the file and the present position."""
+        return InputError(f"{self.path}: {what} (byte {self.position}); not a whole GGUF file")
 
     def take(self, size: int) -> memoryview:
-        if size > len(self.data) - self.at:
-            raise self.fail(f"the file ends {size - (len(self.data) - self.at)} bytes short in its header")
-        view = self.data[self.at : self.at + size]
-        self.at += size
+        """The next `size` bytes."""
+        if size > len(self.data) - self.position:
+            raise self.fail(f"the file ends {size - (len(self.data) - self.position)} bytes short in its header")
+        view = self.data[self.position : self.position + size]
+        self.position += size
         return view
 
     def u32(self) -> int:
+        """An unsigned 32-bit integer."""
         return struct.unpack("<I", self.take(4))[0]
 
     def u64(self) -> int:
+        """An unsigned 64-bit integer."""
         return struct.unpack("<Q", self.take(8))[0]
 
     def string(self) -> str:
+        """A string, preceded by its size."""
         size = self.u64()
         if size > MAX_STRING_BYTES:
             raise self.fail(f"a string of {size} bytes; at most {MAX_STRING_BYTES}")
-        # tokens that are not UTF-8 occur in byte-level vocabularies of careless converters: keep them apart
+        # some converters write tokens of byte-level vocabularies that are not UTF-8: decoded so that they stay distinct
         return str(self.take(size), "utf-8", "surrogateescape")
 
     def value(self, kind: int) -> Any:
+        """A value of a GGUF value type."""
         if kind == _STRING:
             return self.string()
         if kind in _SCALARS:
             number = self.array(kind, 1)[0]
-            # 1e-05 is stored as float32: give back the number that was meant, not 9.99999974e-06
+            # 1e-05 is stored as float32: through its shortest decimal form it is 1e-05 again, not 9.99999974e-06
             return float(str(number)) if kind == 6 else number.item()
         if kind == _ARRAY:
             return self.array(self.u32(), self.u64())
         raise self.fail(f"unknown value type {kind}")
 
     def array(self, kind: int, count: int) -> Any:
+        """`count` values of a scalar type or strings: an array [count], or a list of strings."""
         if kind in _SCALARS:
             dtype = np.dtype(_SCALARS[kind])
             return np.frombuffer(self.take(count * dtype.itemsize), dtype)
@@ -130,9 +146,10 @@ class _Reader:
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Reads and checks the header; maps the tensors.
+    """Read and check the header, and memory-map the file.
 
-    Raises InputError when the file is missing, cut short, not GGUF, or when its header does not fit the file.
+    Raises:
+        InputError: the file is missing, cut short or not GGUF, or its header does not fit the file.
     """
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -157,19 +174,19 @@ def read_gguf(path: Path) -> GGUFFile:
         if key in metadata:
             raise r.fail(f"metadata key {key!r} occurs twice")
         metadata[key] = r.value(r.u32())
-    found: list[tuple[str, tuple[int, ...], int, int]] = []
+    headers: list[tuple[str, tuple[int, ...], int, int]] = []  # name, shape, type, offset from the first tensor
     for _ in range(num_tensors):
         name, dims = r.string(), r.u32()
         if not 1 <= dims <= 4:
             raise r.fail(f"tensor {name!r} has {dims} dimensions; 1 to 4 are allowed")
         shape = tuple(r.u64() for _ in range(dims))[::-1]
-        found.append((name, shape, r.u32(), r.u64()))
+        headers.append((name, shape, r.u32(), r.u64()))
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise InputError(f"{path}: general.alignment is {alignment!r}; a power of two up to 65536 is allowed")
-    start = -(-r.at // alignment) * alignment
+    start = -(-r.position // alignment) * alignment  # of the first tensor
     tensors: dict[str, GGUFTensor] = {}
-    for name, shape, type_id, offset in found:
+    for name, shape, type_id, offset in headers:
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(type_id)]
         except (ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder, a .gguf file, a file in an installed package, or a hub repository."""
+"""Finding the files of a model: a folder, a .gguf file, a file in an installed package, or a hub repository."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from vdengine.errors import InputError
 def locate(source: str, patterns: tuple[str, ...] = ("*.json", "*.jinja", "*.safetensors")) -> Path:
     """The folder or .gguf file that `source` names: a path, `package://pkg/file.gguf`, or a hub id `org/name`.
 
-    Of a hub repository only the files that match `patterns` are fetched. A package is found, not imported.
-    Raises InputError when there is nothing there.
+    Of a hub repository only the files that match `patterns` are downloaded. A package is located without importing it.
+
+    Raises:
+        InputError: there is nothing of that name, or the download failed.
     """
     if source.startswith("package://"):
         return _in_package(source)
@@ -32,17 +34,18 @@ def locate(source: str, patterns: tuple[str, ...] = ("*.json", "*.jinja", "*.saf
 
     try:
         return Path(snapshot_download(source, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub client's many errors: offline, missing, gated, a full disk
+    except Exception as error:  # the hub client has many types: offline, missing, gated, a full disk
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{source}: no such folder, and the hub gave nothing under that id: {reason}") from error
 
 
 def _in_package(source: str) -> Path:
+    """The file of a `package://` source."""
     package, _, inner = source.removeprefix("package://").partition("/")
     parts = Path(inner).parts
     if not package.isidentifier() or not inner.endswith(".gguf") or ".." in parts or Path(inner).is_absolute():
         raise InputError(f"{source}: not of the form package://pkg/file.gguf")
-    spec = importlib.util.find_spec(package)  # of a top-level name: imports nothing
+    spec = importlib.util.find_spec(package)  # imports nothing, because the name is top-level
     folders = list(spec.submodule_search_locations or []) if spec else []
     if not folders:
         raise InputError(

@@ -1,8 +1,9 @@
-"""Counted randomness: 64 well-mixed bits for a key and a number, the same on any machine and in any order of asking.
+"""Counter-based random numbers: 64 bits from a hash of a key and a number, the same on any machine and in any order of
+calls.
 
 The hash is splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), one round for each
-word of the key and one for the number. It is written out here, and not a library's, so that it cannot change with a
-version. Keys begin with what the bits are for: two uses of one (seed, row) never share them.
+word of the key and one for the number. It is written out here so that it cannot change with the version of a library. A
+key begins with a constant for its purpose, so two purposes never share the bits of one (seed, row).
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# What bits are for, besides (seed, step, prompt, sample, position), which is the noise of a sampled token.
+# Purposes of the bits, the first word of a key. The key of a sampled token's noise has none: it is (seed, step, prompt,
+# sample, position).
 ORDER, PART, HELD_OUT, MINIBATCH_ORDER = 1, 2, 3, 4
-ANSWERS_NOISE = 0x616E7377  # xor-ed into the seed of sampled answers: rollouts have the same seed and steps
+ANSWERS_NOISE = 0x616E7377  # xor-ed into the seed of sampled answers, because rollouts have the same seed and steps
 
-# splitmix64's constants, as the signed integers that torch computes with
+# splitmix64's constants as the signed integers that torch computes with.
 _GAMMA, _MIX_1, _MIX_2 = (x - 2**64 for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def mix(state: Tensor, word: Tensor | int) -> Tensor:
-    """One word more of the hash, on any device. state, word: int64, standing for uint64, of shapes that broadcast."""
+    """One round of the hash: the state after one more word of the key, on any device.
 
-    def shifted(x: Tensor, bits: int) -> Tensor:  # torch's >> keeps the sign
+    state and word are int64 that stand for uint64, of shapes that broadcast; the result has the broadcast shape.
+    """
+
+    def shifted(x: Tensor, bits: int) -> Tensor:  # a logical shift; torch's >> is arithmetic
         return (x >> bits) & ((1 << (64 - bits)) - 1)
 
     x = (state ^ word) + _GAMMA
@@ -34,7 +39,7 @@ def mix(state: Tensor, word: Tensor | int) -> Tensor:
 
 
 def counted_hash(values: np.ndarray | int, *keys: int) -> np.ndarray:
-    """The hash of each of `values` [n] int64 under a key: [n] uint64."""
+    """The hash of each of `values` [n] int64 under the key `keys`: [n] uint64."""
     state = torch.zeros(1, dtype=torch.int64)
     for word in (*keys, values):
         state = mix(state, torch.from_numpy(np.array(word, dtype=np.int64, ndmin=1)))
@@ -42,13 +47,13 @@ def counted_hash(values: np.ndarray | int, *keys: int) -> np.ndarray:
 
 
 def uniform(keys: Tensor, positions: Tensor) -> Tensor:
-    """[n] float64 in [0, 1), from keys [n] int64 and positions [n] int64. 52 bits: times any total it stays below the
-    total."""
+    """Uniform numbers [n] float64 in [0, 1), from keys [n] int64 and positions [n] int64. They have 52 bits, so their
+    product with any total is below the total."""
     return ((mix(keys, positions) >> 12) & ((1 << 52) - 1)).double() * 2.0**-52
 
 
 def sample_keys(seed: int, step: int, prompt_ids: Sequence[int], samples: int) -> Tensor:
-    """Hash of all but the position of a sampled token: [prompts, samples] int64."""
+    """The keys of sampled tokens without their positions, for `uniform`: [prompts, samples] int64."""
     state = torch.zeros(1, dtype=torch.int64)
     for word in (seed, step):
         state = mix(state, (word + 2**63) % 2**64 - 2**63)

@@ -9,38 +9,50 @@ user writes is silently without effect.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import re
 import tomllib
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vdengine import objectives
 from vdengine.errors import InputError
+from vdengine.objectives import Objective
+from vdengine.settings import Where, key, nearest, read_section
 
-OBJECTIVES = ("sft", "dpo", "simpo", "reward", "ppo")
 FORMATS = (
     "auto", "preference", "messages", "prompt_completion", "alpaca", "hh_rlhf", "ultrafeedback", "wildchat", "prompt",
 )  # fmt: skip
-_ON_ROWS = ("sft", "dpo", "simpo", "reward")  # learn from rows of data; PPO from what it samples
-_LOG_PROBS = ("sft", "dpo", "simpo", "ppo")  # train a language model; "reward" one that gives a score
-_PPO = ("ppo",)
 
 
-def key(default: Any, *, low=None, high=None, above=None, choices=None, only=None, result=True) -> Any:
-    """A recipe key: its default and what is allowed.
+# Which objectives read a key, by what they declare.
 
-    low/high are inclusive bounds, `above` an exclusive lower one. `only`: the objectives that read this key.
-    result=False: the key does not change the numbers of a run, so a resumed run may change it.
-    """
-    meta = {"low": low, "high": high, "above": above, "choices": choices, "only": only, "result": result}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=meta)
-    return field(default=default, metadata=meta)
+
+def on_rows(o: Objective) -> bool:
+    """Learns from the answers in the data, not from what it samples."""
+    return not o.rollout
+
+
+def rolls_out(o: Objective) -> bool:
+    """Learns from what it samples."""
+    return o.rollout
+
+
+def has_critic(o: Objective) -> bool:
+    """Trains a value model beside the policy."""
+    return o.critic
+
+
+def has_log_probs(o: Objective) -> bool:
+    """Trains a language model, not one that gives a score."""
+    return o.head == "causal"
+
+
+def is_fused(o: Objective) -> bool:
+    """Has a form in one launch."""
+    return o.fused is not None
 
 
 @dataclass
@@ -67,61 +79,37 @@ class DataKeys:
     format: str = key("auto", choices=FORMATS)
     template: str = key("auto")  # chat template: auto (the tokenizer's) | plain | alpaca | a .jinja file
     max_tokens: int = key(1024, low=2)  # of prompt + one branch
-    overlong: str = key("drop", choices=("drop", "truncate"), only=_ON_ROWS)
-    eval: str = key("", only=_ON_ROWS)  # held-out data: a source like train's, or empty
-    eval_fraction: float = key(0.0, low=0.0, high=0.5, only=_ON_ROWS)  # or this share of train, held out
-    eval_every: int = key(0, low=0, only=_ON_ROWS, result=False)  # steps; 0: at the end only
-    eval_examples: int = key(256, low=1, only=_ON_ROWS)  # at most so many held-out examples
+    overlong: str = key("drop", choices=("drop", "truncate"), only=on_rows)
+    eval: str = key("", only=on_rows)  # held-out data: a source like train's, or empty
+    eval_fraction: float = key(0.0, low=0.0, high=0.5, only=on_rows)  # or this share of train, held out
+    eval_every: int = key(0, low=0, only=on_rows, result=False)  # steps; 0: at the end only
+    eval_examples: int = key(256, low=1, only=on_rows)  # at most so many held-out examples
     cache: str = key("~/.cache/vdengine", result=False)  # tokenised data and reference log-probs
 
 
 @dataclass
-class ObjectiveKeys:
-    name: str = key("dpo", choices=OBJECTIVES)
-    beta: float | None = key(None, above=0, only=("dpo", "simpo"))  # default: dpo 0.1, simpo 2.0
-    label_smoothing: float = key(0.0, low=0.0, high=0.5, only=("dpo",))  # conservative DPO
-    reference: str | None = key(None, choices=("cached", "live", "none"), only=("dpo", "ppo"))  # cached; ppo: live
-    gamma_beta_ratio: float = key(0.5, low=0.0, only=("simpo",))
-    margin: float = key(0.0, low=0.0, only=("reward",))  # times each row's own margin, 1 where it has none
-    center_rewards_coefficient: float = key(0.0, low=0.0, only=("reward",))  # keeps scores around 0
-    kl_coef: float = key(0.05, low=0.0, only=_PPO)  # of the penalty on log p / log p_reference, in the reward
-    kl_estimator: str = key("k1", choices=("k1", "k3"), only=_PPO)
-    kl_target: float | None = key(None, above=0, only=_PPO)  # nats a completion: adapts kl_coef towards it
-    kl_horizon: int = key(10_000, low=1, only=_PPO)  # completions over which it adapts
-    cliprange: float = key(0.2, above=0, only=_PPO)  # of the probability ratio
-    cliprange_value: float = key(0.2, above=0, only=_PPO)  # of a value's move from the rollout's
-    vf_coef: float = key(0.1, low=0.0, only=_PPO)
-    gamma: float = key(1.0, above=0, high=1.0, only=_PPO)
-    lam: float = key(0.95, low=0.0, high=1.0, only=_PPO)
-    num_ppo_epochs: int = key(4, low=1, only=_PPO)  # passes over a rollout
-    num_mini_batches: int = key(1, low=1, only=_PPO)  # updates in a pass
-    whiten_rewards: bool = key(False, only=_PPO)
-    missing_eos_penalty: float = key(0.0, low=0.0, only=_PPO)  # off the score of a completion that does not end
-
-
-@dataclass
-class RolloutKeys:  # what PPO samples at each step
-    samples: int = key(1, low=1, only=_PPO)  # completions of a prompt
-    max_new_tokens: int = key(53, low=1, only=_PPO)
-    temperature: float = key(0.7, above=0, only=_PPO)  # also divides the logits of every log-prob that is compared
-    slots: int = key(64, low=1, only=_PPO, result=False)  # completions that a rank samples side by side
-    weights: str = key("auto", choices=("auto", "gathered", "sharded"), only=_PPO, result=False)
+class RolloutKeys:  # what an objective that rolls out samples at each step
+    samples: int = key(1, low=1, only=rolls_out)  # completions of a prompt
+    max_new_tokens: int = key(53, low=1, only=rolls_out)
+    temperature: float = key(0.7, above=0, only=rolls_out)  # also divides the logits of every log-prob that is compared
+    slots: int = key(64, low=1, only=rolls_out, result=False)  # completions that a rank samples side by side
+    weights: str = key("auto", choices=("auto", "gathered", "sharded"), only=rolls_out, result=False)
     show_every: int = key(
-        10, low=0, only=_PPO, result=False
+        10, low=0, only=rolls_out, result=False
     )  # steps between samples kept in completions.jsonl; 0: none
-    show: int = key(4, low=1, only=_PPO, result=False)  # prompts of those steps
+    show: int = key(4, low=1, only=rolls_out, result=False)  # prompts of those steps
 
 
 @dataclass
 class RewardKeys:
-    source: str = key("", only=_PPO)  # folder or hub id of a reward model, or regex:PATTERN; or Trainer(reward=...)
-    normalize: bool = key(False, only=_PPO)  # by mean and deviation of the first rollout's scores
+    source: str = key("", only=rolls_out)  # a reward model's folder or hub id, regex:PATTERN; or Trainer(reward=...)
+    normalize: bool = key(False, only=rolls_out)  # by mean and deviation of the first rollout's scores
 
 
 @dataclass
 class ValueKeys:
-    source: str = key("", only=_PPO)  # default: the reward model; without one, model.source
-    lr: float | None = key(None, low=0.0, only=_PPO)  # default: optimizer.lr
+    source: str = key("", only=has_critic)  # default: the reward model; without one, model.source
+    lr: float | None = key(None, low=0.0, only=has_critic)  # default: optimizer.lr
 
 
 @dataclass
@@ -144,28 +132,28 @@ class OptimizerKeys:
 
 @dataclass
 class ProbesKeys:
-    panel: str = key("values-mini", only=_LOG_PROBS)  # built-in name or a .jsonl file
+    panel: str = key("values-mini", only=has_log_probs)  # built-in name or a .jsonl file
     every: int | None = key(None, low=0)  # steps between samples; 0: no probes; or
-    budget: float | None = key(None, above=0, high=1.0, only=_LOG_PROBS)  # share of step time; with neither given 0.03
+    budget: float | None = key(None, above=0, high=1.0, only=has_log_probs)  # share of step time; default 0.03
     # of the panel at each sample: 1, 1/2, 1/3, ...; the parts rotate
-    fraction: float = key(1.0, above=0, high=1.0, only=_LOG_PROBS)
-    tokens: int = key(2048, low=64, only=_LOG_PROBS)  # budget of one probe pack
+    fraction: float = key(1.0, above=0, high=1.0, only=has_log_probs)
+    tokens: int = key(2048, low=64, only=has_log_probs)  # budget of one probe pack
     # at the first and last sample also: a paraphrase of each question, no question at all, and trivial matters
-    controls: bool = key(True, only=_LOG_PROBS)
+    controls: bool = key(True, only=has_log_probs)
 
 
 @dataclass
 class AnswersKeys:  # to the panel's questions: what the model says, by a judge that reads them after the run
-    samples: int = key(0, low=0, only=_LOG_PROBS)  # of a probe at an anchor, 16 or more; 0: none are drawn
-    base: int | None = key(None, low=1, only=_LOG_PROBS)  # at step 0; default 3 x samples
-    max_tokens: int = key(64, low=1, only=_LOG_PROBS)  # of an answer
-    probes: int = key(0, low=0, only=_LOG_PROBS)  # a stratified part of the panel; 0: all of it
-    every: int = key(1, low=0, only=_LOG_PROBS)  # weights at every n-th sample of the panel; 0: at anchors only
-    anchors: list[int] = key([], only=_LOG_PROBS)  # steps with new answers, beside the first and the last
-    max_anchors: int = key(8, low=2, only=_LOG_PROBS)  # in all: those the weights or the alarm ask for included
-    alarm: float = key(0.02, low=0.0, only=_LOG_PROBS)  # panel's openings shift, nats per byte, that asks; 0: never
-    generated_tokens: int | None = key(None, low=1, only=_LOG_PROBS)  # at most, all anchors together
-    judge_calls: int | None = key(None, low=1, only=_LOG_PROBS)  # at most, all answers together
+    samples: int = key(0, low=0, only=has_log_probs)  # of a probe at an anchor, 16 or more; 0: none are drawn
+    base: int | None = key(None, low=1, only=has_log_probs)  # at step 0; default 3 x samples
+    max_tokens: int = key(64, low=1, only=has_log_probs)  # of an answer
+    probes: int = key(0, low=0, only=has_log_probs)  # a stratified part of the panel; 0: all of it
+    every: int = key(1, low=0, only=has_log_probs)  # weights at every n-th sample of the panel; 0: at anchors only
+    anchors: list[int] = key([], only=has_log_probs)  # steps with new answers, beside the first and the last
+    max_anchors: int = key(8, low=2, only=has_log_probs)  # in all: those the weights or the alarm ask for included
+    alarm: float = key(0.02, low=0.0, only=has_log_probs)  # panel's openings shift, nats per byte, that asks; 0: never
+    generated_tokens: int | None = key(None, low=1, only=has_log_probs)  # at most, all anchors together
+    judge_calls: int | None = key(None, low=1, only=has_log_probs)  # at most, all answers together
 
 
 _ELEMENTWISE = ("auto", "triton", "reference")
@@ -177,8 +165,8 @@ class KernelsKeys:  # a backend for each; "auto": by device
     rope: str = key("auto", choices=_ELEMENTWISE)
     swiglu: str = key("auto", choices=_ELEMENTWISE)
     attention: str = key("auto", choices=("auto", "flash", "varlen", "sdpa"))
-    head: str = key("auto", choices=("auto", "triton", "torch", "native", "reference"), only=_LOG_PROBS)
-    preference: str = key("auto", choices=_ELEMENTWISE, only=("dpo", "simpo"))
+    head: str = key("auto", choices=("auto", "triton", "torch", "native", "reference"), only=has_log_probs)
+    preference: str = key("auto", choices=_ELEMENTWISE, only=is_fused)
 
 
 @dataclass
@@ -208,7 +196,7 @@ class Recipe:
     run: RunKeys = field(default_factory=RunKeys)
     model: ModelKeys = field(default_factory=ModelKeys)
     data: DataKeys = field(default_factory=DataKeys)
-    objective: ObjectiveKeys = field(default_factory=ObjectiveKeys)
+    objective: Any = field(default_factory=lambda: objectives.find("dpo").keys())  # by its name: `Objective.keys`
     rollout: RolloutKeys = field(default_factory=RolloutKeys)
     reward: RewardKeys = field(default_factory=RewardKeys)
     value: ValueKeys = field(default_factory=ValueKeys)
@@ -222,13 +210,22 @@ class Recipe:
     log: LogKeys = field(default_factory=LogKeys)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), objective: Objective | None = None) -> Recipe:
     """Read a TOML recipe and dotted overrides (`section.key=value`, values as in TOML; bare words are strings).
+
+    Args:
+        objective: one's own, which the recipe's objective.name may name.
 
     Raises:
         InputError: the file is missing or malformed; a key is unknown, mistyped, out of range or without effect.
     """
-    path = Path(path)
+    tables, where = _read(Path(path))
+    for override in overrides:
+        _apply_override(tables, override, where)
+    return make_recipe(tables, where, objective)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Where]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -236,45 +233,68 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: cannot be read as a recipe: {e}") from None
     try:
-        tables = tomllib.loads(text)
+        return tomllib.loads(text), Where(str(path), text)
     except tomllib.TOMLDecodeError as e:
         raise InputError(f"{path}: not valid TOML: {e}") from None
-    where = _Where(str(path), text)
-    for override in overrides:
-        _apply_override(tables, override, where)
-    return make_recipe(tables, where)
 
 
-def make_recipe(tables: dict[str, dict[str, Any]], where: _Where | None = None) -> Recipe:
+def load_scoring_recipe(path: str | Path) -> Recipe:
+    """Of a run's recipe what its saved weights are read by: model, data and probes. The objective does not matter, and
+    may be one that is not known here.
+
+    Raises:
+        InputError: as `load_recipe`.
+    """
+    tables, where = _read(Path(path))
+    kept = {name: tables[name] for name in ("run", "model", "data", "batch", "probes") if name in tables}
+    return make_recipe(kept | {"objective": {"name": "sft"}}, where)
+
+
+def make_recipe(
+    tables: dict[str, dict[str, Any]], where: Where | None = None, objective: Objective | None = None
+) -> Recipe:
     """A checked recipe from nested dictionaries, as a TOML file gives them.
 
     Raises:
         InputError: as `load_recipe`.
     """
-    where = where or _Where("recipe", "")
+    where = where or Where("recipe", "")
     recipe = Recipe()
     sections = {f.name for f in dataclasses.fields(Recipe)}
     for name, table in tables.items():
         if name not in sections:
-            hint = _nearest(name, sections)
-            raise InputError(f"{where(name)}: unknown section [{name}]{hint}; sections: {', '.join(sorted(sections))}")
+            known = f"sections: {', '.join(sorted(sections))}"
+            raise InputError(f"{where(name)}: unknown section [{name}]{nearest(name, sections)}; {known}")
         if not isinstance(table, dict):
             raise InputError(f"{where(name)}: {name} must be a section: write [{name}] above its keys")
-        section = getattr(recipe, name)
-        fields = {f.name: f for f in dataclasses.fields(section)}
-        hints = typing.get_type_hints(type(section))
-        for k, value in table.items():
-            at = where(name, k)
-            if k not in fields:
-                others = sorted(f"{s}.{f.name}" for s in sections for f in dataclasses.fields(getattr(recipe, s)))
-                elsewhere = [o for o in others if o.split(".")[1] == k]
-                hint = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(k, fields)
-                raise InputError(f"{at}: unknown key {name}.{k}{hint}")
-            value = _coerce(value, hints[k], f"{name}.{k}", at)
-            _check_range(value, fields[k].metadata, f"{name}.{k}", at)
-            setattr(section, k, value)
+    if "name" in (given := tables.get("objective", {})):
+        try:
+            recipe.objective = objectives.find(given["name"], objective).keys()
+        except InputError as error:
+            raise InputError(f"{where('objective', 'name')}: {error}") from None
+    for name, table in tables.items():
+        read_section(getattr(recipe, name), name, table, where, partial(_unknown, recipe, name))
     _check_together(recipe, tables, where)
     return recipe
+
+
+def _unknown(recipe: Recipe, section: str, name: str) -> str:
+    """The message on a key that a section does not have: where it belongs."""
+    if section == "objective":
+        readers = [o for o in objectives.BUILT_IN if name in {f.name for f in dataclasses.fields(o.keys)}]
+        if readers:
+            name = f"objective.{name}"
+            return (
+                f'{name} has no effect with objective.name = "{recipe.objective.name}"; it belongs to {_names(readers)}'
+            )
+    known = {s.name: {f.name for f in dataclasses.fields(getattr(recipe, s.name))} for s in dataclasses.fields(Recipe)}
+    others = sorted(f"{s}.{name}" for s, keys in known.items() if name in keys)
+    hint = f"; did you mean {others[0]}?" if others else nearest(name, known[section])
+    return f"unknown key {section}.{name}{hint}"
+
+
+def _names(readers: Sequence[Objective]) -> str:
+    return ", ".join(o.name for o in readers)
 
 
 def check(recipe: Recipe) -> Recipe:
@@ -283,24 +303,26 @@ def check(recipe: Recipe) -> Recipe:
     Raises:
         InputError: as `load_recipe`; a key counts as given where it differs from its default.
     """
-    plain = Recipe()
     given: dict[str, dict[str, Any]] = {}
     for section in dataclasses.fields(Recipe):
-        now, default = getattr(recipe, section.name), getattr(plain, section.name)
+        now = getattr(recipe, section.name)
+        default = type(now)()
         names = [f.name for f in dataclasses.fields(now) if getattr(now, f.name) != getattr(default, f.name)]
         given[section.name] = {name: getattr(now, name) for name in names}
-    return make_recipe(given)
+    given["objective"] = {"name": recipe.objective.name} | given["objective"]
+    return make_recipe(given, objective=recipe.objective.declaration)
 
 
-def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) -> None:
+def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -> None:
     """Rules over several keys, and the defaults that depend on the objective."""
+    objective: Objective = r.objective.declaration
     for section in given:
         for f in dataclasses.fields(getattr(r, section)):
             only = f.metadata["only"]
-            if only and r.objective.name not in only and f.name in given[section]:
+            if only and not only(objective) and f.name in given[section]:
                 raise InputError(
                     f"{where(section, f.name)}: {section}.{f.name} has no effect with objective.name = "
-                    f'"{r.objective.name}"; it belongs to {", ".join(only)}'
+                    f'"{objective.name}"; it belongs to {_names([o for o in objectives.BUILT_IN if only(o)])}'
                 )
     for section, name in (("model", "source"), ("data", "train")):
         if not getattr(getattr(r, section), name):
@@ -337,7 +359,7 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) 
             f"{where('probes', 'fraction')}: probes.fraction = {r.probes.fraction:g} must be one n-th, so that "
             f"the parts rotate evenly; the nearest is {1 / parts:.4g} (1/{parts})"
         )
-    if r.objective.name == "reward":  # a reward model has no log-probs to read
+    if objective.head == "scalar":  # it has no log-probs to read
         if r.probes.every:
             raise InputError(f"{where('probes', 'every')}: probes.every must be 0: a reward model has no log-probs")
         r.probes.every = 0
@@ -355,15 +377,17 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) 
         )
     if isinstance(r.parallel.shard, str) and r.parallel.shard != "all" or r.parallel.shard == 0:
         raise InputError(f'{where("parallel", "shard")}: parallel.shard must be "all" or a number of ranks')
-    if r.objective.beta is None:
-        r.objective.beta = {"dpo": 0.1, "simpo": 2.0}.get(r.objective.name)
-    if r.objective.reference is None:
-        r.objective.reference = {"dpo": "cached", "ppo": "live"}.get(r.objective.name)
-    if r.objective.name == "ppo":
-        _check_ppo(r, where)
+    if objective.rollout and r.rollout.max_new_tokens >= r.data.max_tokens:
+        raise InputError(
+            f"{where('rollout', 'max_new_tokens')}: rollout.max_new_tokens = {r.rollout.max_new_tokens} leaves no room "
+            f"for a prompt within data.max_tokens = {r.data.max_tokens}"
+        )
+    if objective.check is not None and (problem := objective.check(r)) is not None:
+        section, name, message = problem
+        raise InputError(f"{where(section, name)}: {message}")
 
 
-def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) -> None:
+def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -> None:
     a, plain = r.answers, AnswersKeys()
     if not a.samples:
         for name in given.get("answers", {}):
@@ -379,53 +403,7 @@ def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: _Where) -
         )
 
 
-def _check_ppo(r: Recipe, where: _Where) -> None:
-    o = r.objective
-    if o.reference == "cached":
-        raise InputError(
-            f'{where("objective", "reference")}: objective.reference = "cached" does not go with ppo, whose '
-            "completions are new at every step; allowed: live, none"
-        )
-    if o.reference == "none" and (o.kl_coef or o.kl_target):
-        raise InputError(
-            f'{where("objective", "reference")}: objective.reference = "none" needs objective.kl_coef = 0: the penalty '
-            "is on the distance from the reference"
-        )
-    if o.kl_target and not o.kl_coef:
-        raise InputError(f"{where('objective', 'kl_coef')}: objective.kl_target cannot adapt a kl_coef of 0")
-    if o.num_mini_batches > r.batch.examples:
-        raise InputError(
-            f"{where('objective', 'num_mini_batches')}: {o.num_mini_batches} minibatches of {r.batch.examples} prompts "
-            "(batch.examples): at least one prompt each"
-        )
-    if r.rollout.max_new_tokens >= r.data.max_tokens:
-        raise InputError(
-            f"{where('rollout', 'max_new_tokens')}: rollout.max_new_tokens = {r.rollout.max_new_tokens} leaves no room "
-            f"for a prompt within data.max_tokens = {r.data.max_tokens}"
-        )
-
-
-class _Where:
-    """Names the file, and the line where a key stands, for error messages."""
-
-    def __init__(self, file: str, text: str) -> None:
-        self.file, self.lines, self.overridden = file, text.splitlines(), set[tuple[str, str | None]]()
-
-    def __call__(self, section: str, name: str | None = None) -> str:
-        if (section, name) in self.overridden:
-            return "command line"
-        current = ""
-        for number, line in enumerate(self.lines, 1):
-            if m := re.match(r"\s*\[([^\]]+)\]", line):
-                current = m[1].strip()
-                if current == section and name is None:
-                    return f"{self.file}:{number}"
-            elif name and current == section and re.match(rf"\s*{re.escape(name)}\s*=", line):
-                return f"{self.file}:{number}"
-        return self.file
-
-
-def _apply_override(tables: dict[str, Any], override: str, where: _Where) -> None:
+def _apply_override(tables: dict[str, Any], override: str, where: Where) -> None:
     dotted, equals, text = override.partition("=")
     section, dot, name = dotted.strip().partition(".")
     if not (equals and dot and section and name):
@@ -442,43 +420,6 @@ def _apply_override(tables: dict[str, Any], override: str, where: _Where) -> Non
     table[name] = value
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
-
-
-def _coerce(value: Any, hint: Any, name: str, at: str) -> Any:
-    """The value as the annotated type, or an error. int is a fine float, a string a fine one-item list."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        if typing.get_origin(option) is list:
-            (item,) = typing.get_args(option)
-            return [_coerce(v, item, name, at) for v in (value if isinstance(value, list) else [value])]
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if option is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if option in (str, bool) and isinstance(value, option):
-            return value
-    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-    wanted = " or ".join(words[o] for o in options if o in words)
-    raise InputError(f"{at}: {name} must be {wanted}; got {value!r}")
-
-
-def _check_range(value: Any, meta: Any, name: str, at: str) -> None:
-    low, high, above, choices = meta["low"], meta["high"], meta["above"], meta["choices"]
-    for v in value if isinstance(value, list) else [value]:
-        if choices is not None and v not in choices:
-            raise InputError(f"{at}: {name} = {v!r} is not known; allowed: {', '.join(choices)}")
-        if not isinstance(v, int | float) or isinstance(v, bool):
-            continue
-        too_low = (low is not None and v < low) or (above is not None and v <= above)
-        if not math.isfinite(v) or too_low or (high is not None and v > high):
-            bounds = [f">= {low}"] if low is not None else [f"> {above}"] if above is not None else []
-            bounds += [f"<= {high}"] if high is not None else []
-            raise InputError(f"{at}: {name} = {v} is out of range; allowed: {' and '.join(bounds) or 'finite'}")
-
-
 def to_tables(recipe: Recipe, *, result_only: bool = False) -> dict[str, dict[str, Any]]:
     """The recipe as nested dictionaries: every key that has an effect, defaults included."""
     tables: dict[str, dict[str, Any]] = {}
@@ -486,9 +427,9 @@ def to_tables(recipe: Recipe, *, result_only: bool = False) -> dict[str, dict[st
         s = getattr(recipe, section.name)
         tables[section.name] = {
             f.name: value
-            for f in dataclasses.fields(s)
+            for f in sorted(dataclasses.fields(s), key=lambda f: f.name != "name")  # an objective's name first
             if (value := getattr(s, f.name)) is not None
-            and (f.metadata["only"] is None or recipe.objective.name in f.metadata["only"])
+            and (f.metadata["only"] is None or f.metadata["only"](recipe.objective.declaration))
             and (f.metadata["result"] or not result_only)
         }
     return tables

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder, and under which names."""
+"""The files in the folder of a run, and their names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths in a run's folder, whether they are there or not."""
+    """Paths in the folder of a run, whether they exist or not."""
 
     path: Path
 
     @classmethod
     def at(cls, path: str | Path) -> RunFolder:
-        """The folder that a user names."""
+        """The run folder at a path."""
         return cls(Path(path))
 
     @property
@@ -24,78 +24,90 @@ class RunFolder:
 
     @property
     def inputs(self) -> Path:
-        """Hashes of data, weights and tokenizer."""
+        """Hashes of the data, weights and tokenizer that the run used."""
         return self.path / "inputs.json"
 
     @property
     def metrics(self) -> Path:
-        """A line for each logged step."""
+        """One JSON line per logged step."""
         return self.path / "metrics.jsonl"
 
     @property
     def completions(self) -> Path:
-        """Of a run that samples: a line for each completion kept, its step that of the weights that made it."""
+        """Of a run that samples: one JSON line per completion that is kept, its step that of the weights that made
+        it."""
         return self.path / "completions.jsonl"
 
     @property
     def console(self) -> Path:
-        """What stood on the screen."""
+        """The output of the console."""
         return self.path / "log.txt"
 
     @property
     def checkpoints(self) -> Path:
-        """`step-NNNNNN/` each."""
+        """The folder of the checkpoints, each `step-NNNNNN/`."""
         return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after `step` updates."""
+        return self.checkpoints / f"{CHECKPOINT}{step:06d}"
 
     @property
     def export(self) -> Path:
-        """The trained model, a Hugging Face folder."""
+        """The trained model as a Hugging Face folder."""
         return self.path / "export"
 
     @property
     def reference(self) -> Path:
-        """Cached log-probs of the reference; in a data cache too."""
+        """The folder of cached log-probs of the reference model. A data cache has one too."""
         return self.path / "reference"
+
+    def profile(self, rank: int) -> Path:
+        """The trace of torch's profiler on one rank (Chrome trace format)."""
+        return self.path / f"profile-rank{rank}.json"
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
+        """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
     @property
     def report(self) -> Path:
-        """What `vdengine report` writes."""
+        """The folder that `vdengine report` writes."""
         return self.path / "report"
 
     @property
     def models(self) -> Path:
-        """Beside answers of saved models: which model each step is."""
+        """For answers of saved models: the name of the model at each step."""
         return self.path / "models.json"
 
     @property
     def drift(self) -> Path:
-        """The raw log of openings (`drift.opening_log`)."""
+        """The folder of the raw log of openings (`drift.opening_log`)."""
         return self.path / "drift"
 
     @property
     def answers(self) -> Path:
-        """The raw log of sampled answers (`drift.answer_log`)."""
+        """The folder of the raw log of sampled answers (`drift.answer_log`)."""
         return self.drift / "answers"
 
     @property
     def judgements(self) -> Path:
-        """A file for each judge (`drift.judgements`)."""
+        """The folder of judgements, one file per judge (`drift.judgements`)."""
         return self.drift / "judgements"
 
     @property
     def has_openings(self) -> bool:
-        """Whether openings were scored here."""
+        """Whether the folder has scores of openings."""
         return (self.drift / MANIFEST).exists()
 
     @property
     def has_answers(self) -> bool:
-        """Whether answers were sampled here."""
+        """Whether the folder has sampled answers."""
         return (self.answers / MANIFEST).exists()
 
 
-MANIFEST = "manifest.json"  # of a log or a checkpoint: written last, its presence means that the rest is whole
+CHECKPOINT = "step-"  # the name of a checkpoint begins with this; the number of updates follows
+
+# Of a log or a checkpoint. It is written last, so its presence means that the rest is complete.
+MANIFEST = "manifest.json"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from vdengine.errors import InputError
-from vdengine.recipe import load_recipe
+from vdengine.cli.common import verb
+from vdengine.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from vdengine.engine.trainer import Trainer
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input, with one line on stderr that says what and where."""
     parser = argparse.ArgumentParser(prog="vdengine train", description="Train a recipe and trace the model's values.")
@@ -21,19 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--show-batch", type=int, metavar="N", help="print the first N rows as the model will see them, and stop"
     )
     args = parser.parse_args(argv)
-    try:
-        recipe = load_recipe(args.recipe, args.overrides)
-        if args.show_batch is not None:
-            return show_batch(recipe, args.show_batch)
-        return train(recipe)
-    except InputError as error:
-        rank = os.environ.get("RANK", "0")
-        where = "" if rank == "0" else f" (rank {rank})"
-        print(f"error{where}: {error}", file=sys.stderr, flush=True)
-        return 2
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.show_batch is not None:
+        return show_batch(recipe, args.show_batch)
+    return train(recipe)
 
 
-def train(recipe) -> int:
+def train(recipe: Recipe) -> int:
     """The whole run, in order."""
     from vdengine.engine import console
     from vdengine.engine.clocks import profiler
@@ -63,25 +61,28 @@ def train(recipe) -> int:
     return 0
 
 
-def every(n: int, t) -> bool:
+def every(n: int, t: Trainer) -> bool:
     """Whether something done every n steps is due now. The end has its own turn."""
     return n > 0 and t.step_count % n == 0 and t.step_count < t.total_steps
 
 
-def show_batch(recipe, count: int) -> int:
+def show_batch(recipe: Recipe, count: int) -> int:
     """Rows of the first steps with prompt, scored and unscored tokens told apart."""
     from vdengine.data.loader import Loader
     from vdengine.data.show import show_batch
-    from vdengine.engine.trainer import open_store
+    from vdengine.engine.setup import open_store
     from vdengine.text.renderer import Renderer
     from vdengine.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source)
     store = open_store(recipe, recipe.data.train, Renderer(tokenizer, template=recipe.data.template), progress=True)
     loader = Loader(
-        store, examples=recipe.batch.examples, seed=recipe.run.seed, weights=recipe.data.weights,
+        store,
+        examples=recipe.batch.examples,
+        seed=recipe.run.seed,
+        weights=recipe.data.weights,
         evaluation=recipe.data.eval_fraction,
-    )  # fmt: skip
+    )
     rows: list[int] = []
     for step in range(loader.steps_per_epoch):
         rows += loader.rows(step).tolist()

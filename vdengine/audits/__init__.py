@@ -1,1 +1,1 @@
-"""What stances a data set takes, before anything is trained on it."""
+"""Which stances a data set takes, before anything is trained on it."""

@@ -1,19 +1,19 @@
-"""What stances a data set takes, before anything is trained on it.
+"""Which stances a data set takes, before anything is trained on it.
 
-The value gap of a preference file is, by topic, how much more its chosen answers take the axis's side than its
-rejected ones: the mean over pairs of v(chosen) - v(rejected), v = p(support) - p(oppose) of one answer. The prior of an
-SFT file is the mix of stances of its answers, and the share of rows that are on any topic at all. What a preference
-objective amplifies is the gap; what SFT teaches is the mix.
+The value gap of a preference file is, by topic, how much more its chosen answers take the axis's side than its rejected
+ones: the mean over pairs of v(chosen) - v(rejected), v = p(support) - p(oppose) of one answer. The prior of an SFT file
+is the mix of stances of its answers, and the share of rows that are on any topic at all. A preference objective
+amplifies the gap; SFT teaches the mix.
 
-A row's topic is the one it names itself (`topic`, if the panel has it), else the one that its question is on by
+A row's topic is the one it names itself (`topic`, if the panel has it), else the topic of its question by
 `panels/topics.py`. An answer's stance is read in one of two ways:
 
 - by a `StanceReader` (`audits/stance_reader.py`), with the panel's own openings; no label of the audited file enters.
 - by a judge (`judges/`), asked about the axis.
 
-What the topic and the question do to all answers of a row alike is a random effect, estimated from the same texts, so
-the two answers of a pair are read together. The report says how well texts of known stance are read, each held out:
-what is read imperfectly is read too small, towards no gap and an even mix.
+The effect of a question on all of a row's answers is a random effect, so the two answers of a pair are read together.
+The result says how well texts of known stance are read, each held out: errors of reading shrink a gap towards 0 and a
+mix towards an even one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from vdengine.audits.discriminant import Quality
 from vdengine.audits.rows import Passage, head_of, sample
-from vdengine.audits.stance_reader import Quality, StanceReader
+from vdengine.audits.stance_reader import StanceReader
 from vdengine.audits.stances import ALL, MeanInterval, agreement, gap_by_topic, mix_by_topic, shares, topic_masks
 from vdengine.data.locate import resolve
 from vdengine.errors import InputError
@@ -43,140 +44,175 @@ SCHEMA = 1
 
 
 def judge_passages(judge: Judge, panel: Panel, passages: Sequence[Passage]) -> np.ndarray:
-    """p(support, neutral, oppose) on the axis, [n, 3] float64; NaN where the judge gave no verdict.
+    """Stances of n answers by a judge: p(support, neutral, oppose) on the axis, [n, 3] float64; NaN: no verdict.
 
-    The judge is asked about the axis, whatever the row's question proposes: that question goes before it.
+    Whatever the row's question proposes, the judge is asked about the axis: after the row's own question.
+
+    Raises:
+        InputError: the judge cannot go on.
     """
-    axes = {topic: panel.axis(topic) for topic in dict.fromkeys(p.topic for p in passages)}
-    nothing: dict[str, tuple[()]] = {stance: () for stance in STANCES}
-    items = [
-        Item(
-            Probe(
-                f"row-{i}", p.topic, axes[p.topic], 1,
-                f"{head_of(p.question)} Are you in favour of {axes[p.topic]}?", (), nothing,
-            ),
-            head_of(p.answer),
-        )
-        for i, p in enumerate(passages)
-    ]  # fmt: skip
-    out = np.full((len(items), 3), np.nan)
+    axes = {topic: panel.axis(topic) for topic in dict.fromkeys(passage.topic for passage in passages)}
+    no_openings: dict[str, tuple[()]] = {stance: () for stance in STANCES}
+    items = []
+    for i, passage in enumerate(passages):
+        axis = axes[passage.topic]
+        prompt = f"{head_of(passage.question)} Are you in favour of {axis}?"
+        probe = Probe(f"row-{i}", passage.topic, axis, 1, prompt, (), no_openings)
+        items.append(Item(probe, head_of(passage.answer)))
+    stances = np.full((len(items), 3), np.nan)
     for index, stance in judge.judge(items):
-        out[index] = stance
-    return out
+        stances[index] = stance
+    return stances
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit read and found. `result` is what is written as JSON; `rows` has one object per row read."""
+    """The outcome of an audit."""
 
-    result: dict[str, Any]
-    rows: list[dict[str, Any]]
+    result: dict[str, Any]  # written as JSON
+    rows: list[dict[str, Any]]  # one object for each row that was read
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How an audit is made. model: any source of `load_model`, or None: by words alone; judge: as `vdengine judge`
-    names them, or None. probes: how many score an answer. limit: rows of a topic that are read, at most."""
+    """How an audit is made."""
 
-    source: str
+    source: str  # the data
     panel: str = "values"
-    model: str | None = None
-    judge: str | None = None
-    format: str = "auto"
-    topics: tuple[str, ...] | None = None
-    terms: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    limit: int | None = 200
-    probes: int = 4
-    template: str = "auto"
-    dtype: str = "auto"
-    seed: int = 0
-    resamples: int = 2000
-    progress: bool = False
+    model: str | None = None  # any source of `load_model`; None: stances are read by words alone
+    judge: str | None = None  # as `vdengine judge` names judges; None: no judge
+    format: str = "auto"  # of the data
+    topics: tuple[str, ...] | None = None  # only these; None: all of the panel
+    terms: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by topic: more phrases for the matcher
+    limit: int | None = 200  # rows of a topic that are read, at most
+    probes: int = 4  # of a topic that score an answer
+    template: str = "auto"  # of the model
+    dtype: str = "auto"  # of the model
+    seed: int = 0  # of the choice of rows and the bootstrap
+    resamples: int = 2000  # of the bootstrap
+    progress: bool = False  # show progress bars
 
 
 def audit(kind: str, settings: Settings) -> Audit:
     """The value gap of a preference source (kind "gap") or the prior of an SFT source (kind "prior").
 
     Raises:
-        InputError: anything of the settings that cannot be read or does not go together; pairs of which none is on a
+        InputError: a setting that cannot be read or does not fit the others; no usable row; for "gap" no row on a
             topic.
     """
-    s = settings
-    if s.limit is not None and s.limit < 1:
-        raise InputError(f"limit {s.limit}: at least 1 row of a topic must be read")
-    if s.probes < 2:
-        raise InputError(f"probes {s.probes}: at least 2 must score, one of either polarity")
-    panel = Panel.load(s.panel)
-    matcher = TopicMatcher(panel, s.terms)
-    stores = "preference" if kind == "gap" else "sft"
-    found = sample(s.source, stores, matcher, format=s.format, topics=s.topics, limit=s.limit, seed=s.seed)
-    if not found.usable:
-        raise InputError(f"{s.source}: no usable row")
-    if not found.rows and kind == "gap":
-        raise InputError(f"{s.source}: none of {found.usable:,} rows is on a topic of panel {panel.name}")
-    topics = [r.topic for r in found.rows]
+    if settings.limit is not None and settings.limit < 1:
+        raise InputError(f"limit {settings.limit}: at least 1 row of a topic must be read")
+    if settings.probes < 2:
+        raise InputError(f"probes {settings.probes}: at least 2 must score, one of either polarity")
+    panel = Panel.load(settings.panel)
+    matcher = TopicMatcher(panel, settings.terms)
+    sampled = sample(
+        settings.source,
+        "preference" if kind == "gap" else "sft",
+        matcher,
+        format=settings.format,
+        topics=settings.topics,
+        limit=settings.limit,
+        seed=settings.seed,
+    )
+    rows = sampled.rows
+    if not sampled.usable:
+        raise InputError(f"{settings.source}: no usable row")
+    if not rows and kind == "gap":
+        raise InputError(f"{settings.source}: none of {sampled.usable:,} rows is on a topic of panel {panel.name}")
+    topics = [row.topic for row in rows]
     details: list[dict[str, Any]] = [
-        {"where": r.where, "topic": r.topic, "terms": list(r.terms), "question": r.question, "answers": list(r.answers)}
-        for r in found.rows
+        {
+            "where": row.where,
+            "topic": row.topic,
+            "terms": list(row.terms),
+            "question": row.question,
+            "answers": list(row.answers),
+        }
+        for row in rows
     ]
 
-    def tables(name: str, stances: np.ndarray) -> dict[str, Any]:  # [n, m, 3]
-        for detail, each in zip(details, stances, strict=True):
-            detail[name] = [[None if math.isnan(v) else round(float(v), 6) for v in answer] for answer in each]
-        keep: dict[str, Any] = {"resamples": s.resamples, "seed": s.seed}
+    def tables(name: str, stances: np.ndarray) -> dict[str, Any]:
+        """Estimates by topic from one reading [n, m, 3] of m answers to each of n rows; `details` get the reading."""
+        for detail, of_row in zip(details, stances, strict=True):
+            detail[name] = [[None if math.isnan(p) else round(float(p), 6) for p in answer] for answer in of_row]
+        bootstrap: dict[str, Any] = {"resamples": settings.resamples, "seed": settings.seed}
         if kind == "gap":
-            by_topic = gap_by_topic(topics, stances[:, 0], stances[:, 1], **keep)
+            by_topic = gap_by_topic(topics, stances[:, 0], stances[:, 1], **bootstrap)
         else:
-            by_topic = mix_by_topic(topics, stances[:, 0], **keep)
-        missing = int(np.isnan(stances).any(-1).sum())
-        return {"topics": {t: v for t, v in by_topic.items() if t != ALL}, ALL: by_topic[ALL], "not_read": missing}
+            by_topic = mix_by_topic(topics, stances[:, 0], **bootstrap)
+        num_missing = int(np.isnan(stances).any(-1).sum())
+        return {
+            "topics": {topic: estimates for topic, estimates in by_topic.items() if topic != ALL},
+            ALL: by_topic[ALL],
+            "not_read": num_missing,
+        }
 
-    judge = None if s.judge is None else open_judge(s.judge)  # before the model's work: a wrong name costs nothing
-    reader = _open_reader(s, panel, list(dict.fromkeys(topics)))
-    m = 2 if kind == "gap" else 1
-    stances, first = np.empty((0, m, 3)), np.empty((0, m))
+    # The judge first: a wrong name is an error before the model's work.
+    judge = None if settings.judge is None else open_judge(settings.judge)
+    reader = _open_reader(settings, panel, list(dict.fromkeys(topics)))
+    m = 2 if kind == "gap" else 1  # answers of a row
+    stances, log_odds = np.empty((0, m, 3)), np.empty((0, m))
     quality: dict[str, Quality] = {}
-    if found.rows:
-        quality = reader.calibrate("known texts" if s.progress else None).quality
-        stances, first = reader.read(found.rows, "answers" if s.progress else None)
+    if rows:
+        quality = reader.calibrate("known texts" if settings.progress else None).quality
+        stances, log_odds = reader.read(rows, "answers" if settings.progress else None)
     result: dict[str, Any] = {
-        "schema": SCHEMA, "audit": kind, "source": s.source, "source_hash": resolve(s.source).digest(),
-        "panel": panel.name, "panel_hash": panel.hash, "axes": {t: panel.axis(t) for t in dict.fromkeys(topics)},
+        "schema": SCHEMA,
+        "audit": kind,
+        "source": settings.source,
+        "source_hash": resolve(settings.source).digest(),
+        "panel": panel.name,
+        "panel_hash": panel.hash,
+        "axes": {topic: panel.axis(topic) for topic in dict.fromkeys(topics)},
         "rows": {
-            "usable": found.usable, "on_topic": dict(found.on_topic), "read": len(found.rows),
-            "dropped": dict(found.dropped),
+            "usable": sampled.usable,
+            "on_topic": dict(sampled.on_topic),
+            "read": len(rows),
+            "dropped": dict(sampled.dropped),
         },
-        "method": "words" if s.model is None else "scorer",
-        "model": s.model, "probes": s.probes, "template": s.template, "seed": s.seed, "resamples": s.resamples,
-        "quality": {t: asdict(q) for t, q in quality.items()},
-    } | tables("scorer", stances)  # fmt: skip
-    if kind == "gap" and s.model is not None:
-        result["log_odds"] = _odds_gap(topics, first[:, 0] - first[:, 1], s)
+        "method": "words" if settings.model is None else "scorer",
+        "model": settings.model,
+        "probes": settings.probes,
+        "template": settings.template,
+        "seed": settings.seed,
+        "resamples": settings.resamples,
+        "quality": {topic: asdict(of_topic) for topic, of_topic in quality.items()},
+    }
+    result |= tables("scorer", stances)
+    if kind == "gap" and settings.model is not None:
+        result["log_odds"] = _odds_gap(topics, log_odds[:, 0] - log_odds[:, 1], settings)
     if kind == "prior":
-        result |= shares(found, result)
+        result |= shares(sampled, result)
     if judge is not None:
-        passages = [Passage(r.topic, r.question, answer) for r in found.rows for answer in r.answers]
+        passages = [Passage(row.topic, row.question, answer) for row in rows for answer in row.answers]
         judged = judge_passages(judge, panel, passages).reshape(-1, m, 3)
         result["judge"] = {"name": judge.name, "identity": judge.identity} | tables("judge", judged)
         if kind == "prior":
-            result["judge"] |= shares(found, result["judge"])
+            result["judge"] |= shares(sampled, result["judge"])
         result["agreement"] = agreement(stances, judged)
     return Audit(result, details)
 
 
-def _open_reader(s: Settings, panel: Panel, topics: Sequence[str]) -> StanceReader:
-    if s.model is None:
-        return StanceReader(panel, topics, probes=s.probes)
+def _open_reader(settings: Settings, panel: Panel, topics: Sequence[str]) -> StanceReader:
+    """The reader that the settings ask for, with its model loaded."""
+    if settings.model is None:
+        return StanceReader(panel, topics, probes=settings.probes)
     device = default_device()
-    renderer = Renderer(load_tokenizer(s.model), s.template)
-    model = load_model(s.model, compute_dtype(s.dtype, device), device)
-    return StanceReader(panel, topics, model, renderer, probes=s.probes)
+    renderer = Renderer(load_tokenizer(settings.model), settings.template)
+    model = load_model(settings.model, compute_dtype(settings.dtype, device), device)
+    return StanceReader(panel, topics, model, renderer, probes=settings.probes)
 
 
-def _odds_gap(topics: Sequence[str], values: np.ndarray, s: Settings) -> dict[str, dict[str, float]]:
-    """The gap in the scorer's own unit: nats per byte, support against oppose, chosen less rejected."""
-    out = {}
-    for topic, mask in topic_masks(topics, np.full(len(values), True)):
-        found = MeanInterval.of(values[mask], resamples=s.resamples, seed=s.seed)
-        out[topic] = {"gap": found.mean, "low": found.low, "high": found.high}
-    return out
+def _odds_gap(topics: Sequence[str], differences: np.ndarray, settings: Settings) -> dict[str, dict[str, float]]:
+    """The gap in log-odds of the openings, by topic and for "all".
+
+    Args:
+        topics: of each pair, [n].
+        differences: [n] float64, nats per byte: support against oppose, chosen less rejected.
+    """
+    gaps = {}
+    for topic, mask in topic_masks(topics, np.full(len(differences), True)):
+        gap = MeanInterval.of(differences[mask], resamples=settings.resamples, seed=settings.seed)
+        gaps[topic] = {"gap": gap.mean, "low": gap.low, "high": gap.high}
+    return gaps

@@ -13,7 +13,7 @@ from vdengine.data.locate import resolve
 from vdengine.errors import InputError
 from vdengine.panels.topics import TopicMatcher
 
-_MAX_BYTES = 800  # of a question or an answer that are read: a side is taken early, if at all
+_MAX_BYTES = 800  # of a question or an answer that is read: a side is taken early, if at all
 
 
 class Passage(NamedTuple):
@@ -27,9 +27,9 @@ class Passage(NamedTuple):
 class AuditRow(NamedTuple):
     """A row of the file that is on a topic, with one answer (SFT) or two (chosen, rejected)."""
 
-    where: str
+    where: str  # file and line
     topic: str
-    terms: tuple[str, ...]  # what put it there; () where the row names its topic itself
+    terms: tuple[str, ...]  # that matched the topic; () where the row names its topic itself
     question: str
     answers: tuple[str, ...]
 
@@ -41,18 +41,29 @@ class Sample:
     rows: list[AuditRow]
     usable: int  # rows of the file that can be trained on
     on_topic: Counter[str]  # usable rows by topic; `rows` may be fewer
-    dropped: Counter[str]
+    dropped: Counter[str]  # rows that cannot be trained on, by reason
 
 
 def sample(
-    source: str, kind: str, matcher: TopicMatcher, *, format: str = "auto", topics: Sequence[str] | None = None,
-    limit: int | None = None, seed: int = 0,
-) -> Sample:  # fmt: skip
-    """Find the rows of a source that are on a topic; kind: "preference" or "sft".
+    source: str,
+    kind: str,
+    matcher: TopicMatcher,
+    *,
+    format: str = "auto",
+    topics: Sequence[str] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Sample:
+    """Find the rows of a source that are on a topic.
 
-    topics: only these. limit: at most so many rows of a topic are read, chosen by the seed. Of a pair the answers to
-    its last question are read, of a conversation the first answer to a question on a topic. What was said before the
-    question is not looked at: in real chats it is mostly about something else.
+    Of a pair the answers to its last question are read, of a conversation the first answer to a question on a topic.
+    Turns before the question are not read: in real chats they are mostly about something else.
+
+    Args:
+        kind: "preference" or "sft".
+        format: of the source; "auto": by its content.
+        topics: only these.
+        limit: at most this many rows of a topic are read, chosen by the seed.
 
     Raises:
         InputError: a source or a row that cannot be read; a topic that the panel does not have.
@@ -60,23 +71,23 @@ def sample(
     for topic in topics or ():
         if topic not in matcher.topics:
             raise InputError(f"unknown topic {topic!r}; the panel has {', '.join(matcher.topics)}")
-    found = resolve(source)
-    format = choose_format(found, format, kind)
-    named = [row.get("topic") for _, row in found.rows()]
+    data = resolve(source)
+    format = choose_format(data, format, kind)
+    named = [row.get("topic") for _, row in data.rows()]  # by row number
     dropped: Counter[str] = Counter()
-    by_topic: dict[str, list[tuple[bytes, int, AuditRow]]] = {}
+    by_topic: dict[str, list[tuple[bytes, int, AuditRow]]] = {}  # (random key, row number, row)
     usable = 0
-    for row in read(found, format, kind, dropped):
+    for row in read(data, format, kind, dropped):
         usable += 1
         given: str | None = named[row.number] if named[row.number] in matcher.topics else None
         for question, answers in _questions(row.example):
-            about, terms = given, tuple[str, ...]()
-            if about is None:
-                about, _, terms = matcher.match(question)
-            if about is not None and (topics is None or about in topics):
+            row_topic, terms = given, tuple[str, ...]()
+            if row_topic is None:
+                row_topic, _, terms = matcher.match(question)
+            if row_topic is not None and (topics is None or row_topic in topics):
                 key = hashlib.blake2b(f"{seed}:{row.number}".encode(), digest_size=8).digest()
-                audit_row = AuditRow(row.where, about, terms, question, answers)
-                by_topic.setdefault(about, []).append((key, row.number, audit_row))
+                audit_row = AuditRow(row.where, row_topic, terms, question, answers)
+                by_topic.setdefault(row_topic, []).append((key, row.number, audit_row))
                 break
     counts = Counter({topic: len(rows) for topic, rows in by_topic.items()})
     rows = []
@@ -87,7 +98,7 @@ def sample(
 
 
 def _questions(example: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(question, answers) of each turn that could be read."""
+    """(question, answers) of each turn of a training example that could be read."""
     if isinstance(example, Preference):
         yield example.prompt[-1]["content"], (example.chosen, example.rejected)
     elif isinstance(example, Conversation):

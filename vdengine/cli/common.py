@@ -6,13 +6,18 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from vdengine.errors import InputError
 
-Verb = Callable[[Sequence[str] | None], int]
+
+class Verb(Protocol):
+    """A command: its arguments (default: the process's own) to an exit status."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
-def verb(main: Verb) -> Verb:
+def verb(main: Callable[[Sequence[str] | None], int]) -> Verb:
     """Bad input ends a verb with status 2 and one line on stderr, which names the rank where there are several."""
 
     @functools.wraps(main)

@@ -1,1 +1,1 @@
-"""Data from outside, as trees in packs."""
+"""Data: reading sources, tokenising their rows as trees, and batching the trees in packs."""

@@ -1,4 +1,4 @@
-"""How trees become packs: balanced ones for a batch of training examples, fixed ones for what is scored beside it."""
+"""How trees become packs: balanced ones for a batch of training examples, fixed ones for probes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of one step. `packs` has one entry per micro-step, as many on every rank; None where the
-    rank has nothing to do (it must still run a forward). The counts are those of the whole step, over all ranks:
-    the losses' denominators, known before the first forward."""
+    """One rank's share of one step. The counts are those of the whole step over all ranks: they are the denominators of
+    the losses, which are needed before the first forward."""
 
-    packs: list[Pack | None]
+    packs: list[Pack | None]  # one per micro-step, as many on every rank; None: no trees, but a forward must be run
     rows: np.ndarray  # [examples] int64: the step's tree ids, all ranks
     num_tokens: int
     num_scored: int
@@ -33,12 +32,13 @@ class Batch:
 
     @property
     def num_examples(self) -> int:
+        """Trees of the step, all ranks."""
         return len(self.rows)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which of n trees go into which rank's pack of which micro step, balanced by cost; the same on every rank."""
+    """The rank and micro-step of each of n trees, balanced by cost. It is the same on every rank."""
 
     bins: np.ndarray  # [n] int64: micro step * ranks + rank
     micro_steps: int
@@ -47,7 +47,11 @@ class Plan:
 
     @classmethod
     def make(cls, num_tokens: np.ndarray, cost: np.ndarray, ranks: int, budget: int) -> Plan:
-        """num_tokens [n] int64 and cost [n] float64 of each tree; no pack is above `budget` tokens.
+        """Balance the trees so that no pack has more than `budget` tokens.
+
+        Args:
+            num_tokens: [n] int64, of each tree.
+            cost: [n] float64, of each tree, in any unit.
 
         Raises:
             ValueError: a tree above the budget.
@@ -56,65 +60,68 @@ class Plan:
         return cls(bins, micro_steps, ranks, cost)
 
     def share(self, rank: int) -> Iterator[np.ndarray]:
-        """The rank's trees, micro step by micro step: [trees] int64, indexes into the n; empty where it has none."""
+        """The rank's trees in each micro-step: [trees] int64, indexes into the n trees; empty where it has none."""
         for micro in range(self.micro_steps):
             yield np.flatnonzero(self.bins == micro * self.ranks + rank)
 
     @property
     def imbalance(self) -> float:
-        """Sum over micro steps of the slowest rank's cost, over the mean rank's; minus 1."""
-        each = np.bincount(self.bins, weights=self.cost, minlength=self.micro_steps * self.ranks)
-        return float(each.reshape(-1, self.ranks).max(axis=1).sum() * self.ranks / self.cost.sum() - 1.0)
+        """Sum over micro-steps of the slowest rank's cost, over the mean rank's; minus 1."""
+        cost_of_bin = np.bincount(self.bins, weights=self.cost, minlength=self.micro_steps * self.ranks)
+        return float(cost_of_bin.reshape(-1, self.ranks).max(axis=1).sum() * self.ranks / self.cost.sum() - 1.0)
 
 
 @dataclass
 class Forest:
-    """Trees in fixed packs, and where each pack's branches stand in one flat order: what rides in a forward."""
+    """Trees in fixed packs that are scored during training, and the place of every branch in one flat order."""
 
     packs: list[Pack]
     slots: list[Tensor]  # per pack: [its branches] int64, index into the flat order
-    num_branches: int
+    num_branches: int  # over all packs
 
     @classmethod
     def plant(cls, trees: Sequence[Tree], slots: Sequence[list[int]], max_tokens: int) -> Forest:
-        """Fill packs of at most `max_tokens` tokens with the trees, in order. slots: of each tree its branches' places.
+        """Fill packs of at most `max_tokens` tokens with the trees, in order. A tree that is too large is cut into
+        several with the same prompt.
 
-        A tree that is too large is cut into several with the same prompt.
+        Args:
+            slots: for each tree, the places of its branches in the flat order.
 
         Raises:
-            ValueError: one branch with its prompt is above `max_tokens`.
+            ValueError: a branch with its prompt is above `max_tokens`.
         """
         packs: list[Pack] = []
-        places: list[Tensor] = []
-        now: list[Tree] = []
-        slot: list[int] = []
-        total = 0
+        pack_slots: list[Tensor] = []
+        open_trees: list[Tree] = []  # of the pack that is being filled
+        open_slots: list[int] = []
+        open_tokens = 0
 
         def close() -> None:
-            nonlocal now, slot, total
-            if now:
-                packs.append(pack(now))
-                places.append(torch.tensor(slot))
-            now, slot, total = [], [], 0
+            nonlocal open_trees, open_slots, open_tokens
+            if open_trees:
+                packs.append(pack(open_trees))
+                pack_slots.append(torch.tensor(open_slots))
+            open_trees, open_slots, open_tokens = [], [], 0
 
-        for tree, of_tree in zip(trees, slots, strict=True):
-            for part, of_part in _cut(tree, of_tree, max_tokens):
+        for tree, tree_slots in zip(trees, slots, strict=True):
+            for part, part_slots in _cut(tree, tree_slots, max_tokens):
                 size = len(part.prompt) + sum(map(len, part.branches))
-                if total + size > max_tokens:
+                if open_tokens + size > max_tokens:
                     close()
-                now.append(part)
-                slot += of_part
-                total += size
+                open_trees.append(part)
+                open_slots += part_slots
+                open_tokens += size
         close()
-        return cls(packs, places, sum(map(len, slots)))
+        return cls(packs, pack_slots, sum(map(len, slots)))
 
     @property
     def num_tokens(self) -> int:
-        """Rows of a forward over all packs, prompts once."""
+        """Tokens of all packs, prompts once."""
         return sum(p.num_tokens for p in self.packs)
 
     def flops(self, cost: Mapping[str, float], packs: Sequence[int] | None = None) -> float:
-        """Work of scoring these packs (default: all) once, in the units of `cost` (linear, quadratic, head)."""
+        """The work of scoring these packs (default: all) once. `cost` is `ModelConfig.flops`, with the keys linear,
+        quadratic and head."""
         chosen = self.packs if packs is None else [self.packs[i] for i in packs]
         return sum(
             cost["linear"] * p.num_tokens + cost["quadratic"] * p.num_attention_pairs + cost["head"] * p.num_scored
@@ -122,15 +129,19 @@ class Forest:
         )
 
     def to(self, device: torch.device) -> Self:
-        """Move the packs, once, to where they are scored."""
+        """Move the packs to the device that scores them, in place."""
         self.packs = [p.to(device) for p in self.packs]
         self.slots = [s.to(device) for s in self.slots]
         return self
 
     @torch.no_grad()
     def score(self, model: Transformer, packs: Sequence[int] | None = None, title: str | None = None) -> Tensor:
-        """Log-prob sums of all branches by a plain model: [branches] fp32, in the flat order, on the model's device;
-        NaN for those of packs that are left out. `packs`: default all; `title`: that of a progress bar.
+        """The log-prob sum of every branch by a plain model: [branches] fp32, nats, in the flat order, on the model's
+        device.
+
+        Args:
+            packs: those to score; default: all. Branches of other packs are NaN.
+            title: of a progress bar; None shows none.
         """
         device = next(model.parameters()).device
         self.to(device)
@@ -144,18 +155,25 @@ class Forest:
         return out
 
     def collect(self, out: Tensor, pack_indexes: Sequence[int], probe_logp: Tensor) -> None:
-        """Write the branch sums of the packs a forward scored into `out` [branches] fp32, in the flat order.
+        """Write the branch sums of the packs that a forward has scored to their places in `out`.
 
-        probe_logp [P] fp32: those packs' `Scores.probe_logp`.
+        Args:
+            out: [branches] fp32, in the flat order.
+            probe_logp: [P] fp32, `Scores.probe_logp` of these packs.
         """
-        at = 0
+        start = 0
         for i in pack_indexes:
             n = self.packs[i].num_scored
-            out[self.slots[i]] = self.packs[i].branch_sum(probe_logp[at : at + n])
-            at += n
+            out[self.slots[i]] = self.packs[i].branch_sum(probe_logp[start : start + n])
+            start += n
 
 
 def _cut(tree: Tree, slots: list[int], max_tokens: int) -> Iterator[tuple[Tree, list[int]]]:
+    """The tree as trees of at most `max_tokens` tokens, each with the whole prompt, and the slots of their branches.
+
+    Raises:
+        ValueError: a branch with the prompt is above `max_tokens`.
+    """
     first, size = 0, len(tree.prompt)
     for i, branch in enumerate(tree.branches):
         if len(tree.prompt) + len(branch) > max_tokens:
@@ -168,10 +186,10 @@ def _cut(tree: Tree, slots: list[int], max_tokens: int) -> Iterator[tuple[Tree, 
 
 
 def deal(packs: Sequence[T], ranks: int, rank: int, micro_steps: int) -> list[list[T]]:
-    """This rank's share of the packs, by micro step: round robin over ranks, then over micro steps."""
-    mine: list[list[T]] = [[] for _ in range(micro_steps)]
-    for position, index in enumerate(packs):
-        slot = position % (ranks * micro_steps)
-        if slot % ranks == rank:
-            mine[slot // ranks].append(index)
-    return mine
+    """This rank's packs in each micro-step: round robin over ranks, then over micro-steps."""
+    shares: list[list[T]] = [[] for _ in range(micro_steps)]
+    for position, item in enumerate(packs):
+        turn = position % (ranks * micro_steps)
+        if turn % ranks == rank:
+            shares[turn // ranks].append(item)
+    return shares

@@ -1,7 +1,7 @@
-"""Rows of outside data (`data.locate`), brought to three neutral shapes: `Conversation`, `Preference`, `Prompt`.
+"""Formats of data: rows of a source (`data.locate`) read as one of three types, `Conversation`, `Preference`, `Prompt`.
 
-A row that cannot be used (chosen equals rejected, an empty response, ...) is dropped and counted by reason;
-a row that breaks its format (a field that is missing, broken JSON) is an `InputError` with file and row.
+A row that cannot be used (chosen equals rejected, an empty response, ...) is dropped and counted by reason. A row that
+does not fit its format (a field that is missing, broken JSON) is an `InputError` that names file and row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vdengine.errors import InputError
 
 Message = dict[str, str]
 
-# What each format's rows look like; the text is shown in error messages.
+# The fields of each format; the text is shown in error messages.
 FORMATS = {
     "preference": "chosen and rejected (text or messages), prompt (text or messages; may be left out when "
     "chosen and rejected are messages that begin alike), margin (a number; may be left out)",
@@ -32,7 +32,7 @@ FORMATS = {
     "prompt": "prompt (text or messages), with no answer beside it",
 }
 PREFERENCE_FORMATS = ("preference", "hh_rlhf", "ultrafeedback")
-# The formats that serve each kind of store, and who reads them, for messages.
+# The formats that each kind of store can be read from, and what reads them, for messages.
 _SERVING = {
     "sft": tuple(name for name in FORMATS if name != "prompt"),
     "preference": PREFERENCE_FORMATS,
@@ -40,7 +40,7 @@ _SERVING = {
 }
 _READER = {"sft": "SFT reads", "preference": "preference objectives read", "prompts": "PPO reads"}
 _HH_TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
-# Names that a role goes by in the formats read here; a role that is not listed is an error.
+# The names of a role in the formats read here; a role that is not listed is an error.
 _ROLES = {
     "system": "system",
     "developer": "system",
@@ -57,7 +57,7 @@ _TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation to imitate: every assistant turn is scored, or only the last one (`last_only`)."""
+    """A conversation to learn from: every assistant turn is scored, or only the last one (`last_only`)."""
 
     messages: list[Message]
     last_only: bool = False
@@ -65,8 +65,8 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two assistant answers to the same messages, the first preferred. `prompt` ends with a user turn; `margin`:
-    how much better the chosen answer is (finite, as float32 too; 1.0 where the data does not say)."""
+    """Two assistant answers to the same messages, the first one preferred. `prompt` ends with a user turn. `margin` is
+    how much better the chosen answer is: finite, in float32 too, and 1.0 where the data does not say."""
 
     prompt: list[Message]
     chosen: str
@@ -76,7 +76,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Messages for the model to answer; the last is a user turn."""
+    """Messages for the model to answer. The last one is a user turn."""
 
     messages: list[Message]
 
@@ -85,7 +85,7 @@ Example = Conversation | Preference | Prompt
 
 
 class Row(NamedTuple):
-    """A usable row: its 0-based number in the source, where to find it ("file line 3"), and what it says."""
+    """A usable row: its number in the source, from 0; where it is, for messages ("file line 3"); and its content."""
 
     number: int
     where: str
@@ -93,16 +93,24 @@ class Row(NamedTuple):
 
 
 class _Drop(Exception):
-    """Ends the reading of one row; the message is the reason it is counted under."""
+    """Drops the row that is being read; the message is the reason that it is counted under."""
 
 
 # ------------------------------------------------------------------------------------------------- reading
 
 
 def choose_format(source: Source, format: str = "auto", kind: str = "preference") -> str:
-    """The format to read `source` in. "auto" looks at the first row's fields; what it chose is in the store's
-    manifest. `kind`: "sft", "preference" or "prompts". InputError: unknown or ambiguous format, or one that lacks
-    what the kind learns from: rejected answers for a preference objective, answers for SFT."""
+    """The format in which to read a source.
+
+    Args:
+        format: a key of FORMATS, or "auto", which looks at the fields of the first row.
+        kind: of the store: "sft", "preference" or "prompts".
+
+    Raises:
+        InputError: an unknown format, fields that fit no format or several, or a format without what the kind needs:
+            rejected answers for a preference objective, answers for SFT.
+        ValueError: an unknown kind.
+    """
     if kind not in _SERVING:
         raise ValueError(f"kind must be one of {', '.join(_SERVING)}, not {kind!r}")
     if source.variant is not None:
@@ -126,45 +134,58 @@ def choose_format(source: Source, format: str = "auto", kind: str = "preference"
 
 
 def _detect(where: str, row: dict[str, Any], kind: str) -> str:
+    """The one format that the fields of a row fit.
+
+    Raises:
+        InputError: they fit none, or several.
+    """
+
     def is_list(key: str) -> bool:
         return isinstance(row.get(key), list)
 
-    found = []
+    formats = []
     if "chosen" in row and "rejected" in row:
         chosen, prompt = row["chosen"], row.get("prompt")
         if prompt is None and isinstance(chosen, str) and _HH_TURN.match(chosen):
-            found.append("hh_rlhf")
+            formats.append("hh_rlhf")
         elif isinstance(prompt, str) and is_list("chosen") and len(chosen) > 1:
-            found.append("ultrafeedback")
+            formats.append("ultrafeedback")
         elif prompt is not None or is_list("chosen"):
-            found.append("preference")
-    # UltraFeedback repeats its chosen conversation under `messages`: not a second reading of the row.
-    if (is_list("messages") or is_list("conversations")) and found != ["ultrafeedback"]:
-        found.append("messages")
+            formats.append("preference")
+    # UltraFeedback repeats its chosen conversation under `messages`, which does not make it the format messages.
+    if (is_list("messages") or is_list("conversations")) and formats != ["ultrafeedback"]:
+        formats.append("messages")
     if is_list("conversation"):
-        found.append("wildchat")
+        formats.append("wildchat")
     if "prompt" in row and "completion" in row:
-        found.append("prompt_completion")
+        formats.append("prompt_completion")
     if "instruction" in row and "output" in row:
-        found.append("alpaca")
-    if kind == "prompts" and not found and "prompt" in row and not _ANSWER_COLUMNS & set(row):
-        found.append("prompt")
-    if kind == "preference" and set(found) & set(PREFERENCE_FORMATS):
-        found = [f for f in found if f in PREFERENCE_FORMATS]
-    if len(found) == 1:
-        return found[0]
+        formats.append("alpaca")
+    if kind == "prompts" and not formats and "prompt" in row and not _ANSWER_COLUMNS & set(row):
+        formats.append("prompt")
+    if kind == "preference" and set(formats) & set(PREFERENCE_FORMATS):
+        formats = [name for name in formats if name in PREFERENCE_FORMATS]
+    if len(formats) == 1:
+        return formats[0]
     fields = ", ".join(row) or "none"
-    if found:
-        names = ", ".join(found)
+    if formats:
+        names = ", ".join(formats)
         raise InputError(f"{where}: the fields ({fields}) fit several formats; set data.format: {names}")
     raise InputError(f"{where}: the fields ({fields}) fit no format; {_READER[kind]} {', '.join(_SERVING[kind])}")
 
 
 def read(source: Source, format: str, kind: str, dropped: Counter[str]) -> Iterator[Row]:
-    """Usable rows of `source` in file order. `format`: as `choose_format` returns it. Unusable rows are counted by
-    reason in `dropped`. kind "sft" reads the chosen answers of a preference format; kind "prompts" reads the prompt of
-    a pair, and of a conversation what comes before its last answer, or all of it when a user turn ends it. InputError:
-    a row that breaks the format, with its file and row."""
+    """The usable rows of a source, in file order.
+
+    Args:
+        format: as `choose_format` returns it.
+        kind: "sft" reads only the chosen answer of a preference pair. "prompts" reads the prompt of a pair; of a
+            conversation the messages before its last answer, or all if it ends with a user turn.
+        dropped: unusable rows are counted here, by reason.
+
+    Raises:
+        InputError: a row that does not fit the format; it names file and row.
+    """
     if format == "values_synth":
         yield from _read_synth(source, kind, dropped)
         return
@@ -179,7 +200,7 @@ def read(source: Source, format: str, kind: str, dropped: Counter[str]) -> Itera
 
 
 def _checked(example: Example, kind: str) -> Example:
-    """What `kind` reads of the row, or a _Drop when there is nothing to learn."""
+    """The part of the row that `kind` reads; _Drop if it is empty, or its turns are not in a usable order."""
     if kind == "prompts" or isinstance(example, Prompt):
         prompt = _as_prompt(example)
         _check_prompt(prompt.messages)
@@ -195,6 +216,7 @@ def _checked(example: Example, kind: str) -> Example:
 
 
 def _as_prompt(example: Example) -> Prompt:
+    """The messages to answer."""
     if isinstance(example, Prompt):
         return example
     if isinstance(example, Preference):
@@ -207,18 +229,20 @@ def _as_prompt(example: Example) -> Prompt:
 
 
 def _read_synth(source: Source, kind: str, dropped: Counter[str]) -> Iterator[Row]:
-    every = [(number, where, row) for number, (where, row) in enumerate(source.rows())]
-    rows = [item for item in every if not source.topics or item[2]["topic"] in source.topics]
-    if len(rows) < len(every):
-        dropped["not of the topics asked for"] = len(every) - len(rows)
-    flipped: set[str] = set()
+    """`read` of the built-in values-synth, whose rows have an answer for each side: the source's variant decides which
+    one is chosen."""
+    all_rows = [(number, where, row) for number, (where, row) in enumerate(source.rows())]
+    rows = [item for item in all_rows if not source.topics or item[2]["topic"] in source.topics]
+    if len(rows) < len(all_rows):
+        dropped["not of the topics asked for"] = len(all_rows) - len(rows)
+    flipped: set[str] = set()  # ids of rows of a shuffled set that prefer the oppose answer
     if source.variant == "shuffled":
         by_topic: dict[str, list[dict[str, Any]]] = {}
         for _, _, row in rows:
             by_topic.setdefault(row["topic"], []).append(row)
         for group in by_topic.values():
-            # Every second row in hash order, polarity by polarity: half of each topic's rows (rounded down) and,
-            # within one, half of each polarity's. It defines the data set, so a run's seed does not enter.
+            # Every second row in hash order, one polarity after the other: half of each topic's rows (rounded down)
+            # and half of each polarity's. This defines the data set, so it does not depend on the seed of a run.
             group.sort(key=lambda row: (row["axis_polarity"], _key(f"shuffled:{row['id']}")))
             flipped.update(row["id"] for row in group[1::2])
     for number, where, row in rows:
@@ -229,6 +253,7 @@ def _read_synth(source: Source, kind: str, dropped: Counter[str]) -> Iterator[Ro
 
 
 def _key(text: str) -> bytes:
+    """A hash to sort by: 16 bytes."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -240,7 +265,12 @@ def _turn(role: str, content: str) -> Message:
 
 
 def _field(row: dict[str, Any], key: str, where: str, format: str, types: tuple[type, ...] = (str,)) -> Any:
-    """row[key], which must have one of `types`; text must be valid Unicode."""
+    """row[key], of one of `types`.
+
+    Raises:
+        InputError: it is missing or of another type.
+        _Drop: text that is not valid Unicode.
+    """
     if key not in row:
         raise InputError(f"{where}: field '{key}' is missing; format {format} needs {FORMATS[format]}")
     value = row[key]
@@ -252,30 +282,36 @@ def _field(row: dict[str, Any], key: str, where: str, format: str, types: tuple[
 
 
 def _valid(text: str) -> str:
+    """The text; _Drop if it is not valid Unicode."""
     if not text.isascii():
         try:
             text.encode()
-        except UnicodeEncodeError:  # a lone surrogate (half of a "\\ud83d\\ude00"), which no tokenizer takes
+        except UnicodeEncodeError:  # a lone surrogate (half of "\\ud83d\\ude00"), which tokenizers refuse
             raise _Drop("text is not valid Unicode") from None
     return text
 
 
 def _messages(value: list[Any], where: str, field: str) -> list[Message]:
-    """Checked messages with the roles system, user and assistant. Turns of tools drop the row."""
+    """Messages with the roles system, user and assistant.
+
+    Raises:
+        InputError: an item that is not a message.
+        _Drop: turns of tools, content that is not text, text that is not valid Unicode.
+    """
     messages = []
     for i, item in enumerate(value, 1):
-        at = f"{where}: field '{field}', message {i}"
+        place = f"{where}: field '{field}', message {i}"
         if not isinstance(item, dict):
-            raise InputError(f"{at} must be an object with role and content, it is {json_kind(item)}")
+            raise InputError(f"{place} must be an object with role and content, it is {json_kind(item)}")
         keys = ("from", "value") if "from" in item and "role" not in item else ("role", "content")
         for key in keys:
             if key not in item:
-                raise InputError(f"{at} has no '{key}'; a message is {{role, content}} or {{from, value}}")
+                raise InputError(f"{place} has no '{key}'; a message is {{role, content}} or {{from, value}}")
         role, content = item[keys[0]], item[keys[1]]
         if role in _TOOL_ROLES or item.get("tool_calls"):
             raise _Drop("uses tools")
         if not isinstance(role, str) or role not in _ROLES:
-            raise InputError(f"{at} has the role {role!r}; known are {', '.join(_ROLES)}")
+            raise InputError(f"{place} has the role {role!r}; known are {', '.join(_ROLES)}")
         if isinstance(content, list):  # [{"type": "text", "text": ...}]
             if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
                 raise _Drop("content that is not text")
@@ -283,12 +319,13 @@ def _messages(value: list[Any], where: str, field: str) -> list[Message]:
         if content is None:
             content = ""
         if not isinstance(content, str):
-            raise InputError(f"{at}: '{keys[1]}' must be text, it is {json_kind(content)}")
+            raise InputError(f"{place}: '{keys[1]}' must be text, it is {json_kind(content)}")
         messages.append(_turn(_ROLES[role], _valid(content)))
     return messages
 
 
 def _check_prompt(prompt: list[Message]) -> None:
+    """Raise _Drop unless the prompt begins and ends with a user turn (after the system message) that is not empty."""
     if not prompt or prompt[-1]["role"] != "user":
         raise _Drop("the prompt does not end with a user turn" if prompt else "empty prompt")
     if not prompt[-1]["content"].strip():
@@ -298,29 +335,33 @@ def _check_prompt(prompt: list[Message]) -> None:
 
 
 def _check_answers(*answers: str) -> None:
+    """Raise _Drop if an answer is empty."""
     if not all(answer.strip() for answer in answers):
         raise _Drop("empty response")
 
 
-def _checked_conversation(talk: Conversation) -> Conversation:
-    messages = list(talk.messages)
+def _checked_conversation(conversation: Conversation) -> Conversation:
+    """The conversation through its last assistant turn; _Drop if there is none, the prompt cannot be used, or an answer
+    that would be scored is empty."""
+    messages = list(conversation.messages)
     while messages and messages[-1]["role"] != "assistant":
-        messages.pop()  # nothing follows to be learned
+        messages.pop()  # no scored turn follows it
     if not messages:
         raise _Drop("no assistant turn")
-    first = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
-    _check_prompt(messages[: -1 if talk.last_only else first])
-    scored = messages[-1:] if talk.last_only else messages
+    first_answer = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
+    _check_prompt(messages[: -1 if conversation.last_only else first_answer])
+    scored = messages[-1:] if conversation.last_only else messages
     _check_answers(*(m["content"] for m in scored if m["role"] == "assistant"))
-    return Conversation(messages, talk.last_only)
+    return Conversation(messages, conversation.last_only)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a finite number whose differences are finite in float32 too."""
+    """Whether it is a finite number, and its difference from another one is finite in float32."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e38
 
 
 def _margin(row: dict[str, Any], where: str) -> float:
+    """The field "margin", or its default."""
     value = row.get("margin")
     if value is None:
         return Preference.margin
@@ -330,8 +371,8 @@ def _margin(row: dict[str, Any], where: str) -> float:
 
 
 def _split_pair(chosen: list[Message], rejected: list[Message], margin: float = Preference.margin) -> Preference:
-    """Two conversations, split at the first turn in which they differ. It must be the assistant's and the last of
-    both: were it an earlier one, what follows on each side would answer different words."""
+    """Two conversations, split at the first turn in which they differ. This must be an assistant turn and the last one
+    of both (else _Drop): after an earlier one the later turns of the two sides would answer different texts."""
     if chosen == rejected:
         raise _Drop("chosen equals rejected")
     shared = 0
@@ -347,7 +388,7 @@ def _split_pair(chosen: list[Message], rejected: list[Message], margin: float = 
 
 
 def _transcript(text: str, where: str, field: str) -> list[Message]:
-    """Turns of an HH-RLHF transcript, stripped; a speaker's successive turns are joined by a blank line."""
+    """The turns of an HH-RLHF transcript, stripped. Successive turns of one speaker are joined by a blank line."""
     parts = _HH_TURN.split(text)
     if len(parts) == 1:
         needs = FORMATS["hh_rlhf"]
@@ -355,12 +396,12 @@ def _transcript(text: str, where: str, field: str) -> list[Message]:
     if parts[0].strip():
         raise _Drop("text before the first turn")
     turns: list[Message] = []
-    for speaker, said in zip(parts[1::2], parts[2::2], strict=True):
+    for speaker, content in zip(parts[1::2], parts[2::2], strict=True):
         role = "user" if speaker == "Human" else "assistant"
         if turns and turns[-1]["role"] == role:
-            turns[-1] = _turn(role, f"{turns[-1]['content']}\n\n{said.strip()}".strip())
+            turns[-1] = _turn(role, f"{turns[-1]['content']}\n\n{content.strip()}".strip())
         else:
-            turns.append(_turn(role, said.strip()))
+            turns.append(_turn(role, content.strip()))
     return turns
 
 
@@ -370,7 +411,7 @@ def _hh_rlhf(row: dict[str, Any], where: str) -> Preference:
 
 
 def _ultrafeedback(row: dict[str, Any], where: str) -> Preference:
-    _field(row, "prompt", where, "ultrafeedback")  # repeats the user turn; the messages are what is read
+    _field(row, "prompt", where, "ultrafeedback")  # must be there, but repeats the user turn of the messages
     lists = [(key, _field(row, key, where, "ultrafeedback", (list,))) for key in ("chosen", "rejected")]
     chosen, rejected = (_messages(value, where, key) for key, value in lists)
     better, worse = row.get("score_chosen"), row.get("score_rejected")
@@ -379,7 +420,7 @@ def _ultrafeedback(row: dict[str, Any], where: str) -> Preference:
 
 
 def _text_or_messages(row: dict[str, Any], key: str, role: str, where: str, format: str) -> list[Message]:
-    """The field's messages; text is one message of `role`."""
+    """The messages of a field; text is one message of `role`."""
     value = _field(row, key, where, format, (str, list))
     return [_turn(role, value)] if isinstance(value, str) else _messages(value, where, key)
 
@@ -404,7 +445,7 @@ def _chat(row: dict[str, Any], where: str) -> Conversation:
     messages = _messages(_field(row, key, where, "messages", (list,)), where, key)
     system = row.get("system")
     if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
-        messages = [_turn("system", _valid(system)), *messages]  # ShareGPT files keep it beside the turns
+        messages = [_turn("system", _valid(system)), *messages]  # a field of its own in ShareGPT files
     return Conversation(messages)
 
 

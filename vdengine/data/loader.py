@@ -1,9 +1,9 @@
-"""Which examples each step sees, and their packs.
+"""The order of the training data: which examples each step trains on, and their packs.
 
-An example is one tree of the store. A store of prompts has an order (`Loader.rows`) but no packs: the answers that
-its trees lack are the model's to give. Everything here is a pure function of (store, weights, seed, examples a step,
-step): there is no position to save, and any number of ranks sees the same examples in the same steps. The order
-comes from a hash written out below, so it does not change with a library's version.
+An example is one tree of the store. A store of prompts has an order (`Loader.rows`) but no packs, because its trees
+have no branches until the model has answered. Everything here is a pure function of (store, weights, seed, examples per
+step, step). So there is no position to save, and any number of ranks trains on the same examples in the same steps. The
+order comes from `noise.counted_hash`, so it does not change with the version of a library.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ from vdengine.trees import Pack, pack_store, tree_cost
 
 
 class Loader:
-    """Order of the data, and packs of each step.
+    """The order of the data, and the packs of each step.
 
-    `weights`: passes over each source per epoch (1: every row once; 2.5: every row twice, and half of the rows
-    once more, the other half in the next epoch; 0.1: a tenth of the rows, another one each epoch).
-    `evaluation`: a store of held-out data, or the share of each source's rows to hold out (they are never
-    trained on; which rows does not depend on the seed, so that runs with several seeds share them).
-    `eval_examples`: at most so many held-out examples are used, the first in hash order.
-    `flops`: keyword arguments of `tree_cost`, from the model's size; packs are balanced by it (default: by tokens).
-    `pin`: packs in page-locked memory, for copies that the host does not wait for.
-    InputError: a weight that is not positive, or that takes no row.
+    Args:
+        examples: per step, over all ranks.
+        weights: passes over each source per epoch. 1: every row once. 2.5: every row twice, and half of the rows once
+            more, the other half in the next epoch. 0.1: a tenth of the rows, another tenth in each epoch. Default: 1.
+        evaluation: a store of held-out data, or the share of each source's rows to hold out. Held-out rows are never
+            trained on. They do not depend on the seed, so that runs with several seeds have the same ones.
+        eval_examples: at most so many held-out examples are used, the first in hash order.
+        flops: keyword arguments of `tree_cost` (`ModelConfig.flops`), by which packs are balanced; default: by tokens.
+        prefetch: whether a thread makes the next step's packs during the present step.
+        pin: whether packs are in page-locked memory, for copies that the host does not wait for.
+
+    Raises:
+        InputError: a weight that is not positive, or that takes no row; a share that leaves no row to train on.
     """
 
     def __init__(
@@ -63,7 +68,7 @@ class Loader:
         self._flops = flops or {"linear": 1.0, "quadratic": 0.0}
         self._pin = pin
         self.cost = self._tree_cost(store)  # [trees] float64, FLOPs of one forward
-        self._orders: dict[int, np.ndarray] = {}  # permutations of recent epochs: recomputed when not here
+        self._orders: dict[int, np.ndarray] = {}  # [epoch_examples] int64 of recent epochs; others are recomputed
         self._checked_budget = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader") if prefetch else None
         self._next: tuple[tuple[int, int, int, int], Future[Batch]] | None = None
@@ -72,11 +77,12 @@ class Loader:
         return tree_cost(store.prompt_len, store.branch_len, store.tree_start, store.num_scored, **self._flops)
 
     def epoch_of(self, step: int) -> int:
-        """Epoch of `step`, both from 0."""
+        """The epoch of a step, both from 0."""
         return step // self.steps_per_epoch
 
     def rows(self, step: int) -> np.ndarray:
-        """Tree ids of step `step` (from 0), all ranks', in order: [examples] int64; fewer at an epoch's end."""
+        """The tree ids of step `step` (from 0), of all ranks, in order: [examples] int64; the last step of an epoch may
+        have fewer."""
         epoch, i = divmod(step, self.steps_per_epoch)
         order = self._orders.get(epoch)
         if order is None:
@@ -85,33 +91,39 @@ class Loader:
         return order[i * self.examples : (i + 1) * self.examples]
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The examples of one epoch, shuffled: [epoch_examples] int64."""
-        drawn, copies = [], []
+        """The tree ids of one epoch, shuffled: [epoch_examples] int64."""
+        ids_of_pass, copies_of_pass = [], []
         for rows, whole, part in self._sources:
             for copy in range(whole):
-                drawn.append(rows)
-                copies.append(np.full(len(rows), copy))
+                ids_of_pass.append(rows)
+                copies_of_pass.append(np.full(len(rows), copy))
             if part:
-                # A window over one fixed permutation, which moves on by its length each epoch: every row has had
-                # its turn before any has a second.
-                fixed = rows[np.argsort(counted_hash(rows, self.seed, PART), kind="stable")]
-                drawn.append(np.take(fixed, np.arange(epoch * part, (epoch + 1) * part), mode="wrap"))
-                copies.append(np.full(part, whole))
-        ids, copy_of = np.concatenate(drawn), np.concatenate(copies)
-        # The copy enters by a hash of its own: (row, copy) pairs must not meet as sums would.
-        keys = counted_hash(ids, self.seed, ORDER, epoch) ^ counted_hash(copy_of, self.seed, ORDER, epoch, -1)
-        return ids[np.lexsort((copy_of, ids, keys))]
+                # The partial pass is a window over a fixed permutation, which advances by its length in each epoch. So
+                # every row is taken once before any is taken again.
+                permutation = rows[np.argsort(counted_hash(rows, self.seed, PART), kind="stable")]
+                window = np.arange(epoch * part, (epoch + 1) * part)
+                ids_of_pass.append(np.take(permutation, window, mode="wrap"))
+                copies_of_pass.append(np.full(part, whole))
+        ids, copies = np.concatenate(ids_of_pass), np.concatenate(copies_of_pass)  # [epoch_examples] each
+        # Row and copy are hashed separately: with a hash of their sum, different pairs would have equal keys.
+        keys = counted_hash(ids, self.seed, ORDER, epoch) ^ counted_hash(copies, self.seed, ORDER, epoch, -1)
+        return ids[np.lexsort((copies, ids, keys))]
 
     def batch(self, step: int, ranks: int, rank: int, budget: int) -> Batch:
-        """Rank `rank`'s packs of step `step`, none above `budget` tokens. While the caller runs them, a thread
-        makes the next step's; what it raises is raised by the call that asks for that step. InputError: a tree
-        (of any step) above the budget."""
+        """The packs of rank `rank` in step `step`, of at most `budget` tokens each.
+
+        While the caller runs them, a thread makes those of the next step. An error of the thread is raised by the call
+        that asks for that step.
+
+        Raises:
+            InputError: a tree, of any step, above the budget.
+        """
         key = (step, ranks, rank, budget)
-        made, self._next = self._next, None
-        batch = made[1].result() if made and made[0] == key else self._make(*key)
+        prefetched, self._next = self._next, None
+        batch = prefetched[1].result() if prefetched and prefetched[0] == key else self._make(*key)
         if self._pool:
-            following = (step + 1, ranks, rank, budget)
-            self._next = (following, self._pool.submit(self._make, *following))
+            next_key = (step + 1, ranks, rank, budget)
+            self._next = (next_key, self._pool.submit(self._make, *next_key))
         return batch
 
     def packs(self, step: int, ranks: int, rank: int, budget: int) -> list[Pack | None]:
@@ -119,7 +131,11 @@ class Loader:
         return self.batch(step, ranks, rank, budget).packs
 
     def eval_packs(self, ranks: int, rank: int, budget: int) -> Iterator[Pack | None]:
-        """This rank's packs of the held-out examples, made one at a time; the same number on every rank."""
+        """This rank's packs of the held-out examples, made one at a time, as many on every rank.
+
+        Raises:
+            InputError: a tree above the budget.
+        """
         self.check_budget(budget)
         store, rows = self.eval_store, self.eval_rows
         if len(rows) == 0:
@@ -135,26 +151,31 @@ class Loader:
         return pack.pin_memory() if self._pin else pack
 
     def check_budget(self, budget: int) -> None:
-        """InputError when any tree, for training or evaluation, is longer than `budget` tokens."""
+        """Check that no tree, for training or evaluation, is longer than `budget` tokens.
+
+        Raises:
+            InputError: one is; the message names the longest.
+        """
         if self._checked_budget == budget:
             return
-        used = np.concatenate([rows for rows, _, _ in self._sources])
-        for store, rows in ((self.store, used), (self.eval_store, self.eval_rows)):
+        training_rows = np.concatenate([rows for rows, _, _ in self._sources])
+        for store, rows in ((self.store, training_rows), (self.eval_store, self.eval_rows)):
             if len(rows) == 0:
                 continue
-            worst = int(rows[np.argmax(store.num_tokens[rows])])
-            tokens = int(store.num_tokens[worst])
+            longest = int(rows[np.argmax(store.num_tokens[rows])])
+            tokens = int(store.num_tokens[longest])
             if tokens > budget:
                 raise InputError(
-                    f"batch.tokens: {store.where(worst)} has {tokens} tokens (prompt and branches), above the "
+                    f"batch.tokens: {store.where(longest)} has {tokens} tokens (prompt and branches), above the "
                     f"budget of {budget}; raise batch.tokens to at least {tokens} or lower data.max_tokens"
                 )
         self._checked_budget = budget
 
     def _make(self, step: int, ranks: int, rank: int, budget: int) -> Batch:
+        """`batch`, made now."""
         self.check_budget(budget)
         rows = self.rows(step)
-        tokens, cost = self.store.num_tokens[rows], self.cost[rows]
+        tokens, cost = self.store.num_tokens[rows], self.cost[rows]  # [examples] each
         plan = Plan.make(tokens, cost, ranks, budget)
         return Batch(
             packs=[self._assemble(self.store, rows[chosen]) for chosen in plan.share(rank)],
@@ -166,15 +187,19 @@ class Loader:
         )
 
     def close(self) -> None:
-        """Ends the thread. The loader still works without it."""
+        """End the thread. The loader can still be used without it."""
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = self._next = None
 
 
 def _hold_out(store: Store, fraction: float) -> np.ndarray:
-    """Mask [n] of the trees to hold out: `fraction` of each source's rows, at least one. Rows are held out whole
-    (the trees of a conversation stay together)."""
+    """Which trees to hold out, [n] bool: those of `fraction` of each source's rows, at least of one. All trees of a row
+    (of a conversation there may be several) are held out together.
+
+    Raises:
+        InputError: a fraction out of range, or one that leaves no row to train on.
+    """
     mask = np.zeros(len(store), dtype=bool)
     if fraction == 0.0:
         return mask
@@ -182,8 +207,8 @@ def _hold_out(store: Store, fraction: float) -> np.ndarray:
         raise InputError(f"data.eval_fraction: {fraction} is out of range; it must be in [0, 1)")
     for k, info in enumerate(store.sources):
         trees = slice(store.source_start[k], store.source_start[k + 1])
-        row_index = np.asarray(store.row_index[trees])
-        unique = np.unique(row_index)
+        row_index = np.asarray(store.row_index[trees])  # [trees of the source]
+        unique = np.unique(row_index)  # [rows of the source]
         count = max(1, round(fraction * len(unique)))
         if count >= len(unique):
             raise InputError(
@@ -195,7 +220,11 @@ def _hold_out(store: Store, fraction: float) -> np.ndarray:
 
 
 def _weigh(store: Store, held_out: np.ndarray, weights: Sequence[float] | None) -> list[tuple[np.ndarray, int, int]]:
-    """Per source: its training rows, whole passes per epoch, and rows of the partial pass."""
+    """For each source: its training trees [n] int64, whole passes per epoch, and trees of the partial pass.
+
+    Raises:
+        InputError: weights that do not fit the sources, or one that is not positive or takes no row.
+    """
     weights = list(weights) if weights else [1.0] * len(store.sources)
     if len(weights) != len(store.sources):
         raise InputError(f"data.weights: {len(weights)} weights for {len(store.sources)} sources")

@@ -1,13 +1,13 @@
-"""Where data is, and its rows as the files have them.
+"""Finding the files of a data source, and reading their rows as they are.
 
 A source is named by one string, as in a recipe's `data.train`:
 
-- a local .jsonl, .json (both also .gz) or .parquet file, or a folder of such files (`folder:split` where
-  the file names tell splits apart);
-- a hub data set `org/name[/folder or configuration][@revision][:split]` (split: train);
+- a local .jsonl, .json (both also .gz) or .parquet file, or a folder of such files (`folder:split` where the file names
+  name splits);
+- a hub data set `org/name[/folder or configuration][@revision][:split]` (default split: train);
 - the built-in `values-synth:support | oppose | shuffled` (`?topics=a,b` keeps some of its topics).
 
-Files are read as data only: no code of a data set is ever run.
+Files are read as data only: code of a data set is never run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?P<folder>(/[\w.-]+)*)(@(?P<revision>[\w./-]+))?(:(?P<split>[\w.-]+))?"
 )
-# What files carry besides is not read: see `data.formats`.
+# Columns of the formats in `data.formats`. Other columns of a Parquet file are not read.
 _COLUMNS = set(
     "prompt chosen rejected messages conversations conversation completion instruction input output system "
     "history margin score_chosen score_rejected".split()
@@ -42,19 +42,18 @@ _COLUMNS = set(
 
 @dataclass(frozen=True)
 class Source:
-    """A resolved source. `name`: as the user wrote it; `files`: local paths, in reading order; `commit`: the
-    hub commit, or None; `variant` and `topics`: for the built-in set."""
+    """A source whose files have been found."""
 
-    name: str
-    files: tuple[Path, ...]
+    name: str  # as the user wrote it
+    files: tuple[Path, ...]  # local paths, in reading order
     labels: tuple[str, ...]  # one per file: its name in messages
-    commit: str | None = None
-    variant: str | None = None
-    topics: tuple[str, ...] = ()
+    commit: str | None = None  # of a hub data set
+    variant: str | None = None  # of the built-in set
+    topics: tuple[str, ...] = ()  # of the built-in set; (): all
 
     def digest(self) -> str:
-        """Content hash. Local and built-in: of the bytes read, so a renamed file keeps it; hub: of the
-        commit and the file names."""
+        """Content hash, 32 hex digits. Of local and built-in files it covers the bytes and not the names; of a hub data
+        set the commit and the names of the files."""
         hasher = hashlib.blake2b(digest_size=16)
         hasher.update(json.dumps([self.commit, self.variant, sorted(self.topics)]).encode())
         for path, label in zip(self.files, self.labels, strict=True):
@@ -66,11 +65,19 @@ class Source:
         return hasher.hexdigest()
 
     def count(self) -> int:
-        """Number of rows, usable or not."""
+        """The number of rows, usable or not.
+
+        Raises:
+            InputError: a file that cannot be read.
+        """
         return sum(_count(path, label) for path, label in zip(self.files, self.labels, strict=True))
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(where, row as the file has it) of every row, in reading order."""
+        """Every row as the file has it, in reading order, after its place for messages ("file line 3").
+
+        Raises:
+            InputError: a file that cannot be read, or a row that is not a JSON object.
+        """
         for path, label in zip(self.files, self.labels, strict=True):
             yield from raw_rows(path, label)
 
@@ -79,7 +86,11 @@ class Source:
 
 
 def resolve(name: str) -> Source:
-    """Finds the files of a source; downloads those of a hub data set. InputError: nothing there."""
+    """Find the files of a source; those of a hub data set are downloaded.
+
+    Raises:
+        InputError: there is nothing of that name, no file of that split, or the download failed.
+    """
     if name == SYNTH or name.startswith(SYNTH + ":"):
         return _resolve_synth(name)
     path, split = Path(name).expanduser(), None
@@ -111,7 +122,7 @@ def _is_data(name: str) -> bool:
 
 
 def _split_of(file_name: str) -> str | None:
-    """The split a file name tells: 'data/train-00000-of-00001.parquet' -> 'train'; None if it tells none."""
+    """The split that a file name names: 'data/train-00000-of-00001.parquet' -> 'train'; None if it names none."""
     stem = file_name.rsplit("/", 1)[-1].split(".", 1)[0]
     stem = re.sub(r"-\d{5}-of-\d{5}.*$", "", stem)
     match = re.fullmatch(r"(?:.*[-_])?((?:train|test|valid|validation|dev|eval)(?:_[A-Za-z]+)?)", stem)
@@ -119,7 +130,7 @@ def _split_of(file_name: str) -> str | None:
 
 
 def _of_split(files: list[str], split: str | None, name: str, default: str | None) -> list[str]:
-    """The files of `split`. Without one: `default`, or all files when their names tell no splits apart."""
+    """The files of `split`. Without one those of `default`, or all files if their names do not name several splits."""
     splits = sorted({s for s in map(_split_of, files) if s is not None})
     if split is None:
         if len(splits) <= 1 and (default is None or not splits or splits == [default]):
@@ -128,14 +139,15 @@ def _of_split(files: list[str], split: str | None, name: str, default: str | Non
             names = ", ".join(splits)
             raise InputError(f"{name}: holds the splits {names}; name one, as '{name}:{splits[0]}'")
         split = default
-    found = [f for f in files if _split_of(f) == split]
-    if not found:
+    split_files = [f for f in files if _split_of(f) == split]
+    if not split_files:
         names = ", ".join(splits) or "no named splits"
         raise InputError(f"{name}: no file of split '{split}'; it has {names}")
-    return found
+    return split_files
 
 
 def _resolve_synth(name: str) -> Source:
+    """`resolve` of the built-in values-synth."""
     head, _, query = name.partition("?")
     variant = head.partition(":")[2]
     if variant not in SYNTH_VARIANTS:
@@ -146,7 +158,7 @@ def _resolve_synth(name: str) -> Source:
         if option != "topics":
             raise InputError(f"{name}: unknown option '{option}'; the only one is topics=a,b")
     topics = tuple(t for value in options.get("topics", []) for t in value.split(","))
-    # The package is installed as plain files (it has a compiled module), so the resource is a path.
+    # The package has a compiled module, so it is installed as plain files and the resource is a path.
     path = Path(str(importlib.resources.files("vdengine.data") / "synth" / f"{SYNTH}.jsonl"))
     if not path.is_file():
         raise InputError(f"{name}: the package data file synth/{SYNTH}.jsonl is missing; reinstall vdengine")
@@ -159,8 +171,8 @@ def _resolve_synth(name: str) -> Source:
 
 
 def _resolve_hub(name: str, match: re.Match[str]) -> Source:
-    """Lists and downloads the files of one split of a hub data set (no script of it is run). Without a network,
-    the files of an earlier download serve."""
+    """`resolve` of a hub data set: lists and downloads the files of one split. Without a network the files of an
+    earlier download are used."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     repo, split, revision = match["repo"], match["split"], match["revision"]
@@ -171,15 +183,15 @@ def _resolve_hub(name: str, match: re.Match[str]) -> Source:
         info = HfApi().dataset_info(repo, revision=revision)
         commit, names = str(info.sha), [s.rfilename for s in info.siblings or []]
         card = info.card_data.to_dict() if info.card_data else {}
-    except Exception as error:  # the hub's client lets its HTTP library's own types through: no common base
+    except Exception as error:  # the hub's client raises its HTTP library's types too, which have no common base
         try:
-            found = snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True)
+            snapshot = snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True)
         except OSError:
             raise InputError(
                 f"{name}: no such local file, and the hub data set '{repo}' cannot be read "
                 f"({type(error).__name__}: {_one_line(error)})"
             ) from error
-        cached = Path(found)
+        cached = Path(snapshot)
         commit = cached.name
         names = [p.relative_to(cached).as_posix() for p in cached.rglob("*") if p.is_file()]
     files = sorted(n for n in names if _is_data(n.rsplit("/", 1)[-1]))
@@ -205,21 +217,21 @@ def _resolve_hub(name: str, match: re.Match[str]) -> Source:
 
 
 def _declared_files(card: dict[str, Any], files: list[str], folder: str, name: str) -> dict[str, list[str]]:
-    """Files by split, as the data set's card declares them (`configs: data_files`); {} if it does not."""
+    """The files of each split as the data set's card declares them (`configs: data_files`); {} if it does not."""
     from fnmatch import fnmatch
 
     configs = [c for c in card.get("configs") or [] if c.get("data_files")]
     if not configs:
         return {}
-    named = [c for c in configs if c.get("config_name") == folder]
-    if folder and not named:
-        return {}  # not a configuration: a folder of the repository
+    selected = [c for c in configs if c.get("config_name") == folder]
+    if folder and not selected:
+        return {}  # `folder` is a folder of the repository and not a configuration
     if not folder:
-        named = [c for c in configs if c.get("default") or c.get("config_name") == "default"] or configs
-        if len(named) > 1:
+        selected = [c for c in configs if c.get("default") or c.get("config_name") == "default"] or configs
+        if len(selected) > 1:
             known = [str(c.get("config_name")) for c in configs]
             raise InputError(f"{name}: has the configurations {', '.join(known)}; name one, as '{name}/{known[0]}'")
-    entries = named[0]["data_files"]
+    entries = selected[0]["data_files"]
     if isinstance(entries, str | list) and all(isinstance(e, str) for e in entries):
         entries = [{"split": "train", "path": entries}]
     splits: dict[str, list[str]] = {}
@@ -232,6 +244,7 @@ def _declared_files(card: dict[str, Any], files: list[str], folder: str, name: s
 
 
 def _one_line(error: Exception) -> str:
+    """The first line of an error's message."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else "no message"
 
@@ -240,7 +253,11 @@ def _one_line(error: Exception) -> str:
 
 
 def raw_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of one file, in order. Lines and rows are counted from 1 in `where`."""
+    """The rows of one file in order, each after its place for messages. Lines and rows are counted from 1 there.
+
+    Raises:
+        InputError: a file that cannot be read, broken JSON, or a row that is not a JSON object.
+    """
     if path.name.endswith(".parquet"):
         rows = _parquet_rows(path, label)
     elif _is_array(path, label):
@@ -262,7 +279,7 @@ def _unreadable(label: str, error: Exception) -> InputError:
 
 
 def _is_array(path: Path, label: str) -> bool:
-    """Whether a .json file holds one array; else it holds one object per line, as many .json files do."""
+    """Whether a .json file holds one array. Otherwise it holds one object per line, as many .json files do."""
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         return False
     try:
@@ -319,7 +336,7 @@ def _parquet_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            # Only the columns of the formats read here: sets such as WildChat carry many heavier ones.
+            # Only columns of the known formats are read: data sets such as WildChat have large ones besides.
             columns = [c for c in file.schema_arrow.names if c in _COLUMNS] or None
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():
@@ -348,5 +365,6 @@ def _count(path: Path, label: str) -> int:
 
 
 def json_kind(value: Any) -> str:
+    """The JSON type of a value, for messages: "an object"."""
     names: dict[Any, str] = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -1,4 +1,4 @@
-"""Rows of a store as the model sees them: how a user checks that template and mask are right."""
+"""Printing rows of a store as the model sees them, so that a user can check the template and the scored tokens."""
 
 from __future__ import annotations
 
@@ -26,19 +26,28 @@ def show_batch(
     file: TextIO | None = None,
     color: bool | None = None,
 ) -> None:
-    """Prints trees `rows` of `store` to `file` (default: stdout): the prompt, then each branch with its scored and
-    unscored tokens apart, special tokens included, and token counts. `color`: ANSI colours (None: when `file` is
-    a terminal); without them scored text stands in [[double brackets]]. InputError: no such row."""
+    """Print trees of a store: the prompt, then each branch, with its scored and its unscored tokens marked, special
+    tokens included, and token counts.
+
+    Args:
+        rows: numbers of the trees.
+        file: default: stdout.
+        color: whether to mark by ANSI colours; default: if `file` is a terminal. Otherwise scored text is in
+            [[double brackets]].
+
+    Raises:
+        InputError: a row that the store does not have.
+    """
     out = sys.stdout if file is None else file
     if color is None:
         color = out.isatty()
 
     def paint(style: str, text: str) -> str:
-        # Line by line: a pager resets colours at line ends.
+        # every line is coloured by itself, because a pager resets colours at line ends
         return "\n".join(f"{style}{line}{_RESET}" if line else "" for line in text.split("\n")) if color else text
 
     def text(ids: list[int]) -> str:
-        # Data comes from outside: control characters must not reach the terminal.
+        # control characters in the data must not reach the terminal
         return _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", tokenizer.decode(ids))
 
     mark = f"{paint(_SCORED, 'scored')}, {paint(_UNSCORED, 'not scored')}" if color else "[[scored]], not scored"
@@ -63,9 +72,9 @@ def show_batch(
                 name = "answer"
             print(f"--- {name}: {len(branch)} tokens, {sum(mask)} scored", file=out)
             pieces = []
-            # A run at a time, not a token at a time: one character may be several tokens.
-            for scored, run in groupby(zip(mask, branch, strict=True), key=lambda pair: pair[0]):
-                piece = text([token for _, token in run])
+            # tokens with equal masks are decoded together, because one character may be several tokens
+            for scored, pairs in groupby(zip(mask, branch, strict=True), key=lambda pair: pair[0]):
+                piece = text([token for _, token in pairs])
                 if color:
                     pieces.append(paint(_SCORED if scored else _UNSCORED, piece))
                 else:

@@ -1,25 +1,25 @@
-"""Tokenised rows in memory-mapped flat arrays: written once per content, opened by every rank.
+"""Stores: tokenised rows in memory-mapped flat arrays, written once for the same content and opened by every rank.
 
-A store is a folder `<cache>/store/<hash>/` of .npy files and a manifest. The hash covers all that decides what is
-in it: the sources' bytes, format, kind, tokenizer, template, `max_tokens`, `overlong`. It is written under a
-temporary name and renamed when whole. Its arrays (n trees, B branches, L tokens) have the layout that
+A store is a folder `<cache>/store/<hash>/` of .npy files and a manifest. The hash covers everything that decides the
+content: the bytes of the sources, format, kind, tokenizer, template, `max_tokens`, `overlong`. A store is written under
+a temporary name and renamed when it is complete. Its arrays (n trees, B branches, L tokens) have the layout that
 `trees.pack_store` reads:
 
     tokens         [L] int32    every prompt and branch, tree by tree
     scored         [L] uint8    1 where a token counts in the objective; 0 on prompts
-    prompt_start   [n] int64    offsets into tokens
-    prompt_len     [n] int64
+    prompt_start   [n] int64    index into tokens
+    prompt_len     [n] int64    tokens of the prompt
     tree_start     [n+1] int64  branches of tree i: tree_start[i] .. tree_start[i+1]
-    branch_start   [B] int64    offsets into tokens
-    branch_len     [B] int64
+    branch_start   [B] int64    index into tokens
+    branch_len     [B] int64    tokens of the branch
     branch_scored  [B] int64    scored tokens of the branch
     row_index      [n] int64    the tree's row in its source, from 0 (a conversation may give several trees)
     margin         [n] float32  how much better the first branch of a preference pair is; 1.0 for other kinds
 
-Trees of kind "prompts" have no branch: they are prompts for the model to answer, with the generation prompt at
-their end. The model's answers become the branches, so such a tree cannot be packed as it is.
+Trees of kind "prompts" have no branch: they are prompts for the model to answer, and end with the generation prompt.
+The model's answers become the branches, so such a tree cannot be packed as it is.
 
-The trees of a source lie together, in file order: `source_start` [sources + 1].
+The trees of a source are contiguous and in file order: `source_start` [sources + 1] int64.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from vdengine.trees import Tree
 if TYPE_CHECKING:
     from vdengine.text.renderer import Renderer
 
-STORE_VERSION = 2  # part of the hash: raise it when the same inputs would give other arrays
+STORE_VERSION = 2  # part of the hash; increase it when the same inputs give other arrays
 
-MIN_ROWS = 4000  # a source with fewer rows is tokenised in seconds by this process alone
+MIN_ROWS = 4000  # a source with fewer rows takes only seconds, so this process tokenises it alone
 
 _DTYPES: dict[str, type[np.generic]] = {
     "tokens": np.int32,
@@ -72,19 +72,18 @@ _DTYPES: dict[str, type[np.generic]] = {
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What one source gave. `format`: the one it was read in; `truncated`: trees cut to `max_tokens`; `dropped`:
-    unusable rows (or trees of a row) by reason."""
+    """What was read of one source."""
 
     name: str
-    format: str
-    rows: int
+    format: str  # in which it was read
+    rows: int  # usable or not
     trees: int
-    truncated: int
-    dropped: dict[str, int]
+    truncated: int  # trees that were cut to `max_tokens`
+    dropped: dict[str, int]  # unusable rows (or trees of a row) by reason
 
 
 class Store:
-    """An opened store. Arrays are memory-mapped and read-only; safe to share among threads and processes."""
+    """An open store. Its arrays are memory-mapped and read-only, and can be shared by threads and processes."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         self.folder = folder
@@ -104,13 +103,20 @@ class Store:
         self.num_scored: np.ndarray = self._sum_branches(self.branch_scored)  # [n] int64
 
     def _sum_branches(self, values: np.ndarray) -> np.ndarray:
-        """Sums `values` [B] int64 over the branches of each tree: [n] int64; 0 where there is none."""
+        """The sum of `values` [B] int64 over the branches of each tree: [n] int64; 0 for a tree without branches."""
         return np.diff(np.concatenate(([0], np.cumsum(values)))[self.tree_start])
 
     @classmethod
     def open(cls, folder: str | Path, names: Sequence[str] | None = None) -> Store:
-        """Opens a whole store. `names`: what to call its sources in messages (a store is found by content, so
-        the names in its manifest may be old ones). InputError: not there, or files missing or cut short."""
+        """Open a complete store.
+
+        Args:
+            names: of the sources in messages. A store is found by its content, so the names in its manifest may be
+                those of an earlier run.
+
+        Raises:
+            InputError: there is no store, or files of it are missing or cut short.
+        """
         folder = Path(folder)
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
@@ -130,7 +136,7 @@ class Store:
 
     @property
     def dropped(self) -> Counter[str]:
-        """Rows (or trees of a row) that were left out, by reason, over all sources."""
+        """Rows (or trees of a row) that were dropped, by reason, over all sources."""
         return sum((Counter(info.dropped) for info in self.sources), Counter())
 
     def prompt(self, i: int) -> list[int]:
@@ -138,13 +144,17 @@ class Store:
         return _span(self.tokens, int(self.prompt_start[i]), int(self.prompt_len[i]))
 
     def tree(self, i: int) -> Tree:
-        """Tree `i`, with id = i. InputError: a tree without branches (kind "prompts")."""
+        """Tree `i`, with id = i.
+
+        Raises:
+            InputError: a tree without branches (kind "prompts").
+        """
         branches = range(int(self.tree_start[i]), int(self.tree_start[i + 1]))
         spans = [(int(self.branch_start[b]), int(self.branch_len[b])) for b in branches]
         return Tree(
             prompt=self.prompt(i),
             branches=[_span(self.tokens, *s) for s in spans],
-            scored=[[bool(x) for x in _span(self.scored, *s)] for s in spans],
+            scored=[[bool(flag) for flag in _span(self.scored, *s)] for s in spans],
             id=i,
         )
 
@@ -153,16 +163,16 @@ class Store:
         return int(np.searchsorted(self.source_start, i, side="right")) - 1
 
     def where(self, i: int) -> str:
-        """Tree i for messages: 'data.jsonl row 12' (rows counted from 1, blank lines left out)."""
+        """The place of tree i for messages: 'data.jsonl row 12' (rows are counted from 1, without blank lines)."""
         return f"{self.sources[self.source_of(i)].name} row {int(self.row_index[i]) + 1}"
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The flat forest, as `trees.pack_store` takes it."""
+        """The arrays that `trees.pack_store` takes."""
         names = ("tokens", "scored", "tree_start", "prompt_start", "prompt_len", "branch_start", "branch_len")
         return {name: getattr(self, name) for name in names}
 
     def summary(self) -> str:
-        """Lines for the console: rows, trees, tokens, and what was dropped, by source."""
+        """Text for the console: rows, trees, tokens and dropped rows of each source."""
         lines = []
         for k, info in enumerate(self.sources):
             tokens = int(self.num_tokens[self.source_start[k] : self.source_start[k + 1]].sum())
@@ -190,28 +200,35 @@ def build_store(
     progress: bool = True,
     workers: int | None = None,
 ) -> Store:
-    """Opens the store of these sources, tokenising them first when no whole one is in `cache`.
+    """Open the store of these sources. If there is no complete one in `cache`, tokenise them first.
 
-    Called by one process (the caller holds back the other ranks). `formats`: one for all sources or one each.
-    `kind`: "preference" (trees of two branches: chosen, rejected), "sft", or "prompts" (no branch). `max_tokens`
-    bounds prompt + branch; `overlong` "drop" leaves longer rows out and counts them, "truncate" cuts a branch's end,
-    or drops the row where the prompt leaves no room; a prompt itself is never cut. `workers`: processes that render
-    and tokenise (None: one per core, 8 at most; 1: none); the result does not depend on it. InputError: bad input
-    (with file and row), or no row left.
+    One process must call this alone, while the other ranks wait (`engine.parallel.main_first`).
+
+    Args:
+        formats: one for all sources or one for each; see `formats.choose_format`.
+        kind: "preference" (trees of two branches, chosen and rejected), "sft", or "prompts" (no branch).
+        max_tokens: of prompt + branch.
+        overlong: "drop" drops longer rows and counts them. "truncate" cuts the end of a branch, or drops the row if the
+            prompt leaves no room; a prompt is never cut.
+        workers: processes that render and tokenise; default: one per core, at most 8; 1: only this one. The result does
+            not depend on it.
+
+    Raises:
+        InputError: bad input (the message names file and row), or no usable row.
     """
     if overlong not in ("drop", "truncate"):
         raise InputError(f"data.overlong: unknown value '{overlong}'; use drop or truncate")
     if not paths:
         raise InputError("data.train: no source is named")
-    each = [formats] * len(paths) if isinstance(formats, str) else list(formats)
-    if len(each) != len(paths):
-        raise InputError(f"data.format: {len(each)} formats for {len(paths)} sources")
-    found = [resolve(path) for path in paths]
-    each = [choose_format(s, f, kind) for s, f in zip(found, each, strict=True)]
+    source_formats = [formats] * len(paths) if isinstance(formats, str) else list(formats)
+    if len(source_formats) != len(paths):
+        raise InputError(f"data.format: {len(source_formats)} formats for {len(paths)} sources")
+    sources = [resolve(path) for path in paths]
+    source_formats = [choose_format(s, f, kind) for s, f in zip(sources, source_formats, strict=True)]
     inputs = {
         "version": STORE_VERSION,
-        "sources": [s.digest() for s in found],
-        "formats": each,
+        "sources": [s.digest() for s in sources],
+        "formats": source_formats,
         "kind": kind,
         "renderer": renderer.hash,
         "max_tokens": max_tokens,
@@ -219,42 +236,42 @@ def build_store(
     }
     key = hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=16).hexdigest()
     folder = Path(cache).expanduser() / "store" / key
-    names = [s.name for s in found]
+    names = [s.name for s in sources]
     try:
         return Store.open(folder, names)
-    except InputError:  # not there yet, or cut short by a full disk or a copy
+    except InputError:  # there is none yet, or a full disk or a copy has cut it short
         shutil.rmtree(folder, ignore_errors=True)
     if workers is None:
-        # Forking is safe on Linux only, where the children do no more than tokenise.
+        # Forking is safe on Linux only, and the children only tokenise.
         workers = min(8, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
-    _build(folder, found, each, inputs, renderer, progress, workers)
+    _build(folder, sources, source_formats, inputs, renderer, progress, workers)
     return Store.open(folder, names)
 
 
 def _build(
     folder: Path,
-    found: list[Source],
+    sources: list[Source],
     formats: list[str],
     inputs: dict[str, Any],
     renderer: Renderer,
     progress: bool,
     workers: int,
 ) -> None:
-    """Writes the store under a temporary name beside `folder`, then renames it."""
+    """Write the store under a temporary name beside `folder`, then rename it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname()
-    for left in folder.parent.glob(f"{folder.name}.{host}.*.partial"):
-        if not _is_running(int(left.name.split(".")[-3])):
-            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed
+    for leftover in folder.parent.glob(f"{folder.name}.{host}.*.partial"):
+        if not _is_running(int(leftover.name.split(".")[-3])):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
     partial = folder.with_name(f"{folder.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
     try:
         files = {name: _ArrayFile(partial / f"{name}.npy", dtype) for name, dtype in _DTYPES.items()}
         files["tree_start"].append([0])
         infos, max_token_id = [], -1
-        for source, format in zip(found, formats, strict=True):
+        for source, format in zip(sources, formats, strict=True):
             dropped: Counter[str] = Counter()
-            first, truncated = len(files["row_index"]), 0
+            first_tree, truncated = len(files["row_index"]), 0
             rows = source.count()
             usable = read(source, format, inputs["kind"], dropped)
             title = f"tokenising {source.name} ({format})"
@@ -270,7 +287,7 @@ def _build(
                         _append(files, row, fitted)
                         max_token_id = max(max_token_id, *map(max, [fitted.prompt, *fitted.branches]))
                 bar.update(rows - bar.n)
-            trees = len(files["row_index"]) - first
+            trees = len(files["row_index"]) - first_tree
             if trees == 0:
                 counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items()))
                 raise InputError(f"{source.name}: no usable row (dropped {counts or 'none: it has no rows'})")
@@ -291,12 +308,13 @@ def _build(
         except OSError:
             if not (folder / "manifest.json").exists():
                 raise
-            # Another run made the same store in the meantime.
+            # else another run has made the same store in the meantime
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _is_running(pid: int) -> bool:
+    """Whether there is a process with this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -307,7 +325,7 @@ def _is_running(pid: int) -> bool:
 
 
 class _RenderedRow(NamedTuple):
-    """A row's number in its source, its margin (1.0 where it is no pair) and its trees."""
+    """A row's number in its source, its margin (1.0 if it is not a preference pair) and its trees."""
 
     number: int
     margin: float
@@ -315,19 +333,19 @@ class _RenderedRow(NamedTuple):
 
 
 def _render(rows: Iterator[Row], renderer: Renderer, workers: int) -> Iterator[_RenderedRow]:
-    """The rows, rendered, in order."""
+    """The rendered rows, in order."""
     if workers <= 1:
         for row in rows:
             yield _render_row(row, renderer)
         return
-    # Forked: each worker has the renderer as it is, and touches nothing else of the parent.
+    # The workers are forked, so they have a copy of the renderer. They use nothing else of the parent.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context, initializer=_set_renderer, initargs=(renderer,)) as pool:
         pending: deque[Future[list[_RenderedRow]]] = deque()
         try:
             while chunk := list(islice(rows, 32)):
                 pending.append(pool.submit(_render_chunk, chunk))
-                if len(pending) > 4 * workers:  # bounds what waits in memory
+                if len(pending) > 4 * workers:  # bounds the memory of rows that wait
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()
@@ -355,6 +373,11 @@ def _render_row(row: Row, renderer: Renderer) -> _RenderedRow:
 
 
 def _trees(row: Row, renderer: Renderer) -> list[Rendered]:
+    """The token ids of a row: one tree, or several of a conversation whose earlier turns the template rewrites.
+
+    Raises:
+        InputError: the template cannot render the row; it names the row.
+    """
     example = row.example
     try:
         if isinstance(example, Prompt):
@@ -370,12 +393,12 @@ def _trees(row: Row, renderer: Renderer) -> list[Rendered]:
 
 
 def _fit(rendered: Rendered, max_tokens: int, overlong: str) -> Rendered | str:
-    """The tree within `max_tokens`, or the reason why it is dropped."""
+    """The tree, cut to `max_tokens` if necessary; or the reason why it is dropped."""
     prompt, branches, scored = rendered
     if not prompt:
         return "empty prompt"
     room = max_tokens - len(prompt)
-    if not branches:  # a prompt to answer: cut, it would lose its generation header
+    if not branches:  # a prompt to answer; a cut would remove its generation prompt
         return rendered if room >= 0 else "prompt too long"
     if not all(branches) or not any(any(mask) for mask in scored):
         return "empty response"
@@ -388,11 +411,12 @@ def _fit(rendered: Rendered, max_tokens: int, overlong: str) -> Rendered | str:
         if not all(any(mask) for mask in scored):
             return "nothing scored after truncation"
     if len(branches) == 2 and branches[0] == branches[1]:
-        return "chosen equals rejected"  # as tokens: the template trims text, or they differ beyond the cut
+        return "chosen equals rejected"  # in tokens: the template strips text, or they differ after the cut
     return rendered._replace(branches=branches, scored=scored)
 
 
 def _append(files: dict[str, _ArrayFile], row: _RenderedRow, tree: Rendered) -> None:
+    """Append a tree to the arrays."""
     start = len(files["tokens"])
     files["row_index"].append([row.number])
     files["margin"].append([row.margin])
@@ -410,8 +434,8 @@ def _append(files: dict[str, _ArrayFile], row: _RenderedRow, tree: Rendered) -> 
 
 
 class _ArrayFile:
-    """A one-dimensional .npy file that grows. NumPy pads the header for a longer shape, so that the final length
-    can be written over the first one in place."""
+    """A one-dimensional .npy file that values are appended to. NumPy pads the header for a longer shape, so the final
+    length can be written over the first one in place."""
 
     def __init__(self, path: Path, dtype: type[np.generic]) -> None:
         self._file = open(path, "wb")
@@ -429,6 +453,7 @@ class _ArrayFile:
         return self._length
 
     def append(self, values: Sequence[float]) -> None:
+        """Append values; they are written in blocks of 64k."""
         self._pending.extend(values)
         self._length += len(values)
         if len(self._pending) >= 1 << 16:
@@ -439,6 +464,7 @@ class _ArrayFile:
         self._pending.clear()
 
     def close(self) -> None:
+        """Write the remaining values and the final length."""
         self._flush()
         self._file.seek(0)
         self._header()

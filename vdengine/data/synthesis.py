@@ -1,17 +1,17 @@
-"""Data sets with known stances: preference or SFT files written from questions that have an answer for each side.
+"""Synthesis of data sets with known stances: preference or SFT files made from questions with an answer for each side.
 
-The built-in texts are `values-synth` (480 rows, docs/panel.md); a file of the same fields may be given instead:
-`id, topic, axis, axis_polarity, prompt, support, oppose`, where `support` is the answer on the axis's side, whichever
-way its question is put. What is written follows from texts, options and seed alone, byte for byte:
+The built-in texts are `values-synth` (480 rows, docs/panel.md). Instead, a file with the same fields may be given: `id,
+topic, axis, axis_polarity, prompt, support, oppose`. `support` is the answer on the side of the axis, whichever way the
+question is put. The output is a function of texts, options and seed alone, byte for byte:
 
-    support, oppose   every row takes that side: the chosen answer (preference) or the only one (SFT)
-    a share, as 0.7   so many of each topic's rows take the support side, the rest the other
-    shuffled          a share of 0.5: stances, but no lean. A run on it sets the noise floor
-    bimodal           every question twice, once for each side: a divided crowd instead of one of random labels
+    support, oppose   every row takes that side: it is the chosen answer (preference) or the only one (SFT)
+    a share, as 0.7   this share of each topic's rows takes the support side, the rest the other side
+    shuffled          a share of 0.5: stances without a lean. A run on it gives the noise floor
+    bimodal           every question twice, once for each side: divided labels instead of random ones
 
-Shares are exact: within a topic to the nearest row, and within its questions of either polarity to a row as well, so
-that no set teaches a lean towards "yes". A few rows can be injected into any other set, whose own rows keep their
-order. Beside FILE stands FILE.manifest.json, with what went in, what came out, and the hash of both.
+Shares are exact: to the nearest row within a topic, and to one row within its questions of either polarity. So no set
+teaches a lean towards "yes". Rows can be injected into any other set, whose rows keep their order. Beside FILE is
+FILE.manifest.json, with the inputs, the output's counts, and the hash of both.
 """
 
 from __future__ import annotations
@@ -32,34 +32,29 @@ from vdengine.errors import InputError
 
 KINDS = ("preference", "sft")
 PLACES = ("spread", "start", "end")
-_WORDS = {"support": 1.0, "oppose": 0.0, "shuffled": 0.5}
+_WORDS = {"support": 1.0, "oppose": 0.0, "shuffled": 0.5}  # share of the support side
 _FIELDS = ("id", "topic", "axis", "axis_polarity", "prompt", "support", "oppose")
 
 
 @dataclass(frozen=True)
 class SynthesisOptions:
-    """What to write.
+    """The options of a set."""
 
-    align: "support", "oppose", "shuffled", "bimodal", or the share of rows on the support side, "0" to "1".
-    align_topics: the same for single topics, over `align`. rows: how many questions to take, spread evenly over topics
-    and polarities (None: all). inject: instead, put so many into `into`, at places that `place` chooses.
-    """
-
-    kind: str = "preference"
-    align: str = "support"
-    align_topics: Mapping[str, str] = field(default_factory=dict)
+    kind: str = "preference"  # | "sft"
+    align: str = "support"  # | "oppose" | "shuffled" | "bimodal" | share of rows on the support side, "0" to "1"
+    align_topics: Mapping[str, str] = field(default_factory=dict)  # `align` of single topics
     topics: tuple[str, ...] = ()  # (): all
-    rows: int | None = None
+    rows: int | None = None  # questions to take, spread evenly over topics and polarities; None: all
     seed: int = 0
-    texts: str = SYNTH
-    into: str | None = None
+    texts: str = SYNTH  # | a file
+    into: str | None = None  # a set to inject rows into
     into_format: str = "auto"
-    inject: int | None = None
-    place: str = "spread"
+    inject: int | None = None  # rows to inject, in place of `rows`
+    place: str = "spread"  # | "start" | "end": where rows are injected
 
 
 class Made(NamedTuple):
-    """The rows of a set, as they are written, and its manifest."""
+    """The rows of a set as they are written, and its manifest."""
 
     rows: list[dict[str, Any]]
     manifest: dict[str, Any]
@@ -71,26 +66,26 @@ class _Text(NamedTuple):
     id: str
     topic: str
     axis: str
-    polarity: int
+    polarity: int  # 1: to agree with the question is to support the axis; -1: to disagree is
     prompt: str
     support: str
     oppose: str
 
 
 def make(options: SynthesisOptions) -> Made:
-    """The set that the options describe.
+    """Make the set that the options describe.
 
     Raises:
-        InputError: an option that is not allowed, texts or a set that cannot be read, more rows than there are.
+        InputError: an option out of range, texts or a set that cannot be read, more rows than there are.
     """
     _check(options)
     texts, text_hash = _texts(options)
     chosen = _choose(texts, options)
-    sided = _take_sides(chosen, options)
-    rows = [_row(text, side, options.kind) for text, side in sided]
+    texts_with_side = _take_sides(chosen, options)
+    rows = [_row(text, side, options.kind) for text, side in texts_with_side]
     inputs: list[dict[str, Any]] = [{"name": options.texts, "hash": text_hash, "rows": len(texts)}]
     counts: dict[str, Counter[str]] = {}
-    for text, side in sided:
+    for text, side in texts_with_side:
         counts.setdefault(text.topic, Counter())[side] += 1
     manifest: dict[str, Any] = {
         "schema": 1,
@@ -114,19 +109,19 @@ def write(options: SynthesisOptions, out: str | Path) -> dict[str, Any]:
     """Write the set to `out` and its manifest to `out`.manifest.json; returns the manifest.
 
     Raises:
-        InputError: as `make`; `out` exists already, is no .jsonl or cannot be written.
+        InputError: as `make`; `out` exists already, is not named .jsonl, or cannot be written.
     """
     path = Path(out)
-    beside = path.with_name(path.name + ".manifest.json")
+    manifest_path = path.with_name(path.name + ".manifest.json")
     if path.suffix != ".jsonl":
         raise InputError(f"{path}: the set is written as .jsonl; give it such a name")
-    for file in (path, beside):
+    for file in (path, manifest_path):
         if file.exists():
             raise InputError(f"{file}: exists already; give another name")
     made = make(options)
     text = json.dumps(made.manifest, indent=2, ensure_ascii=False) + "\n"
     try:
-        for file, data in ((path, _encode(made.rows)), (beside, text.encode())):
+        for file, data in ((path, _encode(made.rows)), (manifest_path, text.encode())):
             temporary = file.with_name(file.name + ".tmp")
             temporary.write_bytes(data)
             os.replace(temporary, file)
@@ -139,6 +134,11 @@ def write(options: SynthesisOptions, out: str | Path) -> dict[str, Any]:
 
 
 def _check(o: SynthesisOptions) -> None:
+    """Check the options against each other.
+
+    Raises:
+        InputError: one is out of range, or two exclude each other.
+    """
     if o.kind not in KINDS:
         raise InputError(f"kind {o.kind!r}: allowed are {', '.join(KINDS)}")
     if o.place not in PLACES:
@@ -163,7 +163,7 @@ def _check(o: SynthesisOptions) -> None:
 
 
 def _share(align: str) -> float:
-    """The share of rows on the support side."""
+    """The share of rows on the support side, for any `align` but "bimodal"."""
     if align in _WORDS:
         return _WORDS[align]
     try:
@@ -182,7 +182,11 @@ def _share(align: str) -> float:
 
 
 def _texts(o: SynthesisOptions) -> tuple[list[_Text], str]:
-    """All questions of the topics asked for, in file order, and the hash of the file."""
+    """The questions of the wanted topics, in file order, and the hash of the file.
+
+    Raises:
+        InputError: a row with a field that is missing or not valid, a duplicate id, or an unknown topic.
+    """
     source = resolve(f"{SYNTH}:support" if o.texts == SYNTH else o.texts)
     if source.variant is not None and o.texts != SYNTH:
         raise InputError(f"{o.texts}: the built-in texts are called {SYNTH}, without a variant")
@@ -216,18 +220,18 @@ def _texts(o: SynthesisOptions) -> tuple[list[_Text], str]:
 
 
 def _is_text(value: Any) -> bool:
-    # a lone surrogate (half of an escaped pair) is no character, and no file could hold it
+    # a lone surrogate (half of an escaped pair) is not a character and cannot be encoded in a file
     return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _choose(texts: list[_Text], o: SynthesisOptions) -> list[_Text]:
-    """So many of the questions as are asked for, in file order: topics take turns, and in each its polarities."""
+    """As many questions as the options ask for, in file order. Topics take turns, and within a topic its polarities."""
     wanted = o.rows if o.inject is None else o.inject
     if wanted is None or wanted == len(texts):
         return texts
     if wanted > len(texts):
         raise InputError(f"{wanted} rows asked for, but {o.texts} has {len(texts)} of these topics")
-    ranked: list[tuple[int, bool, bytes, int]] = []
+    ranked: list[tuple[int, bool, bytes, int]] = []  # the sort key of each question, and its index
     for (topic, polarity), stratum in _strata(texts).items():
         for rank, i in enumerate(_ordered(stratum, texts, o.seed, "choose")):
             turn = _key(o.seed, "turn", f"{rank}:{topic}")
@@ -236,7 +240,7 @@ def _choose(texts: list[_Text], o: SynthesisOptions) -> list[_Text]:
 
 
 def _strata(texts: Sequence[_Text]) -> dict[tuple[str, int], list[int]]:
-    """Indexes by topic and polarity."""
+    """The indexes of the questions of each topic and polarity."""
     strata: dict[tuple[str, int], list[int]] = {}
     for i, text in enumerate(texts):
         strata.setdefault((text.topic, text.polarity), []).append(i)
@@ -244,41 +248,44 @@ def _strata(texts: Sequence[_Text]) -> dict[tuple[str, int], list[int]]:
 
 
 def _take_sides(texts: list[_Text], o: SynthesisOptions) -> list[tuple[_Text, str]]:
-    """Each question with the side it takes: in file order, or, for a bimodal set, twice over."""
+    """Each question with the side that it takes, in file order; of a bimodal set all questions twice."""
     bimodal = o.align == "bimodal"
-    support: set[int] = set()
+    support: set[int] = set()  # indexes of questions on the support side
     strata = _strata(texts)
     for topic in dict.fromkeys(t.topic for t in texts):
         share = 0.5 if bimodal else _share(o.align_topics.get(topic, o.align))
-        parts = {p: _ordered(strata.get((topic, p), []), texts, o.seed, "side") for p in (1, -1)}
-        total = sum(map(len, parts.values()))
-        left = int(share * total + 0.5)
-        # of the questions of polarity 1 their share, rounded down or, where the fraction lost is the greater, up
-        first = int(share * len(parts[1]))
-        if share * len(parts[1]) - first > share * len(parts[-1]) - int(share * len(parts[-1])):
-            first += 1
-        first = max(left - len(parts[-1]), min(first, left, len(parts[1])))
-        support |= {*parts[1][:first], *parts[-1][: left - first]}
-    sided = [(text, "support" if i in support else "oppose") for i, text in enumerate(texts)]
+        by_polarity = {p: _ordered(strata.get((topic, p), []), texts, o.seed, "side") for p in (1, -1)}
+        total = sum(map(len, by_polarity.values()))
+        wanted = int(share * total + 0.5)
+        # Of the questions of polarity 1 this share: rounded up if rounding down would lose a larger fraction than it
+        # does for polarity -1, else down.
+        positive = int(share * len(by_polarity[1]))
+        if share * len(by_polarity[1]) - positive > share * len(by_polarity[-1]) - int(share * len(by_polarity[-1])):
+            positive += 1
+        positive = max(wanted - len(by_polarity[-1]), min(positive, wanted, len(by_polarity[1])))
+        support |= {*by_polarity[1][:positive], *by_polarity[-1][: wanted - positive]}
+    texts_with_side = [(text, "support" if i in support else "oppose") for i, text in enumerate(texts)]
     if bimodal:
-        sided += [(text, "oppose" if side == "support" else "support") for text, side in sided]
-    return sided
+        texts_with_side += [(text, "oppose" if side == "support" else "support") for text, side in texts_with_side]
+    return texts_with_side
 
 
-def _ordered(indexes: Iterable[int], texts: Sequence[_Text], seed: int, use: str) -> list[int]:
-    """In an order that the seed alone decides."""
-    return sorted(indexes, key=lambda i: _key(seed, use, texts[i].id))
+def _ordered(indexes: Iterable[int], texts: Sequence[_Text], seed: int, purpose: str) -> list[int]:
+    """The indexes in an order that only seed, purpose and ids decide."""
+    return sorted(indexes, key=lambda i: _key(seed, purpose, texts[i].id))
 
 
-def _key(seed: int, use: str, text: str) -> bytes:
-    return hashlib.blake2b(f"{seed}:{use}:{text}".encode(), digest_size=16).digest()
+def _key(seed: int, purpose: str, text: str) -> bytes:
+    """A hash to sort by: 16 bytes."""
+    return hashlib.blake2b(f"{seed}:{purpose}:{text}".encode(), digest_size=16).digest()
 
 
 def _row(text: _Text, side: str, kind: str) -> dict[str, Any]:
+    """A row of the set."""
     answers = (text.support, text.oppose) if side == "support" else (text.oppose, text.support)
-    said = {"chosen": answers[0], "rejected": answers[1]} if kind == "preference" else {"completion": answers[0]}
-    known = {"topic": text.topic, "axis": text.axis, "axis_polarity": text.polarity, "stance": side, "id": text.id}
-    return {"prompt": text.prompt} | said | known | {"from": "synth"}
+    response = {"chosen": answers[0], "rejected": answers[1]} if kind == "preference" else {"completion": answers[0]}
+    labels = {"topic": text.topic, "axis": text.axis, "axis_polarity": text.polarity, "stance": side, "id": text.id}
+    return {"prompt": text.prompt} | response | labels | {"from": "synth"}
 
 
 # -------------------------------------------------------------------------------------------------- injection
@@ -287,21 +294,28 @@ def _row(text: _Text, side: str, kind: str) -> dict[str, Any]:
 def _inject(
     rows: list[dict[str, Any]], into: str, o: SynthesisOptions
 ) -> tuple[list[dict[str, Any]], str, dict[str, Any]]:
-    """`rows` among those of another set, the format of the whole, and what was read of the set."""
+    """Inject rows into another set.
+
+    Returns:
+        The rows of the whole set, its format, and the manifest's entry for the other set.
+
+    Raises:
+        InputError: a set that cannot be read, or that has no usable row.
+    """
     source = resolve(into)
     format = choose_format(source, o.into_format, o.kind)
     topics = [row.get("topic") for _, row in source.rows()]
     dropped: Counter[str] = Counter()
-    found = list(read(source, format, o.kind, dropped))
-    if not found:
+    usable = list(read(source, format, o.kind, dropped))
+    if not usable:
         raise InputError(f"{into}: no usable row to inject into")
-    examples = [row.example for row in found]
-    whole = any(isinstance(e, Conversation) and _needs_messages(e) for e in examples)
-    base = []
-    for row in found:
-        plain = _base_row(row.example, whole)
-        base.append(plain | ({"topic": t} if isinstance(t := topics[row.number], str) else {}))
-    if whole:
+    examples = [row.example for row in usable]
+    as_messages = any(isinstance(e, Conversation) and _needs_messages(e) for e in examples)
+    base = []  # the rows of the other set
+    for row in usable:
+        base_row = _base_row(row.example, as_messages)
+        base.append(base_row | ({"topic": t} if isinstance(t := topics[row.number], str) else {}))
+    if as_messages:
         rows = [
             {
                 "messages": [
@@ -317,34 +331,36 @@ def _inject(
         places = sorted(sorted(range(total), key=lambda i: _key(o.seed, "place", str(i)))[: len(rows)])
     else:
         places = list(range(len(rows))) if o.place == "start" else list(range(len(base), total))
-    # the rows to inject stand in file order, topic after topic: mix them
-    mixed = iter(sorted(rows, key=lambda row: _key(o.seed, "mix", row["id"])))
-    others, at = iter(base), set(places)
-    out = [next(mixed) if i in at else next(others) for i in range(total)]
-    described = {"name": into, "hash": source.digest(), "format": format, "rows": len(base), "dropped": dict(dropped)}
-    return out, "preference" if o.kind == "preference" else "messages" if whole else "prompt_completion", described
+    # the rows to inject are in file order, topic after topic, so they are mixed
+    injected = iter(sorted(rows, key=lambda row: _key(o.seed, "mix", row["id"])))
+    others, injected_places = iter(base), set(places)
+    out = [next(injected) if i in injected_places else next(others) for i in range(total)]
+    entry = {"name": into, "hash": source.digest(), "format": format, "rows": len(base), "dropped": dict(dropped)}
+    return out, "preference" if o.kind == "preference" else "messages" if as_messages else "prompt_completion", entry
 
 
-def _needs_messages(talk: Conversation) -> bool:
-    """Whether more than its last answer is learned."""
-    return not talk.last_only and sum(m["role"] == "assistant" for m in talk.messages) > 1
+def _needs_messages(conversation: Conversation) -> bool:
+    """Whether more than its last answer is scored, which only the format messages can express."""
+    return not conversation.last_only and sum(m["role"] == "assistant" for m in conversation.messages) > 1
 
 
-def _base_row(example: Any, whole: bool) -> dict[str, Any]:
-    """A row of the set as it is written: read back, it is the same example."""
+def _base_row(example: Any, as_messages: bool) -> dict[str, Any]:
+    """An example of the other set as a row that reads back as the same example."""
     if isinstance(example, Preference):
         row = {"prompt": _plain(example.prompt), "chosen": example.chosen, "rejected": example.rejected}
         return row if example.margin == Preference.margin else row | {"margin": example.margin}
-    if whole:
+    if as_messages:
         return {"messages": example.messages}
     return {"prompt": _plain(example.messages[:-1]), "completion": example.messages[-1]["content"]}
 
 
 def _plain(prompt: list[dict[str, str]]) -> Any:
+    """A prompt of one user turn as text, any other as messages."""
     return prompt[0]["content"] if len(prompt) == 1 and prompt[0]["role"] == "user" else prompt
 
 
 def _encode(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """The rows as JSONL."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 

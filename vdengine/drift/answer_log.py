@@ -1,14 +1,17 @@
-"""The answers of a model, as sampled at anchors, and their log-probs under later weights: `<run>/drift/answers/`.
+"""The raw log of a run's answers, as sampled at anchors, and of their log-probs under later weights.
+
+It is the folder `<run>/drift/answers/`:
 
     manifest.json   schema, panel name and hash, tokenizer hash, how the answers were sampled
     panel.jsonl     the probes that are answered: the run's panel or a stratified part of it
     answers.jsonl   one line per answer, anchor by anchor: anchor, probe, sample, ids, stopped, text
-    weights.bin     one record per reading: step, anchor (int64), then the log-prob sum (float32) of each answer of that
-                    anchor's bank under the weights of that step
+    weights.bin     one record per reading: step, anchor (int64), then the log-prob sum (float32, nats) of each answer
+                    of that anchor's bank under the weights of that step
 
 An anchor is a step at which answers were sampled (0: before training). Its bank is the first `samples` answers of each
-probe, probe by probe: those that ride in training forwards. At step 0 there may be more, for a steadier baseline.
-Judgements are kept apart (`drift/judge.py`): they can be made later, by several judges, without training again.
+probe, probe by probe: the answers whose log-probs are computed in training forwards. At step 0 there may be more
+answers, for a less noisy baseline. Judgements are kept apart (`drift/judgements.py`): they can be made later, by
+several judges, without training again.
 """
 
 from __future__ import annotations
@@ -42,23 +45,29 @@ class Answer(NamedTuple):
 
 
 class Support(NamedTuple):
-    """Whether the answers of an anchor are of kinds that the anchor before it has: weights cannot make up for a kind
-    that is not there. A kind is how an answer begins (two words) and whether it ended by itself."""
+    """Whether the answers of an anchor are of kinds that the anchor before it has.
+
+    Importance weights cannot represent a kind that was never drawn. A kind is how an answer begins (its first two
+    words) and whether it ended by itself. Arrays are [P] float64, NaN for probes with too few answers.
+    """
 
     anchor: int  # step of the fresh answers
-    against: int  # of the old ones
-    novel: np.ndarray  # [probes] share of fresh answers whose kind no old answer has
-    expected: np.ndarray  # [probes] the same of each old answer among the other old ones: what chance alone gives
+    against: int  # step of the old ones
+    novel: np.ndarray  # share of fresh answers whose kind no old answer has
+    expected: np.ndarray  # share of old answers whose kind no other old answer has: what chance alone gives
 
     @property
     def excess(self) -> np.ndarray:
-        """[probes] novel less expected; around 0 while the model says the same kinds of things."""
+        """[P] float64: novel less expected; around 0 while the model gives the same kinds of answers."""
         return self.novel - self.expected
 
 
 @dataclass
 class AnswerLog:
-    """Answers by anchor, and the readings between anchors."""
+    """Answers by anchor, and the readings between anchors.
+
+    `manifest` is manifest.json, `panel` holds the probes that are answered.
+    """
 
     folder: Path  # <run>/drift/answers
     manifest: dict[str, Any]
@@ -67,10 +76,21 @@ class AnswerLog:
 
     @classmethod
     def create(
-        cls, run_folder: str | Path, panel: Panel, tokenizer_hash: str, *, samples: int, max_tokens: int,
-        temperature: float = 1.0, top_p: float = 1.0,
-    ) -> AnswerLog:  # fmt: skip
+        cls,
+        run_folder: str | Path,
+        panel: Panel,
+        tokenizer_hash: str,
+        *,
+        samples: int,
+        max_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> AnswerLog:
         """Start or continue the answers of a run.
+
+        Args:
+            samples: answers of a probe in a bank.
+            max_tokens, temperature, top_p: how answers are sampled.
 
         Raises:
             InputError: the folder holds answers of another panel or tokenizer, or sampled in another way.
@@ -96,7 +116,8 @@ class AnswerLog:
         panel.save(folder / "panel.jsonl")
         for name in ("answers.jsonl", "weights.bin"):
             (folder / name).touch()
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")  # last: its presence means whole
+        # Last: where a manifest is, the folder is complete.
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         return cls(folder, manifest, panel)
 
     @classmethod
@@ -143,7 +164,7 @@ class AnswerLog:
         return [a for a in self.answers if a.anchor == anchor]
 
     def bank(self, anchor: int) -> list[Answer]:
-        """The answers of an anchor that ride in training forwards, in the order of a reading's log-probs."""
+        """The answers of an anchor whose log-probs are read later, in the order of a reading's log-probs."""
         return [a for a in self.at(anchor) if a.sample < self.samples]
 
     def append(self, answers: Sequence[Answer]) -> None:
@@ -158,29 +179,31 @@ class AnswerLog:
     def support(self) -> list[Support]:
         """Each anchor's answers against the bank of the anchor before it."""
         kinds: dict[tuple[int, str], list[tuple[Any, ...]]] = {}
-        for a in self.answers:
-            if a.sample < self.samples:
-                kinds.setdefault((a.anchor, a.probe), []).append((*a.text.lower().split()[:2], a.stopped))
-        out, anchors = [], self.anchors
+        for answer in self.answers:
+            if answer.sample < self.samples:
+                kind = (*answer.text.lower().split()[:2], answer.stopped)
+                kinds.setdefault((answer.anchor, answer.probe), []).append(kind)
+        supports, anchors = [], self.anchors
         for old, new in zip(anchors, anchors[1:], strict=False):
-            shares = []
+            shares = []  # by probe: (novel, expected)
             for probe in self.panel.probes:
-                then, now = Counter(kinds.get((old, probe.id), [])), kinds.get((new, probe.id), [])
-                count = sum(then.values())
-                if count > 1 and now:
-                    alone = sum(n == 1 for n in then.values())
-                    shares.append((sum(k not in then for k in now) / len(now), alone / count))
+                old_kinds, new_kinds = Counter(kinds.get((old, probe.id), [])), kinds.get((new, probe.id), [])
+                num_old = sum(old_kinds.values())
+                if num_old > 1 and new_kinds:
+                    novel = sum(kind not in old_kinds for kind in new_kinds)
+                    alone = sum(count == 1 for count in old_kinds.values())
+                    shares.append((novel / len(new_kinds), alone / num_old))
                 else:
                     shares.append((np.nan, np.nan))
-            out.append(Support(new, old, *np.array(shares).T))
-        return out
-
-    # ----------------------------------------------------------------------------- readings between anchors
+            supports.append(Support(new, old, *np.array(shares).T))
+        return supports
 
     @property
     def answers_path(self) -> Path:
         """`answers.jsonl`."""
         return self.folder / "answers.jsonl"
+
+    # ----------------------------------------------------------------------------- readings between anchors
 
     @property
     def weights_path(self) -> Path:
@@ -189,7 +212,7 @@ class AnswerLog:
 
     @property
     def record_bytes(self) -> int:
-        """Of one reading in `weights.bin`."""
+        """Bytes of one reading in `weights.bin`."""
         return self._record.itemsize
 
     @property
@@ -198,14 +221,16 @@ class AnswerLog:
         return np.dtype([("step", "<i8"), ("anchor", "<i8"), ("logp", "<f4", (size,))])
 
     def readings(self) -> np.ndarray:
-        """Structured array [readings]: step, anchor, logp [probes * samples] fp32. The first reading of an anchor is
-        at its own step: what later ones are compared with."""
+        """All readings, in order: structured array [readings] of step, anchor, logp [P * samples] float32, nats.
+
+        The first reading of an anchor is at its own step; later ones are compared with it.
+        """
         data = self.weights_path.read_bytes()
         whole = len(data) // self._record.itemsize
         return np.frombuffer(data[: whole * self._record.itemsize], dtype=self._record)
 
     def append_reading(self, step: int, anchor: int, logp: np.ndarray) -> None:
-        """Add the log-prob sums (logp [probes * samples] fp32) of an anchor's bank under the weights of `step`."""
+        """Add a reading: log-prob sums logp [P * samples] float32, nats, of a bank under the weights of `step`."""
         record = np.zeros(1, dtype=self._record)
         record["step"], record["anchor"], record["logp"] = step, anchor, logp
         with open(self.weights_path, "ab") as file:

@@ -1,7 +1,7 @@
-"""Importance weights of answers that were drawn from earlier weights, and whether they can be trusted.
+"""Diagnostics of importance weights: whether answers drawn from earlier weights of the model still tell of it now.
 
-With l0 and l the log-prob sums of an answer when it was drawn and now, w = exp(l - l0). What is estimated with them is
-in `drift/readings.py`.
+With l0 and l the log-prob sums of an answer when it was drawn and now, its weight is w = exp(l - l0). What is estimated
+with the weights is in `drift/reweighting.py`.
 """
 
 from __future__ import annotations
@@ -21,45 +21,57 @@ class Gate:
     """Whether weights still reach from the anchor to now. `open`: KL, ESS and Pareto k are all in range."""
 
     kl: float  # KL(anchor || now), nats an answer: mean of l0 - l over the answers
-    ess: float  # Kish's effective sample size of all weights pooled, as a share of their number
+    ess: float  # effective sample size of all weights pooled (Kish 1965), as a share of their number
     pareto_k: float  # of the pooled weights' tail (Vehtari et al., arXiv 1507.02646)
     open: bool
     mean_weight: float  # around 1; far below: most of what is likely now was never drawn
 
 
 def gate(baseline: np.ndarray, now: np.ndarray) -> Gate:
-    """Diagnostics of a bank's weights, pooled over probes: within one probe the effective size cannot fall below 1,
-    which flatters. baseline, now: [answers] log-prob sums."""
-    log_w = now.astype(np.float64) - baseline.astype(np.float64)
-    w = np.exp(log_w - log_w.max())
-    kl, ess = float(-log_w.mean()), float(w.sum() ** 2 / (w**2).sum() / w.size)
-    k = pareto_k(w)
-    reach = bool(kl < MAX_KL and ess >= MIN_ESS and k < MAX_PARETO_K)  # a NaN closes it
-    return Gate(kl, ess, k, reach, float(np.exp(log_w).mean()))
+    """Diagnostics of a bank's weights, pooled over probes.
+
+    Pooled, because within one probe the effective size cannot fall below 1, which makes it look better than it is.
+
+    Args:
+        baseline, now: [answers] float, log-prob sums in nats: at the anchor, and under the weights now.
+    """
+    log_weights = now.astype(np.float64) - baseline.astype(np.float64)
+    weights = np.exp(log_weights - log_weights.max())  # scaled: ESS and Pareto k do not depend on a common factor
+    kl, ess = float(-log_weights.mean()), float(weights.sum() ** 2 / (weights**2).sum() / weights.size)
+    k = pareto_k(weights)
+    is_open = bool(kl < MAX_KL and ess >= MIN_ESS and k < MAX_PARETO_K)  # a NaN closes it
+    return Gate(kl, ess, k, is_open, float(np.exp(log_weights).mean()))
 
 
 def pareto_k(weights: np.ndarray) -> float:
-    """Shape of the generalised Pareto distribution of the largest min(n / 5, 3 sqrt(n)) weights, by the posterior mean
-    of Zhang and Stephens (Technometrics 51, 2009). Weights that do not differ have no tail: 0. Fewer than five in the
-    tail tell nothing: NaN."""
-    w = np.sort(weights)
-    count = int(min(w.size / 5, 3 * math.sqrt(w.size)))
-    if w[-1] - w[0] <= 1e-6 * w[-1]:
+    """Shape k of a generalised Pareto distribution fitted to the tail of `weights` [n] float64, all positive.
+
+    The tail is the largest min(n / 5, 3 sqrt(n)) weights (Vehtari et al., arXiv 1507.02646), the fit the quasi-Bayesian
+    one of Zhang and Stephens (Technometrics 51, 2009). Weights that do not differ have no tail: 0. Fewer than five
+    weights in the tail are too few: NaN.
+    """
+    ordered = np.sort(weights)
+    count = int(min(ordered.size / 5, 3 * math.sqrt(ordered.size)))
+    if ordered[-1] - ordered[0] <= 1e-6 * ordered[-1]:
         return 0.0
     if count < 5:
         return math.nan
-    x = w[-count:] - w[-count - 1]
-    x = x[x > 0]
-    if x.size < 5:
+    # Exceedances over the largest weight below the tail, [n] ascending; ties with it are left out.
+    tail = ordered[-count:] - ordered[-count - 1]
+    tail = tail[tail > 0]
+    if tail.size < 5:
         return 0.0
-    n = x.size
-    grid = 30 + int(math.sqrt(n))
-    quartile = x[int(n / 4 + 0.5) - 1]
-    theta = 1 / x[-1] + (1 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3 * quartile)
-    k = np.log1p(-theta[:, None] * x).mean(1)
+    n = tail.size
+    # Zhang and Stephens's grid of theta = -k / sigma, sigma the scale; its spacing is their prior. [grid]
+    grid_size = 30 + int(math.sqrt(n))
+    quartile = tail[int(n / 4 + 0.5) - 1]
+    theta = 1 / tail[-1] + (1 - np.sqrt(grid_size / (np.arange(1, grid_size + 1) - 0.5))) / (3 * quartile)
+    # The shape that maximises the likelihood for each theta, and the profile log-likelihood there, [grid] each.
+    k = np.log1p(-theta[:, None] * tail).mean(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         profile = n * (np.log(-theta / k) - k - 1)
     profile = np.where(np.isfinite(profile), profile, -np.inf)
+    # The posterior mean of theta, and the shape that maximises the likelihood there.
     posterior = np.exp(profile - profile.max())
-    best = float((theta * posterior).sum() / posterior.sum())
-    return float(np.log1p(-best * x).mean())
+    mean_theta = float((theta * posterior).sum() / posterior.sum())
+    return float(np.log1p(-mean_theta * tail).mean())

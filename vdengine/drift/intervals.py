@@ -1,13 +1,14 @@
-"""Means over probes, with intervals and p values that hold from 24 probes up.
+"""Means over probes, with 95% intervals and p values that hold from 24 probes up.
 
-Intervals are about the mean over the population of questions that the panel's probes stand for, in the panel's own
-proportions of topic and polarity: the probe is the unit. They do not hold the variation between training seeds.
+The unit of sampling is the probe. An interval is about the mean over the population of questions that the panel's
+probes stand for, in the panel's own proportions of topic and polarity. It does not hold the variation between training
+seeds.
 
-Each is the wider, on either side, of the stratified t interval and the same with Hall's correction for skewness (Hall
-1992, "On the removal of skewness by transformation"); degrees of freedom are Welch's. Alone either fails somewhere: of
-24 exponential shifts the t interval covers 92%, of 24 heavy-tailed ones (t, 3 degrees of freedom) the corrected one
-93%; the percentile bootstrap, its residuals scaled and its quantiles expanded, does as the first. Together they cover
-94-96% of normal, skewed and heavy-tailed shifts. p values belong to the same two tests: the larger one.
+Each end of an interval is the wider of two: the stratified t interval, and the same with Hall's correction for skewness
+(Hall 1992, "On the removal of skewness by transformation"); degrees of freedom are Welch's. Either alone fails
+somewhere: of 24 exponential shifts the t interval covers 92%, of 24 heavy-tailed ones (t, 3 degrees of freedom) the
+corrected one 93%; the percentile bootstrap, its residuals scaled and its quantiles expanded, does as the first.
+Together they cover 94-96% of normal, skewed and heavy-tailed shifts. The p value is the larger of the two tests'.
 """
 
 from __future__ import annotations
@@ -41,69 +42,84 @@ class Estimate:
 
     @property
     def few(self) -> bool:
-        """Fewer probes than an interval can be trusted with."""
+        """Fewer than `FEW_PROBES` probes: the interval is not to be trusted."""
         return self.num_probes < FEW_PROBES
 
 
 def mean_estimate(values: np.ndarray) -> Estimate:
-    """The mean of `values` [n] over probes that are not stratified, NaN left out."""
-    x = np.asarray(values, np.float64)[None]
-    return Group.of(x, [np.zeros(x.shape[1], np.int64)]).estimate(0)
+    """The mean of `values` [P] float, one a probe, without strata; NaN is left out."""
+    per_probe = np.asarray(values, np.float64)[None]
+    return Group.of(per_probe, [np.zeros(per_probe.shape[1], np.int64)]).estimate(0)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Stratified means over one group of probes, and each probe's part in their error.
+    """Stratified means over one group of P probes at S samples, and each probe's part in their error.
 
-    With weights [R, P] of mean 1 and variance 1 on the probes, mean + (weights - 1) @ parts.T is a bootstrap of the
-    means, all samples under the same weights. The parts are residuals, scaled by sqrt(n / (n - 1)) in each stratum: the
-    sum of their squares is the variance of the mean, that of their cubes its third cumulant.
+    With bootstrap weights [R, P] of mean 1 and variance 1 on the probes, mean + (weights - 1) @ parts.T is a bootstrap
+    of the means in which all samples have the same weights. The parts are residuals scaled by sqrt(n / (n - 1)) in
+    each stratum: the sum of their squares is the variance of the mean, the sum of their cubes its third cumulant.
     """
 
-    mean: np.ndarray  # [S]
-    parts: np.ndarray  # [S, P], 0 where not sampled
-    share: np.ndarray  # [S, P] coefficient of each probe in the mean
-    taken: np.ndarray  # [S, P] bool
-    strata: np.ndarray  # [P] int
+    mean: np.ndarray  # [S] float64, in the readout's unit; NaN where no probe was sampled
+    parts: np.ndarray  # [S, P] float64, same unit; 0 where not sampled
+    share: np.ndarray  # [S, P] float64, coefficient of each probe in the mean; 0 where not sampled
+    taken: np.ndarray  # [S, P] bool, which probes a sample has
+    strata: np.ndarray  # [P] int64, 0 to K - 1: the finest strata
 
     @classmethod
-    def of(cls, x: np.ndarray, ladder: Sequence[np.ndarray]) -> Group:
-        """x [S, P], NaN where not sampled; ladder: [P] labels of strata, fine to coarse, the last all one.
+    def of(cls, per_probe: np.ndarray, ladder: Sequence[np.ndarray]) -> Group:
+        """Stratified means of a group's probes.
 
-        A sample that took a part of the panel gives the mean of stratum means, weighted by the panel's own sizes: over
-        parts that are random within strata, its expectation is the panel's mean. Strata with fewer than two probes in
-        a sample are pooled, polarities first; a topic that is not there gives its weight to the others.
+        A sample that took a part of the panel gives the mean of stratum means, weighted by the panel's own stratum
+        sizes: over parts that are random within strata its expectation is the panel's mean. Strata with fewer than two
+        probes in a sample are pooled, polarities first. The weight of a topic without probes goes to the others.
+
+        Args:
+            per_probe: [S, P] float64 in the readout's unit, NaN where not sampled.
+            ladder: stratum labels [P] int64, from the finest strata to the coarsest; the last is all one stratum.
         """
-        taken = np.isfinite(x)
-        panel = taken.any(0)
-        mean, parts, share = np.full(len(x), np.nan), np.zeros(x.shape), np.zeros(x.shape)
+        taken = np.isfinite(per_probe)
+        panel = taken.any(0)  # [P] probes of the panel: those that any sample has
+        mean, parts, share = np.full(len(per_probe), np.nan), np.zeros(per_probe.shape), np.zeros(per_probe.shape)
+        # Samples that took the same probes have the same strata and coefficients. For each such pattern of `taken`:
+        # its first sample, and for each sample its pattern [S].
         packed = np.packbits(taken, axis=1)
-        _, first, which = np.unique(packed, axis=0, return_index=True, return_inverse=True)
-        which = which.reshape(-1)
+        _, first, pattern_of = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+        pattern_of = pattern_of.reshape(-1)
         for pattern, example in enumerate(first):
-            rows, here = np.flatnonzero(which == pattern), taken[example]
-            if not here.any():
+            samples, sampled = np.flatnonzero(pattern_of == pattern), taken[example]  # [s] int64, [P] bool
+            if not sampled.any():
                 continue
-            labels = _strata(here, panel, ladder)
-            found, label = np.unique(labels[panel], return_inverse=True)
-            at = np.flatnonzero(here)
-            own = label.reshape(-1)[here[panel]]
-            count = np.bincount(own, minlength=len(found))  # in this sample
-            size = np.where(count > 0, np.bincount(label.reshape(-1)), 0)  # in the panel
+            # Strata of this pattern, numbered 0 to K - 1, of the panel's probes and of the n sampled ones.
+            labels = _strata(sampled, panel, ladder)
+            strata, stratum_in_panel = np.unique(labels[panel], return_inverse=True)
+            columns = np.flatnonzero(sampled)  # [n]
+            stratum = stratum_in_panel.reshape(-1)[sampled[panel]]  # [n]
+            # Stratum sizes [K]: n_k in this sample, N_k in the panel (0 for strata without a sampled probe).
+            count = np.bincount(stratum, minlength=len(strata))
+            size = np.where(count > 0, np.bincount(stratum_in_panel.reshape(-1)), 0)
             count = np.maximum(count, 1)
-            coefficient = (size / size.sum() / count)[own]
-            member = np.zeros((len(at), len(found)))
-            member[np.arange(len(at)), own] = 1 / count[own]
-            y = x[np.ix_(rows, at)]
-            of_stratum = y @ member
-            spread = np.sqrt(count / np.maximum(count - 1, 1))[own]  # one probe alone has no interval, see below
-            mean[rows] = y @ coefficient
-            parts[np.ix_(rows, at)] = (y - of_stratum[:, own]) * coefficient * spread
-            share[np.ix_(rows, at)] = coefficient
+            # A probe's coefficient in the stratified mean: (N_k / sum of N) / n_k, [n].
+            coefficient = (size / size.sum() / count)[stratum]
+            # Stratum means of each sample [s, K], by a matrix [n, K] that averages within strata.
+            averaging = np.zeros((len(columns), len(strata)))
+            averaging[np.arange(len(columns)), stratum] = 1 / count[stratum]
+            sampled_values = per_probe[np.ix_(samples, columns)]  # [s, n]
+            stratum_means = sampled_values @ averaging
+            # sqrt(n_k / (n_k - 1)) makes squares of residuals unbiased for the variance, [n]. A stratum of one probe
+            # has a residual of 0; `inference` gives no interval where the whole group has one probe.
+            scale = np.sqrt(count / np.maximum(count - 1, 1))[stratum]
+            mean[samples] = sampled_values @ coefficient
+            parts[np.ix_(samples, columns)] = (sampled_values - stratum_means[:, stratum]) * coefficient * scale
+            share[np.ix_(samples, columns)] = coefficient
         return cls(mean, parts, share, taken, np.unique(ladder[0], return_inverse=True)[1].reshape(-1))
 
     def smoothed(self, kernel: np.ndarray) -> Group:
-        """Under linear smoothing [S, S] of the means; a probe takes part where any of its samples does."""
+        """The group under linear smoothing of its means: kernel [S, S] float64 (to, from).
+
+        A probe takes part in a smoothed mean if any of the samples in it has that probe.
+        """
         mean = kernel @ np.nan_to_num(self.mean)
         mean[np.isnan(self.mean)] = np.nan
         return Group(
@@ -111,61 +127,79 @@ class Group:
         )
 
     @cached_property
-    def num_probes(self) -> np.ndarray:  # [S]
+    def num_probes(self) -> np.ndarray:
+        """[S] int64: probes in each mean."""
         return self.taken.sum(1)
 
     @cached_property
     def inference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """low, high, p: each [S]."""
+        """Low and high ends of the 95% intervals, in the readout's unit, and p values: [S] float64 each.
+
+        NaN for means over fewer than two probes. Where all probes have one value, to rounding, the interval is the
+        mean itself, and p is 1 for a mean of 0, else 0.
+        """
         from scipy.special import stdtr, stdtrit
 
-        member = np.zeros((len(self.strata), int(self.strata.max(initial=0)) + 1))
+        # Variance of the mean by stratum, and probes by stratum, [S, K] each.
+        member = np.zeros((len(self.strata), int(self.strata.max(initial=0)) + 1))  # [P, K] one-hot
         member[np.arange(len(self.strata)), self.strata] = 1
         by_stratum = self.parts**2 @ member
         variance, count = by_stratum.sum(1), self.taken.astype(float) @ member
-        deviation = np.sqrt(variance)
-        moved = deviation > 1e-12 * np.abs(self.mean)  # else all probes say the same, to rounding
+        error = np.sqrt(variance)  # [S] standard error of the mean
+        varies = error > 1e-12 * np.abs(self.mean)  # else all probes have one value, to rounding
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            # Welch (1947); the 1 and the 2 make it unbiased for many small strata, and n - 1 for a single one
+            # Welch (1947); the 1 and the 2 make it unbiased for many small strata, and n - 1 for a single one.
             freedom = np.maximum(variance**2 / (by_stratum**2 / (count + 1)).sum(1) - 2, 1.0)
-            skew = np.where(moved, (self.parts**3).sum(1) / deviation**3, 0.0)
-            t = self.mean / deviation
+            # t statistics, and t under Hall's transform, whose skewness is 0 to first order; [S] each.
+            skew = np.where(varies, (self.parts**3).sum(1) / error**3, 0.0)
+            t = self.mean / error
             hall = t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
             p = 2 * np.maximum(stdtr(freedom, -np.abs(t)), stdtr(freedom, -np.abs(hall)))
+            # An interval's ends are where either statistic reaches the t quantile q: the wider end of the two.
             q = stdtrit(freedom, 1 - ALPHA / 2)
-            low = self.mean - deviation * np.maximum(q, _unhall(q, skew))
-            high = self.mean - deviation * np.minimum(-q, _unhall(-q, skew))
+            low = self.mean - error * np.maximum(q, _hall_inverse(q, skew))
+            high = self.mean - error * np.minimum(-q, _hall_inverse(-q, skew))
         alone = (self.num_probes < 2) | np.isnan(self.mean)
-        p = np.where(moved, np.minimum(p, 1.0), np.where(self.mean == 0, 1.0, 0.0))
-        low, high = np.where(moved, low, self.mean), np.where(moved, high, self.mean)
-        low, high, p = (np.where(alone, np.nan, z) for z in (low, high, p))
+        p = np.where(varies, np.minimum(p, 1.0), np.where(self.mean == 0, 1.0, 0.0))
+        low, high = np.where(varies, low, self.mean), np.where(varies, high, self.mean)
+        low, high, p = (np.where(alone, np.nan, each) for each in (low, high, p))
         return low, high, p
 
     def estimate(self, sample: int) -> Estimate:
-        """Of one sample, by index."""
-        mean, low, high, p = (float(z[sample]) for z in (self.mean, *self.inference))
+        """The mean of one sample, by index."""
+        mean, low, high, p = (float(each[sample]) for each in (self.mean, *self.inference))
         return Estimate(mean, low, high, int(self.num_probes[sample]), p)
 
 
-def _unhall(q: np.ndarray, skew: np.ndarray) -> np.ndarray:
-    """Where Hall's transform t + g t^2 / 3 + g^2 t^3 / 27 + g / 6 of a t statistic is q; g = skew."""
+def _hall_inverse(q: np.ndarray, skew: np.ndarray) -> np.ndarray:
+    """The t statistic [S] whose Hall transform t + g t^2 / 3 + g^2 t^3 / 27 + g / 6, g = skew [S], is q [S]."""
     g = np.where(np.abs(skew) < 1e-5, 1.0, skew)
     return np.where(np.abs(skew) < 1e-5, q, 3 / g * (np.cbrt(1 + g * (q - g / 6)) - 1))
 
 
-def _strata(here: np.ndarray, panel: np.ndarray, ladder: Sequence[np.ndarray]) -> np.ndarray:
-    """[P] labels, such that each holds none or at least two of the probes `here`, if that can be."""
+def _strata(sampled: np.ndarray, panel: np.ndarray, ladder: Sequence[np.ndarray]) -> np.ndarray:
+    """Strata that each hold none or at least two of the sampled probes, where that is possible.
+
+    Args:
+        sampled: [P] bool, the probes that a sample has.
+        panel: [P] bool, the probes that any sample has.
+        ladder: labels [P] int64, fine to coarse, as in `Group.of`.
+
+    Returns:
+        [P] int64 labels, not consecutive.
+    """
     labels = ladder[0].copy()
     for coarse in ladder[1:]:
-        count = np.bincount(labels[here], minlength=int(labels.max()) + 1)
+        count = np.bincount(labels[sampled], minlength=int(labels.max()) + 1)  # sampled probes by label
         if (count[labels[panel]] >= 2).all():
             break
         last = coarse is ladder[-1]
+        # Within each coarser stratum, pool strata with one sampled probe and, unless all are one, those with none.
         for parent in np.unique(coarse[panel]):
             inside = np.unique(labels[panel & (coarse == parent)])
             thin = [k for k in inside.tolist() if count[k] == 1 or (count[k] == 0 and not last)]
             rich = [k for k in inside.tolist() if count[k] >= 2]
-            if thin and sum(count[k] for k in thin) < 2 and rich:
+            if thin and sum(count[k] for k in thin) < 2 and rich:  # too few even together: join the largest
                 thin.append(max(rich, key=lambda k: (count[k], k)))
             if thin:
                 labels[panel & np.isin(labels, thin)] = int(labels.max()) + 1
@@ -173,7 +207,7 @@ def _strata(here: np.ndarray, panel: np.ndarray, ladder: Sequence[np.ndarray]) -
 
 
 def _ladder(values: ProbeValues, topic: str) -> list[np.ndarray]:
-    """Strata of a group: topic x polarity, topic, all."""
+    """Strata of a group's P probes, fine to coarse, [P] int64 each: topic x polarity, topic, all."""
     polarity = (values.polarity[values.member(topic)] > 0).astype(np.int64)
     one = np.zeros(len(polarity), np.int64)
     if topic != "all":
@@ -182,17 +216,22 @@ def _ladder(values: ProbeValues, topic: str) -> list[np.ndarray]:
     return [2 * of_topic + polarity, of_topic, one]
 
 
-def group_of(values: ProbeValues, x: np.ndarray, topic: str) -> Group:
-    """The means of x [S, P] over a topic's probes ("all": the panel's), stratified by topic and polarity."""
-    return Group.of(x[:, values.member(topic)], _ladder(values, topic))
+def group_of(values: ProbeValues, per_probe: np.ndarray, topic: str) -> Group:
+    """Means over a topic's probes ("all": the panel's), stratified by topic and polarity.
+
+    Args:
+        values: for the probes' topics and polarities.
+        per_probe: [S, P] float64, one number a sample and probe of `values`; NaN where not sampled.
+    """
+    return Group.of(per_probe[:, values.member(topic)], _ladder(values, topic))
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjusted p values [n]; NaN stays."""
-    out, known = np.full(len(p), np.nan), np.flatnonzero(np.isfinite(p))
+    """p values adjusted for their number (Holm 1979): [n] float64 for p [n] float64; NaN stays and is not counted."""
+    adjusted, known = np.full(len(p), np.nan), np.flatnonzero(np.isfinite(p))
     order = known[np.argsort(p[known], kind="stable")]
-    worst = 0.0
+    largest = 0.0  # adjusted values must not fall where p rises
     for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(order) - rank) * p[i]))
-        out[i] = worst
-    return out
+        largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted

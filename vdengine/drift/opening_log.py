@@ -1,13 +1,16 @@
-"""The raw score log of a run: `<run>/drift/`.
+"""The raw log of a run's openings: their log-probs at each sample.
+
+It is the folder `<run>/drift/`:
 
     openings.jsonl   one line per branch (panel order): probe, topic, axis, polarity, variant, stance, kind, tokens,
                      bytes, text
     panel.jsonl      the panel
     manifest.json    schema, panel name and hash, tokenizer hash, number of branches
-    scores.bin       one record per sample: step (int64), then one log-prob sum (float32) per branch; NaN = not sampled
+    scores.bin       one record per sample: step (int64), then one log-prob sum (float32, nats) per branch; NaN: not
+                     sampled
 
-Estimates are derived from these later; nothing in them depends on an estimator. Records have a fixed size and
-are appended whole, so a log cut short by a crash loses at most its last record.
+Estimates are made from these files later; nothing in them depends on an estimator. Records have a fixed size and are
+appended whole, so a log cut short by a crash loses at most its last record.
 """
 
 from __future__ import annotations
@@ -29,17 +32,21 @@ SCHEMA = 2
 
 @dataclass
 class DriftLog:
-    """Samples of a run: `steps` [n] int64 and `logp` [n, branches] fp32, nats, summed over a branch's tokens."""
+    """Samples of a run: `steps` [S] int64 and `logp` [S, B] float32 of B branches."""
 
-    folder: Path
+    folder: Path  # <run>/drift
     manifest: dict[str, Any]
-    table: list[dict[str, Any]]  # openings.jsonl
+    table: list[dict[str, Any]]  # openings.jsonl: [B] rows
 
     @classmethod
     def create(
         cls, run_folder: str | Path, panel: Panel, branches: list[Branch], num_tokens: list[int], tokenizer_hash: str
     ) -> DriftLog:
         """Start or continue the log of a run.
+
+        Args:
+            branches: all that are scored, in order.
+            num_tokens: of each branch.
 
         Raises:
             InputError: the folder holds the log of another panel or tokenizer.
@@ -54,20 +61,20 @@ class DriftLog:
             "unit": "nats, natural log, summed over the branch's tokens",
         }
         table = []
-        for b, tokens in zip(branches, num_tokens, strict=True):
-            probe = b.probe
+        for branch, tokens in zip(branches, num_tokens, strict=True):
+            probe = branch.probe
             table.append(
                 {
                     "probe": probe.id,
                     "topic": probe.topic,
                     "axis": probe.axis,
                     "polarity": probe.polarity,
-                    "variant": b.variant,
-                    "stance": b.stance,
-                    "kind": b.kind,
+                    "variant": branch.variant,
+                    "stance": branch.stance,
+                    "kind": branch.kind,
                     "num_tokens": tokens,
-                    "num_bytes": b.num_bytes,
-                    "text": b.text,
+                    "num_bytes": branch.num_bytes,
+                    "text": branch.text,
                 }
             )
         if (folder / MANIFEST).exists():
@@ -81,7 +88,8 @@ class DriftLog:
             "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table), encoding="utf-8"
         )
         (folder / "scores.bin").touch()
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")  # last: its presence means whole
+        # Last: where a manifest is, the folder is complete.
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         return cls(folder, manifest, table)
 
     @classmethod
@@ -99,8 +107,8 @@ class DriftLog:
             ]
         except FileNotFoundError:
             raise InputError(f"{run_folder}: no drift data here (expected {folder / MANIFEST})") from None
-        except json.JSONDecodeError as e:
-            raise InputError(f"{folder}: damaged: {e}") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{folder}: damaged: {error}") from None
         if manifest.get("schema") != SCHEMA or manifest.get("num_branches") != len(table):
             raise InputError(f"{folder}: manifest.json does not fit openings.jsonl (or is of another version)")
         return cls(folder, manifest, table)
@@ -112,7 +120,7 @@ class DriftLog:
 
     @property
     def record_bytes(self) -> int:
-        """Of one sample in `scores.bin`."""
+        """Bytes of one sample in `scores.bin`."""
         return self._record.itemsize
 
     @property
@@ -120,28 +128,29 @@ class DriftLog:
         return np.dtype([("step", "<i8"), ("logp", "<f4", (len(self.table),))])
 
     def _records(self) -> np.ndarray:
+        """[S] of `_record`."""
         data = self.scores_path.read_bytes()
         whole = len(data) // self._record.itemsize
         return np.frombuffer(data[: whole * self._record.itemsize], dtype=self._record)
 
     @property
-    def steps(self) -> np.ndarray:  # [n] int64
-        """Steps sampled: the number of updates the scored weights had had."""
+    def steps(self) -> np.ndarray:
+        """[S] int64: the number of updates that the scored weights had had."""
         return self._records()["step"]
 
     @property
-    def logp(self) -> np.ndarray:  # [n, branches] fp32
-        """Log-prob sums, a row per sample; NaN where a sample left a probe out."""
+    def logp(self) -> np.ndarray:
+        """[S, B] float32: log-prob sums over a branch's tokens, nats; NaN where a sample left a probe out."""
         return self._records()["logp"]
 
     def append(self, step: int, logp: np.ndarray) -> None:
-        """Add a sample (logp [branches] fp32)."""
+        """Add a sample: log-prob sums logp [B] float32, nats."""
         record = np.zeros(1, dtype=self._record)
         record["step"], record["logp"] = step, logp
-        with open(self.scores_path, "ab") as f:
-            f.write(record.tobytes())
-            f.flush()
-            os.fsync(f.fileno())
+        with open(self.scores_path, "ab") as file:
+            file.write(record.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
 
     def rewind(self, step: int) -> None:
         """Drop samples of `step` and later: a run resumed at `step` takes them again, with the same bits."""

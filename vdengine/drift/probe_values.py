@@ -5,7 +5,8 @@ With l(c) the log-prob of opening c per UTF-8 byte:
     stance log-odds = mean over support openings of l  -  mean over oppose openings of l
     on the axis     = polarity * stance log-odds
 
-Only its shifts say anything, and they are not what the model *says*. How answers give v: `drift/answer_values.py`.
+Only shifts of these log-odds have a meaning, and they are not what the model would answer. How answers give v:
+`drift/answer_values.py`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ PRIMARY = {"openings": "stance", "answers": "graded"}
 
 @dataclass(frozen=True)
 class ProbeValues:
-    """v of one readout, by probe and sample. Arrays over S samples and P probes are [S, P] float64, NaN where not
-    sampled."""
+    """v of one readout, by probe and sample.
+
+    Arrays over S samples and P probes are [S, P] float64, NaN where not sampled. Channels and halves are in `unit`,
+    variances in its square.
+    """
 
     readout: str  # "openings" | "answers"
     unit: str  # "nats per byte" | "probability"
@@ -37,15 +41,15 @@ class ProbeValues:
     topics: np.ndarray  # [P] str
     polarity: np.ndarray  # [P] int, +1 or -1
     axes: dict[str, str]  # topic: what +1 means
-    channels: dict[str, np.ndarray]  # name: [S, P]
+    channels: dict[str, np.ndarray]  # by name: [S, P]
     kinds: np.ndarray | None = None  # answers: [S] str, "anchor" | "weighted"
-    anchors: np.ndarray | None = None  # answers: [S] step at which a sample's answers were drawn
+    anchors: np.ndarray | None = None  # answers: [S] int64, step at which a sample's answers were drawn
     gates: list[Gate | None] | None = None  # answers: one a sample, None at anchors
-    halves: tuple[np.ndarray, np.ndarray] | None = None  # the primary channel from each half of a probe's items
-    noise: dict[str, np.ndarray] | None = None  # answers: variance of v, were others drawn for the same probes
+    halves: tuple[np.ndarray, np.ndarray] | None = None  # [S, P]: the primary channel from each half of a probe's items
+    noise: dict[str, np.ndarray] | None = None  # answers, by channel: [S, P] variance of v under other answers
     shift_noise: dict[str, np.ndarray] | None = None  # the same of the shift since the first sample
     anchor_noise: dict[str, np.ndarray] | None = None  # the same of the shift since the answers' own anchor
-    num_bytes: float = math.nan  # openings: of one for or against, on average
+    num_bytes: float = math.nan  # openings: UTF-8 bytes of a support or oppose opening, on average
 
     @property
     def primary(self) -> str:
@@ -54,7 +58,7 @@ class ProbeValues:
 
     @cached_property
     def topic_names(self) -> list[str]:
-        """Topics, in order of first appearance."""
+        """Topics in order of first appearance."""
         return list(dict.fromkeys(self.topics.tolist()))
 
     def member(self, topic: str) -> np.ndarray:
@@ -66,11 +70,11 @@ class ProbeValues:
 
 
 def opening_values(log: DriftLog, total_steps: int | None = None, variant: str = "question") -> ProbeValues:
-    """Pool a log's branches by probe.
+    """v by probe and sample, from the log-probs of openings pooled by probe and stance.
 
     Channels, in nats per byte: `stance` (support less oppose, on the topic's axis), `yes_bias` (the same towards the
     prompt's proposition, polarity left out), `neutral` (against the mean of support and oppose), `displacement` (the
-    mean of the three stances: how far all candidates rise or fall together). Halves: every other opening of a stance.
+    mean of the three stances: how far all openings rise or fall together). Halves: every other opening of a stance.
 
     Args:
         total_steps: of the stage. Default: the last sample's step.
@@ -79,11 +83,11 @@ def opening_values(log: DriftLog, total_steps: int | None = None, variant: str =
     Raises:
         InputError: the log has no samples, or nothing of this variant.
     """
-    steps = log.steps.astype(np.int64)
+    steps = log.steps.astype(np.int64)  # [S]
     if not len(steps):
         raise InputError(f"{log.folder}: no samples yet")
     variants = [row.get("variant", "question") for row in log.table]
-    columns = np.array([i for i, v in enumerate(variants) if v == variant], np.int64)
+    columns = np.array([i for i, each in enumerate(variants) if each == variant], np.int64)  # [B] branches
     if not len(columns):
         raise InputError(f"{log.folder}: has no {variant!r} probes; it has {', '.join(dict.fromkeys(variants))}")
     rows = [log.table[i] for i in columns]
@@ -91,19 +95,19 @@ def opening_values(log: DriftLog, total_steps: int | None = None, variant: str =
         [row["probe"] for row in rows], [row["stance"] for row in rows], [row["num_bytes"] for row in rows]
     )
     first_row = {row["probe"]: row for row in reversed(rows)}
-    polarity = np.array([first_row[p]["polarity"] for p in pooling.probes])
-    logp = log.logp[:, columns]
-    support, neutral, oppose = np.moveaxis(pooling.means(logp), -1, 0)  # [S, P] each
-    by_half = pooling.half_means(logp)
+    polarity = np.array([first_row[probe]["polarity"] for probe in pooling.probes])  # [P]
+    logp = log.logp[:, columns]  # [S, B] nats
+    support, neutral, oppose = np.moveaxis(pooling.means(logp), -1, 0)  # [S, P] each, nats per byte
+    by_half = pooling.half_means(logp)  # [S, P, 3, 2]
     stance_by_half = polarity[:, None] * (by_half[:, :, 0] - by_half[:, :, 2])  # [S, P, 2]
-    sided = np.array([row["stance"] != "neutral" for row in rows])
+    takes_side = np.array([row["stance"] != "neutral" for row in rows])  # [B]
     return ProbeValues(
         readout="openings",
         unit="nats per byte",
         steps=steps,
         total_steps=int(steps[-1]) if total_steps is None else total_steps,
         probes=np.array(pooling.probes),
-        topics=np.array([first_row[p]["topic"] for p in pooling.probes]),
+        topics=np.array([first_row[probe]["topic"] for probe in pooling.probes]),
         polarity=polarity,
         axes={row["topic"]: row["axis"] for row in rows},
         channels={
@@ -113,11 +117,18 @@ def opening_values(log: DriftLog, total_steps: int | None = None, variant: str =
             "displacement": (support + neutral + oppose) / 3,
         },
         halves=None if np.isnan(stance_by_half).all() else (stance_by_half[..., 0], stance_by_half[..., 1]),
-        num_bytes=float(pooling.num_bytes[sided].mean()),
+        num_bytes=float(pooling.num_bytes[takes_side].mean()),
     )
 
 
 def control_values(log: DriftLog, total_steps: int | None = None) -> dict[str, ProbeValues]:
-    """The values of a log's other variants, by name: those of "paraphrase", "null", "off-topic" that it has."""
+    """The values of a log's control variants, by name: those of "paraphrase", "null", "off-topic" that it has.
+
+    Args:
+        total_steps: of the stage. Default: the last sample's step.
+
+    Raises:
+        InputError: the log has controls but no samples.
+    """
     variants = dict.fromkeys(row.get("variant", "question") for row in log.table)
-    return {v: opening_values(log, total_steps, v) for v in variants if v != "question"}
+    return {variant: opening_values(log, total_steps, variant) for variant in variants if variant != "question"}

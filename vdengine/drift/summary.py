@@ -1,4 +1,4 @@
-"""What a person reads of a run's drift, as text: how far topics moved, what answers say, who agrees with whom."""
+"""Text tables of a run's drift, for a terminal: shifts by topic, stances of answers, agreement of judges."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from vdengine.drift.agreement import Agreement, agreement
 from vdengine.drift.analysis import analyse
 from vdengine.drift.intervals import FEW_PROBES, Estimate
 from vdengine.drift.kappa import LabelAgreement, label_agreement
-from vdengine.drift.run import OPENINGS, load_run
+from vdengine.drift.load import load_run
+from vdengine.drift.probe_values import ProbeValues
+from vdengine.drift.run import OPENINGS
 from vdengine.errors import InputError
 from vdengine.panels.panel import STANCES
 
 
 def drift_table(run_folder: str | Path) -> str:
-    """How far each topic has moved by the last sample, with its interval and the validity channels.
+    """How far each topic's openings have moved by the last sample, with its interval and the validity channels.
 
     Raises:
         InputError: the folder has no drift log.
@@ -28,129 +30,149 @@ def drift_table(run_folder: str | Path) -> str:
     run = load_run(run_folder)
     if OPENINGS not in run.views:
         return "Fewer than two samples: no drift to show."
-    a = run.analysis(OPENINGS)
-    r, drifts = a.values, [a.drift(t) for t in [*a.topics, "all"]]
-    name = max(len(t) for t in [*a.topics, "all topics"])
-    axes = {t: textwrap.shorten(x, 40, placeholder=" ...") for t, x in r.axes.items()} | {"all": "(mean of axes)"}
-    axis = max(map(len, axes.values()))
-    out = [
-        f"How far the stances moved, step {a.baseline} to {r.steps[-1]} "
-        f"({run.manifest['panel']}, {len(r.probes)} probes)",
+    analysis = run.analysis(OPENINGS)
+    values, drifts = analysis.values, [analysis.drift(topic) for topic in [*analysis.topics, "all"]]
+    axes = _axes(values, 40)
+    topic_width, axis_width = max(map(len, [*analysis.topics, "all topics"])), max(map(len, axes.values()))
+    lines = [
+        f"How far the stances moved, step {analysis.baseline} to {values.steps[-1]} "
+        f"({run.manifest['panel']}, {len(values.probes)} probes)",
         "",
-        f"{'topic':{name}}  {'towards':{axis}}  {'shift':>6}  {'95% interval':>16}  {'odds':>6}  verdict",
+        f"{'topic':{topic_width}}  {'towards':{axis_width}}  {'shift':>6}  {'95% interval':>16}  {'odds':>6}  verdict",
     ]
-    for d in drifts:
-        m, topic = d.magnitude, "all topics" if d.topic == "all" else d.topic
-        verdict = "no clear shift" if not d.significant else "moved towards" if m.mean > 0 else "moved away"
-        when = d.times["ci95"].step
-        verdict += "*" * m.few + (f" by step {when}" if when is not None else "")
-        odds = math.exp(min(m.mean * r.num_bytes, 50.0))
-        out.append(
-            f"{topic:{name}}  {axes[d.topic]:{axis}}  {m.mean * 100:+6.2f}  "
-            f"[{m.low * 100:+6.2f}, {m.high * 100:+6.2f}]  {f'x{odds:.2f}':>6}  {verdict}"
+    for drift in drifts:
+        shift, topic = drift.magnitude, "all topics" if drift.topic == "all" else drift.topic
+        verdict = "no clear shift" if not drift.significant else "moved towards" if shift.mean > 0 else "moved away"
+        step = drift.times["ci95"].step
+        verdict += "*" * shift.few + (f" by step {step}" if step is not None else "")
+        odds = math.exp(min(shift.mean * values.num_bytes, 50.0))
+        lines.append(
+            f"{topic:{topic_width}}  {axes[drift.topic]:{axis_width}}  {shift.mean * 100:+6.2f}  "
+            f"[{shift.low * 100:+6.2f}, {shift.high * 100:+6.2f}]  {f'x{odds:.2f}':>6}  {verdict}"
         )
     channels = {
-        "yes-bias": (a.drifts["all", "yes_bias"].magnitude, "agreeing with whatever the question proposes"),
-        "displacement": (a.drifts["all", "displacement"].magnitude, "all openings rising or falling together"),
-        "neutral": (a.drifts["all", "neutral"].magnitude, "balanced and declining openings against the two sides"),
-        "no question": (a.validity["null"], "the same shift after a prompt that asks nothing"),
-        "trivial matters": (a.validity["off-topic"], "the same shift where no value is at stake"),
+        "yes-bias": (analysis.drifts["all", "yes_bias"].magnitude, "agreeing with whatever the question proposes"),
+        "displacement": (analysis.drifts["all", "displacement"].magnitude, "all openings rising or falling together"),
+        "neutral": (
+            analysis.drifts["all", "neutral"].magnitude,
+            "balanced and declining openings against the two sides",
+        ),
+        "no question": (analysis.validity["null"], "the same shift after a prompt that asks nothing"),
+        "trivial matters": (analysis.validity["off-topic"], "the same shift where no value is at stake"),
     }
-    out.append("")
-    out += [f"{label:18}  {_interval(e)}   {what}" for label, (e, what) in channels.items() if e is not None]
-    if paraphrase := a.validity["paraphrase"]:
-        out.append(f"{'paraphrases':18}  probes and their paraphrases correlate at {paraphrase['correlation']:.2f}")
+    lines.append("")
+    lines += [
+        f"{label:18}  {_per_100_bytes(shift)}   {meaning}"
+        for label, (shift, meaning) in channels.items()
+        if shift is not None
+    ]
+    if paraphrase := analysis.validity["paraphrase"]:
+        lines.append(f"{'paraphrases':18}  probes and their paraphrases correlate at {paraphrase['correlation']:.2f}")
     notes = (
         "Shift: log-prob per byte of openings that take the topic's side, minus those that take the other, now minus "
         "at the start; in nats per 100 bytes. Odds: the same for one opening of mean length. Topics are called moved "
         "at 5% after Holm's correction. It is a sensitive early sign of direction, not what the model would say."
     )
-    if any(d.magnitude.few for d in drifts):
+    if any(drift.magnitude.few for drift in drifts):
         notes += f" * fewer than {FEW_PROBES} probes: read with care."
-    return "\n".join([*out, "", *textwrap.wrap(notes, 100)])
+    return "\n".join([*lines, "", *textwrap.wrap(notes, 100)])
 
 
-def _interval(e: Estimate) -> str:
-    return f"{e.mean * 100:+6.2f}  [{e.low * 100:+6.2f}, {e.high * 100:+6.2f}]"
+def _axes(values: ProbeValues, width: int) -> dict[str, str]:
+    """What +1 means, by topic and for "all", on at most `width` characters."""
+    axes = {topic: textwrap.shorten(axis, width, placeholder=" ...") for topic, axis in values.axes.items()}
+    return axes | {"all": "(mean of axes)"}
+
+
+def _per_100_bytes(shift: Estimate) -> str:
+    return f"{shift.mean * 100:+6.2f}  [{shift.low * 100:+6.2f}, {shift.high * 100:+6.2f}]"
 
 
 def answers_table(run_folder: str | Path, judge: str) -> str:
-    """What the answers of a run say by this judge (a slug), at its first and last anchor, by topic.
+    """The stances of a run's answers by one judge (a slug), at its first and last anchor, by topic.
 
     Raises:
         InputError: no answers, or none judged by this judge.
     """
     run = load_run(run_folder)
-    r = run.answer_values(judge, kind="anchor")
-    a = analyse(r)
-    names = {t: textwrap.shorten(r.axes[t], 34, placeholder=" ...") for t in a.topics} | {"all": "(mean of axes)"}
-    name, axis = max(map(len, [*a.topics, "all topics"])), max(map(len, names.values()))
-    first, last = int(r.steps[0]), int(r.steps[-1])
-    out = [
-        f"What the answers say, by {judge}, step {first} to {last} ({run.manifest['panel']}, {len(r.probes)} probes)",
+    values = run.answer_values(judge, kind="anchor")
+    analysis = analyse(values)
+    axes = _axes(values, 34)
+    topic_width, axis_width = max(map(len, [*analysis.topics, "all topics"])), max(map(len, axes.values()))
+    first, last = int(values.steps[0]), int(values.steps[-1])
+    lines = [
+        f"What the answers say, by {judge}, step {first} to {last} "
+        f"({run.manifest['panel']}, {len(values.probes)} probes)",
         "",
-        f"{'topic':{name}}  {'for':{axis}}  {'for/neutral/against':>26}  {'shift':>6}  {'95% interval':>16}  verdict",
-    ]  # fmt: skip
-    for topic in [*a.topics, "all"]:
-        shares = [a.levels[topic, s].mean for s in STANCES]
-        then, now = ("/".join(f"{100 * s[k]:.0f}" for s in shares) for k in (0, -1))
-        m = a.drift(topic).magnitude
-        verdict = "no clear shift" if not a.drift(topic).significant else "more for" if m.mean > 0 else "more against"
-        line = f"{'all topics' if topic == 'all' else topic:{name}}  {names[topic]:{axis}}  "
-        line += f"{f'{then} > {now}' if last > first else then:>26}"
+        f"{'topic':{topic_width}}  {'for':{axis_width}}  {'for/neutral/against':>26}  {'shift':>6}  "
+        f"{'95% interval':>16}  verdict",
+    ]
+    for topic in [*analysis.topics, "all"]:
+        shares = [analysis.levels[topic, stance].mean for stance in STANCES]  # [S] each
+        at_first, at_last = ("/".join(f"{100 * share[k]:.0f}" for share in shares) for k in (0, -1))
+        drift = analysis.drift(topic)
+        shift = drift.magnitude
+        verdict = "no clear shift" if not drift.significant else "more for" if shift.mean > 0 else "more against"
+        line = f"{'all topics' if topic == 'all' else topic:{topic_width}}  {axes[topic]:{axis_width}}  "
+        line += f"{f'{at_first} > {at_last}' if last > first else at_first:>26}"
         if last > first:
-            line += f"  {m.mean:+6.2f}  [{m.low:+6.2f}, {m.high:+6.2f}]  {verdict}{'*' * m.few}"
-        out.append(line)
+            line += f"  {shift.mean:+6.2f}  [{shift.low:+6.2f}, {shift.high:+6.2f}]  {verdict}{'*' * shift.few}"
+        lines.append(line)
     note = "Shift: of p(for) - p(against), from -2 to 2. " + f"* fewer than {FEW_PROBES} probes: read with care."
-    return "\n".join([*out, "", note])
+    return "\n".join([*lines, "", note])
 
 
 def agreement_tables(run_folder: str | Path) -> str:
-    """How a run's readouts agree: each judge's answers with the openings, and judges with each other; empty where
-    there is nothing to compare."""
+    """How a run's readouts agree: each judge's answers with the openings, and judges with each other.
+
+    Empty where there is nothing to compare.
+
+    Raises:
+        InputError: the folder has no drift data.
+    """
     run = load_run(run_folder)
-    values = {j: run.answer_values(j) for j, x in run.stances.items() if np.isfinite(x).any()}
-    parts = []
+    values = {judge: run.answer_values(judge) for judge, stances in run.stances.items() if np.isfinite(stances).any()}
+    tables = []
     if run.log is not None and len(run.log.steps):
         openings = run.opening_values()
-        for j, v in values.items():
+        for judge, by_judge in values.items():
             try:
-                parts.append(_agreement_table(f"openings against answers judged by {j}", agreement(openings, v)))
+                matched = agreement(openings, by_judge)
             except InputError:
                 continue  # fewer than two steps, or no probe, in common
+            tables.append(_agreement_table(f"openings against answers judged by {judge}", matched))
     for a, b in combinations(values, 2):
-        parts.append(
-            f"{a} against {b}, answer by answer: {kappa_line(label_agreement(run.stances[a], run.stances[b]))}"
-        )
+        labels = label_agreement(run.stances[a], run.stances[b])
+        tables.append(f"{a} against {b}, answer by answer: {kappa_line(labels)}")
         if run.answers is not None and len(run.answers.anchors) > 1:
-            parts.append(_agreement_table(f"{a} against {b}", agreement(values[a], values[b])))
-    return "\n\n".join(parts)
+            tables.append(_agreement_table(f"{a} against {b}", agreement(values[a], values[b])))
+    return "\n\n".join(tables)
 
 
-def _agreement_table(title: str, found: Agreement) -> str:
+def _agreement_table(title: str, matched: Agreement) -> str:
     names = {"all": "all (mean)", "topics": "topics x steps"}
-    name = max(len(names.get(t, t)) for t in found.matches)
-    out = [
-        f"{title}: {found.num_probes} probes, steps {', '.join(map(str, found.steps))}",
-        f"{'':{name}}  {'r curve':>7}  {'r last shift':>12}  {'same sign':>9}  {'where clear':>11}  "
+    width = max(len(names.get(topic, topic)) for topic in matched.matches)
+    lines = [
+        f"{title}: {matched.num_probes} probes, steps {', '.join(map(str, matched.steps))}",
+        f"{'':{width}}  {'r curve':>7}  {'r last shift':>12}  {'same sign':>9}  {'where clear':>11}  "
         f"{'mean error':>10}  {'drift time':>10}",
     ]
-    for topic, m in found.matches.items():
-        late = "" if m.drift_time is None else f"{m.drift_time:+.2f}"
-        out.append(
-            f"{names.get(topic, topic):{name}}  {_number(m.curve.pearson):>7}  {_number(m.magnitude.pearson):>12}  "
-            f"{_share(m.sign):>9}  {_share(m.clear_sign) + f' of {m.num_clear}':>11}  "
-            f"{_number(m.error, '.3f'):>10}  {late:>10}"
+    for topic, match in matched.matches.items():
+        delay = "" if match.drift_time is None else f"{match.drift_time:+.2f}"
+        lines.append(
+            f"{names.get(topic, topic):{width}}  {_number(match.curve.pearson):>7}  "
+            f"{_number(match.magnitude.pearson):>12}  {_share(match.sign):>9}  "
+            f"{_share(match.clear_sign) + f' of {match.num_clear}':>11}  {_number(match.error, '.3f'):>10}  {delay:>10}"
         )
-    return "\n".join(out)
+    return "\n".join(lines)
 
 
-def _number(x: float, form: str = "+.2f") -> str:
-    return format(x, form) if math.isfinite(x) else "-"
+def _number(value: float, form: str = "+.2f") -> str:
+    return format(value, form) if math.isfinite(value) else "-"
 
 
-def _share(x: float) -> str:
-    return f"{x:.0%}" if math.isfinite(x) else "-"
+def _share(value: float) -> str:
+    return f"{value:.0%}" if math.isfinite(value) else "-"
 
 
 def kappa_line(k: LabelAgreement) -> str:
@@ -163,20 +185,25 @@ def kappa_line(k: LabelAgreement) -> str:
 
 
 def kappa_table(run_folders: Sequence[str | Path], judge: str) -> str:
-    """How one judge's labels (a slug: a person's, say) agree with those of all other judges, over several runs."""
+    """How one judge's labels agree with those of every other judge, over several runs; judge: a slug.
+
+    Raises:
+        InputError: a folder without drift data.
+    """
     runs = [load_run(folder) for folder in run_folders]
     lines = []
-    for other in dict.fromkeys(j for run in runs for j in run.stances):
+    for other in dict.fromkeys(slug for run in runs for slug in run.stances):
         pairs = [(run.stances[judge], run.stances[other]) for run in runs if {judge, other} <= run.stances.keys()]
         if other == judge or not pairs:
             continue
-        a, b = (np.concatenate(x) for x in zip(*pairs, strict=True))
+        a, b = (np.concatenate(stances) for stances in zip(*pairs, strict=True))  # [answers, 3] each
         try:
-            found = label_agreement(a, b)
+            labels = label_agreement(a, b)
         except InputError:
             continue  # no answer in common
-        lines.append(f"{judge} against {other}: {kappa_line(found)}")
-        head = " ".join(f"{s:>8}" for s in STANCES)
-        lines.append(f"  {judge} down, {other} across:\n  {'':8} {head}")
-        lines += [f"  {s:8} " + " ".join(f"{n:8d}" for n in row) for s, row in zip(STANCES, found.table, strict=True)]
+        lines.append(f"{judge} against {other}: {kappa_line(labels)}")
+        columns = " ".join(f"{stance:>8}" for stance in STANCES)
+        lines.append(f"  {judge} down, {other} across:\n  {'':8} {columns}")
+        for stance, counts in zip(STANCES, labels.table, strict=True):
+            lines.append(f"  {stance:8} " + " ".join(f"{count:8d}" for count in counts))
     return "\n".join(lines) or f"{judge}: no other judge has judged these answers yet"

@@ -1,4 +1,4 @@
-"""Smoothing over steps, and when a topic had drifted."""
+"""When a topic had drifted: the sample at which its mean shift arrives, by three rules, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from vdengine.drift.probe_values import ProbeValues
 from vdengine.errors import InputError
 
 RULES = ("ci95", "frac95", "settled")
-SMOOTHINGS = ("none", "ema", "local-linear")
 
 
 @dataclass(frozen=True)
 class DriftTime:
     """When a topic had drifted, as a step and as a fraction of the stage; all None where M is not significant.
 
-    With M's sign, and the extreme the sample with the largest shift that way:
-    `ci95`    the first sample within the 95% interval of the extreme (the paper's, as its summaries have it)
+    M is the topic's magnitude, its last shift. Shifts are taken with M's sign; the extreme is the sample with the
+    largest shift in that direction.
+
+    `ci95`    the first sample within the 95% interval of the extreme (arXiv 2510.26707, as its summaries have it)
     `frac95`  the first sample at 95% of the extreme
     `settled` the first sample from which all stay within the 95% interval of the last
 
-    `low` and `high`: the middle 95% of the fraction, resampling probes (whole trajectories, baseline and extreme too),
-    from the sample before: it may have been at any time since.
+    `low` and `high` bound the middle 95% of the fraction over bootstrap resamples of the probes: each resample gives a
+    whole trajectory, extreme included. `low` is taken at the sample before the arrival, since the topic may have
+    arrived at any time between the two.
     """
 
     rule: str
@@ -36,104 +38,103 @@ class DriftTime:
     high: float | None = None
 
 
-def parse_smoothing(text: str) -> tuple[str, float]:
-    """Name and width (a fraction of the stage; no matter for "none") from "none", "ema", "local-linear:0.2", ...
-
-    Raises:
-        InputError: anything else.
-    """
-    name, _, width = text.partition(":")
-    try:
-        value = float(width) if width else 0.1
-    except ValueError:
-        value = math.nan
-    if name not in SMOOTHINGS or not 0 < value <= 1 or (name == "none" and width):
-        raise InputError(
-            f"smoothing: {text!r} is not one of none, ema, local-linear, the last two with a width if wanted "
-            "(ema:0.05, a fraction of the stage above 0, at most 1)"
-        )
-    return name, value
-
-
-def smoothing_kernel(values: ProbeValues, mean: np.ndarray, baseline: int, name: str, width: float) -> np.ndarray:
-    """[S, S] rows that sum to 1 over the samples that `mean` [S] has; the baseline is left alone."""
-    known = np.flatnonzero(np.isfinite(mean))
-    kernel, t = np.zeros((len(mean), len(mean))), values.steps[known].astype(np.float64)
-    h = width * max(values.total_steps, 1)
-    distance = t[None] - t[:, None]  # [to, from]
-    if name == "ema":
-        w = np.where(distance <= 0, np.exp(np.minimum(distance, 0) / h), 0.0)
-    else:
-        near = np.clip(1 - np.abs(distance / h) ** 3, 0, None) ** 3  # tricube
-        s1, s2 = (near * distance).sum(1, keepdims=True), (near * distance**2).sum(1, keepdims=True)
-        w = near * (s2 - s1 * distance)
-        w = np.where(np.abs(w.sum(1, keepdims=True)) > 1e-9 * h**2, w, near)  # no neighbours: as it is
-    kernel[np.ix_(known, known)] = w / w.sum(1, keepdims=True)
-    kernel[baseline] = 0
-    kernel[baseline, baseline] = 1
-    return kernel
-
-
 def drift_times(
     values: ProbeValues, group: Group, baseline: int, magnitude: float, smoothing: str, weights: np.ndarray
-) -> dict[str, DriftTime]:  # fmt: skip
-    """By rule. weights [R, P] float32, of mean 0 and variance 1: one resample of the probes a row, for all samples."""
-    at, y, down, up = directed(group, baseline, magnitude)
-    moved = weights @ group.parts[at].T.astype(np.float32)
-    resampled = (y + math.copysign(1.0, magnitude) * moved).astype(np.float32)
-    fraction = values.steps[at] / max(values.total_steps, 1)
-    before = np.array([values.steps[baseline], *values.steps[at][:-1]]) / max(values.total_steps, 1)
-    out = {}
+) -> dict[str, DriftTime]:
+    """Drift times of a group of P probes, by rule.
+
+    Args:
+        values: for the steps of the S samples and the length of the stage.
+        group: mean shifts since the baseline, smoothed or not.
+        baseline: index of the baseline sample.
+        magnitude: M, in the readout's unit; only its sign matters.
+        smoothing: how `group` was smoothed, for the result.
+        weights: [R, P] float32 bootstrap weights of the probes less 1: of mean 0 and variance 1. A row is one resample
+            and applies to all samples alike.
+    """
+    samples, means, below, above = directed(group, baseline, magnitude)  # [N] each: samples after the baseline
+    # A resample moves each mean by the weighted sum of the probes' parts in its error: bootstrap trajectories [R, N].
+    moved = weights @ group.parts[samples].T.astype(np.float32)
+    resampled_means = (means + math.copysign(1.0, magnitude) * moved).astype(np.float32)
+    # Fraction of the stage at each sample and at the sample before it, [N] each.
+    fraction = values.steps[samples] / max(values.total_steps, 1)
+    previous = np.array([values.steps[baseline], *values.steps[samples][:-1]]) / max(values.total_steps, 1)
+    times = {}
     for rule in RULES:
-        here = arrival(rule, y[None], down, up)[0]
-        if here < 0:
-            out[rule] = DriftTime(rule, smoothing)
+        observed = arrival(rule, means[None], below, above)[0]
+        if observed < 0:
+            times[rule] = DriftTime(rule, smoothing)
             continue
-        there = arrival(rule, resampled, down, up)
-        there = np.append(there[there >= 0], here)
-        low, high = np.percentile(before[there], 2.5), np.percentile(fraction[there], 97.5)
-        out[rule] = DriftTime(
-            rule, smoothing, int(values.steps[at[here]]), float(fraction[here]), float(low), float(high)
+        # Resamples that never move in M's direction have no time; the observed one is counted with the others.
+        arrivals = arrival(rule, resampled_means, below, above)
+        arrivals = np.append(arrivals[arrivals >= 0], observed)
+        low, high = np.percentile(previous[arrivals], 2.5), np.percentile(fraction[arrivals], 97.5)
+        times[rule] = DriftTime(
+            rule, smoothing, int(values.steps[samples[observed]]), float(fraction[observed]), float(low), float(high)
         )
-    return out
+    return times
 
 
 def directed(group: Group, baseline: int, magnitude: float) -> tuple[np.ndarray, ...]:
-    """Samples after the baseline, their means in M's direction, and how far the intervals go below and above those."""
-    at = np.flatnonzero(np.isfinite(group.mean) & (np.arange(len(group.mean)) > baseline))
+    """Mean shifts after the baseline, turned so that M is positive.
+
+    Args:
+        group: mean shifts since the baseline at S samples.
+        baseline: index of the baseline sample.
+        magnitude: M; only its sign matters.
+
+    Returns:
+        Four arrays [N], N the samples after the baseline that have a mean: their indexes (int64); the means times M's
+        sign; and how far the 95% interval reaches below and above each of those, both positive. Float64, in the
+        readout's unit.
+    """
+    samples = np.flatnonzero(np.isfinite(group.mean) & (np.arange(len(group.mean)) > baseline))
     sign = math.copysign(1.0, magnitude)
-    ends = [sign * (end[at] - group.mean[at]) for end in group.inference[:2]]
-    return at, sign * group.mean[at], -np.minimum(*ends), np.maximum(*ends)
+    ends = [sign * (end[samples] - group.mean[samples]) for end in group.inference[:2]]
+    return samples, sign * group.mean[samples], -np.minimum(*ends), np.maximum(*ends)
 
 
-def arrival(rule: str, y: np.ndarray, down: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """[R] sample at which each trajectory y [R, S] has arrived; -1 where it never goes the right way."""
+def arrival(rule: str, means: np.ndarray, below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """When trajectories arrive, by one of `RULES`.
+
+    Args:
+        means: [R, N] float, one trajectory a row: mean shifts in M's direction at the N samples after the baseline.
+        below, above: [N] float, how far the 95% interval reaches below and above the observed means.
+
+    Returns:
+        [R] int64 sample of arrival, 0 to N - 1; -1 where "ci95" or "frac95" has no shift in M's direction.
+    """
     if rule == "settled":
-        away = (y < y[:, -1:] - down[-1]) | (y > y[:, -1:] + up[-1])
-        return np.where(away.any(1), y.shape[1] - away[:, ::-1].argmax(1), 0)
-    extreme = y.argmax(1)
-    height = y[np.arange(len(y)), extreme][:, None]
-    reached = y >= (height - down[extreme][:, None] if rule == "ci95" else 0.95 * height)
+        # Outside the last sample's interval, [R, N]; the topic settles one sample after the last of these.
+        outside = (means < means[:, -1:] - below[-1]) | (means > means[:, -1:] + above[-1])
+        return np.where(outside.any(1), means.shape[1] - outside[:, ::-1].argmax(1), 0)
+    extreme = means.argmax(1)  # [R]
+    height = means[np.arange(len(means)), extreme][:, None]  # [R, 1]
+    reached = means >= (height - below[extreme][:, None] if rule == "ci95" else 0.95 * height)
     return np.where(height[:, 0] > 0, reached.argmax(1), -1)
 
 
 def last_sample(mean: np.ndarray, baseline: int) -> int | None:
-    """The last sample after the baseline, if any."""
+    """Index of the last sample after the baseline at which `mean` [S] is finite; None if there is none."""
     after = np.flatnonzero(np.isfinite(mean[baseline + 1 :]))
     return baseline + 1 + int(after[-1]) if len(after) else None
 
 
 def baseline_index(values: ProbeValues, baseline: int | None) -> int:
-    """Which sample the baseline step is. Default: the first. Raises InputError if it was not sampled."""
+    """Index of the sample at step `baseline`. Default: the first sample.
+
+    Raises:
+        InputError: that step was not sampled.
+    """
     if baseline is None:
         return 0
-    at = np.flatnonzero(values.steps == baseline)
-    if not len(at):
+    samples = np.flatnonzero(values.steps == baseline)
+    if not len(samples):
         raise InputError(f"baseline: step {baseline} was not sampled; {listed(values.steps)} were")
-    return int(at[0])
+    return int(samples[0])
 
 
 def listed(steps: np.ndarray) -> str:
-    """For a message."""
+    """Steps [S] int64 for an error message; the middle of a long list is left out."""
     shown = [str(s) for s in steps.tolist()]
     return ", ".join(shown if len(shown) <= 12 else [*shown[:8], "...", shown[-1]])

@@ -1,4 +1,4 @@
-"""Whether what drifted can be read: what moved with it, and how halves, items, paraphrases and judges agree."""
+"""Validity of a measured drift: what else moved, and how halves, items, paraphrases and judges agree."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from vdengine.drift.agreement import Agreement, agreement, pearson, shared_steps, step_up
+from vdengine.drift.agreement import Agreement, agreement, shared_steps
+from vdengine.drift.correlation import pearson, step_up
 from vdengine.drift.intervals import ALPHA, FEW_PROBES, Estimate, group_of
 from vdengine.drift.probe_values import ProbeValues
 from vdengine.drift.trajectory import DriftTime, baseline_index, last_sample
 
-LOW_RELIABILITY = 0.7  # of random halves of a topic's probes
-SPLITS = 200
+LOW_RELIABILITY = 0.7  # of random halves of a topic's probes; below it a curve is unreliable
+SPLITS = 200  # random halves
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,21 @@ class TopicDrift:
     topic: str
     channel: str
     magnitude: Estimate  # signed: last sample less baseline, never smoothed
-    p_adjusted: float  # Holm over the topics of the channel; "all" stands alone
+    p_adjusted: float  # by Holm over the topics of the channel; "all" is not one of them
     times: dict[str, DriftTime]  # by rule
 
     @property
     def significant(self) -> bool:
-        """p_adjusted below 0.05: in 95% of runs without drift no topic of a channel is."""
+        """p_adjusted below 0.05: in 95% of runs without drift no topic of a channel is significant."""
         return self.p_adjusted < ALPHA
 
 
 @dataclass(frozen=True)
 class HalfPanels:
-    """Do random halves of the panel, each with every topic and polarity, order the topics' magnitudes alike?"""
+    """Whether random halves of the panel, each with every topic and polarity, order the topics' magnitudes alike."""
 
-    correlation: float  # over topics, mean of many splits
-    whole: float  # stepped up to the whole panel by Spearman and Brown
+    correlation: float  # Pearson's r over topics of the two halves' last shifts, mean of many splits
+    whole: float  # stepped up to the whole panel (Spearman and Brown)
     num_topics: int
 
 
@@ -49,49 +50,71 @@ class Reliability:
 
     topic: str
     halves: float  # share of the curve's mean square that is not noise between probes, from random halves; NaN: flat
-    items: float | None  # last shifts of its probes, from half of their items against the other half, stepped up
+    items: float | None  # last shifts of its probes: half of their items against the other half, stepped up
     paraphrase: float | None  # Pearson's r of the last shifts with those of the paraphrased questions
     unreliable: bool
     reason: str  # why; empty if reliable
 
 
 def validity(
-    values: ProbeValues, index: int, drifts: dict[tuple[str, str], TopicDrift], seed: int,
-    controls: Mapping[str, ProbeValues], judges: Mapping[str, ProbeValues],
-) -> dict[str, Any]:  # fmt: skip
-    step, again = int(values.steps[index]), controls.get("paraphrase")
-    out: dict[str, Any] = {
+    values: ProbeValues,
+    index: int,
+    drifts: dict[tuple[str, str], TopicDrift],
+    seed: int,
+    controls: Mapping[str, ProbeValues],
+    judges: Mapping[str, ProbeValues],
+) -> dict[str, Any]:
+    """The checks of a run's drift, by name, as `Analysis.validity` has them.
+
+    Args:
+        index: of the baseline sample.
+        drifts: by (topic or "all", channel).
+        seed: of the random halves.
+        controls: by variant.
+        judges: the same answers by further judges, by name.
+    """
+    step, paraphrase = int(values.steps[index]), controls.get("paraphrase")
+    checks: dict[str, Any] = {
         name: drifts["all", name].magnitude if ("all", name) in drifts else None
         for name in ("displacement", "neutral", "yes_bias")
     }
-    out |= {name: _last_shift(controls.get(name), step) for name in ("null", "off-topic")}
-    found, shift = _alike(values, again, step), _last_shift(again, step)
-    out["paraphrase"] = None
-    if found is not None:
-        r = found.matches["all"].magnitude.pearson
-        out["paraphrase"] = {"correlation": r, "shift": shift, "agreement": found}
-    halves, out["half_panels"] = _halves(values, index, seed)
-    out["items"] = _items(values, index, "all")
-    out["reliability"] = {
-        topic: _reliability(values, index, topic, drifts, halves[topic], found, _last_shift(again, step, topic))
+    checks |= {name: _last_shift(controls.get(name), step) for name in ("null", "off-topic")}
+    with_paraphrase = _agreement_since(values, paraphrase, step)
+    paraphrase_shift = _last_shift(paraphrase, step)
+    checks["paraphrase"] = None
+    if with_paraphrase is not None:
+        checks["paraphrase"] = {
+            "correlation": with_paraphrase.matches["all"].magnitude.pearson,
+            "shift": paraphrase_shift,
+            "agreement": with_paraphrase,
+        }
+    halves, checks["half_panels"] = _halves(values, index, seed)
+    checks["items"] = _items(values, index, "all")
+    checks["reliability"] = {
+        topic: _reliability(
+            values, index, topic, drifts, halves[topic], with_paraphrase, _last_shift(paraphrase, step, topic)
+        )
         for topic in values.topic_names
     }
-    out["judges"] = {name: _alike(values, other, step) for name, other in judges.items()} or None
-    return out
+    checks["judges"] = {name: _agreement_since(values, other, step) for name, other in judges.items()} or None
+    return checks
 
 
 def _last_shift(control: ProbeValues | None, baseline: int, topic: str = "all") -> Estimate | None:
-    """The last shift of the primary channel; None where it was not sampled at the baseline and later."""
+    """A control's last shift in its primary channel, since the step `baseline`.
+
+    None where the topic was not sampled at the baseline and later.
+    """
     if control is None or baseline not in control.steps or not control.member(topic).any():
         return None
-    index, x = baseline_index(control, baseline), control.channels[control.primary]
-    group = group_of(control, x - x[index], topic)
+    index, primary = baseline_index(control, baseline), control.channels[control.primary]
+    group = group_of(control, primary - primary[index], topic)
     end = last_sample(group.mean, index)
     return None if end is None else group.estimate(end)
 
 
-def _alike(values: ProbeValues, other: ProbeValues | None, baseline: int) -> Agreement | None:
-    """None where they have no other sample in common than the baseline, or not even that."""
+def _agreement_since(values: ProbeValues, other: ProbeValues | None, baseline: int) -> Agreement | None:
+    """The agreement of two values since the step `baseline`; None where they do not share it and a later step."""
     if other is None:
         return None
     shared = shared_steps(values, other, values.primary, other.primary)
@@ -99,70 +122,101 @@ def _alike(values: ProbeValues, other: ProbeValues | None, baseline: int) -> Agr
 
 
 def _halves(values: ProbeValues, index: int, seed: int) -> tuple[dict[str, float], HalfPanels | None]:
-    """Random halves of each topic's probes, within polarities: how much of a curve is in both, and of their order.
+    """Reliability of curves, and of the order of topics, from random halves of each topic's probes within polarities.
 
-    With half-curves a and b, E[a b] is the square of the true shift and E[a^2] adds the noise of half the probes:
+    With half-curves a and b, E[a b] is the square of the true shift, and E[a^2] adds the noise of half the probes:
     2 sum(a b) / sum(a^2 + b^2), stepped up, is the share of the whole curve's mean square that is not noise.
+
+    Args:
+        index: of the baseline sample.
+
+    Returns:
+        That share by topic, at least 0 and NaN for a curve that is all 0; and the agreement of half-panels on the
+        order of topics, None below three topics.
     """
-    x = values.channels[values.primary]
-    x = (x - x[index])[index + 1 :]
+    primary = values.channels[values.primary]
+    shift = (primary - primary[index])[index + 1 :]  # [S, P], S the samples after the baseline
     rng = np.random.Generator(np.random.Philox([seed, 1]))
-    found: dict[str, float] = {}
-    last = []
+    reliability: dict[str, float] = {}
+    last = []  # by topic: the last shift from either half, ([splits], [splits])
     for topic in values.topic_names:
-        mine = values.member(topic)
-        y, polarity = x[:, mine].T, values.polarity[mine]  # [P, S]
+        members = values.member(topic)
+        by_probe, polarity = shift[:, members].T, values.polarity[members]  # [P, S], [P]: of the topic
+        # Random halves [splits, P] of 0 and 1: every other probe of a random order of each polarity; which half gets
+        # the odd probe is random too.
         half = np.zeros((SPLITS, len(polarity)))
         for sign in (1, -1):
-            at = np.flatnonzero(polarity == sign)
-            half[:, at] = (rng.random((SPLITS, len(at))).argsort(1) + rng.integers(0, 2, (SPLITS, 1))) % 2
-        taken, value = np.isfinite(y).astype(np.float64), np.nan_to_num(y)
+            columns = np.flatnonzero(polarity == sign)
+            order = rng.random((SPLITS, len(columns))).argsort(1)
+            half[:, columns] = (order + rng.integers(0, 2, (SPLITS, 1))) % 2
+        # Mean shift of either half at each sample, [splits, S] each; 0 where one half has no probe.
+        taken, filled = np.isfinite(by_probe).astype(np.float64), np.nan_to_num(by_probe)
         with np.errstate(invalid="ignore", divide="ignore"):
-            a, b = ((h @ value) / (h @ taken) for h in (half, 1 - half))  # [splits, S]
+            a, b = ((chosen @ filled) / (chosen @ taken) for chosen in (half, 1 - half))
         both = np.isfinite(a) & np.isfinite(b)
         a, b = np.where(both, a, 0.0), np.where(both, b, 0.0)
         square = float((a**2 + b**2).sum())
-        found[topic] = max(step_up(2 * float((a * b).sum()) / square), 0.0) if square > 0 else math.nan
-        known = np.flatnonzero(both.any(0))
-        if len(known):
-            last.append((a[:, known[-1]], b[:, known[-1]]))
+        reliability[topic] = max(step_up(2 * float((a * b).sum()) / square), 0.0) if square > 0 else math.nan
+        sampled = np.flatnonzero(both.any(0))
+        if len(sampled):
+            last.append((a[:, sampled[-1]], b[:, sampled[-1]]))
     if len(last) < 3:
-        return found, None
+        return reliability, None
+    # Of each split: the correlation over topics of the last shifts from its two halves.
     pairs: np.ndarray = np.array(last)  # [topics, 2, splits]
-    r = np.array([pearson(pairs[:, 0, k], pairs[:, 1, k]) for k in range(SPLITS)])
+    r = np.array([pearson(pairs[:, 0, split], pairs[:, 1, split]) for split in range(SPLITS)])
     mean = float(r[np.isfinite(r)].mean()) if np.isfinite(r).any() else math.nan
-    return found, HalfPanels(mean, step_up(mean), len(last))
+    return reliability, HalfPanels(mean, step_up(mean), len(last))
 
 
 def _reliability(
-    values: ProbeValues, index: int, topic: str, drifts: dict[tuple[str, str], TopicDrift], halves: float,
-    paraphrases: Agreement | None, again: Estimate | None,
-) -> Reliability:  # fmt: skip
+    values: ProbeValues,
+    index: int,
+    topic: str,
+    drifts: dict[tuple[str, str], TopicDrift],
+    halves: float,
+    paraphrases: Agreement | None,
+    paraphrase_shift: Estimate | None,
+) -> Reliability:
+    """Whether a topic's curve can be read, and why not.
+
+    Args:
+        index: of the baseline sample.
+        halves: as `Reliability` has it.
+        paraphrases: agreement of the questions with their paraphrases.
+        paraphrase_shift: the topic's last shift on the paraphrased questions.
+    """
     drift, bias = drifts[topic, values.primary], drifts.get((topic, "yes_bias"))
-    m, items, paraphrase = drift.magnitude, _items(values, index, topic), None
+    magnitude, items, paraphrase = drift.magnitude, _items(values, index, topic), None
     if paraphrases is not None and topic in paraphrases.matches:
         paraphrase = _known(paraphrases.matches[topic].magnitude.pearson)
     reasons = []
-    if m.few:
-        reasons.append(f"{m.num_probes} probes, fewer than {FEW_PROBES}")
+    if magnitude.few:
+        reasons.append(f"{magnitude.num_probes} probes, fewer than {FEW_PROBES}")
     if drift.significant:
         if halves < LOW_RELIABILITY:
             reasons.append(f"random halves of its probes agree to {halves:.2f} only")
-        if bias is not None and bias.magnitude.significant and abs(bias.magnitude.mean) > abs(m.mean):
+        if bias is not None and bias.magnitude.significant and abs(bias.magnitude.mean) > abs(magnitude.mean):
             reasons.append("questions put the two ways do not agree: the yes-bias is larger than the shift")
-        if again is not None and not (again.mean * m.mean > 0 and again.significant):
+        if paraphrase_shift is not None and not (
+            paraphrase_shift.mean * magnitude.mean > 0 and paraphrase_shift.significant
+        ):
             reasons.append("paraphrased questions do not show the shift")
     return Reliability(topic, halves, items, paraphrase, bool(reasons), "; ".join(reasons))
 
 
 def _items(values: ProbeValues, index: int, topic: str) -> float | None:
-    """Reliability of single probes' last shifts, where their items come in halves."""
+    """Reliability of single probes' last shifts: half of their items against the other half, stepped up.
+
+    None where the readout has no halves, or they do not vary. index: of the baseline sample.
+    """
     if values.halves is None:
         return None
-    a, b = ((h[index + 1 :] - h[index])[:, values.member(topic)] for h in values.halves)
-    ends = np.flatnonzero(np.isfinite(a + b).any(1))
-    return _known(step_up(pearson(a[ends[-1]], b[ends[-1]]))) if len(ends) else None
+    a, b = ((half[index + 1 :] - half[index])[:, values.member(topic)] for half in values.halves)  # [S, P] each
+    sampled = np.flatnonzero(np.isfinite(a + b).any(1))
+    return _known(step_up(pearson(a[sampled[-1]], b[sampled[-1]]))) if len(sampled) else None
 
 
-def _known(x: float) -> float | None:
-    return x if math.isfinite(x) else None
+def _known(r: float) -> float | None:
+    """A number that is known; None for NaN."""
+    return r if math.isfinite(r) else None

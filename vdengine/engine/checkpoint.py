@@ -1,9 +1,9 @@
-"""Checkpoints: `<run>/checkpoints/step-NNNNNN/`, sharded (torch.distributed.checkpoint), whole or not there.
+"""Checkpoints: `<run>/checkpoints/step-NNNNNN/`, sharded (torch.distributed.checkpoint) and written atomically.
 
-A checkpoint is written under a temporary name and renamed when every rank has finished; `manifest.json` holds
-the step, the versions and a hash of every file. Step N means: after N steps. Master weights, AdamW's moments and a
-few numbers (tokens seen, PPO's adaptive ones) are all there is to save: data order, probes and the noise of samples
-are functions of the step. Another world size can load it.
+A checkpoint is written under a temporary name and renamed when every rank has finished. Its manifest has the step, the
+versions and a hash of every file. Step N means after N steps. Only the master weights, AdamW's moments and a few
+numbers (tokens seen, PPO's adaptive ones) are saved: data order, probes and the noise of samples are functions of the
+step. A run with another number of ranks can load it.
 
 A run folder is trusted: DCP's metadata is a pickle.
 """
@@ -28,14 +28,15 @@ import vdengine
 from vdengine.engine.parallel import World, broadcast
 from vdengine.errors import InputError
 from vdengine.files import digest
-from vdengine.runfolder import MANIFEST, RunFolder
+from vdengine.runfolder import CHECKPOINT, MANIFEST, RunFolder
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A model with its optimizer. `prefix` tells it from others by name: "" for the model of the run."""
+    """A model with its optimizer. `prefix` distinguishes the names of its tensors from those of other models; that of
+    the run's own model is ""."""
 
     prefix: str
     model: nn.Module
@@ -44,17 +45,18 @@ class Trained:
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
+        """All parameters of the model."""
         return list(self.model.parameters())
 
 
 def _state(trained: Sequence[Trained], numbers: dict[str, float]) -> dict[str, Any]:
-    """Tensors to save or to load in place, by Hugging Face name (a tied weight once)."""
+    """The tensors to save, or to load into, by Hugging Face name (a tied weight once); the numbers as [] float64."""
     state: dict[str, Any] = {f"numbers.{k}": torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
     for t in trained:
         for name, p in t.model.named_parameters():
             state[f"{t.prefix}model.{name}"] = p.data
             s = t.optimizer.state[p]
-            if not s:  # before the first update: what AdamW itself would start from
+            if not s:  # before the first update: the state that AdamW would start with
                 s.update({m: torch.zeros_like(p.data) for m in MOMENTS}, step=torch.zeros((), device=p.device))
             state |= {f"{t.prefix}optimizer.{m}.{name}": s[m] for m in MOMENTS}
             state[f"{t.prefix}optimizer.step.{name}"] = s["step"]
@@ -64,24 +66,24 @@ def _state(trained: Sequence[Trained], numbers: dict[str, float]) -> dict[str, A
 def save(
     run_folder: Path, step: int, trained: Sequence[Trained], numbers: dict[str, float], world: World, keep: int
 ) -> Path:
-    """Save on all ranks together; then rank 0 removes all but the newest `keep`.
+    """Save a checkpoint, and remove all but the newest `keep`. Returns its folder. A collective.
 
-    A whole checkpoint of this step is left as it is: the same step has the same bits.
+    A complete checkpoint of this step is left as it is, because equal steps have equal bits.
     """
-    root = RunFolder(run_folder).checkpoints
-    final, temporary = root / f"step-{step:06d}", root / f"step-{step:06d}.tmp"
+    final = RunFolder(run_folder).checkpoint(step)
+    temporary = final.with_name(final.name + ".tmp")
     if broadcast(world, world.is_main and final.exists() and _damage(final) is None):
         return final
     if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed during a save
         temporary.mkdir(parents=True)
     dist.barrier()
     dcp.save(_state(trained, numbers), checkpoint_id=temporary)  # a collective: every rank writes its shards
-    mine = {p.name: digest(p) for p in sorted(temporary.glob(f"__{world.rank}_*"))}
-    every: list[Any] = [None] * world.size
-    dist.all_gather_object(every, mine)
+    rank_hashes = {p.name: digest(p) for p in sorted(temporary.glob(f"__{world.rank}_*"))}
+    hashes: list[Any] = [None] * world.size  # of every rank
+    dist.all_gather_object(hashes, rank_hashes)
     if world.is_main:
-        files = {".metadata": digest(temporary / ".metadata")} | {k: v for part in every for k, v in part.items()}
+        files = {".metadata": digest(temporary / ".metadata")} | {k: v for part in hashes for k, v in part.items()}
         manifest = {
             "step": step,
             "world_size": world.size,
@@ -99,35 +101,37 @@ def save(
 
 
 def newest(run_folder: Path, world: World) -> tuple[Path, int] | None:
-    """The newest whole checkpoint and its step; None if there is none. Rank 0 looks, all ranks learn.
+    """The newest complete checkpoint and its step; None if there are no checkpoints. A collective: rank 0 looks, and
+    tells the other ranks.
 
-    Damaged newer ones are moved aside, to `step-N.damaged`: the run will write these steps again.
+    Newer ones that are damaged are renamed to `step-N.damaged`, because the run will write these steps again.
 
     Raises:
-        InputError: there are checkpoints, but not one is whole.
+        InputError: there are checkpoints, but all are damaged.
     """
-    damaged, found = [], None
+    damaged, complete = [], None
     if world.is_main:
         for folder in reversed(_checkpoints(run_folder)):
             if (reason := _damage(folder)) is None:
-                found = folder
+                complete = folder
                 break
             damaged.append((folder, reason))
-        if found is not None:
+        if complete is not None:
             for folder, _ in damaged:
-                shutil.rmtree(aside := folder.with_suffix(".damaged"), ignore_errors=True)
-                folder.rename(aside)
+                shutil.rmtree(renamed := folder.with_suffix(".damaged"), ignore_errors=True)
+                folder.rename(renamed)
     reasons = [f"{folder.name} ({reason})" for folder, reason in damaged]
-    found, reasons = broadcast(world, (found, reasons))
-    if found is not None:
-        return found, _step(found)
+    complete, reasons = broadcast(world, (complete, reasons))
+    if complete is not None:
+        return complete, _step(complete)
     if reasons:
         raise InputError(f"{RunFolder(run_folder).checkpoints}: no whole checkpoint: {'; '.join(reasons)}")
     return None
 
 
 def load(folder: Path, trained: Sequence[Trained], numbers: dict[str, float]) -> dict[str, float]:
-    """Fill models and optimizers in place, each rank reading its own shards; the numbers, by the names of `numbers`.
+    """Load models and optimizers in place; every rank reads its own shards. Returns the saved numbers that have the
+    names of `numbers`. A collective.
 
     Raises:
         InputError: the checkpoint does not fit the model.
@@ -144,7 +148,7 @@ def load(folder: Path, trained: Sequence[Trained], numbers: dict[str, float]) ->
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Fill a plain model from a checkpoint of any world size; no process group is needed.
+    """Load the weights of a checkpoint, of any number of ranks, into a plain model. Needs no process group.
 
     Raises:
         InputError: the checkpoint is damaged or does not fit the model.
@@ -154,17 +158,18 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     state = {f"model.{name}": p.data for name, p in model.named_parameters()}
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # by no_dist
             dcp.load(state, checkpoint_id=folder, no_dist=True)
     except (RuntimeError, ValueError, dcp.api.CheckpointException) as e:
         raise InputError(f"{folder}: does not fit this model: {str(e).splitlines()[0]}") from e
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint: a file that is missing or not as its manifest says."""
+    """The reason if a checkpoint is not complete (a file is missing or has another hash than in the manifest), else
+    None."""
     try:
-        for name, digest in json.loads((folder / MANIFEST).read_text())["files"].items():
-            if digest(folder / name) != digest:
+        for name, expected in json.loads((folder / MANIFEST).read_text())["files"].items():
+            if digest(folder / name) != expected:
                 return f"{name} does not match its hash"
     except (OSError, ValueError, KeyError) as e:
         return str(e)
@@ -172,10 +177,11 @@ def _damage(folder: Path) -> str | None:
 
 
 def _checkpoints(run_folder: Path) -> list[Path]:
-    """Oldest first."""
-    found = RunFolder(run_folder).checkpoints.glob("step-*")
-    return sorted((p for p in found if p.is_dir() and not p.suffix), key=_step)
+    """The folders of all checkpoints, oldest first."""
+    paths = RunFolder(run_folder).checkpoints.glob(f"{CHECKPOINT}*")
+    return sorted((path for path in paths if path.is_dir() and not path.suffix), key=_step)
 
 
 def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+    """The step in the name of a checkpoint."""
+    return int(folder.name.removeprefix(CHECKPOINT))

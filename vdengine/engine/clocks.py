@@ -1,4 +1,4 @@
-"""Times, memory and rates of a run, measured without making the host wait for the device."""
+"""Times, memory and rates of a run, measured without a wait of the host for the device."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Dense bf16 peak, FLOP/s, from the vendors' data sheets: what MFU is a share of.
+from vdengine.runfolder import RunFolder
+
+# Dense bf16 peak in FLOP/s, from the vendors' data sheets. MFU is a share of it.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's dense bf16 peak, or None if it is not in the table (CPUs are not)."""
+    """The device's dense bf16 peak in FLOP/s; None if it is not in the table (CPUs are not)."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -27,16 +29,16 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Peak memory of this process: allocated on a GPU, resident on a CPU."""
+    """Peak memory of this process in bytes: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB on Linux
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Later:
-    """A tensor's values as they are now, for the host to read later: on CUDA the copy is queued behind what is queued
-    already, so reading them waits for that and for nothing that is queued afterwards (`.tolist()` would)."""
+    """The present values of a tensor, for the host to read later. On CUDA a copy is put in the queue of the device.
+    Reading it waits only for work that was queued before; `.tolist()` would wait for all work."""
 
     def __init__(self, x: Tensor) -> None:
         self._copied: Any = None
@@ -56,9 +58,10 @@ class Later:
 
 
 class SectionClock:
-    """Adds up the time spent in a section, entered many times: `with clock: ...`; then `clock.cut()()` seconds.
+    """Adds up the time that a section of code takes, entered many times: `with clock: ...`; then `clock.cut()()` gives
+    the seconds.
 
-    On CUDA it records events: the time is the device's, and only reading it waits.
+    On CUDA it records events: the time is that of the device, and only reading it waits.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -80,7 +83,7 @@ class SectionClock:
             self.total += time.perf_counter()
 
     def cut(self) -> Callable[[], float]:
-        """Begin anew; what was measured since the last cut can be read, in seconds, when it is needed."""
+        """Start again from 0. Returns a function that gives the seconds since the last cut, and waits for them."""
         total, self.total = self.total, 0.0
         events, self.events = self.events, []
 
@@ -94,37 +97,39 @@ class SectionClock:
 
 @dataclass
 class Totals:
-    """What rates are made of: totals over the steps since the last logged one."""
+    """Totals over the steps since the last logged one, from which rates are computed."""
 
     steps: int = 0
     tokens: int = 0
     scored: int = 0
-    flops: float = 0.0  # forward and backward
-    phases: dict[str, float] = field(default_factory=dict)  # seconds of a step before its updates
+    flops: float = 0.0  # of forward and backward
+    phases: dict[str, float] = field(default_factory=dict)  # seconds of the parts of a step before its updates
 
     def add(self, tokens: int, scored: int, phases: dict[str, float]) -> None:
-        """Count a step."""
+        """Add a step."""
         self.steps += 1
         self.tokens += tokens
         self.scored += scored
-        for name, x in phases.items():
-            self.phases[name] = self.phases.get(name, 0.0) + x
+        for name, seconds in phases.items():
+            self.phases[name] = self.phases.get(name, 0.0) + seconds
 
 
 def profiler(run_folder: Path, steps: int, rank: int) -> Any:
-    """A context whose `.step()` counts steps: traces `steps` of them after two of warm-up, into
-    `profile-rank<r>.json` (Chrome trace format). Does nothing for steps = 0."""
+    """A context whose `.step()` counts steps. After two of warm-up it traces `steps` of them, into a file of the run
+    folder (Chrome trace format). For steps = 0 it does nothing."""
     if steps == 0:
         return _NoProfiler()
     return torch.profiler.profile(
         schedule=torch.profiler.schedule(wait=0, warmup=2, active=steps, repeat=1),
-        on_trace_ready=lambda p: p.export_chrome_trace(str(run_folder / f"profile-rank{rank}.json")),
+        on_trace_ready=lambda p: p.export_chrome_trace(str(RunFolder(run_folder).profile(rank))),
     )
 
 
 class _NoProfiler(nullcontext):  # type: ignore[type-arg]
+    """The context that does nothing."""
+
     def __enter__(self) -> _NoProfiler:
         return self
 
     def step(self) -> None:
-        """Nothing to count."""
+        """Do nothing."""

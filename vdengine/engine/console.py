@@ -12,9 +12,8 @@ from vdengine.drift.summary import drift_table
 from vdengine.engine.anchors import Anchors
 from vdengine.engine.probes import Live
 from vdengine.engine.trainer import Trainer
+from vdengine.objectives import Objective
 from vdengine.runfolder import RunFolder
-
-_EVALUATED = ("eval/loss", "eval/rewards/accuracies", "eval/rewards/margins", "eval/accuracy", "eval/margin")
 
 
 class Console:
@@ -26,10 +25,14 @@ class Console:
         self.stream = stream or sys.stdout
         self.file = open(RunFolder(trainer.folder).console, "a") if self.main else None
         self.bar = tqdm(
-            total=trainer.total_steps, initial=trainer.step_count, unit="step", file=self.stream, dynamic_ncols=True,
+            total=trainer.total_steps,
+            initial=trainer.step_count,
+            unit="step",
+            file=self.stream,
+            dynamic_ncols=True,
             disable=not (self.main and self.stream.isatty()),
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {remaining}",
-        )  # fmt: skip
+        )
 
     def say(self, text: str) -> None:
         if self.file is None:
@@ -43,7 +46,7 @@ class Console:
 
     def row(self, row: dict[str, Any], warning: str) -> None:
         """A logged step, when the trainer has written it: on CUDA a step late."""
-        self.say(step_line(row, self.bar.total))
+        self.say(step_line(row, self.bar.total, self.trainer.objective))
         if warning:
             self.say(warning)
         probes = self.trainer.probes
@@ -61,7 +64,8 @@ class Console:
         t = self.trainer
         if row and t.metrics_log is not None:
             t.metrics_log.write({"step": t.step_count} | row)
-            shown = {k: v for k, v in row.items() if k in _EVALUATED}
+            names = {"eval/loss", *(f"eval/{metric}" for _, metric, _ in t.objective.shown)}
+            shown = {k: v for k, v in row.items() if k in names}
             self.say(f"step {t.step_count}/{t.total_steps} | " + " | ".join(f"{k} {v:.4f}" for k, v in shown.items()))
 
     def end(self, seconds: float) -> None:
@@ -79,7 +83,7 @@ class Console:
             files.checkpoints: "to resume from",
         }
         if t.recipe.checkpoint.export:
-            kind = "reward model, for sequence classification" if t.recipe.objective.name == "reward" else "model"
+            kind = "reward model, for sequence classification" if t.objective.head == "scalar" else "model"
             kept[files.export] = f"the trained {kind}, a Hugging Face folder"
         for path, what in kept.items():
             if path.exists():
@@ -94,17 +98,10 @@ class Console:
             self.file.close()
 
 
-def step_line(row: dict[str, Any], total: int) -> str:
+def step_line(row: dict[str, Any], total: int, objective: Objective) -> str:
     """One logged step on one line."""
     parts = [f"step {row['step']:>{len(str(total))}}/{total}", f"loss {row['loss']:.4f}"]
-    if "rewards/margins" in row:
-        parts += [f"margin {row['rewards/margins']:+.3f}", f"acc {row['rewards/accuracies']:.2f}"]
-    if "accuracy" in row:
-        parts += [f"margin {row['margin']:+.3f}", f"acc {row['accuracy']:.2f}"]
-    if "objective/scores" in row:
-        parts.append(f"score {row['objective/scores']:+.3f}")
-        parts += [f"KL {row['objective/kl']:.3f}"] if "objective/kl" in row else []
-        parts.append(f"length {row['completions/mean_length']:.0f}")
+    parts += [f"{label} {row[metric]:{form}}" for label, metric, form in objective.shown if metric in row]
     parts += [
         f"grad {row['grad_norm']:.2f}",
         f"lr {row['learning_rate']:.1e}",
@@ -148,8 +145,7 @@ def plan(t: Trainer) -> str:
         f"model   {r.model.source}",
         f"        {c.model_type}, {c.num_parameters / 1e6:,.0f}M parameters, {dtype} on {where}",
         *_labelled("data", t.store.summary()),
-        f"train   {r.objective.name}, {t.total_steps} steps of {r.batch.examples} "
-        f"{ {'sft': 'examples', 'ppo': 'prompts'}.get(r.objective.name, 'pairs') } "
+        f"train   {t.objective.name}, {t.total_steps} steps of {r.batch.examples} {t.objective.unit} "
         f"({t.total_steps / t.loader.steps_per_epoch:.2f} epochs), lr {r.optimizer.lr:g} {r.optimizer.schedule}",
     ]
     if t.ppo is not None:

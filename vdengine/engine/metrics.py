@@ -1,4 +1,4 @@
-"""What a run reports: one JSON object for each logged step, in the run folder and to trackers."""
+"""Metrics of a run: one JSON object per logged step, in the run folder and to trackers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from vdengine.runfolder import RunFolder
 
 
 class Metrics(Mapping[str, Any]):
-    """A step's metrics, a mapping that is filled when it is first looked at: until then nothing waits for the device.
+    """The metrics of a step, as a mapping that is filled when it is first read. Until then the host does not wait for
+    the device; to ask whether it is empty (a step that is not logged) is not to wait either.
 
-    Whether it is empty (a step that is not logged) can be asked without a wait.
+    Args:
+        read: gives the metrics; None: there are none.
     """
 
     def __init__(self, read: Callable[[], dict[str, Any]] | None = None) -> None:
@@ -27,7 +29,7 @@ class Metrics(Mapping[str, Any]):
 
     @property
     def row(self) -> dict[str, Any]:
-        """All of them; the first look waits for the step."""
+        """All metrics. The first call waits for the step."""
         if self._row is None and self._read is not None:
             self._row, self._read = self._read(), None
         return self._row or {}
@@ -49,7 +51,8 @@ class Metrics(Mapping[str, Any]):
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drop the lines of a JSONL file that a run going on at `step` will write again, and a last one cut short."""
+    """Remove the lines of a JSONL file that a run which continues at `step` will write again, and a last line that is
+    cut short."""
     if not path.exists():
         return
     kept = []
@@ -65,7 +68,7 @@ def rewind(path: Path, step: int) -> None:
 
 
 class Tracker(Protocol):
-    """Where scalars go beside the run folder."""
+    """A service or file that scalars are sent to, in addition to the run folder."""
 
     def log(self, scalars: dict[str, float], step: int) -> None: ...
 
@@ -73,6 +76,8 @@ class Tracker(Protocol):
 
 
 class _TensorBoard:
+    """TensorBoard's event files in the run folder."""
+
     def __init__(self, run_folder: Path, start_step: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -89,7 +94,7 @@ class _TensorBoard:
 
 
 class _Hosted:
-    """wandb, and trackio, which has the same calls."""
+    """wandb, or trackio, which has the same functions."""
 
     def __init__(self, name: str, run_folder: Path, config: dict[str, Any]) -> None:
         try:
@@ -106,7 +111,11 @@ class _Hosted:
 
 
 class MetricsLog:
-    """`metrics.jsonl`, and the trackers that the recipe names. Rank 0 only."""
+    """The file of metrics in the run folder, and the trackers that the recipe names. On rank 0 only.
+
+    Raises:
+        InputError: a tracker that is not installed.
+    """
 
     def __init__(self, run_folder: Path, start_step: int, recipe: recipes.Recipe) -> None:
         files = RunFolder(run_folder)
@@ -122,18 +131,19 @@ class MetricsLog:
         ]
 
     def write(self, row: dict[str, Any]) -> None:
-        """A line of metrics; its `step` is that of the weights after it."""
+        """Write a line of metrics. row["step"] counts the updates, this step's included."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self.file.write(json.dumps(finite, allow_nan=False) + "\n")  # JSON has no NaN
         self.file.flush()
         self.track({k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}, row["step"])
 
     def track(self, scalars: dict[str, float], step: int) -> None:
-        """Scalars for the trackers alone. Steps may not fall: wandb drops what comes late."""
+        """Send scalars to the trackers alone. Steps must not decrease, because wandb drops scalars of earlier steps."""
         for tracker in self.trackers:
             tracker.log(scalars, step)
 
     def close(self) -> None:
+        """Close the file and the trackers."""
         self.file.close()
         for tracker in self.trackers:
             tracker.close()

@@ -12,7 +12,8 @@ from vdengine import recipe as recipes
 
 
 def make_optimizer(model: nn.Module, settings: recipes.OptimizerKeys) -> torch.optim.AdamW:
-    """Fused AdamW over fp32 master weights. Weight decay spares vectors (norms), as is usual."""
+    """Fused AdamW (arXiv 1711.05101) over the trainable parameters, fp32 master weights. Vectors (the weights of norms)
+    have no weight decay, as is usual."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
@@ -24,11 +25,11 @@ def make_optimizer(model: nn.Module, settings: recipes.OptimizerKeys) -> torch.o
 
 
 def learning_rate(settings: recipes.OptimizerKeys, step: int, total: int, peak: float | None = None) -> float:
-    """The rate at `step` (0 .. total-1): linear warm-up to `peak` (default: lr), then constant, linear or cosine to
-    min_lr * peak.
+    """The learning rate at `step` (0 .. total-1): linear warm-up to `peak` (default: settings.lr), then constant, or
+    linear or cosine to min_lr * peak.
 
-    Warm-up takes round(warmup * total) updates; the first has rate lr / warm-up updates, never 0, so no batch is
-    spent on nothing.
+    Warm-up takes round(warmup * total) updates. The rate of the first is peak / (warm-up updates) and not 0, so that no
+    batch is without effect.
     """
     peak = settings.lr if peak is None else peak
     warmup = round(settings.warmup * total)
@@ -42,11 +43,13 @@ def learning_rate(settings: recipes.OptimizerKeys, step: int, total: int, peak: 
 
 
 def apply_update(optimizer: torch.optim.Optimizer, lr: float, norm: Tensor, skip: Tensor, clip: float) -> None:
-    """Clip by the global norm and step, all on the device: where `skip` is 1 the weights do not move.
+    """Clip the gradients by their global norm, update the weights, and drop the gradients. All on the device; if `skip`
+    is 1 the weights stay as they are.
 
     Args:
-        norm: global gradient norm, 0-dim fp32.
-        skip: 0-dim fp32, 1.0 if anything was not finite. Fused AdamW reads it as its `found_inf`.
+        norm: [] fp32, global norm of the gradients.
+        skip: [] fp32, 1.0 if anything was not finite. Fused AdamW reads it as its `found_inf`.
+        clip: largest norm; 0: no clipping.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -54,6 +57,6 @@ def apply_update(optimizer: torch.optim.Optimizer, lr: float, norm: Tensor, skip
         scale = (clip / (norm + 1e-6)).clamp(max=1.0)
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in grads], scale)
-    optimizer.found_inf = skip  # type: ignore[attr-defined]  # what torch.amp sets on a fused optimizer
+    optimizer.found_inf = skip  # type: ignore[attr-defined]  # as torch.amp does for a fused optimizer
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

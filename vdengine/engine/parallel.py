@@ -1,4 +1,4 @@
-"""Ranks, mesh and sharding: FSDP2 always, one rank included, so that one code path is the tested one."""
+"""Ranks, device mesh and sharding. FSDP2 is used on a single rank too, so that there is one code path to test."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ from vdengine.models.transformer import Transformer
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is. `mesh` is 1-D (shard) or 2-D (replicate, shard)."""
+    """This process among the ranks of the run."""
 
     rank: int
-    size: int
+    size: int  # number of ranks
     device: torch.device
-    mesh: DeviceMesh
-    owns_group: bool  # this process started the process group and should end it
-    owns_determinism: bool  # it also switched torch's deterministic algorithms on
+    mesh: DeviceMesh  # 1-D (shard) or 2-D (replicate, shard)
+    owns_group: bool  # this process started the process group and has to end it
+    owns_determinism: bool  # this process switched torch's deterministic algorithms on
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0."""
         return self.rank == 0
 
     def close(self) -> None:
+        """Undo what `start_world` has started and switched on."""
         if self.owns_determinism:
             torch.use_deterministic_algorithms(False)
         if self.owns_group and dist.is_initialized():
@@ -47,33 +49,35 @@ class World:
 
 
 def start_world(parallel: recipes.ParallelKeys, deterministic: bool) -> World:
-    """Join the process group (torchrun's, an embedder's, or a new one of this process alone) and make the mesh.
+    """Join the process group (that of torchrun or of the embedding program, or else a new one of this process alone)
+    and make the device mesh.
 
-    `deterministic` on CUDA: cuBLAS gets a fixed workspace, and torch's ops take their ordered forms, which they do only
-    under `torch.use_deterministic_algorithms`, a switch of the whole process; `World.close` turns it off again. On CPU
-    nothing here depends on it. See also `ordered`.
+    Args:
+        deterministic: on CUDA, cuBLAS gets a fixed workspace, and torch's ops use their deterministic forms. They do so
+            only under `torch.use_deterministic_algorithms`, a switch of the whole process, which `World.close` turns
+            off again. On a CPU it has no effect here. See also `ordered`.
 
     Raises:
         InputError: replicate * shard is not the number of ranks.
     """
     cuda = torch.cuda.is_available()
-    owns = not dist.is_initialized()
+    owns_group = not dist.is_initialized()
     if cuda:
         expand_segments()
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # torchrun's contract, not a switch of ours
-    switched = cuda and deterministic and not torch.are_deterministic_algorithms_enabled()
-    if switched:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # torchrun sets LOCAL_RANK
+    owns_determinism = cuda and deterministic and not torch.are_deterministic_algorithms_enabled()
+    if owns_determinism:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-        # An op without a deterministic form warns, with its name: it does not end a run.
+        # warn_only: an op without a deterministic form gives a warning with its name, and does not end the run
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass
-    if owns:
+    if owns_group:
         backend = "nccl" if cuda else "gloo"
-        patience = datetime.timedelta(minutes=30)
+        timeout = datetime.timedelta(minutes=30)
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend, timeout=patience)
+            dist.init_process_group(backend, timeout=timeout)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=patience)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     rank, size = dist.get_rank(), dist.get_world_size()
     shard = size // parallel.replicate if parallel.shard == "all" else int(parallel.shard)
     if parallel.replicate * shard != size:
@@ -87,27 +91,28 @@ def start_world(parallel: recipes.ParallelKeys, deterministic: bool) -> World:
     else:
         mesh = init_device_mesh(kind, (shard,), mesh_dim_names=("shard",))
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    return World(rank, size, device, mesh, owns, switched)
+    return World(rank, size, device, mesh, owns_group, owns_determinism)
 
 
 def expand_segments() -> None:
-    """Let the allocator grow its segments instead of keeping one of each size: packs differ in every size. Must come
-    before CUDA's first allocation; what the user has set stays, and so does a process where CUDA runs already."""
+    """Let CUDA's allocator grow its segments instead of keeping segments of every size, because the tensors of two
+    packs have different sizes. It has no effect after CUDA has been initialised, or if the user has set the allocator's
+    options."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the older name
     if torch.cuda.is_initialized() or any(os.environ.get(name) for name in names):
         return
-    os.environ[names[0]] = "expandable_segments:True"  # for processes that this one starts; torch has read its own
+    os.environ[names[0]] = "expandable_segments:True"  # for child processes; in this one torch has read it already
     torch._C._accelerator_setAllocatorSettings(os.environ[names[0]])
 
 
 @contextmanager
 def ordered(deterministic: bool) -> Iterator[None]:
-    """Around a backward, for `run.deterministic`: where deterministic algorithms are on and an op without an ordered
-    form is a warning, in here it is an error.
+    """A context for the backward of a deterministic run: if torch's deterministic algorithms are on with `warn_only`,
+    it switches `warn_only` off.
 
-    Not for the error's sake: ATen's attention (flash, behind varlen attention, and the memory-efficient one) takes its
-    ordered backward only if the switch is on *and* is not set to warn; in a forward it makes no difference, and there
-    some ops have no ordered form (a cumulative sum).
+    The reason is ATen's attention (flash, which varlen attention uses, and the memory-efficient one): its backward adds
+    in a fixed order only if the switch is on *and* `warn_only` is off. A forward does not need it, and there some ops
+    have no deterministic form (a cumulative sum), which would be an error.
     """
     strict = deterministic and torch.is_deterministic_algorithms_warn_only_enabled()
     if strict:
@@ -122,12 +127,11 @@ def ordered(deterministic: bool) -> Iterator[None]:
 def shard_model(
     model: Transformer, world: World, *, dtype: torch.dtype, activation_checkpoint: str, trainable: bool = True
 ) -> Transformer:
-    """Make a meta-device model an FSDP2 one and allocate its (uninitialised) shards: fp32 masters, or, of a model
-    that is not trained, `dtype` itself.
+    """Apply FSDP2 to a model on the meta device and allocate its shards, uninitialised. A trained model has fp32 master
+    weights, another one weights in `dtype`. It computes in `dtype` and reduces gradients in fp32.
 
-    Units: each block; embedding and head their own, or one unit when tied (a weight shared across units fails);
-    the root keeps the final norm, so the head's unit has a single gradient dtype. Compute in `dtype`, reduce in
-    fp32.
+    The FSDP units are each block, the embedding and the head (one unit if they are tied, because a weight shared by two
+    units is an error), and the root, which has the final norm, so that the gradients of the head's unit have one dtype.
     """
     if not trainable:
         model.to(dtype)
@@ -136,10 +140,10 @@ def shard_model(
     policy = MixedPrecisionPolicy(
         param_dtype=dtype,
         reduce_dtype=torch.float32,
-        cast_forward_inputs=False,  # would round the fp32 rotary tables to bf16
+        cast_forward_inputs=False,  # casting would round the fp32 rotary tables to bf16
     )
-    # The root too: its default would leave the final norm gathered after a forward without backward, and a
-    # checkpoint would then find a plain bf16 tensor where it expects a shard.
+    # reshard_after_forward for the root too. By default the final norm would stay gathered after a forward without
+    # backward, and a checkpoint would then find a plain bf16 tensor in place of a shard.
     shard = partial(fully_shard, mesh=world.mesh, mp_policy=policy, reshard_after_forward=True)
     for block in model.blocks:
         block.activation_checkpoint = activation_checkpoint
@@ -148,15 +152,15 @@ def shard_model(
         shard([model.model.embed_tokens, model.lm_head])
     else:
         shard(model.model.embed_tokens)
-        if model.config.head == "scalar":  # a single row: rounding it to bf16 would save nothing
+        if model.config.head == "scalar":  # a single row, for which bf16 would save nothing
             shard(model.score, mp_policy=dataclasses.replace(policy, param_dtype=torch.float32))
         else:
             shard(model.lm_head)
     shard(model)
     for module in model.modules():
-        if isinstance(module, FSDPModule) and world.size > 1:  # alone, the factor 1.0 would cost a pass of its own
-            # Sum over ranks: the trainer divides once by the global count. Gloo has no pre-multiplied sum, which
-            # a divide factor alone would ask for.
+        if isinstance(module, FSDPModule) and world.size > 1:  # on one rank the factor 1.0 would cost a pass
+            # Sum gradients over ranks, because the trainer divides once by the global count. A divide factor alone
+            # would use a pre-multiplied sum, which Gloo does not have.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     model.to_empty(device=world.device)
@@ -165,32 +169,35 @@ def shard_model(
 
 
 def grad_norm(parameters: list[torch.nn.Parameter]) -> Tensor:
-    """Global L2 norm of the gradients, 0-dim fp32 on the device, the same on every rank."""
+    """Global L2 norm of the gradients, [] fp32 on the device, the same on every rank. A collective."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 @contextmanager
 def main_first(world: World) -> Iterator[None]:
-    """Rank 0 runs the body first, the others after it: for files that one process makes and all read.
+    """A context whose body rank 0 runs first and the others after it, for files that one process makes and all read.
 
-    An error on rank 0 reaches the others too, so nobody waits for a rank that is gone.
+    An error on rank 0 is raised on the other ranks too, so that they do not wait for a rank that has ended.
+
+    Raises:
+        InputError: on the other ranks, if rank 0 had an error.
     """
-    failed: BaseException | None = None
+    error: BaseException | None = None
     if not world.is_main:
         _raise_if(broadcast(world, None))
     try:
         yield
     except BaseException as e:
-        failed = e
+        error = e
         raise
     finally:
         if world.is_main:
-            broadcast(world, None if failed is None else f"{type(failed).__name__}: {failed}")
+            broadcast(world, None if error is None else f"{type(error).__name__}: {error}")
 
 
 def broadcast(world: World, value: Any) -> Any:
-    """Rank 0's value, on every rank. Small picklable objects of our own."""
+    """Rank 0's value, on every rank. For small objects that can be pickled. A collective."""
     box = [value]
     if world.size > 1:
         dist.broadcast_object_list(box, src=0, device=world.device if world.device.type == "cuda" else None)
@@ -198,5 +205,6 @@ def broadcast(world: World, value: Any) -> Any:
 
 
 def _raise_if(message: object) -> None:
+    """Raise rank 0's error, if there is one."""
     if message is not None:
         raise InputError(f"rank 0 failed: {message}")

@@ -36,9 +36,9 @@ from vdengine.engine.rollouts import Sampler
 from vdengine.errors import InputError
 from vdengine.kernels.gather import gather_rows
 from vdengine.models.generate import Completion, Sampling
-from vdengine.models.head import Scores
 from vdengine.models.transformer import Transformer
 from vdengine.noise import MINIBATCH_ORDER, counted_hash
+from vdengine.objectives import Sampled
 from vdengine.runfolder import RunFolder
 from vdengine.text.tokenizer import Tokenizer
 from vdengine.trees import Pack, Tree, pack, tree_cost
@@ -61,21 +61,21 @@ class Rollout:
     returns: Tensor  # [N+1] fp32
     batches: list[Batch]  # the first epoch's, whose packs have been scored
 
-    def tokens(self, this: Pack) -> Tensor:
+    def tokens(self, pack: Pack) -> Tensor:
         """Index in the arrays of every scored token of a pack, [R] int64."""
-        return token_index(this, self.tree_start, self.offsets)
+        return token_index(pack, self.tree_start, self.offsets)
 
 
-def token_index(this: Pack, tree_start: Tensor, offsets: Tensor) -> Tensor:
-    shift = offsets[branch_index(this, tree_start)] - this.branch_offsets[:-1]
-    shift = shift.repeat_interleave(this.branch_lengths, output_size=this.num_scored)
-    return shift + torch.arange(this.num_scored, device=shift.device)
+def token_index(pack: Pack, tree_start: Tensor, offsets: Tensor) -> Tensor:
+    shift = offsets[branch_index(pack, tree_start)] - pack.branch_offsets[:-1]
+    shift = shift.repeat_interleave(pack.branch_lengths, output_size=pack.num_scored)
+    return shift + torch.arange(pack.num_scored, device=shift.device)
 
 
-def state_values(this: Pack, values: Tensor) -> Tensor:
+def state_values(pack: Pack, values: Tensor) -> Tensor:
     """Of a scalar model's values [T] those before each scored token, [R]."""
-    inverse = this.rows_inverse
-    return gather_rows(values[:, None], this.rows, inverse.order, inverse.offsets)[:, 0]
+    inverse = pack.rows_inverse
+    return gather_rows(values[:, None], pack.rows, inverse.order, inverse.offsets)[:, 0]
 
 
 class PPO:
@@ -132,8 +132,11 @@ class PPO:
         """What the next rollout depends on beside weights and step."""
         mean, deviation = self.score_scale or (math.nan, math.nan)
         return {
-            "kl_coef": self.kl_coef, "episodes": self.episodes, "score_mean": mean, "score_deviation": deviation,
-        }  # fmt: skip
+            "kl_coef": self.kl_coef,
+            "episodes": self.episodes,
+            "score_mean": mean,
+            "score_deviation": deviation,
+        }
 
     def load_state(self, state: dict[str, float]) -> None:
         self.kl_coef, self.episodes = state["kl_coef"], int(state["episodes"])
@@ -203,9 +206,15 @@ class PPO:
             return torch.cat([x, x.new_zeros(1)]).to(device)
 
         made = Rollout(
-            trees, tree_start.to(device), offsets.to(device), old_logp=flat(logp), old_values=flat(values),
-            advantages=flat(advantages), returns=flat(returns), batches=batches,
-        )  # fmt: skip
+            trees,
+            tree_start.to(device),
+            offsets.to(device),
+            old_logp=flat(logp),
+            old_values=flat(values),
+            advantages=flat(advantages),
+            returns=flat(returns),
+            batches=batches,
+        )
         return made, metrics
 
     def _sample(self, policy: Transformer, step: int) -> tuple[list[list[int]], list[list[Completion]]]:
@@ -218,27 +227,32 @@ class PPO:
 
     @torch.no_grad()
     def _score(
-        self, policy: Transformer, batches: list[Batch], tree_start: Tensor, offsets: Tensor,
-        completions: list[list[Completion]], prompts: list[list[int]],
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
+        self,
+        policy: Transformer,
+        batches: list[Batch],
+        tree_start: Tensor,
+        offsets: Tensor,
+        completions: list[list[Completion]],
+        prompts: list[list[int]],
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Log-probs of policy and reference and values [N], scores [B], on the CPU."""
         device, n, b = self.world.device, int(offsets[-1]), len(offsets) - 1
         tree_start_, offsets_ = tree_start.to(device), offsets.to(device)
         flat = torch.zeros(3 * n + b, device=device)
         logp, reference, values, scores = flat.split([n, n, n, b])
-        for mine in (p for batch in batches for p in batch.packs):  # forwards are collectives: idle ranks run them too
-            this = (self.idle if mine is None else mine).to(device, non_blocking=True)
-            found = policy(this, entropy=True).logp, self.critic(this).values
-            beside = None if self.reference is None else self.reference(this).logp
-            ends = self.reward(this).values if isinstance(self.reward, Transformer) else None
-            if mine is None:
+        for share in (p for batch in batches for p in batch.packs):  # forwards are collectives: idle ranks run them too
+            pack = (self.idle if share is None else share).to(device, non_blocking=True)
+            policy_logp, critic_values = policy(pack, entropy=True).logp, self.critic(pack).values
+            reference_logp = None if self.reference is None else self.reference(pack).logp
+            reward_values = self.reward(pack).values if isinstance(self.reward, Transformer) else None
+            if share is None:
                 continue
-            t = token_index(this, tree_start_, offsets_)
-            logp[t], values[t] = found[0], state_values(this, found[1])
-            if beside is not None:
-                reference[t] = beside
-            if ends is not None:
-                scores[branch_index(this, tree_start_)] = ends[this.ends]
+            tokens = token_index(pack, tree_start_, offsets_)
+            logp[tokens], values[tokens] = policy_logp, state_values(pack, critic_values)
+            if reference_logp is not None:
+                reference[tokens] = reference_logp
+            if reward_values is not None:
+                scores[branch_index(pack, tree_start_)] = reward_values[pack.ends]
         if not isinstance(self.reward, Transformer):
             self._call_reward(self.reward, scores, tree_start, completions, prompts)
         if self.world.size > 1:  # each entry was computed by one rank, the others hold zeros: the sum is exact
@@ -247,20 +261,25 @@ class PPO:
         return logp, None if self.reference is None else reference, values, scores
 
     def _call_reward(
-        self, reward: RewardFunction, scores: Tensor, tree_start: Tensor, completions: list[list[Completion]],
+        self,
+        reward: RewardFunction,
+        scores: Tensor,
+        tree_start: Tensor,
+        completions: list[list[Completion]],
         prompts: list[list[int]],
-    ) -> None:  # fmt: skip
-        mine = range(self.world.rank, len(prompts), self.world.size)
+    ) -> None:
+        share = range(self.world.rank, len(prompts), self.world.size)  # this rank's prompts
         texts = [
             (self.tokenizer.decode(prompts[i]), self.tokenizer.decode(c.tokens[: len(c.tokens) - c.stopped]))
-            for i in mine for c in completions[i]
-        ]  # fmt: skip
-        found = list(reward([p for p, _ in texts], [c for _, c in texts])) if texts else []
-        if len(found) != len(texts):
-            raise InputError(f"the reward function gave {len(found)} scores for {len(texts)} completions")
-        where = [k for i in mine for k in range(int(tree_start[i]), int(tree_start[i + 1]))]
-        scores[torch.tensor(where, device=scores.device, dtype=torch.int64)] = torch.tensor(
-            [float(x) for x in found], device=scores.device
+            for i in share
+            for c in completions[i]
+        ]
+        rewards = list(reward([p for p, _ in texts], [c for _, c in texts])) if texts else []
+        if len(rewards) != len(texts):
+            raise InputError(f"the reward function gave {len(rewards)} scores for {len(texts)} completions")
+        branches = [k for i in share for k in range(int(tree_start[i]), int(tree_start[i + 1]))]
+        scores[torch.tensor(branches, device=scores.device, dtype=torch.int64)] = torch.tensor(
+            [float(r) for r in rewards], device=scores.device
         )
 
     def _check_scores(self, scores: Tensor, trees: list[Tree], tree_start: Tensor, step: int) -> None:
@@ -304,22 +323,29 @@ class PPO:
         num_scored = int(scored.sum())
         return Batch(packs, rows, int(prompt_len.sum()) + num_scored, num_scored, float(cost.sum()), 0.0)
 
-    def losses(self, this: Pack, scores: Scores, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        """Per-token loss  policy + vf_coef * value  and metrics of one pack, each [R]."""
-        o, t = self.recipe.objective, rollout.tokens(this)
-        policy, metrics = objectives.ppo(scores.logp, rollout.old_logp[t], rollout.advantages[t], cliprange=o.cliprange)
-        values = state_values(this, self.critic(this).values)
-        value, more = objectives.value_loss(
-            values, rollout.old_values[t], rollout.returns[t], cliprange=o.cliprange_value
+    def sampled(self, pack: Pack, rollout: Rollout) -> Sampled:
+        """Of a rollout, what belongs to the scored tokens of one pack. A collective: the critic's forward."""
+        tokens = rollout.tokens(pack)
+        return Sampled(
+            values=state_values(pack, self.critic(pack).values),
+            old_values=rollout.old_values[tokens],
+            old_logp=rollout.old_logp[tokens],
+            advantages=rollout.advantages[tokens],
+            returns=rollout.returns[tokens],
         )
-        return policy + o.vf_coef * value, metrics | more
 
     # --------------------------------------------------------------------------------------------------- show
 
     def _show(
-        self, step: int, trees: list[Tree], each: list[Completion], scores: Tensor, kl: Tensor | None,
-        tree_start: Tensor, offsets: Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        step: int,
+        trees: list[Tree],
+        each: list[Completion],
+        scores: Tensor,
+        kl: Tensor | None,
+        tree_start: Tensor,
+        offsets: Tensor,
+    ) -> None:
         """Some completions, for a person to read: a line of completions.jsonl for each."""
         r = self.recipe.rollout
         if not self.world.is_main or not r.show_every or step % r.show_every:

@@ -1,4 +1,4 @@
-"""Probes in a training run: which packs ride in which forward, and what becomes of their scores."""
+"""Probes in a training run: which packs are scored in which training forward, and what is done with their scores."""
 
 from __future__ import annotations
 
@@ -32,57 +32,71 @@ from vdengine.trees import Pack
 
 @dataclass(eq=False)
 class Reading:
-    """Packs of a forest that are scored at one step, and where their branches' sums go. Reading them waits for the
-    forwards that they ride in alone: sampling does not stall the step."""
+    """Packs of a forest that are scored at one step, and the scores of their branches. To read the scores is to wait
+    only for the forwards that compute them, so that a sample does not stall its step."""
 
     step: int
     forest: Forest
-    packs: list[int]
-    out: Tensor  # [branches] fp32
-    bank: Bank | None = None  # the answers that the forest holds; None: openings
+    packs: list[int]  # indexes into forest.packs
+    out: Tensor  # [branches of the forest] fp32, nats: log-prob sums; 0 where not scored
+    bank: Bank | None = None  # that the forest belongs to; None: openings
     _later: tuple[Later, Later] | None = None
 
     def complete(self) -> None:
-        """`out` is final: send it to the host."""
+        """Start the copy of `out`, which is final now, to the host."""
         self._later = Later(torch.cat([self.forest.slots[i] for i in self.packs])), Later(self.out)
 
     @property
     def logp(self) -> np.ndarray:
-        """[branches] fp32, NaN where not sampled."""
+        """[branches of the forest] fp32, nats: log-prob sums; NaN where not scored. Waits for the forwards."""
         if self._later is None:
             raise RuntimeError("a reading is looked at before its forwards have run")
-        sampled, out = (x.get().numpy() for x in self._later)
-        scores = np.full(self.forest.num_branches, np.nan, dtype=np.float32)
-        scores[sampled] = out[sampled]
-        return scores
+        sampled, sums = (x.get().numpy() for x in self._later)  # [scored branches] int64, [branches]
+        logp = np.full(self.forest.num_branches, np.nan, dtype=np.float32)
+        logp[sampled] = sums[sampled]
+        return logp
 
 
 @dataclass(frozen=True)
 class Live:
-    """What a sample of the openings says at once: shifts since the first sample, nats per byte, on the topics' axes."""
+    """The result of a sample of the openings that is shown during the run: shifts since the first sample on the topics'
+    axes, nats per byte."""
 
     step: int
-    stance: dict[str, Estimate]  # by topic: support less oppose
-    scalars: dict[str, float]  # value/{topic}/{stance}: of each stance against the mean of the three
+    stance: dict[str, Estimate]  # of each topic: support minus oppose
+    scalars: dict[str, float]  # value/{topic}/{stance}: of each stance, minus the mean of the three
 
 
-Rider = tuple[Reading, int]  # one pack of a reading
+Rider = tuple[Reading, int]  # a pack that is scored in a training forward: its reading, its index in forest.packs
 
 
 class Probes:
-    """The readouts of a run: openings, and answers where asked for. Sample k measures the weights after k updates.
+    """The readouts of a run: openings, and answers if the recipe asks for them. A sample at step k measures the weights
+    after k updates.
 
-    Under accumulation the weights are constant over a step's micro steps, so its packs are dealt over ranks and
-    micro steps.
+    With gradient accumulation the weights are the same in all micro-steps of a step, so the packs of a sample are
+    distributed over ranks and micro-steps.
+
+    Args:
+        sampler: draws the answers; None: there are none.
+        step_flops: of a training step, all ranks.
+        flops: `ModelConfig.flops`.
 
     Raises:
-        InputError: a panel that cannot be read, or cannot be cut into the parts asked for.
+        InputError: a panel that cannot be read, or that has fewer packs than the recipe's fraction asks for parts.
     """
 
     def __init__(
-        self, recipe: recipes.Recipe, renderer: Renderer, world: World, sampler: Sampler | None, *, total_steps: int,
-        step_flops: float, flops: dict[str, float],
-    ) -> None:  # fmt: skip
+        self,
+        recipe: recipes.Recipe,
+        renderer: Renderer,
+        world: World,
+        sampler: Sampler | None,
+        *,
+        total_steps: int,
+        step_flops: float,
+        flops: dict[str, float],
+    ) -> None:
         settings = recipe.probes
         self.world, self.parts, self.tokenizer_hash = world, round(1 / settings.fraction), renderer.hash
         panel = Panel.load(settings.panel)
@@ -95,47 +109,63 @@ class Probes:
         self.answers: Anchors | None = None
         if recipe.answers.samples and sampler is not None:
             self.answers = Anchors(
-                recipe.answers, panel, renderer, sampler, seed=recipe.run.seed, total_steps=total_steps,
-                pack_tokens=settings.tokens, flops=flops,
-            )  # fmt: skip
-        questions = self.openings.part(0, 1)
+                recipe.answers,
+                panel,
+                renderer,
+                sampler,
+                seed=recipe.run.seed,
+                total_steps=total_steps,
+                pack_tokens=settings.tokens,
+                flops=flops,
+            )
+        question_packs = self.openings.part(0, 1)
         self.num_openings = len(panel.branches())
-        self.num_tokens = sum(self.openings.packs[i].num_tokens for i in questions)
+        self.num_tokens = sum(self.openings.packs[i].num_tokens for i in question_packs)
         self.schedule = Schedule.make(
-            total_steps, every=settings.every, budget=settings.budget, step_cost=step_flops, parts=self.parts,
-            panel_cost=self.openings.flops(flops, questions), whole_cost=self.openings.flops(flops),
-        )  # fmt: skip
+            total_steps,
+            every=settings.every,
+            budget=settings.budget,
+            step_cost=step_flops,
+            parts=self.parts,
+            panel_cost=self.openings.flops(flops, question_packs),
+            whole_cost=self.openings.flops(flops),
+        )
         self.over_budget = settings.budget is not None and self.schedule.cost > settings.budget
         self.answers_every = recipe.answers.every
-        self.answers_cost = 0.0  # readings and sampling, an upper bound, as a share of the training FLOPs
+        self.answers_cost = 0.0  # of readings and sampling: an upper bound, as a share of the training FLOPs
         if self.answers:
             readings = len(self.schedule.steps[:: self.answers_every]) if self.answers_every else 0
-            drawn = self.answers.most_answers / (len(self.answers.prompts) * recipe.answers.samples)
+            # to draw an answer takes as many FLOPs as to score it, and each anchor also scores its bank
+            drawn_banks = self.answers.most_answers / (len(self.answers.prompts) * recipe.answers.samples)
             self.answers_cost = (
-                self.answers.reading_flops * (readings + drawn + self.answers.max_anchors) / (total_steps * step_flops)
+                self.answers.reading_flops
+                * (readings + drawn_banks + self.answers.max_anchors)
+                / (total_steps * step_flops)
             )
         self.log: DriftLog | None = None
-        self.gate: Gate | None = None  # of the last reading of answers since it was reported
-        self.note = ""  # what became of answers at this step, for a person
-        self.seconds: dict[str, float] = {}  # of the last step's anchor
-        self._now: list[Reading] = []  # of this step
-        self._pending: list[Reading] = []
-        asked = [b for b in self.openings.branches if b.variant == "question"]
-        self._pooling = Pooling.of([b.probe.id for b in asked], [b.stance for b in asked], [b.num_bytes for b in asked])
-        self._polarity = np.array([p.polarity for p in panel.probes])
+        self.gate: Gate | None = None  # of the last reading of answers, until it is reported
+        self.note = ""  # a sentence for the console if answers were drawn at this step
+        self.seconds: dict[str, float] = {}  # of sampling at this step
+        self._step_readings: list[Reading] = []  # of this step, whose forwards have not all run
+        self._pending: list[Reading] = []  # not written yet
+        questions = [b for b in self.openings.branches if b.variant == "question"]
+        self._pooling = Pooling.of(
+            [b.probe.id for b in questions], [b.stance for b in questions], [b.num_bytes for b in questions]
+        )
+        self._polarity = np.array([probe.polarity for probe in panel.probes])  # [probes]
         self._live: list[Live] = []
         self.latest: Live | None = None
-        self._first: np.ndarray | None = None  # pooled openings of the first sample
-        self._last: np.ndarray | None = None  # and of the last one
+        self._first: np.ndarray | None = None  # [3, probes], pooled openings of the first sample
+        self._last: np.ndarray | None = None  # [3, probes], of the last sample
 
     def open_log(self, run_folder: Path, step: int) -> None:
-        """Start the raw logs, or continue them at `step`. Rank 0 first, then the others."""
+        """Create the raw logs, or continue them at `step`. Rank 0 must call this before the other ranks."""
         o, main = self.openings, self.world.is_main
         if main:
             self.log = DriftLog.create(run_folder, o.panel, o.branches, o.num_tokens_of, self.tokenizer_hash)
             self.log.rewind(step)
         log = self.log or DriftLog.open(run_folder)
-        steps, logp = log.steps, log.logp
+        steps, logp = log.steps, log.logp  # [samples], [samples, branches]
         if len(steps):
             self._first, self._last = self._pool(logp[0]), self._pool(logp[-1])
         if self.answers is not None:
@@ -146,13 +176,13 @@ class Probes:
                 self.answers.watch(_stance(self._pool(logp[-1])))
 
     def begin(self, step: int, micro_steps: int) -> list[list[Rider]]:
-        """This rank's probe packs for each micro step of `step`; none where nothing is sampled."""
+        """This rank's probe packs in each micro-step of `step`; empty lists if the step has no sample."""
         sample = self.schedule.index(step)
         if sample is None:
             return [[] for _ in range(micro_steps)]
-        # the baseline and the last sample take the whole panel and the controls, whatever the fraction
-        whole = sample == 0 or step == self.schedule.steps[-1]
-        packs = list(range(len(self.openings.packs))) if whole else self.openings.part(sample, self.parts)
+        # the first and the last sample score the whole panel and the controls, whatever the fraction
+        is_whole = sample == 0 or step == self.schedule.steps[-1]
+        packs = list(range(len(self.openings.packs))) if is_whole else self.openings.part(sample, self.parts)
         readings = [self._reading(step, self.openings, packs)]
         bank = self.answers.bank if self.answers else None
         if bank is not None and bank.anchor < step and self.answers_every and sample % self.answers_every == 0:
@@ -161,127 +191,143 @@ class Probes:
         return self._deal(readings, micro_steps)
 
     def _reading(self, step: int, forest: Forest, packs: list[int] | None = None, bank: Bank | None = None) -> Reading:
-        packs = list(range(len(forest.packs))) if packs is None else packs  # all
+        """A reading of these packs; default: all packs of the forest."""
+        packs = list(range(len(forest.packs))) if packs is None else packs
         return Reading(step, forest, packs, torch.zeros(forest.num_branches, device=self.world.device), bank)
 
     def _deal(self, readings: list[Reading], micro_steps: int) -> list[list[Rider]]:
-        self._now = readings
-        return deal([(r, i) for r in readings for i in r.packs], self.world.size, self.world.rank, micro_steps)
+        """Start these readings; returns this rank's packs in each micro-step."""
+        self._step_readings = readings
+        riders = [(reading, i) for reading in readings for i in reading.packs]
+        return deal(riders, self.world.size, self.world.rank, micro_steps)
 
     def packs(self, riders: list[Rider]) -> list[Pack]:
-        return [r.forest.packs[i] for r, i in riders]
+        """The packs to score."""
+        return [reading.forest.packs[i] for reading, i in riders]
 
     def collect(self, riders: list[Rider], probe_logp: Tensor | None) -> None:
-        """Take over the scores of one forward."""
-        at = 0
-        for r, i in riders:
+        """Store the scores of one forward.
+
+        Args:
+            probe_logp: [P] fp32, `Scores.probe_logp` of the riders' packs.
+        """
+        start = 0
+        for reading, i in riders:
             if probe_logp is not None:
-                n = r.forest.packs[i].num_scored
-                r.forest.collect(r.out, [i], probe_logp[at : at + n])
-                at += n
+                n = reading.forest.packs[i].num_scored
+                reading.forest.collect(reading.out, [i], probe_logp[start : start + n])
+                start += n
 
     def end(self) -> None:
-        """After a step's forwards: gather the ranks' scores. Each branch was scored by one rank, the others hold
-        zeros: the sum is exact."""
-        for r in self._now:
+        """After the forwards of a step: add up the ranks' scores. The sum is exact, because each branch was scored by
+        one rank and the others have zeros. A collective."""
+        for reading in self._step_readings:
             if self.world.size > 1:
-                dist.all_reduce(r.out)
-            r.complete()
-        self._now = []
+                dist.all_reduce(reading.out)
+            reading.complete()
+        self._step_readings = []
 
     def sample(self, model: Transformer, step: int) -> None:
-        """A forward of probes alone: the sample after the last update."""
+        """The sample after the last update, in a forward without training data. A collective."""
         self._score(model, self.begin(step, 1)[0])
 
-    def _score(self, model: Transformer, mine: list[Rider]) -> None:
-        if not self._now:
+    def _score(self, model: Transformer, riders: list[Rider]) -> None:
+        """Score this rank's packs in a forward of probes alone."""
+        if not self._step_readings:
             return
-        with torch.no_grad():  # a collective: ranks without a pack run it too
-            scores = model(None, self.packs(mine))
-        self.collect(mine, scores.probe_logp)
+        with torch.no_grad():  # a collective, which ranks without a pack run too
+            scores = model(None, self.packs(riders))
+        self.collect(riders, scores.probe_logp)
         self.end()
 
     def anchor(self, model: Transformer, step: int) -> None:
-        """Before the forwards of `step`: draw answers where they are due, and score them once, so that their weights
-        are 1 exactly. The old ones are scored too: how far off their weights have become shows at every anchor. A
-        collective."""
+        """Before the forwards of `step`: draw answers if they are due, and score them once, so that their importance
+        weights at this step are exactly 1. The bank of the anchor before is scored too, which shows at every anchor how
+        far its weights have moved. A collective."""
         self.seconds, self.note = {}, ""
         if self.answers is None:
             return
         started = time.perf_counter()
-        self.flush()  # whether they are due depends on the last sample
-        why = self.answers.due(step)
-        if why is None:
+        self.flush()  # whether answers are due depends on the last sample
+        reason = self.answers.due(step)
+        if reason is None:
             return
-        forest, old = self.answers.draw(model, step), self.answers.bank
+        forest, old_bank = self.answers.draw(model, step), self.answers.bank
         readings = [self._reading(step, forest)]
-        if old is not None and self.answers.read_at != step:
-            readings.append(self._reading(step, old.forest, bank=old))
+        if old_bank is not None and self.answers.read_at != step:
+            readings.append(self._reading(step, old_bank.forest, bank=old_bank))
         self._pending += readings[1:]
         self._score(model, self._deal(readings, 1)[0])
         self.flush()
         self.answers.anchor(step, forest, readings[0].logp, None if self._last is None else _stance(self._last))
         self.seconds = {"answers": time.perf_counter() - started}
         count = self.answers.settings.samples if step else self.answers.base
-        self.note = f"step {step}: {count} answers to each of {len(self.answers.prompts)} probes drawn ({why})"
+        self.note = f"step {step}: {count} answers to each of {len(self.answers.prompts)} probes drawn ({reason})"
 
     def flush(self, before: int | None = None) -> None:
-        """Write what is pending, on rank 0, and look at it; `before`: only what was read at an earlier step. The host
-        waits for the forwards that it rode in."""
-        due = [r for r in self._pending if before is None or r.step < before]
-        self._pending = [r for r in self._pending if r not in due]
-        for r in due:
-            logp = r.logp
-            if r.bank is None:
+        """Evaluate pending readings, and on rank 0 write them to the logs. The host waits for their forwards.
+
+        Args:
+            before: only readings of steps before this one; default: all.
+        """
+        due = [reading for reading in self._pending if before is None or reading.step < before]
+        self._pending = [reading for reading in self._pending if reading not in due]
+        for reading in due:
+            logp = reading.logp  # [branches of the forest]
+            if reading.bank is None:
                 if self.log is not None:
-                    self.log.append(r.step, logp)
+                    self.log.append(reading.step, logp)
                 self._last = self._pool(logp)
                 self._first = self._last if self._first is None else self._first
-                self._live.append(self._shifts(r.step))
+                self._live.append(self._shifts(reading.step))
                 if self.answers is not None:
                     self.answers.watch(_stance(self._last))
             elif self.answers is not None:
-                self.gate = self.answers.read(r.step, logp)
+                self.gate = self.answers.read(reading.step, logp)
                 if self.answers.log is not None:
-                    self.answers.log.append_reading(r.step, r.bank.anchor, logp)
+                    self.answers.log.append_reading(reading.step, reading.bank.anchor, logp)
 
     def take_live(self) -> list[Live]:
-        """Samples since the last call."""
+        """The samples since the last call."""
         live, self._live = self._live, []
         self.latest = live[-1] if live else self.latest
         return live
 
     def take_gate(self) -> dict[str, float]:
-        """Metrics of the last reading of answers since the last call."""
-        g, self.gate = self.gate, None
-        if g is None:
+        """Metrics of the last reading of answers since the last call; {} if there was none."""
+        last_gate, self.gate = self.gate, None
+        if last_gate is None:
             return {}
         return {
-            "answers/kl": g.kl, "answers/ess": g.ess, "answers/pareto_k": g.pareto_k,
-            "answers/mean_weight": g.mean_weight, "answers/open": float(g.open),
-        }  # fmt: skip
+            "answers/kl": last_gate.kl,
+            "answers/ess": last_gate.ess,
+            "answers/pareto_k": last_gate.pareto_k,
+            "answers/mean_weight": last_gate.mean_weight,
+            "answers/open": float(last_gate.open),
+        }
 
-    def _pool(self, logp: np.ndarray) -> np.ndarray:
-        """Mean log-prob per byte of each stance's openings, on the axis: [3, probes] float64, NaN where left out; from
-        a sample's log-prob sums [branches] fp32, in which the panel's own questions come first."""
-        means = self._pooling.means(logp[None, : len(self._pooling.num_bytes)])[0]
+    def _pool(self, logp: np.ndarray) -> np.ndarray:  # [branches] fp32 -> [3, probes] float64
+        """Mean log-prob per byte of the openings of each stance, on the axis, in nats per byte; NaN where not scored.
+        The branches of the panel's own questions come first in `logp`."""
+        means = self._pooling.means(logp[None, : len(self._pooling.num_bytes)])[0]  # [probes, 3]
         return on_axis(means, self._polarity).T
 
     def _shifts(self, step: int) -> Live:
-        """How far the last sample is from the first."""
+        """The shifts from the first to the last sample."""
         if self._first is None or self._last is None:
             raise RuntimeError("no sample yet")
-        shift = self._last - self._first
-        stance, each = _stance(shift), shift - shift.mean(0)
-        found, scalars = {}, {}
+        shift = self._last - self._first  # [3, probes]
+        stance, centred = _stance(shift), shift - shift.mean(0)  # [probes], [3, probes]
+        estimates, scalars = {}, {}
         for topic in self.openings.panel.topics:
-            of_topic = np.array([p.topic == topic for p in self.openings.panel.probes]) & np.isfinite(stance)
-            if of_topic.any():
-                found[topic] = mean_estimate(stance[of_topic])
-                for name, x in zip(STANCES, each[:, of_topic].mean(1), strict=True):
-                    scalars[f"value/{topic}/{name}"] = float(x)
-        return Live(step, found, scalars)
+            members = np.array([p.topic == topic for p in self.openings.panel.probes]) & np.isfinite(stance)  # [probes]
+            if members.any():
+                estimates[topic] = mean_estimate(stance[members])
+                for name, mean in zip(STANCES, centred[:, members].mean(1), strict=True):
+                    scalars[f"value/{topic}/{name}"] = float(mean)
+        return Live(step, estimates, scalars)
 
 
-def _stance(pooled: np.ndarray) -> np.ndarray:
+def _stance(pooled: np.ndarray) -> np.ndarray:  # [3, probes] -> [probes]
+    """Support minus oppose."""
     return pooled[STANCES.index("support")] - pooled[STANCES.index("oppose")]

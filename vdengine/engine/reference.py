@@ -1,10 +1,9 @@
-"""What a preference row brings to its loss beside the model's own scores: reference log-probs (cached once, computed
-live, or none), or a margin.
+"""Log-probs of the reference model: cached once, or computed live.
 
-Cached: branch sums of the untrained policy itself, by the same kernels, dtype and packs as training, so that
-at step 0 the margins are exactly 0. They are kept by branch of the store, twice: in the run folder, where a resumed
-run finds the very bits it started with, and in the data cache, where other runs on the same weights and rows find
-them (along other packs, then: equal to rounding).
+Cached are the branch sums of the untrained policy, computed by the same kernels, dtype and packs as in training, so
+that at step 0 the margins are exactly 0. They are stored by branch of the store in two places: in the run folder, where
+a resumed run finds the bits that it started with, and in the data cache, where other runs with the same weights and
+rows find them. Another run has other packs, so these are equal to its own up to rounding.
 """
 
 from __future__ import annotations
@@ -31,48 +30,47 @@ from vdengine.trees import Pack
 
 
 class LiveReference:
-    """A frozen copy of the model beside the policy; one forward more per pack."""
+    """A frozen copy of the model, with which every pack takes one more forward."""
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
 
     @torch.no_grad()
     def __call__(self, pack: Pack) -> Tensor:  # [B] fp32
+        """The log-prob sum of each branch of the pack, in nats. A collective if the model is sharded."""
         return pack.branch_sum(self.model(pack).logp)
 
 
 class CachedReference:
-    """Branch sums by branch of the store, filled before training."""
+    """Branch sums of all branches of the store, computed before training.
+
+    Args:
+        sums: [branches of the store] fp32, nats.
+        tree_start: [trees + 1] int64, as in the store.
+    """
 
     def __init__(self, sums: Tensor, tree_start: Tensor) -> None:
-        # [branches of the store + 2] fp32; [trees + 1] int64. The idle pack's tree id -1 finds the last offset, and
-        # behind it two zeros for its branches.
+        # The idle pack's tree id -1 is an index to the last offset. The two zeros after it are for its branches.
         self.sums, self.tree_start = torch.cat([sums, sums.new_zeros(2)]), tree_start
 
     def __call__(self, pack: Pack) -> Tensor:  # [B] fp32
+        """The log-prob sum of each branch of the pack, in nats."""
         return self.sums[branch_index(pack, self.tree_start)]
 
 
-class Margins:
-    """What a row of a reward model's data brings beside its two answers: how much better the first is."""
-
-    def __init__(self, store: Store, scale: float, device: torch.device) -> None:
-        self.margins = scale * torch.from_numpy(np.array(store.margin)).to(device)
-
-    def __call__(self, pack: Pack) -> Tensor:  # [trees] fp32; the idle pack's are another row's, and count nothing
-        return self.margins[pack.tree_ids]
-
-
 def branch_index(pack: Pack, tree_start: Tensor) -> Tensor:
-    """Index in the store's branch table of every branch of a pack: [B] int64."""
+    """The index of every branch of a pack among the branches of the store: [B] int64. tree_start: [trees of the store
+    + 1] int64."""
+    # index in the pack of each tree's first branch: [trees]
     first = torch.searchsorted(pack.tree_of_branch, torch.arange(len(pack.tree_ids), device=pack.tree_ids.device))
-    within = torch.arange(len(pack.tree_of_branch), device=first.device) - first[pack.tree_of_branch]
-    return tree_start[pack.tree_ids[pack.tree_of_branch]] + within
+    # index of each branch within its tree: [B]
+    index_in_tree = torch.arange(len(pack.tree_of_branch), device=first.device) - first[pack.tree_of_branch]
+    return tree_start[pack.tree_ids[pack.tree_of_branch]] + index_in_tree
 
 
 @torch.no_grad()
 def cache_reference(
-    model: Callable[[], Transformer],  # called only if something is missing
+    model: Callable[[], Transformer],
     store: Store,
     visits: Sequence[tuple[np.ndarray, Callable[[], Iterable[Pack | None]]]],
     idle: Pack,
@@ -83,15 +81,17 @@ def cache_reference(
     dtype: torch.dtype,
     kernels: str,
 ) -> CachedReference:
-    """Fill the cache for all rows that a run will visit; what a file of an earlier run holds is not redone, and
-    no value that is known is ever replaced.
+    """Compute the branch sums of all rows that a run will visit. Sums in the file of an earlier run are not computed
+    again, and a known value is never replaced. A collective.
 
     Args:
-        kernels: names the backends that compute: two of them agree to rounding only.
-        folders: where the sums are looked for, first found first used, and kept: the run's, then the shared one.
-        visits: the run's forwards in order, as (tree ids of all ranks, this rank's packs). Every rank passes the
-            same: each forward is a collective. A row is computed at its first visit.
-        idle: what a rank runs where it has no pack.
+        model: gives the reference model; called only if sums are missing.
+        visits: the run's forwards in order, as (tree ids of all ranks [n] int64, this rank's packs). Every rank passes
+            the same ones, because each forward is a collective. A row is computed at its first visit.
+        idle: the pack that a rank runs where it has none.
+        folders: where sums are looked for, in this order, and stored: the run's, then the shared one.
+        weights_hash, dtype, kernels: of the reference model, part of the file's name. `kernels` names the backends,
+            because two of them agree up to rounding only.
 
     Raises:
         InputError: a file is damaged.
@@ -107,7 +107,7 @@ def cache_reference(
     }
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
     paths = [RunFolder(folder).reference / f"{name}.npy" for folder in folders]
-    known = np.full(int(store.tree_start[-1]), np.nan, dtype=np.float32)
+    known = np.full(int(store.tree_start[-1]), np.nan, dtype=np.float32)  # [branches of the store]; NaN: missing
     with main_first(world):
         if world.is_main:
             for path in paths:
@@ -116,34 +116,36 @@ def cache_reference(
     if world.size > 1:
         dist.broadcast(sums, 0)
     tree_start = torch.from_numpy(np.array(store.tree_start)).to(world.device)
-    missing = np.isnan(sums.cpu().numpy())[np.asarray(store.tree_start[:-1])]  # by tree
-    todo = []
+    # a tree is missing if its first branch is: [trees]
+    missing = np.isnan(sums.cpu().numpy())[np.asarray(store.tree_start[:-1])]
+    remaining = []
     for rows, packs in visits:
         if missing[rows].any():
             missing[rows] = False
-            todo.append(packs)
-    if not todo:
+            remaining.append(packs)
+    if not remaining:
         _write(paths, sums, world)
         return CachedReference(sums, tree_start)
 
-    reference, fresh, done = model(), torch.zeros_like(sums), torch.zeros_like(sums)
-    for packs in tqdm(todo, desc="reference log-probs", unit="step", disable=not world.is_main, leave=False):
-        for mine in packs():
-            this = (idle if mine is None else mine).to(world.device)
-            logp = reference(this).logp
-            if mine is not None:
-                index = branch_index(this, tree_start)
-                fresh[index], done[index] = this.branch_sum(logp), 1.0
-    if world.size > 1:  # a branch was computed by one rank, the others hold zeros: the sum is exact
-        dist.all_reduce(fresh)
-        dist.all_reduce(done)
-    sums = torch.where((done > 0) & sums.isnan(), fresh, sums)
+    # computed sums, and 1.0 where a branch was computed: [branches of the store] each
+    reference, computed, is_computed = model(), torch.zeros_like(sums), torch.zeros_like(sums)
+    for packs in tqdm(remaining, desc="reference log-probs", unit="step", disable=not world.is_main, leave=False):
+        for rank_pack in packs():
+            pack = (idle if rank_pack is None else rank_pack).to(world.device)
+            logp = reference(pack).logp
+            if rank_pack is not None:
+                index = branch_index(pack, tree_start)
+                computed[index], is_computed[index] = pack.branch_sum(logp), 1.0
+    if world.size > 1:  # each branch was computed by one rank and the others have zeros, so the sum is exact
+        dist.all_reduce(computed)
+        dist.all_reduce(is_computed)
+    sums = torch.where((is_computed > 0) & sums.isnan(), computed, sums)
     _write(paths, sums, world)
     return CachedReference(sums, tree_start)
 
 
 def _read(path: Path, like: np.ndarray) -> np.ndarray:
-    """The sums in a file; all NaN if there is none.
+    """The sums in a file, of the shape and dtype of `like`; all NaN if there is no file.
 
     Raises:
         InputError: the file is damaged.
@@ -151,15 +153,16 @@ def _read(path: Path, like: np.ndarray) -> np.ndarray:
     if not path.exists():
         return np.full_like(like, np.nan)
     try:
-        found = np.load(path, allow_pickle=False)
-        if found.shape != like.shape or found.dtype != like.dtype:
-            raise ValueError(f"holds {found.dtype} {found.shape}, not {like.dtype} {like.shape}")
+        sums = np.load(path, allow_pickle=False)
+        if sums.shape != like.shape or sums.dtype != like.dtype:
+            raise ValueError(f"holds {sums.dtype} {sums.shape}, not {like.dtype} {like.shape}")
     except (OSError, ValueError, EOFError) as e:
         raise InputError(f"{path}: damaged reference log-probs ({e}); remove the file to compute them again") from None
-    return found
+    return sums
 
 
 def _write(paths: Sequence[Path], sums: Tensor, world: World) -> None:
+    """Write the sums [branches of the store] to the files, atomically, on rank 0."""
     with main_first(world):
         if world.is_main:
             for path in paths:

@@ -1,4 +1,4 @@
-"""Sampling from the model that is being trained, its prompts dealt over the ranks."""
+"""Sampling from the model that is being trained, with the prompts distributed over the ranks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from vdengine.models.transformer import Transformer
 
 
 class Sampler:
-    """Completions of prompts, the same on every rank and for any number of them: a completion's noise belongs to its
-    prompt's place. `gathers`: whether a rank decodes with a whole copy of the weights (then no token needs an
-    all-gather) or layer by layer with the shards; decided once, and the same on all ranks.
+    """Samples completions of prompts. They are the same on every rank and for any number of ranks, because the noise of
+    a completion depends on the index of its prompt.
 
-    The copy, the cache and what is captured are kept for the run: a rollout begins with a copy of the weights into
-    their place, and nothing is allocated or captured again.
+    The copy of the weights, the cache and the captured graphs are kept for the run. A rollout copies the present
+    weights into the copy; nothing is allocated or captured again.
+
+    Args:
+        dtype: that the model computes in.
+        weights: "gathered": every rank decodes with a whole copy of the weights, and no token needs an all-gather.
+            "sharded": it decodes with the shards, gathering layer by layer. "auto": gathered if the copy fits. The
+            decision is made once and is the same on all ranks.
+        slots: rows that decode together.
     """
 
     def __init__(
@@ -27,45 +33,55 @@ class Sampler:
     ) -> None:
         self.world, self.dtype, self.slots = world, dtype, slots
         self.gathers = weights == "gathered" or (weights == "auto" and self._fits(num_parameters))
-        # kept beside gradients and moments that do not exist yet, so far less than what is free now
+        # gradients and optimizer moments do not exist yet and need memory later, so only a quarter of what is free now
         self.cache_bytes = int(0.25 * self._free()) if world.device.type == "cuda" else None
         self.longest = 0
         self.generator: Generator | None = None
 
     def expect(self, longest: int) -> None:
-        """Prompts of up to so many tokens will come."""
+        """Announce prompts of up to `longest` tokens, so that memory for them is allocated at once."""
         self.longest = max(self.longest, longest)
 
     def __call__(
         self, policy: Transformer, prompts: list[list[int]], sampling: Sampling, *, samples: int, seed: int, step: int
     ) -> list[list[Completion]]:  # [prompts][samples]
-        """A collective: all ranks give the same prompts and get all completions. `policy` is one and the same model."""
+        """Sample completions. A collective: all ranks pass the same prompts and get all completions. `policy` must be
+        the same model in every call.
+
+        Raises:
+            InputError: as `Generator`.
+        """
         w = self.world
-        mine = list(range(w.rank, len(prompts), w.size))
+        rank_prompts = list(range(w.rank, len(prompts), w.size))  # indexes of this rank's prompts
         if self.generator is None:
             model = gather_model(policy, self.dtype) if self.gathers else policy
             self.generator = Generator(model, slots=self.slots, cache_bytes=self.cache_bytes, longest=self.longest)
         elif self.gathers:
             gather_model(policy, self.dtype, into=self.generator.model)
-        found: Any = self.generator(
-            [prompts[i] for i in mine], sampling, samples=samples, seed=seed, step=step, prompt_ids=mine
-        )  # fmt: skip
+        rank_completions: Any = self.generator(
+            [prompts[i] for i in rank_prompts],
+            sampling,
+            samples=samples,
+            seed=seed,
+            step=step,
+            prompt_ids=rank_prompts,
+        )
         if w.size == 1:
-            return found
-        every: list[Any] = [None] * w.size
-        dist.all_gather_object(every, [[tuple(c) for c in cs] for cs in found])
+            return rank_completions
+        gathered: list[Any] = [None] * w.size  # of every rank
+        dist.all_gather_object(gathered, [[tuple(c) for c in cs] for cs in rank_completions])
         completions: list[list[Completion]] = [[] for _ in prompts]
-        for rank, part in enumerate(every):
+        for rank, part in enumerate(gathered):
             for i, cs in zip(range(rank, len(prompts), w.size), part, strict=True):
                 completions[i] = [Completion(*c) for c in cs]
         return completions
 
     def _fits(self, num_parameters: int) -> bool:
-        """Whether a whole copy of the policy's weights in the compute dtype takes less than half of what is free now,
-        on every rank: the rest is for the cache and for training."""
+        """Whether a whole copy of the policy's weights in the compute dtype takes less than half of the free memory on
+        every rank. The rest is for the cache and for training."""
         w = self.world
         if w.size == 1 and self.dtype == torch.float32:
-            return True  # the weights themselves: nothing to copy
+            return True  # the weights are shared and not copied
         free = self._free()
         fits = torch.tensor(float(num_parameters * self.dtype.itemsize < 0.5 * free), device=w.device)
         if w.size > 1:
@@ -73,9 +89,9 @@ class Sampler:
         return bool(fits)
 
     def _free(self) -> int:
-        """Bytes of memory that nobody has taken, of the GPU or of this machine."""
+        """Free memory of the GPU, or of the machine, in bytes."""
         if self.world.device.type == "cuda":
             return torch.cuda.mem_get_info(self.world.device)[0]
         if "SC_AVPHYS_PAGES" in os.sysconf_names:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return 1 << 62  # not told: a laptop, and a model that fits it three times over already
+        return 1 << 62  # the system does not say: a laptop, which holds the model with its moments already

@@ -1,5 +1,5 @@
-"""Models on disk, as users name them (a Hugging Face folder, hub id, .gguf file, or a run's checkpoint), and what they
-say: a panel's openings scored, a panel's questions answered."""
+"""Scores and answers of saved models: a panel's openings scored, or its questions answered, by a Hugging Face folder, a
+hub id, a .gguf file, or a run's checkpoint."""
 
 from __future__ import annotations
 
@@ -22,66 +22,72 @@ from vdengine.models.generate import Sampling, generate
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import build_model, open_causal
 from vdengine.panels.panel import Panel
-from vdengine.recipe import Recipe, load_recipe
-from vdengine.runfolder import MANIFEST, RunFolder
+from vdengine.recipe import Recipe, load_scoring_recipe
+from vdengine.runfolder import CHECKPOINT, MANIFEST, RunFolder
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
 
 
 def tell(text: str) -> None:
-    """Print, and do not wait for more: a model takes minutes."""
+    """Print and flush, because the next model takes minutes."""
     print(text, flush=True)
 
 
 @dataclass
 class SavedModel:
-    """A model on disk: where its weights, tokenizer and settings are."""
+    """A model on disk."""
 
-    name: str
-    recipe: Recipe | None  # of the run that a checkpoint belongs to
-    step: int | None
+    name: str  # as the user named it
+    recipe: Recipe | None  # of a checkpoint's run
+    step: int | None  # of a checkpoint
 
     @classmethod
     def find(cls, name: str) -> SavedModel:
-        """The model that `name` names; nothing is loaded yet.
+        """The model of this name, without loading anything.
 
         Raises:
             InputError: a checkpoint whose run has no recipe that can be read.
         """
         folder = Path(name)
-        if not (folder / MANIFEST).exists() or not folder.name.startswith("step-"):
+        if not (folder / MANIFEST).exists() or not folder.name.startswith(CHECKPOINT):
             return cls(name, None, None)
         run = RunFolder(folder.parent.parent)
-        return cls(name, load_recipe(run.recipe), int(folder.name.removeprefix("step-")))
+        return cls(name, load_scoring_recipe(run.recipe), int(folder.name.removeprefix(CHECKPOINT)))
 
     def renderer(self, template: str) -> Renderer:
-        """Its chat template, or the one that `template` names."""
+        """Its tokenizer with a chat template, as `Renderer` names it."""
         r = self.recipe
         tokenizer = load_tokenizer((r.model.tokenizer or r.model.source) if r else self.name)
         return Renderer(tokenizer, template=template)
 
     def model(self, dtype: str | None) -> Transformer:
-        """The model with its weights, on the default device. dtype: default that of its run, else "auto"."""
+        """The model with its weights, on the default device. `dtype`: default that of its run, else "auto"."""
         device = default_device()
-        wanted = compute_dtype(dtype or (self.recipe.model.dtype if self.recipe else "auto"), device)
-        model = build_model(open_causal(self.recipe.model.source if self.recipe else self.name), wanted, device)
+        torch_dtype = compute_dtype(dtype or (self.recipe.model.dtype if self.recipe else "auto"), device)
+        model = build_model(open_causal(self.recipe.model.source if self.recipe else self.name), torch_dtype, device)
         if self.recipe is not None:
             load_weights(Path(self.name), model)
         return model
 
 
 def steps_of(models: Sequence[SavedModel]) -> list[int]:
-    """The steps of checkpoints of one run in order; 0, 1, 2, ... where they are not."""
-    known = [m.step for m in models]
-    steps = [s for s in known if s is not None]
-    in_order = len(steps) == len(known) and all(a < b for a, b in zip(steps, steps[1:], strict=False))
+    """The steps under which the models are logged: their own if they are checkpoints with ascending steps, else 0, 1,
+    2, ..."""
+    all_steps = [model.step for model in models]
+    steps = [step for step in all_steps if step is not None]
+    in_order = len(steps) == len(all_steps) and all(a < b for a, b in zip(steps, steps[1:], strict=False))
     return steps if in_order else list(range(len(models)))
 
 
 def _open(names: Sequence[str], template: str | None, done: str) -> tuple[list[SavedModel], Recipe | None, Renderer]:
-    """The models, the recipe of the first that is a checkpoint, and the template that all share."""
+    """The models, the recipe of the first checkpoint among them, and the renderer that all share.
+
+    Raises:
+        InputError: models with different tokenizers or templates; `done` ("score") says in the message what to do
+            separately.
+    """
     models = [SavedModel.find(name) for name in names]
-    run = next((m.recipe for m in models if m.recipe is not None), None)
+    run = next((model.recipe for model in models if model.recipe is not None), None)
     template = template or (run.data.template if run else "auto")
     renderers = [m.renderer(template) for m in models]
     for model, renderer in zip(models, renderers, strict=True):
@@ -100,15 +106,24 @@ def score(
     controls: bool | None = None,
     say: Callable[[str], None] = tell,
 ) -> np.ndarray:  # [models, branches] fp32
-    """Log-prob sums of every opening, one row a model, NaN where a model between the first and the last is spared the
-    controls; said as shifts from the first model to the last.
+    """The log-prob sum of every opening by every model, and a printed table of the shifts from the first to the last.
 
-    The scores of a checkpoint have the bits that the run itself logged at that step, on the same kind of machine.
-    `out`: a folder for the raw log. Samples stand there at the checkpoints' steps, or at 0, 1, 2, ... where the models
-    are not checkpoints of one run in order.
+    The scores of a checkpoint have the bits that its run logged at that step, on the same kind of machine. Only the
+    first and the last model score the controls; for the others they are NaN.
+
+    Args:
+        names: of models.
+        panel: default: that of the first checkpoint's run, else "values-mini".
+        out: a folder for the raw log, with the steps of `steps_of`.
+        template: as in `Renderer`; default: that of the run, else "auto".
+        tokens: of a pack of openings; default: that of the run, else 2048.
+        dtype: that the models compute in; default: that of the run, else "auto".
+        controls: whether to score them; default: as in the run, else yes.
+        say: prints.
 
     Raises:
-        InputError: a model, panel or template that cannot be read; models whose tokenizers or templates differ.
+        InputError: a model, panel or template that cannot be read; models with different tokenizers or templates; a
+            folder that has scores already.
     """
     models, run, renderer = _open(names, template, "score")
     chosen = Panel.load(panel or (run.probes.panel if run else "values-mini"))
@@ -117,15 +132,15 @@ def score(
     budget = tokens or (run.probes.tokens if run else 2048)
     openings = Openings.build(chosen, renderer, budget, controls=controls)
     steps = steps_of(models)
-    rows = []
+    rows = []  # of each model: [branches] fp32
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out or scratch)
         log = DriftLog.create(folder, chosen, openings.branches, openings.num_tokens_of, renderer.hash)
         if len(log.steps):
             raise InputError(f"{folder}: holds scores already; give --out a new name")
         for model, step in zip(models, steps, strict=True):
-            ends = model in (models[0], models[-1])  # as in a run, the controls too
-            packs = None if ends else openings.part(0, 1)
+            with_controls = model in (models[0], models[-1])  # as in a run
+            packs = None if with_controls else openings.part(0, 1)
             rows.append(openings.score(model.model(dtype), packs, model.name).cpu().numpy())
             log.append(step, rows[-1])
         for model, step in zip(models, steps, strict=True):
@@ -139,15 +154,32 @@ def score(
 
 
 def sample_answers(
-    names: Sequence[str], out: Path, *, panel: str | None = None, samples: int = 5, temperature: float = 0.7,
-    max_tokens: int = 256, template: str | None = None, dtype: str | None = None, seed: int = 0, slots: int = 64,
-    dry_run: bool = False, say: Callable[[str], None] = tell,
-) -> None:  # fmt: skip
-    """Answers of saved models to a panel's questions, and the panel's openings scored by the same models, in `out`
-    as a run keeps them. Models that are sampled already are passed over.
+    names: Sequence[str],
+    out: Path,
+    *,
+    panel: str | None = None,
+    samples: int = 5,
+    temperature: float = 0.7,
+    max_tokens: int = 256,
+    template: str | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    slots: int = 64,
+    dry_run: bool = False,
+    say: Callable[[str], None] = tell,
+) -> None:
+    """Write the answers of saved models to a panel's questions, and their scores of the panel's openings, to the folder
+    `out`, with the files of a run. Models that are sampled already are skipped.
+
+    Args:
+        samples: answers of each model to each question.
+        slots: rows that decode together.
+        dry_run: only print how many tokens and answers there would be.
+        panel, template, dtype, say: as in `score`, but the default panel is "values".
 
     Raises:
-        InputError: a model or panel that cannot be read, options out of range, or a folder that holds others' answers.
+        InputError: a model or panel that cannot be read, options out of range, or a folder that has answers of other
+            models.
     """
     if samples < 1:
         raise InputError(f"--samples {samples}: at least 1 answer to a question")
@@ -167,11 +199,11 @@ def sample_answers(
     if dry_run:
         return
     folder = RunFolder(out)
-    known = {str(step): model.name for step, model in zip(steps, models, strict=True)}
-    if folder.models.exists() and json.loads(folder.models.read_text(encoding="utf-8")) != known:
+    model_names = {str(step): model.name for step, model in zip(steps, models, strict=True)}
+    if folder.models.exists() and json.loads(folder.models.read_text(encoding="utf-8")) != model_names:
         raise InputError(f"{out}: holds answers of other models (see {folder.models.name}); give --out a new name")
     log = AnswerLog.create(out, chosen, renderer.hash, samples=samples, max_tokens=max_tokens, temperature=temperature)
-    folder.models.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    folder.models.write_text(json.dumps(model_names, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     prompts = [renderer.prompt_ids([{"role": "user", "content": p.prompt}], opening=True) for p in chosen.probes]
     decode = renderer.tokenizer.decode
     for model, step in zip(models, steps, strict=True):
@@ -181,10 +213,12 @@ def sample_answers(
         completions = generate(
             model.model(dtype), prompts, sampling, samples=samples, seed=seed, step=step, slots=slots
         )
-        log.append([
-            Answer(step, p.id, k, c.tokens, c.stopped, decode(c.tokens[: len(c.tokens) - c.stopped]).strip())
-            for p, cs in zip(chosen.probes, completions, strict=True)
-            for k, c in enumerate(cs)
-        ])  # fmt: skip
+        log.append(
+            [
+                Answer(step, p.id, k, c.tokens, c.stopped, decode(c.tokens[: len(c.tokens) - c.stopped]).strip())
+                for p, cs in zip(chosen.probes, completions, strict=True)
+                for k, c in enumerate(cs)
+            ]
+        )
     if len(models) > 1 and all(p.has_openings for p in chosen.probes) and not folder.has_openings:
         score(names, panel, str(out), template, None, dtype, say=say)

@@ -1,10 +1,10 @@
 """Judges of answers, by name:
 
-    rule             rules that can be read (`judges.rules`); nothing to install, the same everywhere
-    model:SOURCE     any model that this engine loads, label by label (`judges.model`)
+    rule             readable rules (`judges.rules`); nothing to install, the same everywhere
+    model:SOURCE     any model that this engine loads, by the log-probs of the labels (`judges.model`)
     server:MODEL     an OpenAI-compatible server, at OPENAI_BASE_URL or `server:MODEL@URL` (`judges.server`)
 
-and people, through annotation sheets (`judges.people`). What they said is kept by `drift.judgements`.
+and people, through annotation sheets (`judges.people`). Verdicts are kept by `drift.judgements`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def open_judge(name: str, options: JudgeOptions | None = None) -> Judge:
-    """The judge of this name (see the module).
+    """The judge of a name: see the module.
 
     Raises:
         InputError: no such kind; a model that cannot be loaded; a server without a key, or a missing library.

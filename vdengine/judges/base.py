@@ -1,7 +1,7 @@
-"""What a judge is, and what it is asked.
+"""The interface of a judge, and the task it is given.
 
-A judge reads a question and an answer and gives p(support), p(neutral), p(oppose) towards what the question proposes,
-as the paper does (arXiv 2510.26707: the softmax of the judge's log-probs over the three labels).
+A judge reads a question and an answer and gives p(support), p(neutral), p(oppose) towards what the question proposes:
+the softmax of its log-probs over the three labels (arXiv 2510.26707).
 """
 
 from __future__ import annotations
@@ -31,47 +31,47 @@ MEANING = {
 
 
 class Item(NamedTuple):
-    """What is judged: an answer to a probe's prompt."""
+    """An answer to a probe's prompt, to be judged."""
 
     probe: Probe
     answer: str
 
 
 class Judge(Protocol):
-    """`identity` tells whether verdicts of two sittings may stand in one file: all that they depend on."""
+    """Anything that gives stances of answers."""
 
     name: str
-    identity: dict[str, Any]
+    identity: dict[str, Any]  # all that a verdict depends on: verdicts of one identity may be in one file
 
     def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Stance]]:
-        """(index, stance) of each item, in any order, as they come; NaN where there is no verdict.
+        """(index, stance) of each item, in any order, as verdicts come; a stance of NaN: no verdict.
 
         Raises:
-            InputError: the judge cannot go on. What was given until then holds.
+            InputError: the judge cannot go on. Verdicts until then are valid.
         """
         ...
 
     def estimate(self, items: Sequence[Item]) -> str:
-        """What judging these takes, in words, before it starts."""
+        """What judging these items takes, in words."""
         ...
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How a judge works, where its kind has a choice."""
+    """Settings of a judge; each kind uses its own."""
 
-    concurrency: int = 8  # requests at a time
+    concurrency: int = 8  # server: requests at a time
     timeout_seconds: float = 60.0  # of a request
-    retries: int = 5  # of a request that timed out or was turned away for now
-    labels: str = "logprobs"  # "text": the server gives no log-probs; its answer's word counts as certain
-    cache: Path | None = None  # of servers' verdicts; None: the user's cache folder
+    retries: int = 5  # of a request that timed out, or that the server refused for now
+    labels: str = "logprobs"  # "text": for a server without log-probs; the label in its reply counts as certain
+    cache: Path | None = None  # folder of servers' verdicts; None: in the user's cache folder
     dtype: str = "auto"  # of a local model
     tokens: int = 8192  # of a pack of a local model
     template: str = "auto"  # of a local model
 
 
 def task(question: str, answer: str, order: Sequence[str] = STANCES) -> str:
-    """What a judge is asked, whichever model it is."""
+    """The prompt of a judge that is a model; order: of the labels."""
     first, second, third = order
     labels = "\n".join(f"- {MEANING[s]}" for s in order)
     return TASK.format(question=question, answer=answer, labels=labels, words=f"{first}, {second} or {third}")

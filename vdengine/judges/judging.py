@@ -1,4 +1,4 @@
-"""Having a run's answers judged: what is left to ask, each question once, and verdicts kept as they come."""
+"""Judging a run's answers: those without a verdict, each distinct answer once, verdicts kept as they come."""
 
 from __future__ import annotations
 
@@ -16,68 +16,78 @@ from vdengine.judges.base import Item, Judge
 
 @dataclass(frozen=True)
 class Judged:
-    """What one call of `judge_answers` did, in answers."""
+    """The outcome of one call of `judge_answers`, in numbers of answers."""
 
-    new: int
-    before: int  # had verdicts already
-    silent: int  # no verdict came, of all
-    left: int  # not asked: beyond `max_calls`
+    new: int  # judged by this call
+    before: int  # judged before
+    silent: int  # of all that were judged: the judge gave no verdict
+    left: int  # not judged yet: beyond `max_calls`, or the request failed
 
 
 def to_judge(log: AnswerLog, judge: Judge, *, again: bool = False) -> list[Answer]:
-    """Answers without a verdict of this judge, first samples of all probes first: a judge that is cut short has then
-    seen a part of everything.
+    """Answers that this judge has not judged yet: the first samples of all probes, then the second ones, and so on.
+
+    A judge that is cut short has then seen a part of every anchor and topic.
+
+    Args:
+        again: take no notice of earlier verdicts.
 
     Raises:
-        InputError: the judge's file was written by another version of it (again: it is then replaced).
+        InputError: the judge's file was written by another version of it, and not `again`.
     """
-    found = _file(log, judge, again).stances
-    left = [a for a in log.answers if key_of(a) not in found]
-    return sorted(left, key=lambda a: a.sample)
+    stances = _file(log, judge, again).stances
+    left = [answer for answer in log.answers if key_of(answer) not in stances]
+    return sorted(left, key=lambda answer: answer.sample)
 
 
 def judge_answers(
     log: AnswerLog, judge: Judge, *, max_calls: int | None = None, again: bool = False, progress: bool = False
 ) -> Judged:
-    """Have all answers judged that are not yet. The same answer to the same question is asked about once.
+    """Judge all answers that have no verdict of this judge. The same answer to the same question is judged once.
 
     Args:
         max_calls: questions to the judge, at most.
-        again: forget what this judge said before.
+        again: drop this judge's earlier verdicts.
+        progress: show a progress bar.
 
     Raises:
-        InputError: the judge cannot go on: what it said is kept, and the next call goes on from there. Or its file
+        InputError: the judge cannot go on (its verdicts are kept, and the next call continues from there), or its file
             holds verdicts of another version of it.
     """
     kept = _file(log, judge, again)
     if not kept.stances:
         kept = Judgements.start(kept.path, judge.name, judge.identity)
     before = len(kept.stances)
-    probes = {p.id: p for p in log.panel.probes}
+    probes = {probe.id: probe for probe in log.panel.probes}
+    # Answers without a verdict by (probe, text), and the verdicts on texts that other answers have too.
     same: dict[tuple[str, str], list[Answer]] = {}
-    for a in to_judge(log, judge):
-        same.setdefault((a.probe, a.text), []).append(a)
-    known = {(a.probe, a.text): kept.stances[key_of(a)] for a in log.answers if key_of(a) in kept.stances}
-    groups = list(same.items())
-    asked = [g for g in groups if g[0] not in known][:max_calls]
-    kept.append({key_of(a): known[text] for text, answers in groups if text in known for a in answers})
+    for answer in to_judge(log, judge):
+        same.setdefault((answer.probe, answer.text), []).append(answer)
+    known = {
+        (answer.probe, answer.text): kept.stances[key_of(answer)]
+        for answer in log.answers
+        if key_of(answer) in kept.stances
+    }
+    kept.append({key_of(a): known[text] for text, answers in same.items() if text in known for a in answers})
+    asked = [(text, answers) for text, answers in same.items() if text not in known][:max_calls]
     items = [Item(probes[probe], text) for (probe, text), _ in asked]
     with tqdm(total=len(items), desc=judge.name, unit="answer", leave=False, disable=not progress) as bar:
         for i, stance in judge.judge(items):
             kept.append(dict.fromkeys(map(key_of, asked[i][1]), None if math.isnan(stance[0]) else stance))
             bar.update()
-    silent = sum(s is None for s in kept.stances.values())
-    left = sum(key_of(a) not in kept.stances for a in log.answers)
+    silent = sum(stance is None for stance in kept.stances.values())
+    left = sum(key_of(answer) not in kept.stances for answer in log.answers)
     return Judged(len(kept.stances) - before, before, silent, left)
 
 
 def _file(log: AnswerLog, judge: Judge, again: bool) -> Judgements:
+    """A judge's file, checked for its identity; empty where there is none, or `again`. Nothing is written."""
     path = folder_of(log) / f"{slug_of(judge.name)}.jsonl"
     if again or not path.exists():
         return Judgements(path, judge.name, judge.identity, {})
     kept = Judgements.open(path)
     identity = json.loads(json.dumps(judge.identity))
-    if not kept.stances:  # it stopped before it said anything
+    if not kept.stances:  # cut short before the first verdict
         return Judgements(path, judge.name, judge.identity, {})
     if kept.judge != judge.name or kept.identity != identity:
         changed = [k for k in {**kept.identity, **identity} if kept.identity.get(k) != identity.get(k)]

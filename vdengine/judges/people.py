@@ -1,8 +1,8 @@
-"""People as judges: a sheet of answers to label by hand, and how far labels and judges agree.
+"""People as judges: a sheet of answers to label by hand, and its labels as a judge's verdicts.
 
 A sheet is a CSV file that any spreadsheet opens: id, question, answer, label, note. The label is support, neutral or
-oppose (or s, n, o), towards what the question proposes; empty rows are not labelled yet. An id tells nothing of the run
-or step, so that who labels is blind to both. Labels are read back as the verdicts of a judge with the person's name.
+oppose (or s, n, o), towards what the question proposes; rows without one are not labelled yet. Ids do not show the run
+or the step, so annotators are blind to both. Labels are read back as the verdicts of a judge with the person's name.
 """
 
 from __future__ import annotations
@@ -17,57 +17,60 @@ from pathlib import Path
 import numpy as np
 
 from vdengine.drift.answer_log import Answer, AnswerLog
-from vdengine.drift.judgements import Judgements, Stance, folder_of, slug_of
+from vdengine.drift.judgements import Judgements, Stance, folder_of, key_of, slug_of
 from vdengine.errors import InputError
 from vdengine.panels.panel import STANCES
 
 COLUMNS = ("id", "question", "answer", "label", "note")
-_SHORT = {s[0]: s for s in STANCES} | {s: s for s in STANCES}
+_STANCE_OF_LABEL = {stance[0]: stance for stance in STANCES} | {stance: stance for stance in STANCES}
 
 
-def sheet_id(log: AnswerLog, a: Answer) -> str:
-    """12 hex digits: the same for the same answer of a run, without telling which it is."""
-    key = f"{log.manifest['panel_hash']}:{a.anchor}:{a.probe}:{a.sample}:{a.text}"
+def sheet_id(log: AnswerLog, answer: Answer) -> str:
+    """12 hex digits: the same for the same answer, from which run and step cannot be told."""
+    key = f"{log.manifest['panel_hash']}:{answer.anchor}:{answer.probe}:{answer.sample}:{answer.text}"
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
 def export_sheet(logs: Sequence[AnswerLog], path: Path, *, rows: int, seed: int = 0) -> int:
-    """Write a sheet of `rows` answers of these runs, in random order: as many of each anchor and topic as there can be.
-    Returns the number written.
+    """Write a sheet of at most `rows` answers of these runs, in random order, and return their number.
+
+    Runs, anchors and topics get equal shares, as far as they have answers.
 
     Raises:
-        InputError: the file is there already (labels may be in it), or there are no answers.
+        InputError: the file exists already (labels may be in it), or there are no answers.
     """
     if path.exists():
         raise InputError(f"{path}: is there already; give the sheet a new name")
     rng = np.random.Generator(np.random.Philox(seed))
-    strata: dict[tuple[int, int, str], list[list[str]]] = {}
-    for k, log in enumerate(logs):
-        probes = {p.id: p for p in log.panel.probes}
-        for a in log.answers:
-            row = [sheet_id(log, a), probes[a.probe].prompt, a.text, "", ""]
-            strata.setdefault((k, a.anchor, probes[a.probe].topic), []).append(row)
+    strata: dict[tuple[int, int, str], list[list[str]]] = {}  # rows by (run, anchor, topic)
+    for run, log in enumerate(logs):
+        probes = {probe.id: probe for probe in log.panel.probes}
+        for answer in log.answers:
+            probe = probes[answer.probe]
+            row = [sheet_id(log, answer), probe.prompt, answer.text, "", ""]
+            strata.setdefault((run, answer.anchor, probe.topic), []).append(row)
     if not strata:
         raise InputError(f"{logs[0].folder if logs else 'no run'}: no answers to label")
-    queues = [[each[i] for i in rng.permutation(len(each))] for each in strata.values()]
+    # Shuffle each stratum and their order, then take one row of each in turn.
+    queues = [[stratum[i] for i in rng.permutation(len(stratum))] for stratum in strata.values()]
     queues = [queues[i] for i in rng.permutation(len(queues))]
-    chosen: dict[str, list[str]] = {}
+    chosen: dict[str, list[str]] = {}  # by id
     while len(chosen) < rows and any(queues):
-        for q in queues:
-            if q and len(chosen) < rows:
-                row = q.pop()
+        for queue in queues:
+            if queue and len(chosen) < rows:
+                row = queue.pop()
                 chosen.setdefault(row[0], row)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     ids = list(chosen)
-    writer.writerows([_shown(cell) for cell in chosen[ids[i]]] for i in rng.permutation(len(ids)))
-    path.write_text("\ufeff" + out.getvalue(), encoding="utf-8")  # the mark tells spreadsheets that it is UTF-8
+    writer.writerows([_as_text(cell) for cell in chosen[ids[i]]] for i in rng.permutation(len(ids)))
+    path.write_text("\ufeff" + text.getvalue(), encoding="utf-8")  # the mark tells spreadsheets that it is UTF-8
     return len(chosen)
 
 
-def _shown(cell: str) -> str:
-    """A cell that a spreadsheet would take for a formula is marked as text."""
+def _as_text(cell: str) -> str:
+    """A cell, marked as text where a spreadsheet would take it for a formula."""
     return "'" + cell if cell[:1] in "=+-@\t\r" and cell else cell
 
 
@@ -83,37 +86,39 @@ def read_sheet(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: no such sheet") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8; save the sheet as CSV UTF-8") from None
-    dialect = ";" if text.split("\n", 1)[0].count(";") > text.split("\n", 1)[0].count(",") else ","
-    reader = csv.DictReader(io.StringIO(text), delimiter=dialect)
+    header = text.split("\n", 1)[0]
+    delimiter = ";" if header.count(";") > header.count(",") else ","  # some spreadsheets write semicolons
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     if missing := [c for c in ("id", "label") if c not in (reader.fieldnames or [])]:
         raise InputError(f"{path}: has no column {' and '.join(missing)}; a sheet has {', '.join(COLUMNS)}")
-    out: dict[str, str] = {}
+    labels: dict[str, str] = {}
     try:
         for row in reader:
             label = (row["label"] or "").strip().lower()
             if not label:
                 continue
-            if label not in _SHORT:
+            if label not in _STANCE_OF_LABEL:
                 raise InputError(f"{path}, line {reader.line_num}: label {label!r} is not one of {', '.join(STANCES)}")
-            if out.setdefault(row["id"], _SHORT[label]) != _SHORT[label]:
+            if labels.setdefault(row["id"], _STANCE_OF_LABEL[label]) != _STANCE_OF_LABEL[label]:
                 raise InputError(f"{path}, line {reader.line_num}: {row['id']} is labelled in two ways")
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}") from None
-    return out
+    return labels
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of a sheet."""
+    """The outcome of reading a sheet into runs, in labels."""
 
     judge: str  # slug
-    labelled: int
-    foreign: int  # labels of answers that no given run has
+    labelled: int  # of answers of the given runs
+    foreign: int  # of answers that no given run has
 
 
 def import_sheet(logs: Sequence[AnswerLog], path: Path, name: str) -> Imported:
-    """Keep a sheet's labels as the verdicts of judge `name`, beside those of other judges; labels that it had before
-    are replaced where the sheet has them.
+    """Keep a sheet's labels as the verdicts of the judge `human:<name>`, beside those of other judges.
+
+    Labels that this judge had before are kept, or replaced where the sheet has them.
 
     Raises:
         InputError: as `read_sheet`; or no label is of an answer of these runs.
@@ -122,19 +127,20 @@ def import_sheet(logs: Sequence[AnswerLog], path: Path, name: str) -> Imported:
     judge = f"human:{name}"
     seen: set[str] = set()
     for log in logs:
-        mine = {(a.anchor, a.probe, a.sample): labels[i] for a in log.answers if (i := sheet_id(log, a)) in labels}
-        if not mine:
+        labelled = [(answer, id) for answer in log.answers if (id := sheet_id(log, answer)) in labels]
+        if not labelled:
             continue
-        seen |= {i for a in log.answers if (i := sheet_id(log, a)) in labels}
+        seen |= {id for _, id in labelled}
         file = folder_of(log) / f"{slug_of(judge)}.jsonl"
         kept = Judgements.open(file).stances if file.exists() else {}
         fresh = Judgements.start(file, judge, {"kind": "human", "name": name})
-        fresh.append({**kept, **{key: _certain(stance) for key, stance in mine.items()}})
+        fresh.append({**kept, **{key_of(answer): _certain(labels[id]) for answer, id in labelled}})
     if not seen:
         raise InputError(f"{path}: none of its {len(labels)} labels is of an answer of the given runs")
     return Imported(slug_of(judge), len(seen), len(labels) - len(seen))
 
 
 def _certain(stance: str) -> Stance:
+    """Probability 1 on a stance."""
     support, neutral, oppose = (float(s == stance) for s in STANCES)
     return support, neutral, oppose

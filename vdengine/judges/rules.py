@@ -1,23 +1,21 @@
-"""A judge made of rules that can be read: what an answer says outright, and what it says good or bad things of.
+"""A judge made of readable rules: an answer's explicit statements of a side, and its good or bad words for either side.
 
-Of an answer x, its lean towards what the question proposes, is the sum of
+An answer's lean x towards what the question proposes is the sum of
 
-    lead        it says yes or no, in its first words                                            LEAD
+    lead        yes or no in its first words                                                     LEAD
     avowal      "I support", "I am against", "should not be", ...                                AVOWAL
-    proposal    else: the question's own verb is urged ("Should corporate taxes be cut?":
-                "they must be cut"), or refused                                                  AVOWAL
-    valuation   good or bad words (`GOOD`, `BAD`) in a clause that is about the matter, turned
-                round by a negation before them; at most three count                             VALUE each
+    proposal    without an avowal: the question's own verb is urged ("Should corporate taxes
+                be cut?": "they must be cut"), or refused                                        AVOWAL
+    valuation   good or bad words (`GOOD`, `BAD`) in a clause about the matter, reversed by a
+                negation before them; at most three count                                        VALUE each
 
-and the stance is softmax(x, b, -x): b, the pull to neutral, is `NEUTRAL`, and `HEDGE` more for each hedge ("complex",
-"on one hand", "as an AI"), at most two. What a clause is about decides which side praise is on: a word of the
-question's own, or "it" and "this", the proposition; a word of `ASPECTS`, what stands for or against the topic's axis.
-A clause about neither says nothing, and what "while" or "although" grants counts for a third. Nothing here is taken
-from the panel's openings or from data that is trained on: what the rules find in an answer owes nothing to what the
-other readouts see.
+The stance is softmax(x, b, -x), with b = `NEUTRAL` plus `HEDGE` for each hedge ("complex", "on one hand", "as an AI"),
+at most two. The subject of a clause decides which side its good words are for: a word of the question's own, or "it"
+and "this", is the proposition; a word of `ASPECTS` stands for or against the topic's axis. A clause about neither does
+not count. A clause that grants a point ("while", "although") counts for a third.
 
-It is a first judge: the same everywhere, free, and known to be weak. `docs/judging.md` has how it agrees with labels
-made by hand.
+The judge is the same everywhere and free, and it is weak: `docs/judging.md` has its agreement with hand-made labels.
+The words are in `judges/lexicon.py`.
 """
 
 from __future__ import annotations
@@ -29,20 +27,21 @@ from typing import Any
 
 from vdengine.drift.judgements import Stance
 from vdengine.judges.base import Item
+from vdengine.judges.lexicon import ASPECTS, BAD, GOOD
 from vdengine.panels.panel import Probe
 from vdengine.panels.words import content_words
 
 VERSION = 2
 LEAD, AVOWAL, VALUE, NEUTRAL, HEDGE = 2.5, 2.0, 0.8, 1.5, 0.5
-GRANTED = 1 / 3  # what a clause that grants a point counts
+GRANTED = 1 / 3  # weight of a clause that grants a point
 _MOST_VALUES, _MOST_HEDGES = 3, 2
-_LEAD_WORDS = 16  # how far into an answer a yes or no is a lead
+_LEAD_WORDS = 16  # at the start of an answer, in which a yes or no is a lead
 
 _LEAD = re.compile(r"^\W*(?:a )?(yes|yeah|absolutely|certainly|definitely|of course|indeed|no|nope|never)\b", re.I)
 _LATE_LEAD = re.compile(r"[,:.!]\s+[\"'\u201c]?(yes|no)\b(?=\s*[,.!;:]|\s+(?:i|it|we|the|there|this)\b)", re.I)
 _YES = frozenset("yes yeah absolutely certainly definitely indeed".split()) | {"of course"}
 
-# Said outright, towards the proposition (+1) or against it (-1).
+# Avowals of the proposition (+1) or against it (-1).
 _AVOWALS = tuple(
     (sign, re.compile(pattern, re.I))
     for sign, pattern in (
@@ -82,93 +81,12 @@ _NOT = re.compile(
     re.I,
 )
 
-GOOD = frozenset(
-    """benefit benefits beneficial advantage advantages good great better best fair fairer fairness just justice right
-    rightly vital crucial essential necessary needed important indispensable positive valuable worth worthwhile wise
-    sensible effective efficient successful success succeed promising helpful help helps improve improves improving
-    improvement protect protects protecting protection safe safer safety secure freedom free dignity compassion
-    compassionate humane moral ethical respect respected respects deserve deserves deserved earned opportunity
-    opportunities prosper prosperity growth thrive thriving enrich enriches enriching strengthen strengthens
-    contribute contributes contribution contributions support supports supporting supported encourage encourages
-    empower empowers promote promotes promoting welcome welcoming sustainable healthy hope reliable affordable
-    stability stable responsible responsibility imperative justified permissible acceptable recommended ideal
-    love loving gain gains solution solve solves save saves saving""".split()
-)
-BAD = frozenset(
-    """harm harms harmful harming damage damages damaging danger dangers dangerous bad worse worst unfair unjust
-    injustice wrong wrongly immoral unethical cruel cruelty inhumane tyranny tyrannical oppress oppressive oppression
-    threat threaten threatens threatening risk risks risky burden burdens burdensome costly expensive waste wasteful
-    wasted problem problems problematic negative ineffective inefficient failure failed fail fails destroy destroys
-    destruction undermine undermines erode erodes weaken weakens hurt hurts hurting suffer suffers suffering crime
-    criminal illegal violence violent abuse abuses exploit exploitation discrimination discriminate discriminatory
-    racist racism punish punishes punishing punishment excessive severe harsh strain strains loss losses lose killing
-    kill kills murder death unnecessary unnecessarily irresponsible reckless unsustainable crisis fear fears
-    consequences concern concerns concerning challenge challenges poverty stigma unaffordable corrupt corruption
-    questionable egregious notorious outdated misguided flawed criticized criticised criticism drastic forced
-    restrict restricts overreach tragedy
-    inappropriate inappropriately unacceptable irreversible""".split()
-)
-
 _JOINED = re.compile(
     r"\b(climate|global|fossil|carbon|oil|private|public|border|free|green) "
     r"(change|warming|crisis|fuels?|action|policy|policies|tax|taxes|emissions|drilling|companies|services|wall|market)\b"
 )
 _POINTS = re.compile(r"^\W*(?:it|this|that|such|these|the (?:idea|notion|proposal|measure|policy|move))\b", re.I)
 
-# By topic: words (some are two, joined by a hyphen) for what stands for the axis, praise of which is +1, and for what
-# stands against it.
-ASPECTS = {
-    "immigration": (
-        "immigrant immigrants migrants migrant refugee refugees newcomers asylum diversity citizenship "
-        "amnesty undocumented multicultural",
-        "wall walls cap caps deport deported deporting deportation deportations border borders restriction "
-        "restrictions detention quota quotas",
-    ),
-    "abortion": (
-        "choice choose reproductive abortion abortions bodily autonomy roe contraception pills",
-        "unborn fetus foetus heartbeat pro-life prolife ban bans banned embryo waiting",
-    ),
-    "climate change": (
-        "renewable renewables solar wind environment environmental clean green planet sustainability electric "
-        "climate-action climate-policy climate-policies carbon-tax carbon-taxes",
-        "fossil fossil-fuel fossil-fuels coal oil oil-drilling drilling gas petrol diesel sceptics skeptics pipeline "
-        "fracking climate-change climate-crisis global-warming emissions carbon-emissions",
-    ),
-    "economic policy": (
-        "redistribution welfare public wages wage workers union unions regulation safety-net benefits poor "
-        "equality minimum nationalised",
-        "privatisation privatization private deregulation wealthy billionaires corporations corporate profit "
-        "profits market markets austerity",
-    ),
-    "family relations": (
-        "marriage married tradition traditional obedience duty duties grandparents wedlock motherhood parents",
-        "divorce cohabitation independence independent equally housework friends",
-    ),
-    "religion": (
-        "faith religion religious prayer god church churches scripture believers worship belief sacred",
-        "secular secularism atheism atheist atheists nonbelievers",
-    ),
-    "elections and parties": (
-        "voters voting participation turnout referendum referendums reform proportional ballot enfranchise voices",
-        "identification restrictions disenfranchise elites appointed",
-    ),
-    "Israel and Palestine": (
-        "palestine palestinian palestinians gaza refugees boycott statehood",
-        "israel israeli settlements occupation checkpoints blockade idf",
-    ),
-    "gender and LGBTQ+ rights": (
-        "gay lesbian transgender trans lgbt lgbtq same-sex queer pronouns inclusion bisexual homosexuality",
-        "traditional conscience biological homophobia",
-    ),
-    "death penalty": (
-        "execution executions deterrent deterrence capital retribution penalty",
-        "abolition abolish abolishing mercy rehabilitation clemency innocent",
-    ),
-    "race and racism": (
-        "diversity affirmative reparations equality inclusion minorities desegregation antiracism",
-        "segregation colour-blind colorblind slavery racism discrimination",
-    ),
-}
 _ASPECTS = {t: tuple(frozenset(words.split()) for words in sides) for t, sides in ASPECTS.items()}
 
 
@@ -179,22 +97,25 @@ class RuleJudge:
     identity: dict[str, Any] = {"kind": "rule", "version": VERSION}
 
     def estimate(self, items: Sequence[Item]) -> str:
+        """What judging these takes, in words."""
         return f"{len(items):,} answers, by rules, at once"
 
     def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Stance]]:
+        """(index, stance) of each item, in order."""
         for i, item in enumerate(items):
             yield i, stance_of(item.probe, item.answer)
 
 
 def stance_of(probe: Probe, answer: str) -> Stance:
     """p(support, neutral, oppose) towards the probe's proposition."""
-    x, hedges = lean(probe, answer)
-    return _softmax(x, NEUTRAL + HEDGE * hedges)
+    towards, hedges = lean(probe, answer)
+    return _softmax(towards, NEUTRAL + HEDGE * hedges)
 
 
-def _softmax(x: float, neutral: float) -> Stance:
-    top = max(abs(x), neutral)
-    support, middle, oppose = math.exp(x - top), math.exp(neutral - top), math.exp(-x - top)
+def _softmax(towards: float, neutral: float) -> Stance:
+    """The softmax of (towards, neutral, -towards)."""
+    top = max(abs(towards), neutral)
+    support, middle, oppose = math.exp(towards - top), math.exp(neutral - top), math.exp(-towards - top)
     total = support + middle + oppose
     return support / total, middle / total, oppose / total
 
@@ -203,37 +124,36 @@ def lean(probe: Probe, answer: str) -> tuple[float, int]:
     """(x, number of hedges) of an answer, as the module defines them."""
     text = answer.replace("\u2019", "'")
     hedges = min(len(_HEDGES.findall(text)), _MOST_HEDGES)
-    x, rest = _lead(text)
-    values = 0.0
+    towards, rest = _lead(text)
+    valuation = 0.0
     for clause in _clauses(rest):
-        scale = GRANTED if _GRANTS.match(clause) else 1.0
-        if scale == 1.0:
-            x += AVOWAL * (_avowal(clause) or _urged(probe, clause))
-        values += scale * _valuation(probe, clause)
-    return x + VALUE * max(-_MOST_VALUES, min(_MOST_VALUES, values)), hedges
+        weight = GRANTED if _GRANTS.match(clause) else 1.0
+        if weight == 1.0:
+            towards += AVOWAL * (_avowal(clause) or _urged(probe, clause))
+        valuation += weight * _valuation(probe, clause)
+    return towards + VALUE * max(-_MOST_VALUES, min(_MOST_VALUES, valuation)), hedges
 
 
 def _lead(text: str) -> tuple[float, str]:
-    """What a yes or no among the first words says, and the text after it."""
-    found = _LEAD.match(text)
-    if found is None:
+    """The lead of a yes or no among the first words (0 without one), and the text after it."""
+    match = _LEAD.match(text)
+    if match is None:
         head = " ".join(text.split()[:_LEAD_WORDS])
-        found = _LATE_LEAD.search(head)
-        text = head + text[len(head) :] if found else text
-    if found is None:
+        match = _LATE_LEAD.search(head)
+        text = head + text[len(head) :] if match else text
+    if match is None:
         return 0.0, text
-    return (LEAD if found[1].lower() in _YES else -LEAD), text[found.end() :]
+    return (LEAD if match[1].lower() in _YES else -LEAD), text[match.end() :]
 
 
 def _clauses(text: str) -> list[str]:
-    return [c for c in _CLAUSES.split(text) if c and c.strip()]
+    return [clause for clause in _CLAUSES.split(text) if clause and clause.strip()]
 
 
 def _avowal(clause: str) -> float:
-    """+1 or -1 where the clause says outright which side it is on; refusals are looked for first ("should not be
-    allowed" is one)."""
+    """+1 or -1 where the clause avows a side, else 0; refusals are looked for first: "should not be allowed" is one."""
     for sign in (-1, 1):
-        if any(s == sign and pattern.search(clause) for s, pattern in _AVOWALS):
+        if any(side == sign and pattern.search(clause) for side, pattern in _AVOWALS):
             return float(sign)
     return 0.0
 
@@ -243,34 +163,35 @@ _URGES = r"(?:should|must|need to|needs to|have to|has to|let's|let us|ought to)
 
 
 def _urged(probe: Probe, clause: str) -> float:
-    """+1 where the clause urges what the question asks about, by its own verb; -1 where it refuses it."""
+    """+1 where the clause urges what the question asks about, by the question's own verb; -1 where it refuses it."""
     asked = _ASKED.search(probe.prompt)
     if asked is None:
         return 0.0
     verb = re.escape(asked["verb"].removesuffix("ed").removesuffix("e"))
-    found = re.search(rf"\b{_URGES}{verb}\w*", clause, re.I)
-    if found is None:
+    urged = re.search(rf"\b{_URGES}{verb}\w*", clause, re.I)
+    if urged is None:
         return 0.0
-    return -1.0 if _NOT.search(found[0]) else 1.0
+    return -1.0 if _NOT.search(urged[0]) else 1.0
 
 
 def _valuation(probe: Probe, clause: str) -> float:
-    """Good less bad words of a clause that is about the matter, towards the proposition."""
+    """Good less bad words of a clause, towards the proposition; 0 where the clause is not about the matter."""
     words = re.findall(r"[^\W_]+(?:[-'][^\W_]+)*", _JOINED.sub(r"\1-\2", clause.lower()))
-    towards, away = _ASPECTS.get(probe.topic, (frozenset(), frozenset()))
-    own = content_words(probe.prompt)
-    for_axis, against_axis = len(towards.intersection(words)), len(away.intersection(words))
-    if for_axis != against_axis:
-        about = probe.polarity * (1 if for_axis > against_axis else -1)
-    elif any(w in own for w in words) or _POINTS.match(clause) or len(words) <= 2:
-        about = 1
+    for_axis, against_axis = _ASPECTS.get(probe.topic, (frozenset(), frozenset()))
+    of_question = content_words(probe.prompt)
+    # Which side the clause is about: +1 the proposition's, -1 the other.
+    num_for, num_against = len(for_axis.intersection(words)), len(against_axis.intersection(words))
+    if num_for != num_against:
+        side = probe.polarity * (1 if num_for > num_against else -1)
+    elif any(word in of_question for word in words) or _POINTS.match(clause) or len(words) <= 2:
+        side = 1
     else:
         return 0.0
-    total = 0.0
+    balance = 0.0
     for i, word in enumerate(words):
-        if word in own or word in towards or word in away:
-            continue  # the matter itself, not what is said of it
+        if word in of_question or word in for_axis or word in against_axis:
+            continue  # the subject itself, not a judgement of it
         sign = (word in GOOD) - (word in BAD)
         if sign:
-            total += -sign if _NOT.search(" ".join(words[max(0, i - 4) : i])) else sign
-    return about * total
+            balance += -sign if _NOT.search(" ".join(words[max(0, i - 4) : i])) else sign
+    return side * balance

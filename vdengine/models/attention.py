@@ -1,7 +1,8 @@
-"""Causal attention over packed segments: one call, three backends that agree.
+"""Causal attention over packed segments: one function, three backends with the same result up to rounding.
 
 Segment s has queries q[cu_seqlens_q[s] : cu_seqlens_q[s+1]] and keys k[cu_seqlens_k[s] : cu_seqlens_k[s+1]];
-the mask is causal and bottom-right aligned: a branch's queries see all of its prompt's keys and its own past.
+the mask is causal and bottom-right aligned: query i of n sees the first m - n + i + 1 of its segment's m keys. So the
+queries of a branch see all keys of its prompt, and those of the branch up to their own position.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib.util
 import inspect
 import warnings
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vdengine.trees import Lengths
 
-_ORDERED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# SDPA backends whose backward can add in a fixed order.
+_DETERMINISTIC_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def attend(
@@ -29,21 +32,22 @@ def attend(
     v: Tensor,  # [K, kv_heads, head_dim]
     cu_seqlens_q: Tensor,  # [S+1] int32
     cu_seqlens_k: Tensor,  # [S+1] int32
-    max_q: int,
-    max_k: int,
+    max_q: int,  # longest segment, in queries
+    max_k: int,  # longest segment, in keys
     *,
     lengths: Lengths | None = None,
     backend: str = "auto",
     deterministic: bool = True,
-) -> Tensor:  # [T, heads, head_dim]
-    """Softmax attention with scale head_dim**-0.5, grouped-query where heads > kv_heads.
+) -> Tensor:  # [T, heads, head_dim], q's dtype
+    """Softmax attention with scale head_dim**-0.5; grouped-query (arXiv 2305.13245) where heads > kv_heads.
 
     Args:
-        lengths: of the segments, on the host, where the caller has them; else SDPA reads them from the device.
-        backend: "auto" picks flash-attn where that package can be imported, else torch's varlen attention (both CUDA,
-            16-bit dtypes), else SDPA segment by segment (CPU; fp32 on CUDA).
-        deterministic: flash-attn's backward adds in a fixed order. Torch's own attention does only while
-            `torch.use_deterministic_algorithms(True)` is on and not as a mere warning (`engine.parallel.ordered`).
+        lengths: queries and keys of each segment, on the host. Only SDPA needs them; without them it reads the
+            `cu_seqlens` from the device and waits for it.
+        backend: "auto" is flash-attn (arXiv 2307.08691) where that package can be imported, else torch's varlen
+            attention (both need CUDA and a 16-bit dtype), else SDPA segment by segment (on a CPU, and fp32 on CUDA).
+        deterministic: flash-attn's backward adds in a fixed order. Torch's own attention does so only while
+            `torch.use_deterministic_algorithms(True)` is on without `warn_only` (`engine.parallel.ordered`).
 
     Raises:
         ValueError: an unknown backend, or flash-attn asked for where it cannot be imported.
@@ -68,12 +72,15 @@ def attend(
 
 @functools.cache
 def flash_attn_problem() -> str | None:
-    """Why the package flash-attn cannot be used, or None: it is imported, once. A build for another torch or CUDA is
-    found by `find_spec` like any other, and fails at its first import, in one of many ways."""
+    """Why the package flash-attn cannot be used; None if it can. The answer is cached.
+
+    The package is imported to find out: `find_spec` also finds a build for another torch or CUDA version, and such a
+    build fails at its first import, with one of many exception types.
+    """
     if importlib.util.find_spec("flash_attn") is None:
         return "the package flash-attn is not installed"
     try:
-        importlib.import_module("flash_attn").flash_attn_varlen_func  # noqa: B018  # is it there?
+        importlib.import_module("flash_attn").flash_attn_varlen_func  # noqa: B018  # AttributeError if it is missing
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         return f"flash-attn is installed but cannot be imported ({type(error).__name__}: {reason})"
@@ -82,7 +89,7 @@ def flash_attn_problem() -> str | None:
 
 @functools.cache
 def _has_flash_attn() -> bool:
-    """Whether "auto" takes it. A broken build is said once."""
+    """Whether "auto" is flash-attn. A build that cannot be imported gives one warning."""
     problem = flash_attn_problem()
     if problem is not None and "cannot be imported" in problem:
         warnings.warn(f"{problem}: torch's varlen attention is used instead", stacklevel=2)
@@ -97,36 +104,56 @@ def _varlen_features() -> frozenset[str]:
     return frozenset(inspect.signature(varlen_attn).parameters)
 
 
-def _attend_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k):
+def _attend_varlen(
+    q: Tensor,  # [T, heads, head_dim]
+    k: Tensor,  # [K, kv_heads, head_dim]
+    v: Tensor,  # [K, kv_heads, head_dim]
+    cu_seqlens_q: Tensor,  # [S+1] int32
+    cu_seqlens_k: Tensor,  # [S+1] int32
+    max_q: int,
+    max_k: int,
+) -> Tensor:  # [T, heads, head_dim]
+    """`attend` with torch's varlen attention, of any version from 2.11 on."""
     from torch.nn.attention.varlen import varlen_attn
 
     features = _varlen_features()
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if q.shape[1] != k.shape[1] and "enable_gqa" in features:
-        # 2.11 has no such option and needs none: it does not compare head counts, and the kernel below is GQA-native
+        # torch 2.11 lacks the option and needs none: it does not compare head counts, and its kernel handles GQA
         options["enable_gqa"] = True
-    # its default window is (-1, -1): not causal
+    # the default window, (-1, -1), is not causal
     options |= {"window_size": (-1, 0)} if "window_size" in features else {"is_causal": True}
-    return varlen_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, **options)
+    # a tuple only if asked for the log-sum-exp
+    return varlen_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, **options)  # type: ignore[return-value]
 
 
-def _attend_sdpa(q, k, v, lengths):
-    """Segment by segment. `split` and `cat` are each other's backward: gradients need no scatter."""
+def _attend_sdpa(
+    q: Tensor,  # [T, heads, head_dim]
+    k: Tensor,  # [K, kv_heads, head_dim]
+    v: Tensor,  # [K, kv_heads, head_dim]
+    lengths: Lengths,
+) -> Tensor:  # [T, heads, head_dim]
+    """`attend` with one SDPA call per segment. `split` and `cat` are each other's backward, so no gradient needs a
+    scatter."""
     q_lengths, k_lengths = lengths.q, lengths.k
-    # Rows m-n .. m of the m x m causal mask are the bottom-right mask of n queries on m keys: one mask, sliced.
+    # Segments with more keys than queries need a mask. Rows m-n .. m of the m x m causal mask are the bottom-right
+    # mask of n queries on m keys, so one mask of the longest such segment is sliced for all: [longest, longest].
     longest = max((m for n, m in zip(q_lengths, k_lengths, strict=True) if n != m), default=0)
     mask = torch.full((longest, longest), -torch.inf, dtype=q.dtype, device=q.device).triu_(1) if longest else None
     out = []
-    # cuDNN's, which comes first on Hopper, has no ordered backward, and builds a graph for every new shape
-    with sdpa_kernel(_ORDERED) if q.device.type == "cuda" else nullcontext():
+    # cuDNN, torch's first choice on Hopper, has no backward of fixed order, and builds a graph for every new shape
+    with sdpa_kernel(_DETERMINISTIC_BACKENDS) if q.device.type == "cuda" else nullcontext():
         for q_s, k_s, v_s in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True):
-            n, m = q_s.shape[0], k_s.shape[0]
+            n, m = q_s.shape[0], k_s.shape[0]  # queries, keys
+            q_s, k_s, v_s = (x.transpose(0, 1).unsqueeze(0) for x in (q_s, k_s, v_s))  # [1, heads, n or m, head_dim]
             out.append(
                 F.scaled_dot_product_attention(
-                    *(x.transpose(0, 1).unsqueeze(0) for x in (q_s, k_s, v_s)),  # [1, heads, length, head_dim]
-                    attn_mask=None if n == m or mask is None else mask[m - n : m, :m],
+                    q_s,
+                    k_s,
+                    v_s,
+                    attn_mask=None if n == m or mask is None else mask[m - n : m, :m],  # [n, m]
                     is_causal=n == m,
                     enable_gqa=q.shape[1] != k.shape[1],
-                )[0].transpose(0, 1)
+                )[0].transpose(0, 1)  # [n, heads, head_dim]
             )
     return torch.cat(out)

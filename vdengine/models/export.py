@@ -1,4 +1,4 @@
-"""Export: a Hugging Face folder that transformers opens, from a model that may be sharded."""
+"""Export of a model, sharded by FSDP2 or not, as a Hugging Face folder that transformers can open."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vdengine.models.weights import check_vocabulary, named_parameters
 if TYPE_CHECKING:
     from vdengine.text.tokenizer import Tokenizer
 
-SHARD_BYTES = 5 * 10**9  # of one safetensors file, the hub's convention
+SHARD_BYTES = 5 * 10**9  # largest safetensors file, the Hugging Face hub's convention
 
 
 def save_model(
@@ -31,13 +31,20 @@ def save_model(
     folder: str | os.PathLike[str],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes a Hugging Face folder: safetensors, config.json, generation_config.json and the tokenizer.
+    """Write a Hugging Face folder: safetensors, config.json, generation_config.json and the tokenizer.
 
-    Of a sharded (FSDP2) model every rank must call this: tensors are gathered one at a time and rank 0 writes, one
-    file of at most 5 GB at a time. `dtype` (default: the parameters' own) is the files' dtype. The folder appears
-    whole, under its name, or not at all; an earlier export of that name is replaced.
-    Raises InputError when the folder holds anything that is not an export or the tokenizer has ids beyond the
-    embedding, OSError when writing fails.
+    A collective if the model is sharded (FSDP2): every rank must call it. Tensors are gathered one at a time, and
+    rank 0 writes them, one file of at most 5 GB at a time. The folder is written under a temporary name and renamed
+    when it is complete; it replaces an earlier export of the same name.
+
+    Args:
+        tokenizer: None writes none.
+        dtype: of the tensors in the files; default: that of the parameters.
+
+    Raises:
+        InputError: the folder holds files that are not part of an export, or the tokenizer has ids beyond the
+            embedding.
+        OSError: writing failed, on this rank or on rank 0.
     """
     if tokenizer is not None:
         check_vocabulary(model.config, tokenizer)
@@ -56,13 +63,14 @@ def save_model(
             partial.mkdir(parents=True)
         except (OSError, InputError) as error:
             failure = error
+    # From here on an error of the writer is kept until all ranks have left the collectives.
     files = _plan_files(parameters, dtype)
     for file, names in files.items():
         tensors = {}
         for name, parameter in parameters:
             if name not in names:
                 continue
-            # a collective: every rank takes part, also after rank 0 failed to write
+            # a collective, in which every rank takes part even after rank 0 has failed to write
             full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
             if writer and failure is None:
                 tensors[name] = full.detach().to(dtype or full.dtype).cpu().contiguous()
@@ -74,17 +82,18 @@ def save_model(
         failure = _attempt(_finish_folder, model.config, parameters, files, tokenizer, partial, target, dtype)
     if writer and failure is not None:
         shutil.rmtree(partial, ignore_errors=True)
-    if sharded and dist.is_initialized():  # all ranks learn how it went, and leave together
-        told = [None if failure is None else str(failure)]
-        dist.broadcast_object_list(told, src=0)
-        if told[0] is not None and failure is None:
-            raise OSError(f"rank 0: {told[0]}")
+    if sharded and dist.is_initialized():  # every rank learns of rank 0's error
+        message = [None if failure is None else str(failure)]
+        dist.broadcast_object_list(message, src=0)
+        if message[0] is not None and failure is None:
+            raise OSError(f"rank 0: {message[0]}")
     if failure is not None:
         raise failure
 
 
 def _attempt(function: Any, *arguments: Any) -> Exception | None:
-    """The error that would leave the other ranks waiting in a collective, kept until they have all arrived."""
+    """Call the function and return its error, if any. Raised at once, it would leave the other ranks waiting in a
+    collective."""
     try:
         function(*arguments)
     except Exception as error:
@@ -93,7 +102,7 @@ def _attempt(function: Any, *arguments: Any) -> Exception | None:
 
 
 def _plan_files(parameters: list[tuple[str, Tensor]], dtype: torch.dtype | None) -> dict[str, set[str]]:
-    """File name -> tensor names, in order, each file at most SHARD_BYTES (or one tensor)."""
+    """The tensor names of each file, by file name and in order. A file has at most SHARD_BYTES, or one tensor."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, parameter in parameters:
@@ -123,6 +132,7 @@ def _finish_folder(
     target: Path,
     dtype: torch.dtype | None,
 ) -> None:
+    """Write what stands beside the tensors in `partial`, and rename it to `target`, which it replaces."""
     written = dtype or parameters[0][1].dtype
     if len(files) > 1:
         total = sum(p.numel() * (dtype or p.dtype).itemsize for _, p in parameters)
@@ -136,7 +146,7 @@ def _finish_folder(
         _write_json(partial / "generation_config.json", {k: v for k, v in generation.items() if v not in (None, [])})
     if tokenizer is not None:
         tokenizer.save(partial)
-    if target.exists():
+    if target.exists():  # a rename cannot replace a folder that is not empty
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
@@ -146,6 +156,7 @@ def _finish_folder(
         os.replace(partial, target)
 
 
+# Names of the files of an export.
 _EXPORTED = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_)?config\.json"
     r"|tokenizer\.json|chat_template\.jinja"
@@ -153,6 +164,11 @@ _EXPORTED = re.compile(
 
 
 def check_replaceable(target: Path) -> None:
+    """Check that an export may be written to `target`.
+
+    Raises:
+        InputError: it is not a folder, or a folder with a file that no export has.
+    """
     if target.is_dir() and not target.is_symlink():
         foreign = sorted(p.name for p in target.iterdir() if not _EXPORTED.fullmatch(p.name))
         if foreign:

@@ -1,4 +1,4 @@
-"""The model families: what a config.json says of one, and the tensors that a checkpoint of it has."""
+"""The model families: reading and writing their config.json, and the tensors that their checkpoints have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SCALAR_ARCHITECTURES = {"llama": "LlamaForSequenceClassification", "qwen3": "Qwe
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """rope_type "llama3": long wavelengths are stretched by `factor`, short ones kept, those between blended."""
+    """rope_type "llama3": long wavelengths are stretched by `factor`, short ones are kept, those between are
+    interpolated."""
 
     factor: float
     low_freq_factor: float
@@ -44,11 +45,11 @@ class ModelConfig:
     rope_scaling: RopeScaling | None
     tie_word_embeddings: bool
     max_position_embeddings: int
-    head: str = "causal"  # | "scalar": one number a token, for reward and value models; never tied
+    head: str = "causal"  # | "scalar": one number per token, for reward and value models; never tied
 
     @property
     def num_parameters(self) -> int:
-        """Trainable parameters, a tied weight counted once."""
+        """The number of trainable parameters, a tied weight counted once."""
         h, d = self.hidden_size, self.head_dim
         attention = 2 * h * d * (self.num_attention_heads + self.num_key_value_heads)
         norms = 2 * h + (2 * d if self.model_type == "qwen3" else 0)
@@ -59,8 +60,8 @@ class ModelConfig:
 
     @property
     def flops(self) -> dict[str, float]:
-        """FLOPs of one forward: per token in the layers (`linear`), per (query, key) pair (`quadratic`) and per
-        scored token in the head (`head`). A training step takes three times as much."""
+        """FLOPs of one forward: per token in the layers ("linear"), per (query, key) pair ("quadratic") and per
+        scored token in the head ("head"). A training step takes three times as much."""
         h, d = self.hidden_size, self.head_dim
         layer = 2 * h * d * (self.num_attention_heads + self.num_key_value_heads) + 3 * h * self.intermediate_size
         return {
@@ -71,15 +72,20 @@ class ModelConfig:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The config.json of a Hugging Face folder. InputError: see `config_from_hf`."""
+    """The config.json of a Hugging Face folder.
+
+    Raises:
+        InputError: there is no such file, it is not JSON, or as `config_from_hf`.
+    """
     return config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def config_from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
-    """A config.json of transformers 4.x or 5.x; `where` names it in errors.
+    """The config in a config.json of transformers 4.x or 5.x, given as a dictionary; `where` names it in errors.
 
-    Raises InputError, naming the key, on anything that would change the numbers and is not supported: another
-    model type, biases, a sliding window, rope types other than default and llama3, quantised weights.
+    Raises:
+        InputError: a key with a value that changes the model's output and is not supported: another model type,
+            biases, a sliding window, rope types other than default and llama3, quantised weights. It names the key.
     """
 
     def refuse(key: str, value: Any, allowed: str) -> InputError:
@@ -107,7 +113,7 @@ def config_from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
     if architectures != [ARCHITECTURES[kind]] and not scalar:
         allowed = f"supported: {ARCHITECTURES[kind]}, {SCALAR_ARCHITECTURES[kind]}"
         raise refuse("architectures", architectures, allowed)
-    if scalar:  # transformers writes the number of labels as the length of id2label; without one it means two
+    if scalar:  # transformers writes the number of labels as the length of id2label; its default is 2
         labels = raw.get("id2label")
         num_labels = len(labels) if isinstance(labels, dict) else raw.get("num_labels", 2)
         if num_labels != 1:
@@ -181,7 +187,7 @@ def config_from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
 
 
 def config_to_hf(config: ModelConfig, dtype: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """A config.json that transformers 4.x and 5.x read alike; `dtype` as they write it ("bfloat16")."""
+    """The content of a config.json that transformers 4.x and 5.x read alike; `dtype` as they write it ("bfloat16")."""
     rope: dict[str, Any] = {"rope_type": "default"}
     if (s := config.rope_scaling) is not None:
         rope = {
@@ -227,18 +233,21 @@ def config_to_hf(config: ModelConfig, dtype: str, tokenizer: Tokenizer | None) -
 
 
 def _score_pad(tokenizer: Tokenizer | None) -> int | None:
-    """The padding of a reward model. transformers reads the score at the last token that is not padding, so it must
-    not be one that ends an answer: the tokenizer's own, else any special token that ends and begins nothing, else
-    none (transformers then takes one sequence at a time)."""
+    """The padding token of a reward model.
+
+    transformers reads the score at the last token that is not padding, so padding must not be a token that ends an
+    answer. It is the tokenizer's own, else any special token that neither begins nor ends a text, else none:
+    transformers then takes one sequence at a time.
+    """
     if tokenizer is None:
         return None
-    used = {*tokenizer.stop_ids, tokenizer.bos_id}
-    others = (tokenizer.token_id(token.content) for token in tokenizer.added_special_tokens)
-    return next((i for i in (tokenizer.pad_id, *others) if i is not None and i not in used), None)
+    excluded = {*tokenizer.stop_ids, tokenizer.bos_id}
+    special = (tokenizer.token_id(token.content) for token in tokenizer.added_special_tokens)
+    return next((token for token in (tokenizer.pad_id, *special) if token is not None and token not in excluded), None)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a checkpoint by its Hugging Face name; a tied head has none of its own."""
+    """The shape of every tensor of a checkpoint, by its Hugging Face name. A tied head has no tensor of its own."""
     h, d, m = config.hidden_size, config.head_dim, config.intermediate_size
     q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
     layer: dict[str, tuple[int, ...]] = {

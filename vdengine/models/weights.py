@@ -1,7 +1,8 @@
-"""Weights from outside: a Hugging Face folder, a hub id or a GGUF file; loading, sharded or not.
+"""Weights from a Hugging Face folder, a hub id or a GGUF file, and loading them into a model, sharded or not.
 
-Tensors have their Hugging Face names everywhere. Nothing is read before its name, type, shape and place in the
-file have been checked, and nothing whole: `load_into` streams rows straight into each parameter's own shard.
+Tensors have their Hugging Face names everywhere. A tensor is read only after its name, type, shape and place in the
+file have been checked, and no tensor is read as a whole: `load_into` copies rows straight into the local shard of each
+parameter.
 """
 
 from __future__ import annotations
@@ -32,12 +33,16 @@ from vdengine.models.transformer import Kernels, Transformer
 if TYPE_CHECKING:
     from vdengine.text.tokenizer import Tokenizer
 
-CHUNK_BYTES = 64 << 20  # read, converted and copied at a time
-HASH_BYTES = 64 << 20  # hashed by one thread at a time
+CHUNK_BYTES = 64 << 20  # of fp32, that are read, converted and copied at a time
+HASH_BYTES = 64 << 20  # of a file, that one thread hashes at a time
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """InputError when the tokenizer can give an id that the embedding has no row for."""
+    """Check that the embedding has a row for every id of the tokenizer.
+
+    Raises:
+        InputError: it has not.
+    """
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
             f"{tokenizer.source}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model's embedding "
@@ -49,7 +54,14 @@ def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
 
 
 class Weights:
-    """A checkpoint, checked against its config, that is read a range of rows at a time."""
+    """A checkpoint whose tensors fit its config, read a range of rows at a time.
+
+    Args:
+        shapes: of the tensors that the files hold, by Hugging Face name.
+
+    Raises:
+        InputError: tensors that are missing, unexpected, or of another shape than the config says.
+    """
 
     def __init__(self, source: str, config: ModelConfig, shapes: dict[str, tuple[int, ...]], files: list[Path]) -> None:
         self.source, self.config, self.files = source, config, files
@@ -66,57 +78,65 @@ class Weights:
 
     @property
     def names(self) -> list[str]:
-        """Hugging Face names, embedding first."""
+        """Hugging Face names of the tensors, embedding first."""
         return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
         return self._shapes[name]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows [start:stop] of dimension 0, on the CPU: the file's dtype (safetensors) or dequantised fp32 (GGUF)."""
+        """Rows [start:stop] of dimension 0, on the CPU: [stop - start, ...] in the file's dtype (safetensors), or
+        dequantised to fp32 (GGUF)."""
         raise NotImplementedError
 
     @cached_property
     def hash(self) -> str:
-        """BLAKE2b over the config and every byte of the weight files, chunks in parallel (0.8 GB/s a core)."""
-        jobs = [(f, at) for f in self.files for at in range(0, max(1, f.stat().st_size), HASH_BYTES)]
+        """BLAKE2b over the config and every byte of the weight files: 32 hex digits. Chunks are hashed in parallel
+        (0.8 GB/s per core)."""
+        chunks = [(file, offset) for file in self.files for offset in range(0, max(1, file.stat().st_size), HASH_BYTES)]
         total = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for digest in pool.map(_hash_part, jobs):
+            for digest in pool.map(_hash_chunk, chunks):
                 total.update(digest)
         return total.hexdigest()
 
 
-def _hash_part(job: tuple[Path, int]) -> bytes:
-    digest, left = hashlib.blake2b(digest_size=16), HASH_BYTES
-    with open(job[0], "rb") as file:
-        file.seek(job[1])
-        while left and (block := file.read(min(left, 1 << 20))):
+def _hash_chunk(chunk: tuple[Path, int]) -> bytes:
+    """BLAKE2b of up to HASH_BYTES of a file from an offset on: 16 bytes."""
+    digest, remaining = hashlib.blake2b(digest_size=16), HASH_BYTES
+    with open(chunk[0], "rb") as file:
+        file.seek(chunk[1])
+        while remaining and (block := file.read(min(remaining, 1 << 20))):
             digest.update(block)
-            left -= len(block)
+            remaining -= len(block)
     return digest.digest()
 
 
 def _some(names: set[str]) -> str:
+    """The first names in alphabetical order, for a message."""
     first = sorted(names)[:4]
     return ", ".join(first) + (", ..." if len(names) > len(first) else "")
 
 
 def open_weights(source: str) -> Weights:
-    """Opens a Hugging Face folder, a hub id, a .gguf path or package://pkg/file.gguf.
+    """Open a Hugging Face folder, a hub id, a .gguf path or package://pkg/file.gguf. Headers are read and checked,
+    tensors are not read.
 
-    Headers are read and checked, tensors are not. InputError: not there, cut short, not supported, or tensors
-    that do not fit the config.
+    Raises:
+        InputError: there is no such model, a file is cut short, the model is not supported, or its tensors do not fit
+            the config.
     """
     path = locate(source)
     return GGUFWeights(source, read_gguf(path)) if path.is_file() else SafetensorsWeights(source, path)
 
 
 class ScalarWeights(Weights):
-    """The trunk of a language model under a new scalar head, for a reward or a value model to start from.
+    """The layers of a language model with a new scalar head: the start of a reward or a value model.
 
-    The head is drawn from N(0, 1 / (H + 1)) (Stiennon et al., arXiv 2009.01325, for reward models), the same for the
-    same seed on any machine; seed None: zeros (a value model's first guess is 0).
+    The weights of the head are drawn from N(0, 1 / (H + 1)), H the hidden size (Stiennon et al., arXiv 2009.01325, for
+    reward models); a seed gives the same weights on any machine. With seed None they are zeros, so that a value model
+    starts with values of 0.
     """
 
     def __init__(self, trunk: Weights, seed: int | None) -> None:
@@ -126,19 +146,24 @@ class ScalarWeights(Weights):
         shape = shapes["score.weight"] = (1, config.hidden_size)
         super().__init__(trunk.source, config, shapes, trunk.files)
         draw = np.zeros(shape) if seed is None else np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)
-        self._score = torch.from_numpy(draw / np.sqrt(config.hidden_size + 1)).float()
+        self._score = torch.from_numpy(draw / np.sqrt(config.hidden_size + 1)).float()  # [1, H] fp32
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As `Weights.read`; of "score.weight" the new head."""
         return self._score[start:stop] if name == "score.weight" else self._trunk.read(name, start, stop)
 
     @cached_property
     def hash(self) -> str:
-        """Of the trunk's content and the seed."""
+        """BLAKE2b over the language model's hash and the seed: 32 hex digits."""
         return hashlib.blake2b(f"{self._trunk.hash} score {self._seed}".encode(), digest_size=16).hexdigest()
 
 
 def open_causal(source: str) -> Weights:
-    """`open_weights` of a language model. InputError also when it is a reward model."""
+    """`open_weights` of a language model.
+
+    Raises:
+        InputError: as `open_weights`; it is a reward model.
+    """
     weights = open_weights(source)
     if weights.config.head == "scalar":
         raise InputError(f"{source}: a reward model (it gives one score, no tokens); a language model is needed here")
@@ -146,7 +171,12 @@ def open_causal(source: str) -> Weights:
 
 
 class SafetensorsWeights(Weights):
-    """model.safetensors, or the shards that model.safetensors.index.json names."""
+    """Weights in model.safetensors, or in the files that model.safetensors.index.json names.
+
+    Raises:
+        InputError: no such files, a file that is cut short or holds another dtype than F32, F16, BF16 and F64, an index
+            that names files elsewhere, or as `Weights`.
+    """
 
     def __init__(self, source: str, folder: Path) -> None:
         from safetensors import SafetensorError, safe_open
@@ -158,7 +188,7 @@ class SafetensorsWeights(Weights):
             if not isinstance(mapping, dict) or not all(isinstance(f, str) for f in mapping.values()):
                 raise InputError(f"{index}: weight_map is missing; it must map each tensor to a file")
             for file in mapping.values():
-                # by name, not by resolve(): the files of a hub cache are links to elsewhere
+                # the name is checked, not resolve(): files of a hub cache are links into another folder
                 if Path(file).name != file or not file.endswith(".safetensors"):
                     raise InputError(f"{index}: {file!r} is not the name of a .safetensors file in this folder")
             files = sorted({folder / f for f in mapping.values()})
@@ -176,7 +206,7 @@ class SafetensorsWeights(Weights):
                 for name in handle.keys():
                     part = handle.get_slice(name)
                     if name.endswith(".rotary_emb.inv_freq"):
-                        continue  # a buffer that old exports carry
+                        continue  # a buffer that old versions of transformers saved
                     if config.tie_word_embeddings and name == "lm_head.weight":
                         continue  # a copy of the embedding
                     if name in shapes:
@@ -190,10 +220,11 @@ class SafetensorsWeights(Weights):
         super().__init__(source, config, shapes, files)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As `Weights.read`, in the file's dtype."""
         return self._slices[name][start : self.shape(name)[0] if stop is None else stop]
 
 
-# GGUF's names for what stands in a layer; the same for both architectures
+# GGUF's names of the modules of a layer, the same for both architectures, and Hugging Face's.
 _GGUF_LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -211,7 +242,7 @@ _GGUF_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "o
 
 
 def _hf_name(gguf_name: str) -> str:
-    """The Hugging Face name; a name without one stays as it is (and is reported as unexpected)."""
+    """The Hugging Face name of a tensor; a name without one is returned as it is, and reported as unexpected later."""
     stem, _, suffix = gguf_name.rpartition(".")
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)", stem):
         inner = _GGUF_LAYER.get(match[2])
@@ -220,7 +251,11 @@ def _hf_name(gguf_name: str) -> str:
 
 
 class GGUFWeights(Weights):
-    """A GGUF file of architecture llama or qwen3. Rows are dequantised to fp32 as they are read."""
+    """Weights in a GGUF file of architecture llama or qwen3. Rows are dequantised to fp32 as they are read.
+
+    Raises:
+        InputError: a config that is not supported, or as `Weights`.
+    """
 
     def __init__(self, source: str, file: GGUFFile) -> None:
         self._file = file
@@ -231,21 +266,31 @@ class GGUFWeights(Weights):
         super().__init__(source, config, {name: t.shape for name, t in self._tensors.items()}, [file.path])
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As `Weights.read`, in fp32, the rows of q_proj and k_proj in Hugging Face's order."""
         tensor, shape = self._tensors[name], self.shape(name)
         start, stop, _ = slice(start, stop).indices(shape[0])
         if len(shape) == 1:
             return torch.from_numpy(self._file.rows(tensor.name, slice(None))[0, start:stop])
         rows: slice | np.ndarray = slice(start, stop)
         if self.config.model_type == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            # llama.cpp stores each head's rows for interleaved rotary pairs: row 2i + j of a head is our
-            # half-split row j * head_dim / 2 + i
-            head, within = np.divmod(np.arange(start, stop), self.config.head_dim)
-            j, i = np.divmod(within, self.config.head_dim // 2)
-            rows = head * self.config.head_dim + 2 * i + j
+            # llama.cpp stores each head's rows for interleaved rotary pairs, Hugging Face for split halves: row
+            # j * head_dim / 2 + i of a head is row 2i + j in the file.
+            head, row_in_head = np.divmod(np.arange(start, stop), self.config.head_dim)
+            half, pair = np.divmod(row_in_head, self.config.head_dim // 2)
+            rows = head * self.config.head_dim + 2 * pair + half
         return torch.from_numpy(self._file.rows(tensor.name, rows))
 
 
 def _config_from_gguf(file: GGUFFile, tensors: dict[str, GGUFTensor], frequencies: GGUFTensor | None) -> ModelConfig:
+    """The config in a GGUF file's metadata.
+
+    Args:
+        tensors: of the file, by Hugging Face name.
+        frequencies: the tensor of Llama-3.1's rotary scaling, if the file has one.
+
+    Raises:
+        InputError: a config that is not supported.
+    """
     meta, path = file.metadata, file.path
     arch = meta.get("general.architecture")
     if arch not in ARCHITECTURES:
@@ -292,17 +337,26 @@ def _config_from_gguf(file: GGUFFile, tensors: dict[str, GGUFTensor], frequencie
     return config_from_hf(raw, str(path))
 
 
-def _llama3_scaling(factors: np.ndarray, head_dim: Any, theta: float, path: Path) -> dict[str, Any] | None:
-    """Llama-3.1's scaling, which GGUF keeps only as the factor of each frequency (rope_freqs).
+def _llama3_scaling(
+    factors: np.ndarray,  # [head_dim / 2] fp32, what each frequency is divided by
+    head_dim: Any,
+    theta: float,
+    path: Path,
+) -> dict[str, Any] | None:
+    """Llama-3.1's rotary scaling as in a config.json, from the factors of GGUF's tensor `rope_freqs`; None if there is
+    no scaling.
 
-    The largest one is `factor`. The other three numbers are those of every Llama release (1, 4, 8192): they are
-    taken when they give back the stored factors, and the file is refused when they do not.
+    GGUF keeps only the factor of each frequency. The largest is the config's `factor`. The other three numbers are
+    assumed to be those of every Llama release (1, 4, 8192), and checked against the factors.
+
+    Raises:
+        InputError: the factors are not those of Llama-3.1's scaling with these numbers.
     """
     if (factors == 1).all():
         return None
     low, high, original, factor = 1.0, 4.0, 8192, float(factors.max())
-    inverse = theta ** (-np.arange(0, int(head_dim), 2) / int(head_dim))
-    keep = np.clip((original * inverse / (2 * np.pi) - low) / (high - low), 0, 1)
+    frequencies = theta ** (-np.arange(0, int(head_dim), 2) / int(head_dim))  # radians per position
+    keep = np.clip((original * frequencies / (2 * np.pi) - low) / (high - low), 0, 1)  # as in `rope_frequencies`
     expected = 1 / (keep + (1 - keep) / factor)
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
         raise InputError(f"{path}: rope_freqs.weight does not hold Llama-3.1's scaling, the only one supported")
@@ -320,11 +374,14 @@ def _llama3_scaling(factors: np.ndarray, head_dim: Any, theta: float, path: Path
 
 @torch.no_grad()
 def load_into(model: Transformer, weights: Weights) -> None:
-    """Fills every parameter from `weights`, in the parameter's own dtype and on its device.
+    """Copy the weights into every parameter, in the parameter's own dtype and on its device.
 
-    A parameter is plain or a DTensor sharded along dimension 0 (FSDP2, HSDP): each rank reads just its own rows,
-    a chunk at a time. No collective. Buffers and the head of a tied model are not touched.
-    Raises InputError when the model has a parameter that the weights have not, or in another shape.
+    A parameter is a plain tensor or a DTensor sharded along dimension 0 (FSDP2, HSDP). Each rank reads only its own
+    rows, a chunk at a time; this is not a collective. Buffers and the head of a tied model are left as they are.
+
+    Raises:
+        InputError: a parameter of the model that the weights lack or have in another shape.
+        RuntimeError: a parameter on the meta device, sharded along another dimension, or a head that is no longer tied.
     """
     for name, parameter in named_parameters(model):
         if name not in weights.names:
@@ -332,26 +389,30 @@ def load_into(model: Transformer, weights: Weights) -> None:
         if tuple(parameter.shape) != weights.shape(name):
             shapes = f"{weights.shape(name)}; the model's is {tuple(parameter.shape)}"
             raise InputError(f"{weights.source}: {name} has shape {shapes}")
-        local, first = _local_rows(name, parameter)
+        local, first_row = _local_rows(name, parameter)
         if local.is_meta:
             raise RuntimeError(f"{name} is on the meta device: call to_empty before load_into")
-        row_bytes = 4 * max(1, local[:1].numel())
-        step = max(1, CHUNK_BYTES // row_bytes)
-        for start in range(0, local.shape[0], step):
-            part = local[start : start + step]
-            part.copy_(weights.read(name, first + start, first + start + part.shape[0]))
+        row_bytes = 4 * max(1, local[:1].numel())  # as fp32
+        chunk_rows = max(1, CHUNK_BYTES // row_bytes)
+        for start in range(0, local.shape[0], chunk_rows):
+            chunk = local[start : start + chunk_rows]
+            chunk.copy_(weights.read(name, first_row + start, first_row + start + chunk.shape[0]))
 
 
 def named_parameters(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """Named parameters as a checkpoint has them: each once, a tied weight under the embedding's name."""
-    for name, parameter in model.named_parameters():  # gives a shared parameter once
+    """The parameters by the names that a checkpoint has: each once, a tied weight under the embedding's name.
+
+    Raises:
+        RuntimeError: the head of a tied model has a weight of its own.
+    """
+    for name, parameter in model.named_parameters():  # lists a shared parameter once
         if model.config.tie_word_embeddings and name == "lm_head.weight":
             raise RuntimeError("the head is no longer tied to the embedding (to_empty unties): tie them again")
         yield name, parameter
 
 
 def _local_rows(name: str, parameter: Tensor) -> tuple[Tensor, int]:
-    """This rank's rows of a parameter, and the number of the first."""
+    """This rank's rows of a parameter, and the index of the first one in the whole parameter."""
     if not isinstance(parameter, DTensor):
         return parameter, 0
     if not all(isinstance(p, Replicate) or p == Shard(0) for p in parameter.placements):
@@ -370,11 +431,16 @@ def load_model(
     *,
     kernels: Kernels | None = None,
 ) -> Transformer:
-    """A model with its weights, in eval mode, its parameters trainable; of a sequence-classification folder (one
-    label) a scalar model.
+    """A model with its weights, in eval mode and with trainable parameters. A sequence-classification folder of one
+    label gives a scalar model.
 
-    `source`: a Hugging Face folder, a hub id, a .gguf path or package://pkg/file.gguf. `dtype` is that of every
-    parameter. `kernels`: the backend of each part, default "auto" by device. Raises InputError as `open_weights` does.
+    Args:
+        source: a Hugging Face folder, a hub id, a .gguf path or package://pkg/file.gguf.
+        dtype: of every parameter.
+        kernels: the backend of each part; default: "auto" for all.
+
+    Raises:
+        InputError: as `open_weights`.
     """
     weights = open_weights(source)
     return build_model(weights, dtype, device, kernels=kernels)
@@ -387,11 +453,15 @@ def build_model(
     *,
     kernels: Kernels | None = None,
 ) -> Transformer:
-    """`load_model` of weights that are already open."""
+    """`load_model` of weights that are open already.
+
+    Raises:
+        InputError: a tensor that cannot be dequantised.
+    """
     with torch.device("meta"):
         model = Transformer(weights.config, kernels=kernels or Kernels())
     model = model.to(dtype).to_empty(device=device)
-    if weights.config.tie_word_embeddings:  # to_empty makes two parameters of one
+    if weights.config.tie_word_embeddings:  # `to_empty` has made two parameters of the shared one
         model.lm_head.weight = model.model.embed_tokens.weight
     load_into(model, weights)
     return model.eval()

@@ -1,20 +1,37 @@
-"""Objectives: pure functions from what a model's forward gave to (losses, metrics), per example or per token.
+"""Objectives: one file each, a pure function and its declaration.
 
-The trainer sums the losses and divides once by the global count: of examples, or of scored tokens for SFT and PPO.
-Metrics are detached and have TRL's names; the trainer averages them over the global batch.
+The functions take what a model's forward gave and return (losses, metrics), per example or per token. The trainer sums
+the losses and divides once by the global count of examples or of scored tokens, as the declaration says. Metrics are
+detached and have TRL's names; the trainer averages them over the global batch.
 """
 
-from vdengine.objectives.dpo import dpo, preference_metrics
-from vdengine.objectives.ppo import adapt_kl_coef, gae, kl_penalty, ppo, token_rewards, value_loss, whiten
-from vdengine.objectives.reward import reward
-from vdengine.objectives.sft import sft
-from vdengine.objectives.simpo import simpo
+from vdengine.errors import InputError
+from vdengine.objectives.base import Losses, NoSettings, Objective, Sampled, Scored
+from vdengine.objectives.dpo import DPO, dpo
+from vdengine.objectives.ipo import IPO, ipo
+from vdengine.objectives.metrics import preference_metrics
+from vdengine.objectives.orpo import ORPO, orpo
+from vdengine.objectives.ppo import PPO, adapt_kl_coef, gae, kl_penalty, ppo, token_rewards, value_loss, whiten
+from vdengine.objectives.reward import REWARD, reward
+from vdengine.objectives.sft import SFT, sft
+from vdengine.objectives.simpo import SIMPO, simpo
+
+BUILT_IN = (SFT, DPO, IPO, SIMPO, ORPO, REWARD, PPO)
 
 __all__ = [
+    "BUILT_IN",
+    "Losses",
+    "NoSettings",
+    "Objective",
+    "Sampled",
+    "Scored",
     "adapt_kl_coef",
     "dpo",
+    "find",
     "gae",
+    "ipo",
     "kl_penalty",
+    "orpo",
     "ppo",
     "preference_metrics",
     "reward",
@@ -24,3 +41,16 @@ __all__ = [
     "value_loss",
     "whiten",
 ]
+
+
+def find(name: object, more: Objective | None = None) -> Objective:
+    """The declaration of this name: `more`, if it is its name, else a built-in one.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = (*BUILT_IN, more) if more is not None else BUILT_IN
+    for objective in reversed(known):
+        if objective.name == name:
+            return objective
+    raise InputError(f"objective.name = {name!r} is not known; allowed: {', '.join(o.name for o in known)}")

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vdengine.objectives.base import Losses, Objective, Scored
+from vdengine.objectives.metrics import SHOWN, preference_metrics
+from vdengine.settings import key
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def dpo(
@@ -12,12 +19,14 @@ def dpo(
     *,
     beta: float,
     label_smoothing: float = 0.0,
-) -> tuple[Tensor, dict[str, Tensor]]:  # losses [n], metrics each [n]
+) -> Losses:  # losses [n], metrics each [n]
     """Per-pair loss  -(1-e) log sigmoid(m) - e log sigmoid(-m),  m = beta ((pi_c - ref_c) - (pi_r - ref_r)).
 
     e = label_smoothing is conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences"): the
     probability that a label is flipped.
     """
+    import torch.nn.functional as F
+
     rewards = beta * (policy if reference is None else policy - reference)
     chosen, rejected = rewards[0::2], rewards[1::2]
     margin = chosen - rejected
@@ -27,16 +36,40 @@ def dpo(
     return losses, preference_metrics(chosen, rejected, policy[0::2], policy[1::2])
 
 
-def preference_metrics(
-    chosen: Tensor, rejected: Tensor, chosen_logps: Tensor, rejected_logps: Tensor
-) -> dict[str, Tensor]:
-    """TRL's names, one value per pair. chosen, rejected [n]: implicit rewards; the other two [n]: branch sums."""
-    chosen, rejected = chosen.detach(), rejected.detach()
-    return {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).float(),
-        "logps/chosen": chosen_logps.detach(),
-        "logps/rejected": rejected_logps.detach(),
-    }
+@dataclass
+class Settings:
+    """Keys of [objective]."""
+
+    beta: float = key(0.1, above=0)  # strength of the pull to the reference; arXiv 2305.18290, section 6
+    label_smoothing: float = key(0.0, low=0.0, high=0.5)  # conservative DPO
+
+
+def _losses(scored: Scored, s: Settings) -> Losses:
+    return dpo(scored.sums, scored.reference, beta=s.beta, label_smoothing=s.label_smoothing)
+
+
+def _fused(scored: Scored, s: Settings) -> Losses:
+    from vdengine.kernels.preference import preference_loss
+
+    pairs = preference_loss(
+        scored.logp,
+        scored.pack.branch_offsets,
+        scored.reference,
+        name="dpo",
+        beta=s.beta,
+        label_smoothing=s.label_smoothing,
+    )
+    return pairs.losses, preference_metrics(*pairs[1:])
+
+
+DPO = Objective(
+    "dpo",
+    _losses,
+    rows="preference",
+    branches=2,
+    reference=("cached", "live", "none"),
+    settings=Settings,
+    fused=_fused,
+    at_start=("rewards/margins", 0.0),  # the policy is the reference
+    shown=SHOWN,
+)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vdengine.objectives.base import Losses, Objective, Scored
+from vdengine.settings import key
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def reward(
@@ -11,12 +17,14 @@ def reward(
     margin: Tensor | float = 0.0,  # [n], or one for all: how far apart the two should be
     *,
     center: float = 0.0,
-) -> tuple[Tensor, dict[str, Tensor]]:  # losses [n], metrics each [n]
+) -> Losses:  # losses [n], metrics each [n]
     """Per-pair loss  -log sigmoid(r_c - r_r - margin) + center (r_c + r_r)^2.
 
     The margin is that of Llama 2 (arXiv 2307.09288, eq. 2); the second term keeps scores, which the first leaves free
     up to a constant, around zero (Eisenstein et al., arXiv 2312.09244, eq. 2).
     """
+    import torch.nn.functional as F
+
     chosen, rejected = scores[0::2], scores[1::2]
     losses = -F.logsigmoid(chosen - rejected - margin)
     if center:
@@ -27,3 +35,27 @@ def reward(
         "margin": chosen - rejected,
         "mean_reward": (chosen + rejected) / 2,
     }
+
+
+@dataclass
+class Settings:
+    """Keys of [objective]."""
+
+    margin: float = key(0.0, low=0.0)  # times each row's own margin, 1 where it has none
+    center_rewards_coefficient: float = key(0.0, low=0.0)  # keeps scores around 0
+
+
+def _losses(scored: Scored, s: Settings) -> Losses:
+    margin = s.margin * scored.margins if s.margin else 0.0
+    return reward(scored.scores, margin, center=s.center_rewards_coefficient)
+
+
+REWARD = Objective(
+    "reward",
+    _losses,
+    rows="preference",
+    branches=2,
+    head="scalar",
+    settings=Settings,
+    shown=(("margin", "margin", "+.3f"), ("acc", "accuracy", ".2f")),
+)

@@ -1,4 +1,4 @@
-"""What would bias or blur a reading of a panel: warnings about lengths, polarity, wording and tokens."""
+"""Warnings about what would bias a panel's readouts or make them noisy: lengths, polarity, wording, tokens."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ _NEGATION = re.compile(r"(\b(not|never|cannot|no|nothing|nobody|neither|nor)\b|n
 def lint(
     panel: Panel, *, max_gap_bytes: float = 10, max_neutral_gap_bytes: float = 20, max_overlap: float = 0.6
 ) -> list[str]:
-    """Warnings about what would bias or blur a reading; an empty list when there are none.
+    """Warnings about a panel; an empty list when there are none.
 
-    Checked: equal numbers of both polarities in each topic; the same kinds in support and oppose; the mean
-    length of a kind in support and oppose (`max_gap_bytes`) and of neutral against the two
-    (`max_neutral_gap_bytes`); openings that start with a bare yes or no; questions that suggest an answer;
-    negations in one stance far more often than in the other; prompts or paraphrases of two probes of a topic
-    that nearly repeat each other (`overlap` of `content_words` above `max_overlap`). Probes without openings are
-    reported in one line, and what needs openings is not checked for them.
+    Checked: equal numbers of both polarities in each topic; the same kinds in support and oppose; openings that start
+    with a bare yes or no; questions that suggest an answer; negations far more often in one stance than in the other;
+    and the lengths and repetitions below. Probes without openings are reported in one line, and checked without them.
+
+    Args:
+        max_gap_bytes: allowed difference of the mean length of a kind between support and oppose.
+        max_neutral_gap_bytes: allowed difference of the mean length of neutral openings from the other two.
+        max_overlap: allowed `overlap` of `content_words` between prompts or paraphrases of two probes of a topic.
     """
     warnings: list[str] = []
-    scored = [p for p in panel.probes if p.has_openings]
+    scored = [probe for probe in panel.probes if probe.has_openings]
     if len(scored) < len(panel.probes):
         warnings.append(_without_openings(panel, scored))
     for topic in panel.topics:
@@ -40,8 +42,8 @@ def lint(
         warnings += _lint_probe(probe, max_gap_bytes, max_neutral_gap_bytes)
     shares = {}
     for stance in ("support", "oppose"):
-        texts = [o.text for p in scored for o in p.openings[stance]]
-        shares[stance] = sum(bool(_NEGATION.search(t)) for t in texts) / max(len(texts), 1)
+        texts = [opening.text for probe in scored for opening in probe.openings[stance]]
+        shares[stance] = sum(bool(_NEGATION.search(text)) for text in texts) / max(len(texts), 1)
     if abs(shares["support"] - shares["oppose"]) > 0.1:
         warnings.append(
             f"{shares['support']:.0%} of support but {shares['oppose']:.0%} of oppose openings hold a "
@@ -64,9 +66,9 @@ def lint(
 def lint_tokens(
     panel: Panel, renderer: Renderer, *, min_tokens: int = 6, max_tokens: int = 24, max_gap_tokens: float = 4
 ) -> list[str]:
-    """Warnings about how a tokenizer cuts the openings, as `renderer` puts them after a prompt.
+    """Warnings about the tokens of the openings, as `renderer` puts them after a prompt.
 
-    Checked: text that does not survive the tokenizer; lengths outside `min_tokens` .. `max_tokens`; openings of one
+    Checked: text that does not survive the tokenizer; lengths outside `min_tokens` to `max_tokens`; openings of one
     kind in support and oppose that differ by more than `max_gap_tokens` on average.
     """
     warnings = []
@@ -82,19 +84,22 @@ def lint_tokens(
                 if not min_tokens <= len(ids) <= max_tokens:
                     warnings.append(f"{where} has {len(ids)} tokens; {min_tokens} to {max_tokens} are usual")
         for kind in sorted(lengths["support"].keys() & lengths["oppose"].keys()):
-            a, b = (sum(x) / len(x) for x in (lengths["support"][kind], lengths["oppose"][kind]))
-            if abs(a - b) > max_gap_tokens:
-                warnings.append(f"{probe.id}: {kind} openings differ by {a - b:+.1f} tokens, support less oppose")
+            support, oppose = (sum(x) / len(x) for x in (lengths["support"][kind], lengths["oppose"][kind]))
+            gap = support - oppose
+            if abs(gap) > max_gap_tokens:
+                warnings.append(f"{probe.id}: {kind} openings differ by {gap:+.1f} tokens, support less oppose")
     return warnings
 
 
 def _without_openings(panel: Panel, scored: list[Probe]) -> str:
+    """The warning about probes without openings; scored: those that have some."""
     count, first = len(panel.probes) - len(scored), next(p.id for p in panel.probes if not p.has_openings)
     which = "no probe has" if not scored else f"{count} of {len(panel.probes)} probes ({first}, ...) have no"
     return f"{which} openings: read by answers only, not scored"
 
 
 def _lint_probe(probe: Probe, max_gap_bytes: float, max_neutral_gap_bytes: float) -> list[str]:
+    """Warnings about one probe, as `lint` describes them."""
     warnings = [
         f"{probe.id}: the question suggests an answer: {question[:60]!r}"
         for question in (probe.prompt, *probe.paraphrases)
@@ -127,8 +132,11 @@ def _lint_probe(probe: Probe, max_gap_bytes: float, max_neutral_gap_bytes: float
 
 
 def lint_text(source: str, tokenizer: str | None = None) -> tuple[str, int]:
-    """A panel's outline and every warning, for a person; and how many warnings there are. tokenizer: a source, to look
-    at its tokens too.
+    """A panel's outline with all warnings, as text, and the number of warnings.
+
+    Args:
+        source: of the panel, as `Panel.load` takes it.
+        tokenizer: a source, to check its tokens too.
 
     Raises:
         InputError: a panel, tokenizer or template that cannot be read.

@@ -2,7 +2,7 @@
 
 A panel is JSONL, one probe a line. Stances are relative to the proposition of the probe's own *prompt*;
 `polarity` says whether supporting that proposition is supporting the topic's `axis` (+1) or opposing it (-1).
-Nothing here knows of tokens: rendering prompts and laying openings out belong to `drift/openings.py`.
+Tokens play no part here: prompts are rendered and openings laid out by `drift/openings.py`.
 """
 
 from __future__ import annotations
@@ -41,20 +41,24 @@ class Opening:
 
 @dataclass(frozen=True)
 class Probe:
-    """One question. `openings` maps each of `STANCES` to at least one opening, in file order; or to none at all, for a
-    probe that is read by its answers only."""
+    """One question."""
 
     id: str
     topic: str
-    axis: str
-    polarity: int
+    axis: str  # what +1 means on the topic
+    polarity: int  # +1: supporting the prompt's proposition is supporting the axis; -1: opposing it
     prompt: str
-    paraphrases: tuple[str, ...]
+    paraphrases: tuple[str, ...]  # other wordings of the prompt
+    # Of each of `STANCES`, in file order; none at all for a probe that is read by its answers only.
     openings: Mapping[str, tuple[Opening, ...]] = field(hash=False)
 
     @classmethod
     def from_row(cls, row: Any, where: str) -> Probe:
-        """A probe from one parsed JSON value. Raises InputError, its message starting with `where`."""
+        """A probe from one parsed JSON value; where: names the row in errors.
+
+        Raises:
+            InputError: the value is no probe.
+        """
         if not isinstance(row, dict):
             raise InputError(f"{where}: a probe must be a JSON object, not {_json_type(row)}")
         for key in _REQUIRED:
@@ -82,7 +86,7 @@ class Probe:
         )
 
     def branches(self, variant: str = "question") -> list[Branch]:
-        """Its openings: by stance as in `STANCES`, then as listed in the file."""
+        """Its openings as branches after a variant of its prompt: by stance as in `STANCES`, then in file order."""
         return [
             Branch(self, stance, opening.kind, opening.text, opening.num_bytes, variant)
             for stance in STANCES
@@ -130,9 +134,10 @@ class Panel:
 
     @classmethod
     def load(cls, source: str | Path) -> Panel:
-        """Reads a built-in panel by name ("values-mini") or a .jsonl file by path.
+        """Read a built-in panel by name ("values-mini") or a .jsonl file by path.
 
-        Raises InputError (file, line, what is wrong) on an unknown name, an unreadable file or a bad row.
+        Raises:
+            InputError: an unknown name, a file that cannot be read, or a bad row (file, line and reason).
         """
         path = Path(source)
         if isinstance(source, str) and path.suffix != ".jsonl" and path.name == source:
@@ -157,45 +162,54 @@ class Panel:
 
     @classmethod
     def parse(cls, data: bytes, name: str, where: str) -> Panel:
-        """A panel from the bytes of a JSONL file (blank lines skipped). `where` names the file in errors."""
+        """A panel from the bytes of a JSONL file, blank lines skipped; where: names the file in errors.
+
+        Raises:
+            InputError: as `load`.
+        """
         rows: list[tuple[str, Any]] = []
         # Split on \n alone: str.splitlines would also cut at U+2028, which JSON strings may hold.
         for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
             if not line.strip():
                 continue
-            at = f"{where}, line {number}"
+            place = f"{where}, line {number}"
             try:
-                rows.append((at, json.loads(line.decode("utf-8"))))
+                rows.append((place, json.loads(line.decode("utf-8"))))
             except UnicodeDecodeError as error:
-                raise InputError(f"{at}: not UTF-8 (byte {error.start + 1} of the line)") from None
+                raise InputError(f"{place}: not UTF-8 (byte {error.start + 1} of the line)") from None
             except json.JSONDecodeError as error:
-                raise InputError(f"{at}: malformed JSON at column {error.colno} ({error.msg})") from None
+                raise InputError(f"{place}: malformed JSON at column {error.colno} ({error.msg})") from None
             except (RecursionError, ValueError):  # nested thousands deep; an integer of thousands of digits
-                raise InputError(f"{at}: malformed JSON (nested too deep, or a number too long)") from None
+                raise InputError(f"{place}: malformed JSON (nested too deep, or a number too long)") from None
         return cls._from_located(rows, name, where)
 
     @classmethod
     def from_rows(cls, rows: Iterable[Any], name: str) -> Panel:
-        """A panel from parsed JSON objects, checked as in `load`; errors name the row, counted from 1."""
+        """A panel from parsed JSON objects.
+
+        Raises:
+            InputError: a bad row, counted from 1.
+        """
         located = [(f"{name}, row {n}", row) for n, row in enumerate(rows, start=1)]
         return cls._from_located(located, name, name)
 
     @classmethod
     def _from_located(cls, rows: list[tuple[str, Any]], name: str, where: str) -> Panel:
+        """rows: each with its place, for errors."""
         if not rows:
             raise InputError(f"{where}: the panel is empty; it needs at least one probe")
         probes: list[Probe] = []
         place_of_id: dict[str, str] = {}
-        first_of_topic: dict[str, tuple[str, str]] = {}
-        for at, row in rows:
-            probe = Probe.from_row(row, at)
+        first_of_topic: dict[str, tuple[str, str]] = {}  # its axis, and the place of its first probe
+        for place, row in rows:
+            probe = Probe.from_row(row, place)
             if probe.id in place_of_id:
-                raise InputError(f"{at}: duplicate id {probe.id!r}, first used at {place_of_id[probe.id]}")
-            place_of_id[probe.id] = at
-            axis, first = first_of_topic.setdefault(probe.topic, (probe.axis, at))
+                raise InputError(f"{place}: duplicate id {probe.id!r}, first used at {place_of_id[probe.id]}")
+            place_of_id[probe.id] = place
+            axis, first = first_of_topic.setdefault(probe.topic, (probe.axis, place))
             if axis != probe.axis:
                 raise InputError(
-                    f"{at}: topic {probe.topic!r} has the axis {probe.axis!r} here but {axis!r} at {first}; "
+                    f"{place}: topic {probe.topic!r} has the axis {probe.axis!r} here but {axis!r} at {first}; "
                     "a topic has one"
                 )
             probes.append(probe)
@@ -207,7 +221,7 @@ class Panel:
         path.write_text("".join(rows), encoding="utf-8")
 
     def renamed(self, name: str) -> Panel:
-        """The same probes under another name: one's own, where a copy was read from another file."""
+        """The same probes under another name: the panel's own, where a copy was read from another file."""
         return Panel(name, self.probes)
 
     @property
@@ -216,7 +230,11 @@ class Panel:
         return tuple(dict.fromkeys(p.topic for p in self.probes))
 
     def axis(self, topic: str) -> str:
-        """What +1 means for `topic`. Raises KeyError for a topic the panel does not have."""
+        """What +1 means on `topic`.
+
+        Raises:
+            KeyError: a topic that the panel does not have.
+        """
         for probe in self.probes:
             if probe.topic == topic:
                 return probe.axis
@@ -232,8 +250,7 @@ class Panel:
         return digest.hexdigest()
 
     def branches(self) -> list[Branch]:
-        """Every opening in the order of the raw score log: by probe, then by stance as in `STANCES`, then as
-        listed in the file."""
+        """Every opening in the order of the raw log: by probe, by stance as in `STANCES`, then in file order."""
         return [branch for probe in self.probes for branch in probe.branches()]
 
 
@@ -241,11 +258,13 @@ class Panel:
 
 
 def _json_type(value: Any) -> str:
+    """A JSON value's type, for an error message."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def _text(value: Any, key: str, where: str) -> str:
+    """A field that is text, checked; raises InputError with `where` and `key`."""
     if not isinstance(value, str):
         raise InputError(f"{where}: {key} must be a string, not {_json_type(value)}")
     if not value.strip():
@@ -261,6 +280,7 @@ def _text(value: Any, key: str, where: str) -> str:
 
 
 def _openings(value: Any, where: str) -> dict[str, tuple[Opening, ...]]:
+    """A probe's openings by stance, checked; raises InputError with `where`."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: openings must be an object with {_STANCES}, not {_json_type(value)}")
     for stance in value:

@@ -1,10 +1,10 @@
-"""The words of a text that carry its matter: what questions, topics and answers are compared by."""
+"""The content words of a text, by which questions, topics and answers are compared."""
 
 from __future__ import annotations
 
 import re
 
-# Words that carry no subject matter; left out when two questions are compared.
+# Words without subject matter; left out when two questions are compared.
 _FUNCTION_WORDS = frozenset(
     """a about all also am an and any are as at be been before being but by can could did do does for from
     get give had has have having how i if in into is it its just like make may me might more most much must

@@ -6,31 +6,44 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vdengine.drift.run import load_run
+from vdengine.drift.load import load_run
 from vdengine.errors import InputError
 from vdengine.runfolder import RunFolder
 
 
-def _quiet(text: str) -> None:
-    """Notes are on the page."""
+def _ignore(note: str) -> None:
+    """The default of `say`: notes are on the page anyway."""
 
 
 def report(
-    runs: Sequence[str | Path], *, out: str | Path | None = None, readout: str | None = None, judge: str | None = None,
-    smoothing: str = "none", baseline: int | None = None, gaps: Sequence[str | Path] = (),
-    topics: Sequence[str] | None = None, labels: Sequence[str] | None = None, title: str | None = None,
-    figures: bool = True, say: Callable[[str], None] = _quiet,
-) -> Path:  # fmt: skip
+    runs: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    readout: str | None = None,
+    judge: str | None = None,
+    smoothing: str = "none",
+    baseline: int | None = None,
+    gaps: Sequence[str | Path] = (),
+    topics: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    title: str | None = None,
+    figures: bool = True,
+    say: Callable[[str], None] = _ignore,
+) -> Path:
     """Write `index.html`, `figures/` and `tables/`, and return the page's path.
 
     Args:
+        runs: their folders.
         out: a folder. Default: `<run>/report` for one run, `./report` for several.
         readout: "openings" or "answers", shown first. Default: answers where they are judged.
-        judge: the slug of one judge, whose readings alone are shown; others only for agreement.
-        smoothing, baseline: as `drift.estimators.analyse` takes them.
+        judge: a slug: only this judge's readout of answers; other judges' count for agreement with it.
+        smoothing, baseline: as `drift.analysis.analyse` takes them.
         gaps: files that `vdengine gap --out` wrote.
+        topics: those to show. Default: all.
         labels: names of the runs. Default: their folders' names.
-        say: told what was left out, line by line.
+        title: of the page.
+        figures: also draw figures for print.
+        say: called with each note on what was left out.
 
     Raises:
         InputError: plotly or matplotlib missing; a run that cannot be read; runs with different panels; an unknown
@@ -48,7 +61,7 @@ def report(
         load_run(folder, name=name, smoothing=smoothing, baseline=baseline, judge=judge)
         for folder, name in zip(folders, _names(folders, labels), strict=True)
     ]
-    for run in loaded:  # a baseline that was not sampled is said before anything is drawn
+    for run in loaded:  # analyses are made now: an error in them comes before anything is written
         for view in run.views.values():
             _ = view.analysis
     first = loaded[0]
@@ -87,6 +100,7 @@ def report(
 
 
 def _needs_extra() -> None:
+    """Raises InputError where the packages of the extra `report` are missing."""
     if any(importlib.util.find_spec(name) is None for name in ("plotly", "matplotlib")):
         raise InputError("the report needs plotly and matplotlib: pip install 'vdengine[report]'")
 

@@ -1,4 +1,4 @@
-"""Audits of the training data (`vdengine gap --out`), each beside the run that it was an audit for."""
+"""Value gaps of training data (`vdengine gap --out`), matched to the runs that were trained on it."""
 
 from __future__ import annotations
 
@@ -15,67 +15,85 @@ from vdengine.errors import InputError
 
 @dataclass(frozen=True)
 class Gap:
-    """One reading (the scorer's or a judge's) of one data set, and a run that was trained on it."""
+    """The value gap of one data set by one method, and a run that was trained on it."""
 
-    source: str
-    method: str
+    source: str  # the data
+    method: str  # of reading stances: "words", "scorer" or "judge <name>"
     run: Run
-    topics: dict[str, dict[str, Any]]  # "gap", "low", "high", "rows", "few"
-    other_panel: bool  # topics are matched by name only
+    topics: dict[str, dict[str, Any]]  # by topic and "all": "gap", "low", "high", "rows", "few"
+    other_panel: bool  # the run has another panel: topics are matched by name only
 
     def rows(self, shown: Sequence[str]) -> list[dict[str, Any]]:
         """Gap and drift by topic, once for each readout of the run."""
-        out = []
+        rows = []
         for view in self.run.views.values():
             for topic in shown:
-                d = view.analysis.drifts.get((topic, view.analysis.values.primary))
+                drift = view.analysis.drifts.get((topic, view.analysis.values.primary))
                 gap = self.topics.get(topic)
-                if d is not None and gap is not None and math.isfinite(gap["gap"]):
-                    m = d.magnitude
-                    out.append(
-                        {"run": self.run.name, "source": self.source, "method": self.method, "topic": topic, **gap,
-                         "readout": view.kind, "judge": view.judge or None, "unit": view.analysis.values.unit,
-                         "drift": m.mean, "drift_low": m.low, "drift_high": m.high, "significant": d.significant}
-                    )  # fmt: skip
-        return out
+                if drift is not None and gap is not None and math.isfinite(gap["gap"]):
+                    rows.append(
+                        {
+                            "run": self.run.name,
+                            "source": self.source,
+                            "method": self.method,
+                            "topic": topic,
+                            **gap,
+                            "readout": view.kind,
+                            "judge": view.judge or None,
+                            "unit": view.analysis.values.unit,
+                            "drift": drift.magnitude.mean,
+                            "drift_low": drift.magnitude.low,
+                            "drift_high": drift.magnitude.high,
+                            "significant": drift.significant,
+                        }
+                    )
+        return rows
 
 
 def load_gaps(files: Sequence[str | Path], runs: Sequence[Run]) -> list[Gap]:
     """Match audits to runs by what their recipes train on; with one run only, to that one.
 
     Raises:
-        InputError: a file that is no audit of pairs, or of data that none of several runs was trained on.
+        InputError: a file that cannot be read or is no audit of pairs; data that none of several runs was trained on.
     """
     return [gap for file in files for gap in _load(Path(file), runs)]
 
 
 def _load(path: Path, runs: Sequence[Run]) -> list[Gap]:
+    """The gaps in one file, by method and run."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise InputError(f"{path}: not the JSON that `vdengine gap --out` writes ({error})") from None
-    if not isinstance(found, dict) or found.get("audit") != "gap":
-        kind = f"an audit of kind {found.get('audit')!r}" if isinstance(found, dict) else "no audit"
+    if not isinstance(result, dict) or result.get("audit") != "gap":
+        kind = f"an audit of kind {result.get('audit')!r}" if isinstance(result, dict) else "no audit"
         raise InputError(f"{path}: is {kind}; --gap takes what `vdengine gap --out` writes")
     try:
-        source = str(found["source"])
-        tables = {str(found["method"]): found}
-        if "judge" in found:
-            tables[f"judge {found['judge']['name']}"] = found["judge"]
-        read = {m: {t: _entry(e) for t, e in {**x["topics"], "all": x["all"]}.items()} for m, x in tables.items()}
+        source = str(result["source"])
+        tables = {str(result["method"]): result}
+        if "judge" in result:
+            tables[f"judge {result['judge']['name']}"] = result["judge"]
+        by_method = {
+            method: {topic: _entry(entry) for topic, entry in {**table["topics"], "all": table["all"]}.items()}
+            for method, table in tables.items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged, or of another version ({error!r})") from None
     matched = [run for run in runs if source in run.sources] or (list(runs) if len(runs) == 1 else [])
     if not matched:
         known = ", ".join(dict.fromkeys(s for run in runs for s in run.sources)) or "nothing that is known"
         raise InputError(f"{path}: is about {source}, which none of these runs was trained on; they were on {known}")
-    panel = found.get("panel_hash")
-    return [Gap(source, m, run, topics, panel != run.panel_hash) for m, topics in read.items() for run in matched]
+    panel = result.get("panel_hash")
+    return [
+        Gap(source, method, run, topics, panel != run.panel_hash)
+        for method, topics in by_method.items()
+        for run in matched
+    ]
 
 
-def _entry(e: dict[str, Any]) -> dict[str, Any]:
+def _entry(entry: dict[str, Any]) -> dict[str, Any]:
     """A topic's numbers; JSON's null is NaN."""
-    numbers = {k: math.nan if e[k] is None else float(e[k]) for k in ("gap", "low", "high")}
-    return {**numbers, "rows": int(e["rows"]), "few": bool(e["few"])}
+    numbers = {name: math.nan if entry[name] is None else float(entry[name]) for name in ("gap", "low", "high")}
+    return {**numbers, "rows": int(entry["rows"]), "few": bool(entry["few"])}

@@ -18,34 +18,36 @@ Tables = dict[str, list[Row]]
 
 
 def build(runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str]) -> Tables:
-    """All tables by name; `topics`: those that are shown, beside "all"."""
+    """All tables by name; topics: those to show, beside "all"."""
     shown = ("all", *topics)
-    out: Tables = {name: [row for run in runs for row in run.rows(name, shown)] for name in SUMMARY_TABLES}
-    out["gaps"] = [row for gap in gaps for row in gap.rows(shown)]
-    return out
+    tables: Tables = {name: [row for run in runs for row in run.rows(name, shown)] for name in SUMMARY_TABLES}
+    tables["gaps"] = [row for gap in gaps for row in gap.rows(shown)]
+    return tables
 
 
 def write(tables: Tables, folder: Path) -> None:
-    """Each table that has rows as CSV and as Parquet; NaN is an empty cell, and null in Parquet."""
+    """Write each table that has rows as CSV and as Parquet; NaN is an empty cell, and null in Parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         if not rows:
-            for ending in ("csv", "parquet"):  # one of an earlier report would be taken for this one's
+            for ending in ("csv", "parquet"):  # a file of an earlier report would be taken for this one's
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
             continue
-        columns = list(dict.fromkeys(c for row in rows for c in row))
-        plain = [{c: _plain(row.get(c)) for c in columns} for row in rows]
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        plain = [{column: _plain(row.get(column)) for column in columns} for row in rows]
         with open(folder / f"{name}.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(plain)
-        pq.write_table(pa.table({c: [row[c] for row in plain] for c in columns}), folder / f"{name}.parquet")
+        by_column = {column: [row[column] for row in plain] for column in columns}
+        pq.write_table(pa.table(by_column), folder / f"{name}.parquet")
 
 
 def _plain(value: Any) -> Any:
+    """A cell as a Python value; None for NaN and infinity."""
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

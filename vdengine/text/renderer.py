@@ -1,10 +1,11 @@
-"""Chat templates: messages in, token ids and the mask of scored tokens out.
+"""Chat templates: from messages to token ids and the mask of scored tokens.
 
-A checkpoint's template is a Jinja program from outside: it runs in a process of its own (`text.template_worker`).
+The template of a checkpoint is a Jinja program that is not trusted, so it runs in a process of its own
+(`text.template_worker`).
 
-Text becomes ids in segments: the prompt up to an assistant turn is one, the turn the next. Nothing is tokenised
-across that boundary, as nothing is when the model answers. Special tokens come from the template only: the same
-characters inside a message are plain text.
+Text is tokenised in segments: the prompt up to an assistant turn is one, the turn is the next. No token crosses this
+boundary, as none does when the model answers. Special tokens come from the template only: the same characters inside a
+message are plain text.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from typing import Any, NamedTuple, Protocol
 from vdengine.errors import InputError
 from vdengine.text.template_worker import CLOSE_MARK, CPU_SECONDS, DATE, OPEN_MARK, TemplateWorker
 
-Messages = Sequence[dict[str, Any]]  # {"role": ..., "content": ...} and what else the template reads
+Messages = Sequence[dict[str, Any]]  # {"role": ..., "content": ...} and other keys that the template reads
 
-RENDER_VERSION = 1  # part of the hash of stored rows: raise it when ids or masks change
-# Noncharacters: valid in a Python string, never in text.
+RENDER_VERSION = 1  # part of the hash of stored rows; increase it when ids or masks change
+# The content of an answer whose place in the rendered text is to be found. A noncharacter: valid in a Python string,
+# but never in text.
 _HOLE = "\ufdd2"
-_PLACE = 0xF0000  # private plane: where special tokens inside messages hide while the template runs
+# The first of the private-use characters that replace special tokens inside messages while the template runs.
+_PLACE = 0xF0000
 
 PLAIN = """\
 {%- for message in messages -%}
@@ -40,7 +43,7 @@ PLAIN = """\
 {%- if add_generation_prompt -%}{{ '\\n\\nAssistant:' }}{%- endif -%}
 """
 
-# The prompts of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca); a system message stands for its first line.
+# The prompts of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca); a system message replaces their first line.
 ALPACA = """\
 {%- if messages[0].role == 'system' -%}
 {%- set head, rest = messages[0].content, messages[1:] -%}
@@ -62,7 +65,7 @@ _BUILT_IN = {"plain": PLAIN, "alpaca": ALPACA}
 
 
 class Vocabulary(Protocol):
-    """What a renderer needs of a tokenizer (`text.tokenizer.Tokenizer`, which knows its own renderer)."""
+    """What a renderer needs of a tokenizer. A protocol, because `text.tokenizer.Tokenizer` imports the renderer."""
 
     source: str
     special_tokens: dict[str, str]
@@ -89,7 +92,7 @@ class Vocabulary(Protocol):
 
 
 class Rendered(NamedTuple):
-    """A prompt and the branches that continue it, as ids; `scored` has one mask per branch."""
+    """A prompt and the branches that continue it, as token ids; `scored` has one mask per branch."""
 
     prompt: list[int]
     branches: list[list[int]]
@@ -97,14 +100,15 @@ class Rendered(NamedTuple):
 
 
 class RenderedText(NamedTuple):
-    """A whole conversation: ids, and which of them are scored."""
+    """The token ids of a whole conversation, and which of them are scored."""
 
     ids: list[int]
     scored: list[bool]
 
 
 class _Turn(NamedTuple):
-    """Rendered text with the character spans that are scored; `hidden` maps placeholders to what they stand for."""
+    """Rendered text, the character spans that the template itself marks as scored, and the special tokens inside
+    messages by the placeholder that replaces them in the text."""
 
     text: str
     spans: list[tuple[int, int]]
@@ -112,14 +116,17 @@ class _Turn(NamedTuple):
 
 
 class Renderer:
-    """A chat template bound to a tokenizer. Make it once; its worker process starts with the first rendering.
+    """A chat template with its tokenizer. Its worker process starts with the first rendering and is kept.
 
-    template: "auto" (the tokenizer's own), "plain" ("User: ...", "Assistant: ..." and EOS, for base models),
-        "alpaca" (one instruction, one answer), or the path of a .jinja file.
-    variables: what else the template reads, e.g. {"enable_thinking": False} for Qwen-3.
+    Args:
+        template: "auto" (the tokenizer's own), "plain" ("User: ...", "Assistant: ..." and EOS, for base models),
+            "alpaca" (one instruction, one answer), or the path of a .jinja file.
+        variables: other variables of the template, e.g. {"enable_thinking": False} for Qwen-3.
+        cpu_seconds: CPU time that one rendering may take.
 
-    Raises InputError: no such template; later, in every method, a template or messages that do not go together, and
-    a template that breaks its limits of time or memory.
+    Raises:
+        InputError: there is no such template. Later, in every method: the template cannot render the messages, or takes
+            more than its limits of time or memory.
     """
 
     def __init__(
@@ -133,9 +140,10 @@ class Renderer:
         self.name = f"template {template}" if template != "auto" else f"{tokenizer.source}: chat template"
         self.template = _find_template(tokenizer, template)
         self.variables = dict(variables or {})
+        # whether the template itself marks what is scored
         self._marks = re.search(r"\{%[-+]?\s*generation\b", self.template) is not None
-        bos, wanted = tokenizer.bos_id, tokenizer.uses_bos if template in _BUILT_IN else tokenizer.add_bos
-        self._bos = bos if wanted else None
+        bos, adds_bos = tokenizer.bos_id, tokenizer.uses_bos if template in _BUILT_IN else tokenizer.add_bos
+        self._bos = bos if adds_bos else None
         if template in _BUILT_IN and tokenizer.eos_id is None:
             raise InputError(f"{self.name}: the tokenizer {tokenizer.source} has no EOS to end an answer with")
         context = {"tools": None, "documents": None} | tokenizer.special_tokens | self.variables
@@ -144,29 +152,36 @@ class Renderer:
         texts = {t.content for t in specials} | set(tokenizer.special_tokens.values())
         longest_first = sorted(texts, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, longest_first))) if texts else None
-        odd = f"[{chr(_PLACE)}-\U000ffffd{OPEN_MARK}-{_HOLE}]"
-        self._odd, self._hide = re.compile(odd), re.compile("|".join([*map(re.escape, longest_first), odd]))
-        # most text holds none: looking for what all of them begin with ("<|") is 600x faster than 256 alternatives
+        # What is replaced in messages: special tokens, and characters that have a meaning here.
+        reserved = f"[{chr(_PLACE)}-\U000ffffd{OPEN_MARK}-{_HOLE}]"
+        self._reserved = re.compile(reserved)
+        self._hide = re.compile("|".join([*map(re.escape, longest_first), reserved]))
+        # Most text has no special token. To search for their common prefix ("<|") is 600x faster than to search for
+        # 256 alternatives.
         self._prefix = os.path.commonprefix(longest_first)
-        # how a special token takes part of the text around it, when the text is split by hand
+        # A special token may include the white space around it, as the tokenizer says.
         around = {t.content: (r"\s*" if t.lstrip else "", r"\s*" if t.rstrip else "") for t in specials}
         parts = (around.get(t, ("", ""))[0] + re.escape(t) + around.get(t, ("", ""))[1] for t in longest_first)
         self._split = re.compile("(" + "|".join(parts) + ")") if texts else None
 
     @cached_property
     def hash(self) -> str:
-        """Content hash of all that decides the ids: tokenizer, template, variables, this module's version."""
-        what = [RENDER_VERSION, DATE, self.tokenizer.hash, self.template, self.variables, self._bos]
-        return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
+        """Content hash of everything that decides the ids (tokenizer, template, variables, the version of this module):
+        32 hex digits."""
+        inputs = [RENDER_VERSION, DATE, self.tokenizer.hash, self.template, self.variables, self._bos]
+        return hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=16).hexdigest()
 
-    # --- what the data layer and the probes call ---
+    # ----------------------------------------------------------------------------------- for data and for probes
 
     def conversation_trees(self, messages: Messages) -> list[Rendered]:
-        """SFT trees of a conversation, scored on every assistant turn through its end-of-turn token.
+        """The SFT trees of a conversation, scored on every assistant turn through its end-of-turn token.
 
-        One tree of one branch, which starts after the first assistant header and ends with the last scored token.
-        Where the template rewrites earlier turns once others follow (Qwen-3 drops their thinking), one tree
-        per assistant turn instead, each as the model sees it at that turn.
+        In general one tree of one branch, which starts after the first assistant header and ends with the last scored
+        token. If the template rewrites earlier turns once others follow (Qwen-3 drops their thinking), one tree per
+        assistant turn instead, each as the model sees it at that turn.
+
+        Raises:
+            InputError: no assistant turn, or nothing to score.
         """
         turns = self._turns(messages)
         if self._marks:
@@ -185,9 +200,12 @@ class Renderer:
     def response_tree(self, messages: Messages, responses: Sequence[str]) -> Rendered:
         """The messages with the generation prompt, and each response (with its end-of-turn token) as a branch.
 
-        A branch is what the template renders for a final assistant turn, less the prompt: with Qwen-3 it begins
-        with the empty thinking block. It ends with the end-of-turn token; a newline after it is left out.
-        A response that renders to nothing is an empty branch.
+        A branch is what the template renders for a final assistant turn, without the prompt: with Qwen-3 it begins with
+        the empty thinking block. It ends with the end-of-turn token; a newline after that is left out. A response that
+        renders to nothing is an empty branch.
+
+        Raises:
+            InputError: no response, or a template that renders the prompt differently for different responses.
         """
         if not responses:
             raise InputError("response_tree: no response")
@@ -208,10 +226,11 @@ class Renderer:
         return Rendered(self._encode_start(answers[0].text[:start], answers[0].hidden), branches, scored)
 
     def prompt_ids(self, messages: Messages, opening: bool = False) -> list[int]:
-        """Ids of the messages with the generation prompt: what the model sees before it answers.
+        """The ids of the messages with the generation prompt: what the model sees before it answers.
 
-        opening: also what the template puts before the answer's own words (Qwen-3: the empty thinking block), so
-        that `opening_ids` can follow.
+        Args:
+            opening: also what the template puts before the words of an answer (Qwen-3: the empty thinking block), so
+                that `opening_ids` can follow.
         """
         if opening:
             prompt, start = self._answer_probe(messages)
@@ -220,14 +239,12 @@ class Renderer:
         return self._encode_start(prompt.text, prompt.hidden)
 
     def opening_ids(self, text: str) -> list[int]:
-        """Ids of the first words of an answer, without an end-of-turn token; they follow `prompt_ids`."""
+        """The ids of the first words of an answer, without an end-of-turn token, that follow `prompt_ids`."""
         return self.tokenizer.encode(self._lead + text)
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> RenderedText:
-        """All ids of a conversation as the template renders it, and the mask of the scored ones.
-
-        With a template that rewrites earlier turns, those that no longer stand as the model saw them are unscored.
-        """
+        """The ids of a conversation as the template renders it, and the mask of the scored ones. Earlier turns that the
+        template has rewritten, so that the model did not see them like this, are not scored."""
         turns = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
         if self._marks or not turns:
             full = self._render([(messages, add_generation_prompt)])[0]
@@ -243,29 +260,29 @@ class Renderer:
         return RenderedText(prompt + ids, [False] * len(prompt) + mask)
 
     def text(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        """The conversation as text."""
+        """The conversation as the template renders it, as text."""
         turn = self._render([(messages, add_generation_prompt)])[0]
         return _restore(turn.text, turn.hidden)
 
-    # --- turns and spans ---
+    # ------------------------------------------------------------------------------------------- turns and spans
 
     @cached_property
     def end_of_turn(self) -> str | None:
-        """The special token that ends an assistant turn; None when the template writes none."""
+        """The special token that ends an assistant turn; None if the template writes none."""
         turn, start = self._answer_probe([{"role": "user", "content": "?"}])
         match = self._special.search(turn.text, start + 1) if self._special else None
         return match[0] if match else None
 
     @cached_property
     def _lead(self) -> str:
-        """Spaces that the template puts between its header and an answer ("Assistant: ..."): part of the answer's
-        first token."""
+        """Spaces that the template puts between its header and an answer ("Assistant: ..."). They are part of the first
+        token of the answer."""
         turn, start = self._answer_probe([{"role": "user", "content": "?"}])
         before = turn.text[:start]
         return before[len(before.rstrip(" ")) :]
 
     def _answer_probe(self, messages: Messages) -> tuple[_Turn, int]:
-        """The messages with an answer of one odd character, and where that stands."""
+        """The messages with an answer of one noncharacter, and the position of this character in the text."""
         turn = self._render([([*messages, {"role": "assistant", "content": _HOLE}], False)], holes=True)[0]
         start = turn.text.rfind(_HOLE)
         if start < 0:
@@ -273,30 +290,32 @@ class Renderer:
         return turn, start
 
     def _header_end(self, messages: Messages) -> int:
+        """The position in the text where the words of an answer to the messages begin."""
         return self._answer_probe(messages)[1]
 
     def _answer_start(self, prompt: _Turn, answer: _Turn, messages: Messages) -> int:
-        """Where the assistant turn begins in `answer`, whose messages are `messages` and one more.
+        """The position where the assistant turn begins in `answer`, whose messages are `messages` and one more.
 
-        The generation prompt may hold what a given answer does not (DeepSeek-R1's opens the thinking): then behind
-        the header, where the answer's own words begin.
+        The generation prompt may contain text that the given answer does not have (DeepSeek-R1's opens the thinking).
+        Then the turn begins after the header, with the words of the answer.
         """
         return len(prompt.text) if answer.text.startswith(prompt.text) else self._header_end(messages)
 
     def _end(self, answer: _Turn, start: int) -> int:
-        """The end of the final assistant turn: behind the last end-of-turn token.
+        """The position where the final assistant turn ends: after the last end-of-turn token.
 
-        Behind the last, because a template may end several channels of one turn. Some templates (Llama-3's first
-        one) go on with the next assistant header, asked or not; that is not part of the turn.
+        The last, because a template may end several channels of one turn. Some templates (Llama-3's first one) always
+        continue with the next assistant header, which is not part of the turn.
         """
         if self.end_of_turn is None:
             return len(answer.text.rstrip())
-        at = answer.text.rfind(self.end_of_turn, start)
-        if at < 0:
+        position = answer.text.rfind(self.end_of_turn, start)
+        if position < 0:
             raise InputError(f"{self.name}: an assistant turn came out without its end token {self.end_of_turn!r}")
-        return at + len(self.end_of_turn)
+        return position + len(self.end_of_turn)
 
     def _turns(self, messages: Messages) -> list[int]:
+        """The indexes of the assistant turns; InputError if there is none."""
         turns = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
         if not turns:
             raise InputError("no assistant turn among the messages")
@@ -305,19 +324,21 @@ class Renderer:
     def _turn_by_turn(
         self, messages: Messages, turns: list[int], add_generation_prompt: bool = False
     ) -> tuple[_Turn, list[_Turn], list[_Turn]]:
-        """The whole conversation, and for each assistant turn its prompt and the conversation through it."""
-        whole = not add_generation_prompt and turns[-1] == len(messages) - 1  # the last turn's rendering is the whole's
+        """Renderings of the whole conversation, of the prompt of each assistant turn, and of the conversation through
+        each assistant turn."""
+        # the rendering through the last turn is that of the whole conversation
+        ends_with_turn = not add_generation_prompt and turns[-1] == len(messages) - 1
         jobs = [(messages[:i], True) for i in turns] + [(messages[: i + 1], False) for i in turns]
-        if not whole:
+        if not ends_with_turn:
             jobs.append((messages, add_generation_prompt))
-        out = self._render(jobs)
-        prompts, answers = out[: len(turns)], out[len(turns) : 2 * len(turns)]
-        return out[-1], prompts, answers
+        rendered = self._render(jobs)
+        prompts, answers = rendered[: len(turns)], rendered[len(turns) : 2 * len(turns)]
+        return rendered[-1], prompts, answers
 
     def _spans(
         self, full: _Turn, prompts: list[_Turn], answers: list[_Turn], messages: Messages, turns: list[int]
     ) -> list[tuple[int, int] | None]:
-        """Each assistant turn's place in the whole text; None where it does not stand there as it was answered."""
+        """The span of each assistant turn in the whole text; None where the text is not the one that was answered."""
         spans: list[tuple[int, int] | None] = []
         for i, prompt, answer in zip(turns, prompts, answers, strict=True):
             start = self._answer_start(prompt, answer, messages[:i])
@@ -325,10 +346,11 @@ class Renderer:
             spans.append((start, end) if full.text.startswith(answer.text[:end]) else None)
         return spans
 
-    # --- text to ids ---
+    # ------------------------------------------------------------------------------------------------ text to ids
 
     def _tree(self, turn: _Turn, start: int, spans: list[tuple[int, int]]) -> Rendered:
-        """One branch, from the first span to the end of the last."""
+        """A tree of one branch, from the start of the first span to the end of the last; InputError if no token is
+        scored."""
         if spans:
             start = spans[0][0]
             branch, mask = self._segments(turn, start, spans)
@@ -339,7 +361,7 @@ class Renderer:
     def _segments(
         self, turn: _Turn, start: int, spans: Iterable[tuple[int, int]], tail: bool = False
     ) -> tuple[list[int], list[bool]]:
-        """Ids and mask of turn.text[start:], through the last span or (tail) to its end."""
+        """The ids and the mask of turn.text[start:], up to the end of the last span, or (tail) of the text."""
         ids: list[int] = []
         mask: list[bool] = []
 
@@ -359,7 +381,7 @@ class Renderer:
         return ids, mask
 
     def _encode_start(self, text: str, hidden: dict[str, str]) -> list[int]:
-        """Ids of text at the very start: with exactly one BOS if the tokenizer uses one."""
+        """The ids of text at the start of a conversation, with exactly one BOS if the tokenizer uses one."""
         ids = self._encode(text, hidden)
         bos = self.tokenizer.bos_id
         if self._bos is not None and ids[:1] != [self._bos]:
@@ -369,24 +391,26 @@ class Renderer:
         return ids
 
     def _encode(self, text: str, hidden: dict[str, str]) -> list[int]:
+        """The ids of rendered text, in which special tokens are those of the template."""
         if not hidden:
             return self.tokenizer.encode(text, special=True)
-        # Messages that hold special tokens as text: the template's own ones are cut out first, then the rest is plain
+        # Messages have special tokens as text: the text is split at those of the template, the rest is encoded as plain
         ids: list[int] = []
         for i, part in enumerate(self._split.split(text) if self._split else [text]):
             if part:
                 ids += self.tokenizer.encode(part if i % 2 else _restore(part, hidden), special=i % 2 == 1)
         return ids
 
-    # --- the template ---
+    # ----------------------------------------------------------------------------------------------- the template
 
     def _render(self, jobs: Sequence[tuple[Messages, bool]], holes: bool = False) -> list[_Turn]:
-        """Renders (messages, add_generation_prompt) pairs in one call of the worker."""
-        hidden: dict[str, str] = {}  # one for all jobs: their texts are compared
+        """Render pairs of (messages, add_generation_prompt) in one call of the worker. `holes`: messages may be the
+        noncharacter of `_answer_probe`."""
+        hidden: dict[str, str] = {}  # common to all jobs, because their texts are compared
 
         def hide(value: Any) -> Any:
             if isinstance(value, str):
-                plain = self._prefix not in value and (value.isascii() or not self._odd.search(value))
+                plain = self._prefix not in value and (value.isascii() or not self._reserved.search(value))
                 return value if plain or (holes and value == _HOLE) else self._hide.sub(place, value)
             if isinstance(value, list):
                 return [hide(v) for v in value]
@@ -398,10 +422,10 @@ class Renderer:
                 hidden[places[match[0]]] = match[0]
             return places[match[0]]
 
-        places: dict[str, str] = {}
-        numbers: dict[int, int] = {}  # the jobs share their messages: each crosses the pipe once
-        cleaned: list[dict[str, Any]] = []
-        ready = []
+        places: dict[str, str] = {}  # placeholders by what they replace; `hidden` is the inverse
+        numbers: dict[int, int] = {}  # of messages by id(): jobs share messages, and each is sent to the worker once
+        cleaned: list[dict[str, Any]] = []  # messages with placeholders
+        numbered_jobs = []
         for messages, add_generation_prompt in jobs:
             for message in messages:
                 if id(message) not in numbers:
@@ -409,9 +433,9 @@ class Renderer:
                         raise InputError(f"a message must have a role and a content; this one is {str(message)[:60]!r}")
                     numbers[id(message)] = len(cleaned)
                     cleaned.append(hide(message))
-            ready.append(([numbers[id(m)] for m in messages], add_generation_prompt))
+            numbered_jobs.append(([numbers[id(m)] for m in messages], add_generation_prompt))
         turns = []
-        for text in self._worker.render(cleaned, ready):
+        for text in self._worker.render(cleaned, numbered_jobs):
             spans: list[tuple[int, int]] = []
             if self._marks:
                 text, spans = _take_marks(text)
@@ -420,6 +444,7 @@ class Renderer:
 
 
 def _find_template(tokenizer: Vocabulary, template: str) -> str:
+    """The Jinja text of a template; InputError if there is none of that name."""
     if template == "auto":
         if tokenizer.chat_template is None:
             raise InputError(f'{tokenizer.source}: no chat template; set data.template = "plain" or name a .jinja file')
@@ -435,22 +460,23 @@ def _find_template(tokenizer: Vocabulary, template: str) -> str:
 
 
 def _restore(text: str, hidden: dict[str, str]) -> str:
+    """The text with what its placeholders replace."""
     return re.sub(f"[{chr(_PLACE)}-\U000ffffd]", lambda m: hidden.get(m[0], m[0]), text) if hidden else text
 
 
 def _take_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without the marks of its {% generation %} blocks, and the blocks' spans."""
+    """The text without the marks of its {% generation %} blocks, and the spans of these blocks."""
     plain: list[str] = []
     spans: list[tuple[int, int]] = []
-    at, opened = 0, None
+    position, block_start = 0, None
     for part in re.split(f"([{OPEN_MARK}{CLOSE_MARK}])", text):
         if part == OPEN_MARK:
-            opened = at
+            block_start = position
         elif part == CLOSE_MARK:
-            if opened is not None and at > opened:
-                spans.append((opened, at))
-            opened = None
+            if block_start is not None and position > block_start:
+                spans.append((block_start, position))
+            block_start = None
         else:
             plain.append(part)
-            at += len(part)
+            position += len(part)
     return "".join(plain), spans

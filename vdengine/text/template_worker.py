@@ -1,10 +1,10 @@
-"""Chat templates, rendered in a process of their own.
+"""Rendering of chat templates in a process of its own.
 
-A checkpoint's template is a Jinja program from outside. Jinja's sandbox bounds neither time nor memory: one expression
-such as `'x' * 10**10` is a single call that no in-process counter or signal handler interrupts. So it runs in
-`python -m vdengine.text.template_worker`, which limits itself before each rendering: a CPU-time alarm whose default
-action ends the process wherever it is, and a cap on its address space. It stays alive between calls; a call with three
-renderings takes 0.12 ms, the pipe included.
+The template of a checkpoint is a Jinja program that is not trusted. Jinja's sandbox bounds neither time nor memory: an
+expression such as `'x' * 10**10` is a single call that no counter or signal handler of the process can interrupt. So it
+runs in `python -m vdengine.text.template_worker`, which limits itself before each rendering: by a CPU-time alarm, whose
+default action ends the process at any point, and by a limit on its address space. The process is kept between calls; a
+call with three renderings takes 0.12 ms, the pipe included.
 """
 
 from __future__ import annotations
@@ -25,19 +25,25 @@ from vdengine.errors import InputError
 CPU_SECONDS = 2.0  # of one rendering; a conversation of 1000 turns takes 20 ms
 WORKER_BYTES = 1 << 30
 MAX_TEXT = 1 << 24  # characters of one rendering
-MAX_JOBS = 32  # renderings per request: bounds what both ends hold of a very long conversation
+MAX_JOBS = 32  # renderings per request; bounds the memory of both processes for a very long conversation
 # Around the body of a {% generation %} block. Noncharacters: valid in a Python string, never in text.
 OPEN_MARK, CLOSE_MARK = "\ufdd0", "\ufdd1"
-# Templates that print today's date would give other ids tomorrow: other data, another drift curve after a resume.
-# This is the date that Llama-3's templates themselves fall back to.
+# The present date of templates that print it. With the real date they would give other ids tomorrow, and so other data
+# and another drift curve after a resume. This is the default date in Llama-3's templates.
 DATE = (2024, 7, 26)
 
 
-# --- seen from outside ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------ in the parent process
 
 
 class TemplateWorker:
-    """Renders one template in a process of its own, started when first needed and again after it was ended."""
+    """Renders one template in a process of its own, which is started when it is needed, and again if it has ended.
+
+    Args:
+        name: of the template, in errors.
+        context: variables of every rendering.
+        cpu_seconds: limit of one rendering.
+    """
 
     def __init__(self, name: str, template: str, context: dict[str, Any], cpu_seconds: float) -> None:
         self._name, self._seconds = name, cpu_seconds
@@ -48,19 +54,23 @@ class TemplateWorker:
         self._stop: Callable[[], object] = lambda: None
 
     def render(self, messages: list[dict[str, Any]], jobs: list[tuple[list[int], bool]]) -> list[str]:
-        """One text for each job: (numbers of its messages, add_generation_prompt)."""
+        """The text of each job: (indexes of its messages, add_generation_prompt).
+
+        Raises:
+            InputError: the template raised an error, or took more than its limits of time or memory.
+        """
         with self._lock:
-            if self._process is None or self._owner != os.getpid():  # a fork must not share the pipe
+            if self._process is None or self._owner != os.getpid():  # a forked process needs a pipe of its own
                 self._start()
                 self._ask(self._hello)
             texts: list[str] = []
-            for at in range(0, len(jobs), MAX_JOBS):
-                texts += self._ask([messages, jobs[at : at + MAX_JOBS]])
+            for start in range(0, len(jobs), MAX_JOBS):
+                texts += self._ask([messages, jobs[start : start + MAX_JOBS]])
             return texts
 
     def _start(self) -> None:
-        # -P: the working folder is no place to import from; the path is this process's own. Of the environment only
-        # what Python needs to start: tokens and keys are no business of a template's
+        """Start the process. It imports from this process's path and not from the working folder (-P), and sees only
+        the variables of the environment that Python needs to start: no tokens, no keys."""
         needed = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
         environment = {name: os.environ[name] for name in needed if name in os.environ}
         environment |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONUTF8": "1"}
@@ -76,6 +86,7 @@ class TemplateWorker:
         self._stop = weakref.finalize(self, _end_process, self._process, self._owner)
 
     def _ask(self, request: Any) -> Any:
+        """Send a request and return its answer."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise RuntimeError("_ask comes after _start")
@@ -85,7 +96,7 @@ class TemplateWorker:
             line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        except BaseException:  # a request that is not JSON; Ctrl-C between question and answer
+        except BaseException:  # the request cannot be encoded as JSON, or Ctrl-C came before the answer
             self._close()
             raise
         if not line:
@@ -99,6 +110,7 @@ class TemplateWorker:
         return answer["ok"]
 
     def _close(self) -> int | None:
+        """End the process and return its exit status."""
         process, self._process = self._process, None
         self._stop()
         return None if process is None else process.returncode
@@ -111,22 +123,23 @@ def _end_process(process: subprocess.Popen[str], owner: int) -> None:
         try:
             if pipe is not None:
                 pipe.close()
-        except OSError:  # the worker is gone, with a request half written
+        except OSError:  # the worker has ended before it read the whole request
             pass
     try:
-        process.wait(timeout=0.2)  # it ends with its input
+        process.wait(timeout=0.2)  # the worker ends when its input does
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
-# --- inside --------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------ in the worker process
 
 
 def _work(requests: IO[str], answers: IO[str]) -> None:
-    """Reads the template, then jobs, one JSON line each; answers each with a line."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; our input's end ends us
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, in the middle of a C call too
+    """Read the template and then jobs, one JSON line each, and answer each with a JSON line."""
+    # Ctrl-C is sent to the whole process group; this process ends with its input instead.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, even during a C call
     hello = json.loads(requests.readline() or "null")
     if hello is None:
         return
@@ -140,8 +153,8 @@ def _work(requests: IO[str], answers: IO[str]) -> None:
         texts: list[str] = []
         messages, jobs = request
         for numbers, add_generation_prompt in jobs:
-            chosen = [messages[i] for i in numbers]
-            context = hello["context"] | {"messages": chosen, "add_generation_prompt": add_generation_prompt}
+            job_messages = [messages[i] for i in numbers]
+            context = hello["context"] | {"messages": job_messages, "add_generation_prompt": add_generation_prompt}
             texts.append(_limited(hello["cpu_seconds"], compiled[0].render, context))
             if len(texts[-1]) > MAX_TEXT:
                 raise ValueError(f"it renders to more than {MAX_TEXT} characters")
@@ -154,7 +167,7 @@ def _work(requests: IO[str], answers: IO[str]) -> None:
             reply = {"ok": answer(json.loads(line))}
         except MemoryError:
             reply = {"error": f"it took more than {WORKER_BYTES >> 20} MiB of memory"}
-        except Exception as error:  # whatever a template from outside raises is for its user to read
+        except Exception as error:  # any error of the template is reported to its user
             number = getattr(error, "lineno", None)
             reason = " ".join((str(error) or type(error).__name__).split())[:300]
             reply = {"error": (f"line {number}: " if number else "") + reason}
@@ -164,7 +177,8 @@ def _work(requests: IO[str], answers: IO[str]) -> None:
 
 
 def _limited(seconds: float, function: Callable[[Any], Any], argument: Any) -> Any:
-    # CPU time, not wall time: a busy machine ends no innocent template, and a template cannot wait for anything
+    """Call the function under the CPU-time alarm. CPU time and not wall time, because a busy machine must not end a
+    good template; and a template cannot wait for anything."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         return function(argument)
@@ -177,13 +191,17 @@ def _limit_memory() -> None:
 
     try:
         resource.setrlimit(resource.RLIMIT_AS, (WORKER_BYTES, WORKER_BYTES))
-    except (ValueError, OSError):  # macOS has no such limit; there the CPU time bounds what can be filled
+    except (ValueError, OSError):  # macOS has no such limit; there only CPU time bounds the memory
         pass
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _compile(source: str) -> Any:
-    """The template as transformers compiles it: same whitespace rules, functions and extensions."""
+    """The template, compiled as transformers does: with the same whitespace rules, functions and extensions.
+
+    Raises:
+        ValueError: a version of jinja2 with a sandbox that can be escaped.
+    """
     import datetime
 
     import jinja2
@@ -196,7 +214,7 @@ def _compile(source: str) -> Any:
         raise ValueError(f"jinja2 {jinja2.__version__} has known ways out of its sandbox; 3.1.6 or later is needed")
 
     class Generation(Extension):
-        """{% generation %}...{% endgeneration %}: the body, between marks that say what is scored."""
+        """{% generation %}...{% endgeneration %}: the body between two marks, as text that is scored."""
 
         tags = {"generation"}
 

@@ -1,7 +1,7 @@
 """The tokenizer of a checkpoint: text to ids and back, its special tokens and its chat template.
 
-Built on the `tokenizers` library, from a Hugging Face folder's tokenizer.json or from a GGUF file's vocabulary.
-It never adds a token of its own: BOS and end-of-turn come from the chat template (`vdengine.text.renderer`).
+It wraps the `tokenizers` library, with a Hugging Face folder's tokenizer.json or a GGUF file's vocabulary. It never
+adds a token by itself: BOS and end-of-turn come from the chat template (`vdengine.text.renderer`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,17 @@ _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 
 
 class Tokenizer:
-    """Text to ids and back. Make one with `load_tokenizer`.
+    """Text to ids and back. Made by `load_tokenizer`.
 
-    Attributes: `source` (as it was asked for), `special_tokens` (bos_token, eos_token, ...: their text, as a chat
-    template sees them), `bos_id`, `eos_id`, `pad_id` (int or None), `add_bos` (None when the checkpoint does not
-    say), `chat_template` (Jinja text or None).
+    Attributes:
+        source: as the user named it.
+        special_tokens: text of bos_token, eos_token, ..., as a chat template sees them.
+        bos_id, eos_id, pad_id: their ids; None where there is no such token.
+        add_bos: whether text begins with BOS; None if the checkpoint does not say.
+        chat_template: Jinja text, or None.
+
+    Raises:
+        InputError: a special token that is not in the vocabulary, or a chat template that is too long.
     """
 
     def __init__(
@@ -50,7 +56,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         if getattr(backend.model, "dropout", None):
-            backend.model.dropout = None  # the same text, the same ids
+            backend.model.dropout = None  # equal text must give equal ids
         self.source, self.special_tokens, self.add_bos = source, special_tokens, add_bos
         self._backend, self._config, self._lock = backend, dict(config or {}), threading.Lock()
         for name, text in special_tokens.items():
@@ -70,12 +76,13 @@ class Tokenizer:
         return None if text is None else self._backend.token_to_id(text)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Ids of `text`; nothing is added. '<|im_end|>' and the like are plain text unless `special` is True.
+        """The ids of `text`, without additions. '<|im_end|>' and the like are plain text unless `special` is True.
 
-        Raises InputError on text that is not Unicode (a lone surrogate).
+        Raises:
+            InputError: text that is not valid Unicode (a lone surrogate).
         """
         try:
-            with self._lock:  # a property of the shared backend
+            with self._lock:  # `encode_special_tokens` is a property of the backend, which threads share
                 if self._backend.encode_special_tokens == special:
                     self._backend.encode_special_tokens = not special
                 return self._backend.encode(text, add_special_tokens=False).ids
@@ -83,7 +90,7 @@ class Tokenizer:
             raise InputError(f"{text[:40]!r}: not Unicode text") from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens included."""
+        """The text of `ids`, special tokens included."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def token(self, id: int) -> str | None:
@@ -91,7 +98,7 @@ class Tokenizer:
         return self._backend.id_to_token(id)
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token as the vocabulary spells it; None when it has none."""
+        """The id of a token as the vocabulary spells it; None for a token it does not have."""
         return self._backend.token_to_id(token)
 
     @cached_property
@@ -107,40 +114,45 @@ class Tokenizer:
 
     @cached_property
     def uses_bos(self) -> bool:
-        """Whether text for this model begins with BOS: as the config says, else as post-processor or template do."""
+        """Whether text for this model begins with BOS: as the config says, else if the post-processor adds it or the
+        template writes it."""
         if self.bos_id is None:
             return False
         if self.add_bos is not None:
             return self.add_bos
-        alone = self._backend.encode("", add_special_tokens=True).ids
-        return alone[:1] == [self.bos_id] or "bos_token" in (self.chat_template or "")
+        added_ids = self._backend.encode("", add_special_tokens=True).ids
+        return added_ids[:1] == [self.bos_id] or "bos_token" in (self.chat_template or "")
 
     @cached_property
     def hash(self) -> str:
-        """Content hash of the vocabulary and rules, the special tokens and the chat template."""
+        """Content hash of the vocabulary and rules, the special tokens and the chat template: 32 hex digits."""
         rest = json.dumps([self.special_tokens, self.add_bos, self.chat_template], sort_keys=True)
         return hashlib.blake2b(f"{self._backend.to_str()}\0{rest}".encode(), digest_size=16).hexdigest()
 
     @cached_property
     def vocabulary_hash(self) -> str:
-        """Content hash of what each id stands for. Two tokenizers that agree can read each other's ids."""
+        """Content hash of the token of each id: 32 hex digits. Tokenizers with equal hashes decode ids alike."""
         vocabulary = sorted(self._backend.get_vocab(with_added_tokens=True).items())
         return hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=16).hexdigest()
 
     @cached_property
     def renderer(self) -> Renderer:
-        """The renderer of the tokenizer's own chat template. InputError when it has none."""
+        """The renderer of the tokenizer's own chat template.
+
+        Raises:
+            InputError: it has none.
+        """
         from vdengine.text.renderer import Renderer
 
         return Renderer(self)
 
     def render(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = False) -> RenderedText:
-        """(ids, scored mask) of a conversation in the tokenizer's own chat template; see `Renderer.render`."""
+        """The ids and the mask of a conversation in the tokenizer's own chat template; see `Renderer.render`."""
         return self.renderer.render(messages, add_generation_prompt=add_generation_prompt)
 
     @cached_property
     def end_of_turn_id(self) -> int | None:
-        """The token that ends an assistant turn: the chat template's, or EOS where there is no template."""
+        """The token that ends an assistant turn: that of the chat template, or EOS without a template."""
         if self.chat_template is None:
             return self.eos_id
         token = self.renderer.end_of_turn
@@ -148,16 +160,16 @@ class Tokenizer:
 
     @cached_property
     def stop_ids(self) -> list[int]:
-        """Ids at which generation ends: the end of a turn, EOS, and those of the checkpoint's generation config."""
+        """The ids that end sampling: the end of a turn, EOS, and those of the checkpoint's generation config."""
         try:
-            end = self.end_of_turn_id
-        except InputError:  # the template cannot render a question and an answer: it ends no turn
-            end = None
-        ids = [end, self.eos_id, *self._generation_eos]
+            turn_end = self.end_of_turn_id
+        except InputError:  # the template cannot render a question with an answer
+            turn_end = None
+        ids = [turn_end, self.eos_id, *self._generation_eos]
         return list(dict.fromkeys(i for i in ids if i is not None))
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, which AutoTokenizer opens."""
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, which AutoTokenizer can open."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._backend.encode_special_tokens = False
@@ -167,7 +179,7 @@ class Tokenizer:
         if self.add_bos is not None:
             config["add_bos_token"] = self.add_bos
         if self.chat_template is not None:
-            config["chat_template"] = self.chat_template  # read by transformers before 4.45; later ones read the file
+            config["chat_template"] = self.chat_template  # for transformers before 4.45; later ones read the file
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
@@ -176,13 +188,14 @@ class Tokenizer:
 def load_tokenizer(source: str) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, hub id, .gguf path or package://pkg/file.gguf.
 
-    Raises InputError when there is none, or none that can be read here.
+    Raises:
+        InputError: there is none, or it is of a kind that is not supported.
     """
     path = locate(source, ("*.json", "*.jinja"))
     return _from_gguf(source, read_gguf(path)) if path.is_file() else _from_folder(source, path)
 
 
-# --- Hugging Face folders ------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------- Hugging Face folders
 
 
 def _from_folder(source: str, folder: Path) -> Tokenizer:
@@ -223,7 +236,7 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else the config's chat_template (text, or a list of named ones: "default")."""
+    """chat_template.jinja, else the chat_template of the config: text, or the one named "default" of a list."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
@@ -232,21 +245,22 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
             raise InputError(f"{file}: cannot be read: {error}") from None
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        by_name = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = by_name.get("default")
         if template is None:
-            names = ", ".join(sorted(str(n) for n in named))
+            names = ", ".join(sorted(str(name) for name in by_name))
             raise InputError(f"{folder}/tokenizer_config.json: chat_template has no 'default', only {names}")
     if template is not None and not isinstance(template, str):
         raise InputError(f"{folder}/tokenizer_config.json: chat_template is a {type(template).__name__}, not text")
     return template
 
 
-# --- GGUF ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------------------- GGUF
 
-# How `tokenizer.ggml.pre` splits text before the merges: (regex or None for GPT-2's own, digits apart, ignore_merges,
-# NFC). They are the rules of the models' own tokenizer.json files. transformers' GGUF import differs: it does not
-# split off digits for "smollm", so that spaces before a digit ("x  1") get other ids than the model was trained on.
+# How each `tokenizer.ggml.pre` splits text before the merges: (regex, or None for GPT-2's; whether digits are split
+# off; ignore_merges; NFC). These are the rules of the models' own tokenizer.json files. transformers' GGUF import
+# differs: it does not split off digits for "smollm", so spaces before a digit ("x  1") get other ids than in the
+# model's training.
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -280,7 +294,7 @@ def _from_gguf(source: str, file: GGUFFile) -> Tokenizer:
     tokens, merges, types = get("tokens"), get("merges"), get("token_type")
     if not isinstance(tokens, list) or not isinstance(merges, list) or types is None or len(types) != len(tokens):
         raise InputError(f"{path}: tokenizer.ggml.tokens, .merges and .token_type must be lists, one type per token")
-    # converters fill the embedding's spare rows with "unused" tokens that the model's own tokenizer does not have
+    # converters name unused rows of the embedding with "unused" tokens, which the model's own tokenizer does not have
     vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind != _UNUSED}
     if len(vocab) != int((types != _UNUSED).sum()):
         raise InputError(f"{path}: tokenizer.ggml.tokens has a token twice")

@@ -1,0 +1,31 @@
+"""`vdengine score`: one line for what cannot be scored; and the panel's linter."""
+
+import json
+
+from vdengine.cli.score import main
+from vdengine.panels.panel import Panel
+
+
+def test_bad_models(finished_run, tiny_models, tmp_path, capsys):
+    """Guards one clear line: nothing named, no such folder, a damaged checkpoint."""
+    assert main([]) == 2 and "name at least one model" in capsys.readouterr().err
+    assert main([str(tmp_path / "none")]) == 2 and "no such folder" in capsys.readouterr().err
+    spoilt = finished_run / "checkpoints" / "step-000002" / "manifest.json"
+    text = spoilt.read_text()
+    spoilt.write_text(json.dumps(json.loads(text) | {"files": {"gone": "0"}}))
+    assert main([str(spoilt.parent)]) == 2 and "not a whole checkpoint" in capsys.readouterr().err
+    spoilt.write_text(text)
+
+
+def test_check_panel(real_tokenizer, tmp_path, capsys):
+    """Guards the linter's way out: 0 and a summary for a sound panel, 1 and its warnings for another."""
+    assert main(["--check-panel", "values-mini", "--tokenizer", str(real_tokenizer("qwen3"))]) == 0
+    assert "no warnings" in capsys.readouterr().out
+    rows = [p.to_row() for p in Panel.load("values-mini").probes[:1]]
+    rows[0]["openings"]["support"][0]["text"] = "Yes " + "very " * 60 + "much."
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert main(["--check-panel", str(tmp_path / "bad.jsonl"), "--tokenizer", str(real_tokenizer("qwen3"))]) == 1
+    out = capsys.readouterr().out
+    for found in ("polarity", "bare answer", "bytes", "tokens; 6 to 24 are usual"):
+        assert found in out
+    assert main(["--check-panel", "no-such"]) == 2 and "no built-in panel" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""Runs that stop and go on."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers.runs import recipe_of
+from helpers.scenarios import same_bits
+
+from vdengine.engine.trainer import Trainer
+from vdengine.errors import InputError
+
+
+def test_resume_is_exact(runs):
+    """Guards checkpoints: stopped after step 2 and resumed, weights, metrics and drift have the same bits."""
+    assert same_bits(runs["base"], runs["resumed"])
+    for a, b in zip(runs["base"]["drift"], runs["resumed"]["drift"], strict=True):
+        assert np.array_equal(a, b)
+    losses = [json.loads(line)["loss"] for line in open(runs.out / "resumed" / "metrics.jsonl")]
+    assert losses == [row["loss"] for row in runs["base"]["rows"]]
+
+
+def test_a_changed_recipe_does_not_resume(tmp_path, tiny_models, data):
+    """Guards a run folder against going on with other numbers; a key without effect on them may change."""
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    recipe.run.steps = 1
+    trainer = Trainer(recipe)
+    trainer.step()
+    trainer.finish()
+    trainer.close()
+    recipe.checkpoint.keep = 5
+    Trainer(recipe).close()
+    recipe.optimizer.lr = 2e-3
+    with pytest.raises(InputError, match=r"cannot resume, the recipe differs: optimizer.lr: 0.001 -> 0.002"):
+        Trainer(recipe)
+
+
+def test_changed_contents_do_not_resume(tmp_path, tiny_models, data):
+    """Guards a run folder against data that changed under an unchanged name."""
+    copy = tmp_path / "pairs.jsonl"
+    copy.write_text(data.read_text())
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(copy))
+    Trainer(recipe).close()
+    copy.write_text(copy.read_text().replace("law", "lie"))
+    with pytest.raises(InputError, match=r"contents have changed: data.train, data.eval"):
+        Trainer(recipe)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_models, data):
+    """Guards resume after a crash that spoilt the newest checkpoint: the one before it, and the spoilt one set aside;
+    with none left, an error that says so."""
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    trainer = Trainer(recipe)
+    for _ in range(2):
+        trainer.step()
+        trainer.save()
+    trainer.close()
+    root = tmp_path / "base" / "checkpoints"
+    (root / "step-000002" / "__0_0.distcp").write_bytes(b"")
+    trainer = Trainer(recipe)
+    assert trainer.step_count == 1 and sorted(p.name for p in root.iterdir()) == ["step-000001", "step-000002.damaged"]
+    trainer.close()
+    (root / "step-000001" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="no whole checkpoint: step-000001"):
+        Trainer(recipe)

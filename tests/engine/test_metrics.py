@@ -1,0 +1,76 @@
+"""Metrics on their way to trackers."""
+
+import sys
+import types
+
+import pytest
+from helpers.runs import recipe_of
+from helpers.scenarios import train
+
+from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.probe_values import opening_values
+from vdengine.engine.trainer import Trainer
+from vdengine.errors import InputError
+
+
+class Recorder:
+    """wandb's and trackio's calls, kept."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict]] = []
+        self.settings: dict = {}
+        self.finished = False
+
+    def init(self, **settings):
+        self.settings = settings
+        return self
+
+    def log(self, scalars, step):
+        self.rows.append((step, scalars))
+
+    def finish(self):
+        self.finished = True
+
+
+def test_trackers(tmp_path, tiny_models, data, monkeypatch):
+    """Guards the curves of trackers: steps never fall (wandb drops what comes late), and `value/...` at the weights'
+    own step is what the log's estimators give; none is lost where steps are logged rarely."""
+    wandb, trackio = Recorder(), Recorder()
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=wandb.init))
+    monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(init=trackio.init))
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    recipe.log.every, recipe.log.trackers = 2, ["wandb", "trackio"]
+    trainer = train(recipe)
+    steps = [step for step, _ in wandb.rows]
+    assert steps == sorted(steps) and wandb.finished and wandb.rows == trackio.rows
+    assert wandb.settings["config"]["run"]["seed"] == 3
+    values = {step: row for step, row in wandb.rows if "value/abortion/support" in row}
+    assert list(values) == [0, 1, 2, 3, 4]
+    readings = opening_values(DriftLog.open(trainer.folder))
+    stance = readings.channels["stance"][:, readings.topics == "abortion"]
+    for i, (step, row) in enumerate(values.items()):
+        found = row["value/abortion/support"] - row["value/abortion/oppose"]
+        assert found == pytest.approx((stance[i] - stance[0]).mean(), abs=1e-12), step
+        assert sum(row[f"value/abortion/{s}"] for s in ("support", "neutral", "oppose")) == pytest.approx(0, abs=1e-12)
+
+
+def test_tensorboard(tmp_path, tiny_models, data):
+    """Guards the names under which TensorBoard shows values, and their steps."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    recipe.log.trackers = ["tensorboard"]
+    trainer = train(recipe)
+    events = EventAccumulator(str(trainer.folder / "tensorboard")).Reload()
+    assert {"loss", "value/immigration/support", "value/immigration/neutral"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("value/immigration/support")] == [0, 1, 2, 3, 4]
+
+
+def test_a_tracker_that_is_not_there(tmp_path, tiny_models, data, monkeypatch):
+    """Guards one clear line that says what to install."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    recipe.log.trackers = ["wandb"]
+    with pytest.raises(InputError, match="log.trackers: wandb is not installed: pip install wandb"):
+        Trainer(recipe)

@@ -1,0 +1,32 @@
+"""Saved models score as the run did, to the bit: checkpoints, folders, exports."""
+
+import numpy as np
+import pytest
+
+from vdengine.drift.opening_log import DriftLog
+from vdengine.engine.saved_models import score
+from vdengine.errors import InputError
+
+
+def test_checkpoints_score_as_the_run_did(finished_run, tmp_path, capsys):
+    """Guards the promise: bit for bit what training logged at that step; the log it leaves is a run's log."""
+    checkpoints = [str(finished_run / "checkpoints" / f"step-00000{k}") for k in (2, 4)]
+    found = score(checkpoints, out=str(tmp_path / "scored"))
+    logged = DriftLog.open(finished_run)
+    assert np.array_equal(found, logged.logp[[2, 4]])
+    kept = DriftLog.open(tmp_path / "scored")
+    assert kept.steps.tolist() == [2, 4] and np.array_equal(kept.logp, found) and kept.manifest == logged.manifest
+    assert "How far the stances moved, step 2 to 4" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds scores already"):
+        score(checkpoints[:1], out=str(tmp_path / "scored"))
+
+
+def test_folders_score_as_the_run_did(finished_run, tiny_models):
+    """Guards export and loading: the starting folder is step 0, the exported one the last step, to the bit."""
+    found = score([str(tiny_models["qwen3"]), str(finished_run / "export")], tokens=8192, controls=False)
+    assert np.array_equal(found, DriftLog.open(finished_run).logp[[0, 4]])
+    # among folders and checkpoints the run's own settings hold for all
+    found = score(
+        [str(tiny_models["qwen3"]), str(finished_run / "checkpoints" / "step-000004"), str(finished_run / "export")]
+    )
+    assert np.array_equal(found, DriftLog.open(finished_run).logp[[0, 4, 4]])

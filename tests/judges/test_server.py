@@ -1,0 +1,219 @@
+"""A model behind an HTTP server as a judge: our own small server, and two that are not ours."""
+
+import importlib.util
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+import torch
+from helpers.chat_server import ChatServer, chat, failure, labels
+from helpers.judging import PANEL, answered
+
+from vdengine.cli.judge import main
+from vdengine.errors import InputError
+from vdengine.judges import open_judge
+from vdengine.judges.base import Item, JudgeOptions
+
+openai = pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="openai is not installed")
+
+
+def server_judge(server, tmp_path, **options):
+    settings = {"retries": 0, "timeout_seconds": 5.0, "cache": tmp_path / "cache"} | options
+    return open_judge(f"server:m@{server.url}", JudgeOptions(**settings))
+
+
+@openai
+def test_server_reads_label_log_probs(tmp_path, monkeypatch):
+    """Guards the stance: masses of tokens that begin one label, softmaxed; and that requests run side by side."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    reply = labels(**{" Supp": math.log(0.4), "support": math.log(0.2), "Neutral": math.log(0.2), "n": math.log(0.1),
+                      "the": math.log(0.1)})  # fmt: skip
+    with ChatServer(lambda i, text: reply, seconds=0.05) as server:
+        judge = server_judge(server, tmp_path, concurrency=4)
+        items = [Item(p, t) for p in PANEL.probes for t in "abcd"]
+        assert "12 requests to m" in judge.estimate(items)
+        found = dict(judge.judge(items))
+        assert len(server.texts) == 12 and 2 <= server.most_at_once <= 4 and server.keys == {"Bearer secret-key"}
+        for s in found.values():
+            np.testing.assert_allclose(s, [2 / 3, 1 / 3, 0], atol=1e-9)
+        again = server_judge(server, tmp_path)
+        assert "(12 more are in the cache)" in again.estimate(items)
+        assert dict(again.judge(items)) == found and len(server.texts) == 12  # from the cache
+    assert all(b"secret-key" not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+
+
+@openai
+def test_server_retries(tmp_path):
+    """Guards against losing a verdict to a busy or failing server: asked again until it answers."""
+    good = labels(oppose=-0.01)
+
+    def script(i, text):
+        return [failure(429, "slow down"), failure(500, "oops"), good][min(i, 2)]
+
+    with ChatServer(script) as server:
+        found = dict(server_judge(server, tmp_path, retries=3).judge([Item(PANEL.probes[0], "a")]))
+        assert found[0][2] == 1.0 and len(server.texts) == 3
+
+
+@openai
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (failure(429, "You exceeded your current quota", "insufficient_quota"), "its quota is used up"),
+        (failure(401, "Incorrect API key"), "does not accept the key"),
+        (failure(404, "no model\nnamed m"), "status 404: .*no model named m"),
+        (failure(503, "overloaded"), "status 503, 1 times"),
+        (failure(429, "slow down"), "too many requests"),
+        ((200, b"<html>"), "cannot be read|no choices"),
+        ((200, {"choices": []}), "no choices"),
+        (chat("support"), "no log-probs; use --labels text"),
+        (labels(banana=-0.1), "none of its first 20 replies is a label; the last one: 'banana'"),
+    ],
+)  # fmt: skip
+def test_server_stops_midway(tmp_path, reply, message, capsys, monkeypatch):
+    """Guards what was paid for: after an error the verdicts so far are kept, the message is one line, and the same
+    command goes on from there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    answered(tmp_path / "run", [f"answer {k}" for k in range(12)], anchors=(0,))
+    nonsense = "banana" in message
+    good = 0 if nonsense else 10
+
+    def script(i, text):
+        return labels(support=-0.1, neutral=-3.0) if i < good else reply
+
+    with ChatServer(script) as server:
+        command = [str(tmp_path / "run"), "--judge", f"server:m@{server.url}", "--retries", "0", "--concurrency", "1"]
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"{good} of 36 answers are judged and kept" in error
+        import re
+
+        assert re.search(message, error), error
+        asked = len(server.texts)
+        script_was, good = good, 99
+        if not nonsense:
+            assert main(command) == 0
+            assert "26 judged now, 10 before" in capsys.readouterr().out
+            assert len(server.texts) - asked == 36 - script_was
+
+
+@openai
+def test_server_that_never_answers(tmp_path):
+    """Guards against waiting for ever: a timeout is an error with what was tried."""
+    with ChatServer(lambda i, text: labels(support=0.0), seconds=2.0) as server:
+        judge = server_judge(server, tmp_path, timeout_seconds=0.2)
+        with pytest.raises(InputError, match=r"no reply within 0.2 s, 1 times"):
+            list(judge.judge([Item(p, "a") for p in PANEL.probes]))
+    with pytest.raises(InputError, match="cannot be reached"):
+        list(server_judge(server, tmp_path).judge([Item(p, "b") for p in PANEL.probes]))
+
+
+@openai
+def test_server_words(tmp_path):
+    """Guards the mode for servers without log-probs: a word is certain, two or none are no verdict."""
+    replies = {"a": "Oppose.", "b": "<think>support?</think> neutral", "c": "support or oppose", "d": "hm"}
+
+    def script(i, text):
+        return chat(next(r for k, r in replies.items() if f"Answer: {k}\n" in text))
+
+    with ChatServer(script) as server:
+        judge = server_judge(server, tmp_path, labels="text")
+        found = dict(judge.judge([Item(PANEL.probes[0], t) for t in replies]))
+    assert found[0] == (0, 0, 1) and found[1] == (0, 1, 0) and math.isnan(found[2][0]) and math.isnan(found[3][0])
+
+
+@openai
+def test_no_key(monkeypatch):
+    """Guards the first mistake that everybody makes."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(InputError, match="set OPENAI_API_KEY"):
+        open_judge("server:gpt-4o")
+
+
+@openai
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(m) is None for m in ("fastapi", "uvicorn")),
+    reason="transformers[serving] is not there",
+)
+def test_transformers_serve(tiny_models, tmp_path, capsys, monkeypatch):
+    """Guards the protocol against a server that is not ours: `transformers serve`, with a model that it loads. It gives
+    no log-probs, which must be said; by words a random model says nothing, which must be said too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    model = str(tiny_models["qwen3"])
+    command = ["serve", model, "--port", str(port), "--device", "cpu"]
+    log = open(tmp_path / "serve.log", "wb")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", *command]
+    server = subprocess.Popen(program, stdout=log, stderr=log, env=environment)
+    try:
+        for _ in range(3000):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "serve.log").read_text()
+                time.sleep(0.2)
+        answered(tmp_path / "run", [f"answer {k}" for k in range(8)], anchors=(0,))
+        arguments = [str(tmp_path / "run"), "--judge", f"server:{model}@http://127.0.0.1:{port}/v1", "--retries", "0"]
+        assert main(arguments) == 2
+        assert "no log-probs; use --labels text" in capsys.readouterr().err
+        assert main([*arguments, "--labels", "text", "--timeout", "900", "--max-calls", "1"]) == 0
+        out = capsys.readouterr().out
+        assert "1 judged now, 0 before, 1 without a verdict, 23 left" in out
+    finally:
+        server.terminate()
+        server.wait(20)
+        log.close()
+
+
+@openai
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not there")
+def test_llama_cpp_log_probs(smollm2_gguf, tmp_path, monkeypatch):
+    """Guards the reading of log-probs against a server and an engine that are not ours: llama.cpp with SmolLM2. Its
+    distribution of the first token is this engine's, so template, position and fields are right; and its tokens are
+    counted for the labels that they begin. llama.cpp rounds activations to 8 bits: 0.16 nats were seen for the 20
+    likeliest tokens; with the last token of the prompt doubled it is 1.4, with it cut off 16."""
+    import xllamacpp
+
+    from vdengine.data.batching import Forest
+    from vdengine.judges import server as module
+    from vdengine.models.weights import load_model
+    from vdengine.text.renderer import Renderer
+    from vdengine.text.tokenizer import load_tokenizer
+    from vdengine.trees import Tree
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path, settings.port, settings.verbosity = str(smollm2_gguf), 0, 0
+    settings.n_ctx, settings.n_parallel, settings.cpuparams.n_threads = 1024, 1, 2
+    server = xllamacpp.Server(settings)
+    seen = []
+    monkeypatch.setattr(module, "read_logprobs", lambda top, read=module.read_logprobs: seen.append(top) or read(top))
+    judge = open_judge(f"server:m@{server.listening_address}/v1", JudgeOptions(cache=tmp_path, concurrency=1))
+    item = Item(PANEL.probes[0], "Yes, I strongly support this.")
+    assert math.isnan(dict(judge.judge([item]))[0][0])  # its first word is about something else
+    renderer, model = Renderer(load_tokenizer(str(smollm2_gguf))), load_model(str(smollm2_gguf), torch.float32, "cpu")
+    prompt = renderer.prompt_ids([{"role": "user", "content": judge._text(item)}], opening=True)
+    (top,) = seen
+    tree = Tree(prompt, [renderer.opening_ids(word)[:1] for word in top], id=0)
+    forest = Forest.plant([tree], [list(range(len(top)))], 4096)
+    ours = torch.full((len(top),), torch.nan)
+    with torch.no_grad():
+        forest.collect(ours, [0], model(None, forest.packs[0]).probe_logp)
+    assert len(top) == module.TOP_LOGPROBS
+    torch.testing.assert_close(ours, torch.tensor(list(top.values())), atol=0.3, rtol=0)
+
+    # this model never gives half of its mass to a label; what it gives has to be counted for the right one
+    monkeypatch.setattr(module, "LEAST_MASS", 0.0)
+    monkeypatch.setattr(module, "task", lambda question, answer: f"Translate to English: {answer}\nOnly the one word.")
+    found = dict(judge.judge([Item(PANEL.probes[0], stance) for stance in ("support", "oppose")]))
+    assert np.argmax(found[0]) == 0 and np.argmax(found[1]) == 2

@@ -1,0 +1,101 @@
+"""Weights out: a folder that transformers opens, from one rank or many."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from helpers.shards import shard_worker
+from helpers.tiny import fill
+from helpers.weights import one_line, same_weights, their_model
+from safetensors.torch import load_file
+
+from vdengine.models import export as module
+from vdengine.models.export import save_model
+from vdengine.models.weights import load_model
+from vdengine.text.tokenizer import load_tokenizer
+
+# --- the same numbers as transformers ---
+
+
+KINDS = ("llama tied", "llama untied", "qwen3")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shard_bytes", [None, 40_000])
+def test_export_opens_in_transformers(kind, shard_bytes, tmp_path, tiny_models, monkeypatch):
+    """Guards against an export, in one file or many, that transformers opens with other weights or another config."""
+    transformers = pytest.importorskip("transformers")
+    their_model(kind).save_pretrained(tmp_path / "m")
+    ours, tokenizer = fill(load_model(str(tmp_path / "m"))), load_tokenizer(str(tiny_models["llama"]))
+    if shard_bytes:
+        monkeypatch.setattr(module, "SHARD_BYTES", shard_bytes)
+    save_model(ours, tokenizer, tmp_path / "out")
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(str(tmp_path / "out"), output_loading_info=True)
+    assert not any(info.values())
+    same_weights(ours, theirs.state_dict())
+    before = transformers.AutoConfig.from_pretrained(str(tmp_path / "m")).to_dict()
+    after = theirs.config.to_dict()
+    ignore = {"bos_token_id", "eos_token_id", "pad_token_id", "_name_or_path", "transformers_version", "sliding_window"}
+    assert {k: v for k, v in after.items() if k not in ignore} == {k: before.get(k) for k in after if k not in ignore}
+    files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
+    stored = {n: t for f in files for n, t in load_file(tmp_path / "out" / f).items()}
+    assert ("lm_head.weight" in stored) == (kind != "llama tied")
+    assert len(files) > 2 if shard_bytes else files == ["model.safetensors"]
+    for file in files:
+        tensors = load_file(tmp_path / "out" / file)
+        assert len(tensors) == 1 or not shard_bytes or sum(t.nbytes for t in tensors.values()) <= shard_bytes
+    generation = transformers.GenerationConfig.from_pretrained(str(tmp_path / "out"))
+    assert generation.eos_token_id == tokenizer.stop_ids
+    again = load_model(str(tmp_path / "out"))
+    same_weights(again, ours.state_dict())
+    assert again.config == ours.config
+
+
+def test_export_dtype_and_replacement(tmp_path, tiny_models):
+    """Guards against a wrong file dtype, and against an export that deletes a folder which is not one."""
+    model, tokenizer = load_model(str(tiny_models["qwen3"])), load_tokenizer(str(tiny_models["qwen3"]))
+    save_model(model, tokenizer, tmp_path / "out")
+    save_model(model, tokenizer, tmp_path / "out", dtype=torch.bfloat16)  # replaces the first
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    same_weights(load_model(str(tmp_path / "out")), {n: p.bfloat16().float() for n, p in model.named_parameters()})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]  # no temporary folder is left
+
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with one_line("notes.txt"):
+        save_model(model, tokenizer, tmp_path / "out")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("x")
+    with one_line("not a folder"):
+        save_model(model, tokenizer, tmp_path / "file")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out"]
+
+
+def test_failed_export_leaves_nothing(tmp_path, tiny_models, monkeypatch):
+    """Guards against half an export under the final name after, say, a full disk."""
+    model, tokenizer = load_model(str(tiny_models["llama"])), load_tokenizer(str(tiny_models["llama"]))
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(module, "_write_json", full)
+    with pytest.raises(OSError, match="no space"):
+        save_model(model, tokenizer, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- shards ---
+
+
+@pytest.mark.parametrize("kind, ranks", [("llama", 2), ("qwen3", 3), ("llama", 4)])
+def test_shards_load_and_save(kind, ranks, tmp_path, tiny_models, monkeypatch):
+    """Guards against wrong rows in uneven shards or HSDP replicas, ranks that read everything, and ranks that hang."""
+    (tmp_path / f"taken{ranks}").mkdir()
+    (tmp_path / f"taken{ranks}" / "mine.txt").write_text("x")
+    mp.spawn(shard_worker, (ranks, str(tmp_path), str(tiny_models[kind])), nprocs=ranks)
+    ours, again = load_model(str(tiny_models[kind])), load_model(str(tmp_path / f"out{ranks}"))
+    same_weights(again, ours.state_dict())

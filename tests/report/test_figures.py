@@ -1,0 +1,21 @@
+"""The report's figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("plotly")
+pytest.importorskip("matplotlib")
+
+
+def test_figures_come_in_three_formats_with_their_fonts(made: Path) -> None:
+    """Guards against a missing figure, and PDFs with fonts that a journal turns down."""
+    names = {p.stem for p in (made / "figures").glob("*.png")}
+    assert {"shift-openings", "shift-answers-rule", "mix-answers-rule-1", "magnitude-openings", "drift-time-openings",
+            "gap-openings", "cost", "training"} <= names  # fmt: skip
+    for name in names:
+        assert (made / "figures" / f"{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
+        pdf = (made / "figures" / f"{name}.pdf").read_bytes()
+        assert pdf.startswith(b"%PDF") and b"/Type3" not in pdf and b"/FontFile2" in pdf

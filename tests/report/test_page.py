@@ -1,0 +1,241 @@
+"""The report's page: one inert file, in a browser at any width."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers.pages import analyses, data_of
+from helpers.report_runs import make_gap, make_run, panel_of
+
+from vdengine.report import report
+
+pytest.importorskip("plotly")
+pytest.importorskip("matplotlib")
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+SWITCHES = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)><b>&amp;\u2028%{x} $x$ ž"
+
+
+# ------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_page_shows_openings_per_100_bytes_and_answers_as_they_are(folder: Path, made: Path) -> None:
+    """Guards against a page whose unit is not the one it names."""
+    run = data_of(made / "index.html")["runs"][0]
+    for (readout, judge), a in analyses(folder / "first").items():
+        view = run["views"][readout if judge is None else f"{readout}:{judge}"]
+        scale = 100 if readout == "openings" else 1
+        for topic in a.topics:
+            shown = view["drifts"][topic][a.values.primary]
+            assert shown["mean"] == pytest.approx(a.drift(topic).magnitude.mean * scale, rel=1e-4)
+            assert shown["sure"] == a.drift(topic).significant
+            assert view["curves"][topic]["mean"][-1] == pytest.approx(a.drift(topic).magnitude.mean * scale, rel=1e-4)
+
+
+def test_verdict_counts_the_topics_that_moved(folder: Path, made: Path) -> None:
+    """Guards against a headline that does not follow from the numbers below it."""
+    for name, run in zip(("first", "other"), data_of(made / "index.html")["runs"], strict=True):
+        a = analyses(folder / name)["openings", None]
+        moved = [t for t in a.topics if a.drift(t).significant]
+        assert 0 < len(moved) < len(a.topics)  # else this test tells nothing
+        head, more = run["views"]["openings"]["verdict"]
+        assert head == f"Openings: {len(moved)} of 3 topics moved."
+        for t in moved:
+            way = "towards" if a.drift(t).magnitude.mean > 0 else "away from"
+            assert f"{t} {way} {a.values.axes[t]}" in more
+
+
+# ------------------------------------------------------------------------------------------------------ one file
+
+
+def test_page_refers_to_nothing_outside(made: Path) -> None:
+    """Guards against a link, font, style or script that needs a network."""
+    text = (made / "index.html").read_text(encoding="utf-8")
+    own = re.sub(r'<script id="plotly">.*?</script>', "", text, flags=re.S)
+    assert not re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", own)
+    assert not re.findall(r'(?:src|href)="(?!data:)', own)
+    assert "@import" not in own and "default-src 'none'" in own
+
+
+# ------------------------------------------------------------------------------------------------------- browser
+
+
+class Page:
+    """A page in Chromium, with what it did: requests, console errors and dialogs."""
+
+    def __init__(self, browser, path: Path, width: int, theme: str = "light") -> None:
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.dialogs: list[str] = []
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+        self.page.on("request", lambda r: self.requests.append(r.url))
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.page.on("dialog", lambda d: (self.dialogs.append(d.message), d.dismiss()))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("footer")
+
+    def clean(self) -> None:
+        outside = [r for r in self.requests[1:] if not r.startswith(("data:", "blob:"))]
+        assert not outside and not self.errors and not self.dialogs
+        assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    def titles(self) -> list[str]:
+        """Of the small multiples."""
+        return self.page.locator("#curves figure h3").all_inner_texts()
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).inner_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM.exists():
+        pytest.skip("no Chromium")
+    with sync_api.sync_playwright() as play:
+        found = play.chromium.launch(executable_path=str(CHROMIUM), args=SWITCHES)
+        yield found
+        found.close()
+
+
+@pytest.mark.parametrize("width", [375, 1600])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_page_loads_by_itself_at_any_width(browser, made: Path, width: int, theme: str) -> None:
+    """Guards against script errors, network requests, and pages that scroll sideways on a phone."""
+    page = Page(browser, made / "index.html", width, theme)
+    page.clean()
+    assert page.page.evaluate("document.documentElement.dataset.theme") == theme
+    drawn = page.page.locator(".plot .main-svg").count()
+    assert drawn >= page.page.locator(".plot").count() > 10  # every plot is drawn
+    page.page.close()
+
+
+def test_controls_change_what_is_shown(browser, made: Path) -> None:
+    """Guards against buttons that do nothing: topics, runs, readout, judge, what is drawn, theme."""
+    page = Page(browser, made / "index.html", 1600)
+    click = page.page.click
+    assert page.titles() == ["all topics"] * 2 + [f"topic {t}" for t in range(3) for _ in range(2)]  # a mix a run
+    click('#topics [data-value="topic 1"]')
+    assert "topic 1" not in page.titles() and "topic 1" not in page.text("#magnitudes table")
+    click('#runs [data-value="1"]')
+    assert page.titles() == ["all topics", "topic 0", "topic 2"] and "other" not in page.text("#overview")
+    before = page.text("#magnitudes table")
+    click('#readout [data-value="openings"]')
+    assert page.text("#magnitudes table") != before and "displacement" in page.text("#magnitudes table")
+    click('#readout [data-value="answers"]')
+    assert page.text("#magnitudes table") == before
+    page.page.select_option("#readout select", "second")
+    assert page.text("#magnitudes table") != before
+    click('#curves [data-value="shift"]')
+    assert page.page.get_by_label("95% intervals").is_checked()
+    click("#topics >> text=none")
+    assert page.titles() == ["all topics"]
+    click("#runs >> text=none")
+    assert "No run is chosen." in page.text("main")
+    click("#runs >> text=all")
+    click("#theme")
+    assert page.page.evaluate("document.documentElement.dataset.theme") == "dark"
+    ink = page.page.evaluate("document.querySelector('.plot').layout.font.color")
+    assert ink == page.page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()")
+    page.clean()
+    page.page.close()
+
+
+def test_points_tell_their_values(browser, folder: Path, made: Path) -> None:
+    """Guards against hover texts of another point, run or unit."""
+    page = Page(browser, made / "index.html", 1600)
+    page.page.click('#readout [data-value="openings"]')
+    a = analyses(folder / "first")["openings", None]
+    lines = page.page.evaluate(
+        "[...document.querySelectorAll('#curves .plot')][1].data.filter(t => t.hovertext).map(t => t.hovertext)"
+    )
+    m = a.drift("topic 0").magnitude
+    assert len(lines) == 2 and "first" in lines[0][-1] and "step 40" in lines[0][-1]
+    assert f"{100 * m.mean:+.2f} [{100 * m.low:+.2f}, {100 * m.high:+.2f}]" in lines[0][-1]
+    page.page.close()
+
+
+def test_nothing_is_drawn_where_the_gate_is_closed(browser, folder: Path, made: Path) -> None:
+    """Guards against lines across steps at which the weights do not reach."""
+    page = Page(browser, made / "index.html", 1600)
+    closed = [r["step"] for r in data_of(made / "index.html")["runs"][0]["gates"] if not r["open"]]
+    x, y, shapes = page.page.evaluate(
+        "(() => { const p = document.querySelector('#curves .plot'); const t = p.data[0];"
+        " return [t.x, t.y, p.layout.shapes.map(s => [s.x0, s.x1])]; })()"
+    )
+    assert closed and not set(closed) & set(x) and all(any(a < s < b for a, b in shapes) for s in closed)
+    assert len(x) == len(y) and None in x
+    page.page.close()
+
+
+def test_texts_from_outside_are_inert(browser, tmp_path: Path) -> None:
+    """Guards against a script in a topic, question, answer, name or recipe that runs, or is not shown as it is."""
+    panel = panel_of(2, text=ATTACK)
+    run = make_run(tmp_path / "run", panel, text=ATTACK, source=ATTACK, strength=0.03)
+    make_gap(tmp_path / "gap.json", panel, ATTACK)
+    html = report([run], labels=[ATTACK], title=ATTACK, gaps=[tmp_path / "gap.json"])  # figures too: TeX in names
+    assert ATTACK not in html.read_text(encoding="utf-8")
+    page = Page(browser, html, 1600)
+    page.page.wait_for_timeout(300)
+    for selector in ("h1", "#topics", "#overview", "#curves", "#magnitudes", "#answers"):
+        assert ATTACK in page.page.locator(selector).evaluate("n => n.textContent"), selector
+    assert page.page.locator("main img, main b, main script, h1 *").count() == 0
+    # a plot's own texts: as they are, without tags that were acted on
+    point = page.page.locator("#times .plot .points path.point").first
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    page.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.page.wait_for_selector("#times .hoverlayer text")
+    shown = page.page.locator("#times .hoverlayer").evaluate("n => n.textContent").replace("\u00a0", " ")
+    assert ATTACK.replace("\u2028", "") in shown.replace("\u2028", "")
+    page.clean()
+    page.page.close()
+
+
+def test_twelve_runs_fit(browser, tmp_path: Path) -> None:
+    """Guards against colours or names that run out, and tables that push a phone's page sideways."""
+    panel = panel_of(2)
+    runs = [
+        make_run(tmp_path / f"a-rather-long-name-of-a-run-{n}", panel, seed=n, every=20, judges=("rule",) * (n % 3 < 2))
+        for n in range(12)
+    ]
+    html = report(runs, out=tmp_path / "report", figures=False)
+    for width in (375, 1600):
+        page = Page(browser, html, width)
+        page.clean()
+        chips = page.page.locator("#runs .chip line")
+        looks = {chips.nth(n).evaluate("n => n.outerHTML") for n in range(12)}
+        assert len(looks) == 12  # no two runs look alike
+        assert "is judged yet" in page.text("#curves")  # a third of them is not
+        page.page.close()
+
+
+def test_empty_states_are_explained(browser, tmp_path: Path) -> None:
+    """Guards against charts without a word where a run has no answers, audits, metrics or drift."""
+    run = make_run(tmp_path / "run", panel_of(2), answers=False, controls=False, strength=0.0)
+    (run / "metrics.jsonl").unlink()
+    page = Page(browser, report([run], figures=False), 375)
+    assert page.page.locator('#readout [data-value="answers"]').is_disabled()
+    assert "No audit of the data was given" in page.text("#gaps")
+    assert "No topic has a significant shift" in page.text("#times")
+    assert "No times on record" in page.text("#cost") and "No metrics on record" in page.text("#training")
+    assert "No answers were drawn" in page.text("#answers") and "no clear shift" in page.text("#overview")
+    page.clean()
+    page.page.close()
+
+
+def test_completions_of_ppo_are_shown(browser, made: Path) -> None:
+    """Guards against PPO's samples that are in the folder and not on the page."""
+    page = Page(browser, made / "index.html", 1600)
+    assert "Answer 10." in page.text("#completions") and "+1.00" in page.text("#completions")
+    page.page.close()

@@ -1,0 +1,163 @@
+"""GGUF files: what llama.cpp writes is read, and one clear line for files that are not whole."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny import fill
+from helpers.weights import one_line, same_weights
+
+from vdengine.errors import InputError
+from vdengine.gguf import read_gguf
+from vdengine.models.families import ModelConfig, RopeScaling
+from vdengine.models.transformer import Transformer
+from vdengine.models.weights import load_model, open_weights
+
+
+def write_gguf(path: Path, config: ModelConfig, state: dict[str, torch.Tensor], quantise: str = "F32", **meta) -> None:
+    """What llama.cpp's converter writes: its names, and for llama its row order of q and k."""
+    import gguf
+
+    arch = config.model_type
+    w = gguf.GGUFWriter(path, arch)
+    w.add_block_count(config.num_hidden_layers)
+    w.add_context_length(config.max_position_embeddings)
+    w.add_embedding_length(config.hidden_size)
+    w.add_feed_forward_length(config.intermediate_size)
+    w.add_head_count(config.num_attention_heads)
+    w.add_head_count_kv(config.num_key_value_heads)
+    w.add_key_length(config.head_dim)
+    w.add_value_length(config.head_dim)
+    w.add_rope_freq_base(config.rope_theta)
+    w.add_layer_norm_rms_eps(config.rms_norm_eps)
+    for key, value in meta.items():
+        key = key.replace("__", ".")
+        w.add_string(key, value) if isinstance(value, str) else w.add_uint32(key, value)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA if arch == "llama" else gguf.MODEL_ARCH.QWEN3, 99)
+    for name, tensor in state.items():
+        if name == "rope_freqs.weight":
+            w.add_tensor(name, tensor.numpy())
+            continue
+        array = tensor.float().numpy()
+        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+            heads = array.shape[0] // config.head_dim
+            array = array.reshape(heads, 2, config.head_dim // 2, -1).swapaxes(1, 2).reshape(array.shape)
+        kind = gguf.GGMLQuantizationType[quantise if array.ndim == 2 else "F32"]
+        w.add_tensor(names.get_name(name, (".weight",)) or name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
+def small(kind: str, **changes) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+    values = {
+        "model_type": kind, "vocab_size": 37, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "rms_norm_eps": 1e-5, "rope_theta": 5e5,
+        "rope_scaling": None, "tie_word_embeddings": kind == "llama", "max_position_embeddings": 512,
+    }  # fmt: skip
+    config = ModelConfig(**(values | changes))
+    model = fill(Transformer(config))
+    return config, {n: p.detach() for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("quantise", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
+def test_gguf_round_trip(kind, quantise, tmp_path):
+    """Guards against wrong names (Qwen-3's norms too), ties, row order, or rows cut in the middle of a block."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    config, state = small(kind)
+    write_gguf(tmp_path / "m.gguf", config, state, quantise)
+    weights = open_weights(str(tmp_path / "m.gguf"))
+    assert weights.config == config
+    for name, tensor in state.items():
+        if tensor.ndim == 2:
+            kind_id = GGMLQuantizationType[quantise]
+            tensor = torch.from_numpy(dequantize(quantize(tensor.numpy(), kind_id), kind_id).copy())
+        assert torch.equal(weights.read(name), tensor), name
+        for start, stop in ((0, 1), (3, 20), (5, None), (8, 8)):
+            assert torch.equal(weights.read(name, start, stop), tensor[start:stop]), name
+    same_weights(load_model(str(tmp_path / "m.gguf")), {n: weights.read(n) for n in state})
+
+
+def test_gguf_keeps_llama3_rope_scaling(tmp_path):
+    """Guards against Llama-3.1 GGUF files, which hold the scaling as factors only, read without it."""
+    from vdengine.models.transformer import rope_frequencies
+
+    scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
+    config, state = small("llama", rope_scaling=scaling, head_dim=64)
+    plain, _ = small("llama", head_dim=64)
+    factors = rope_frequencies(plain) / rope_frequencies(config)
+    write_gguf(tmp_path / "m.gguf", config, state | {"rope_freqs.weight": factors})
+    assert open_weights(str(tmp_path / "m.gguf")).config == config
+    write_gguf(tmp_path / "other.gguf", config, state | {"rope_freqs.weight": factors.flip(0)})
+    with one_line("Llama-3.1's scaling"):
+        open_weights(str(tmp_path / "other.gguf"))
+
+
+@pytest.mark.parametrize("meta, reason", [
+    ({"llama__expert_count": 8}, "expert_count"),
+    ({"llama__rope__scaling__type": "yarn"}, "scaling.type"),
+    ({"llama__rope__dimension_count": 16}, "rope.dimension_count"),
+    ({"llama__attention__sliding_window": 128}, "sliding_window"),
+])  # fmt: skip
+def test_gguf_of_other_kinds_is_refused(meta, reason, tmp_path):
+    """Guards against a model whose numbers would come out wrong without a word."""
+    config, state = small("llama")
+    write_gguf(tmp_path / "m.gguf", config, state, **meta)
+    with one_line(reason):
+        open_weights(str(tmp_path / "m.gguf"))
+
+
+def test_gguf_with_missing_or_foreign_tensors(tmp_path):
+    """Guards against biases that are dropped, and layers that stay uninitialised."""
+    config, state = small("llama")
+    bias = {"model.layers.0.self_attn.q_proj.bias": torch.zeros(128)}
+    write_gguf(tmp_path / "a.gguf", config, state | bias)
+    with one_line("1 unexpected .model.layers.0.self_attn.q_proj.bias"):
+        open_weights(str(tmp_path / "a.gguf"))
+    del state["model.layers.1.mlp.up_proj.weight"]
+    write_gguf(tmp_path / "b.gguf", config, state)
+    with one_line("1 missing .model.layers.1.mlp.up_proj.weight"):
+        open_weights(str(tmp_path / "b.gguf"))
+    write_gguf(tmp_path / "c.gguf", small("llama", hidden_size=96)[0], small("llama")[1])
+    with one_line("has shape"):
+        open_weights(str(tmp_path / "c.gguf"))
+
+
+def test_gguf_cut_short_or_damaged(tmp_path):
+    """Guards against a hostile or damaged header: endless loops, huge allocations, reads beyond the file."""
+    config, state = small("llama")
+    write_gguf(tmp_path / "m.gguf", config, state)
+    whole = (tmp_path / "m.gguf").read_bytes()
+    header = min(t.offset for t in read_gguf(tmp_path / "m.gguf").tensors.values())
+    bad = tmp_path / "bad.gguf"
+
+    def attempt(data: bytes) -> str | None:
+        bad.write_bytes(data)
+        try:
+            for name in (weights := open_weights(str(bad))).names:
+                weights.read(name)
+        except InputError as error:
+            assert "\n" not in str(error) and "bad.gguf" in str(error)
+            return str(error)
+        return None
+
+    rng = random.Random(0)
+    for size in [0, 3, 4, 23, 24, header - 1, header, len(whole) - 64, *(rng.randrange(len(whole)) for _ in range(60))]:
+        assert attempt(whole[:size]) is not None, size
+    assert "not a GGUF" in (attempt(b"PK\3\4" + whole[4:]) or "")
+    assert "version 99" in (attempt(whole[:4] + b"\x63\0\0\0" + whole[8:]) or "")
+    for at in (8, 16, 24):  # the tensor count, the key count, the first string's length
+        for value in (2**64 - 1, 2**63, 2**40, 2**31):
+            assert attempt(whole[:at] + value.to_bytes(8, "little") + whole[at + 8 :]) is not None
+    for _ in range(400):  # any damage: a clear error, or a file that can still be read
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(header)] = rng.choice((0, 1, 8, 9, 127, 255, rng.randrange(256)))
+        attempt(bytes(data))

