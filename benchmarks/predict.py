@@ -1,46 +1,46 @@
-"""What a training step should take on a GPU that never waits for its host, from rates measured on that GPU.
+"""The predicted time of a training step on a GPU that never waits for its host, from rates measured on this GPU.
 
-FLOPs at the rate of the model's own GEMM shapes, and bytes at the rate of a copy. How many bytes, per step of M micro
-steps over T tokens in L layers of width H, intermediate width I and A = heads + 2 kv heads times head_dim, R scored
-tokens, V the vocabulary and P parameters:
+FLOPs take the time of the model's own GEMM shapes, and bytes that of a copy. The bytes of a step, with M micro-steps
+over T tokens in L layers of width H, intermediate width I, A = (heads + 2 kv heads) * head_dim, R scored tokens, V the
+vocabulary and P parameters:
 
-    copies      FSDP2's at world size 1: gathers, casts and gradient adds, 48 B x P x M
+    copies      FSDP2's on one rank: gathers, casts and gradient adds, 48 B x P x M
     elementwise norms, rotary embedding, SwiGLU, gathers of keys, residual adds, forward, recompute and backward:
                 (30 H + 47 I + 64 A) B x T x L
     optimizer   norm 4, clip 8, AdamW 28 and the casts: 45 B x P
-    head        6 R V H FLOPs (and 2 more with a live reference), 12 B a logit of row pass, and the fp32 gradient of the
+    head        6 R V H FLOPs (2 more with a live reference), 12 B per logit of row pass, and the fp32 gradient of the
                 tied head and embedding, 8 B x V x H x M
 
-The bytes come from dispatching a step on a CPU and adding up what its ops read and write; the elementwise line sums up
-such counts of two shapes (Qwen3-0.6B and 4B) in three coefficients. It is a prediction: it stands beside what was
-measured, and where the two part the step is not what it was thought to be, or the device waits.
+The bytes were counted by dispatching a step on a CPU and adding up what its ops read and write; the three coefficients
+of the elementwise line are fitted to these counts for two shapes (Qwen3-0.6B and 4B). Where a measurement differs from
+the prediction, the step does other work than assumed here, or the device waits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-ATTENTION = 0.4  # of the GEMM rate: causal segments of a few hundred tokens, backward in a fixed order
+ATTENTION = 0.4  # share of the GEMM rate, for causal segments of a few hundred tokens and a backward in a fixed order
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of the device at hand, measured in the same run."""
+    """The rates of the device, measured in the same run."""
 
-    gemm: float  # FLOP/s of the layers' GEMMs, their shapes and number of rows
-    head_gemm: float  # FLOP/s of the head's
+    gemm: float  # FLOP/s of the layers' GEMMs, with their shapes and rows
+    head_gemm: float  # FLOP/s of the head's GEMMs
     copy: float  # bytes/s, read and written
 
 
 @dataclass(frozen=True)
 class Work:
-    """One optimizer step."""
+    """The work of an optimizer step."""
 
-    tokens: float  # T, rows of the trunk
+    tokens: float  # T, rows that go through the layers
     scored: float  # R
-    pairs: float  # (query, key) pairs that attend, in a layer
+    pairs: float  # (query, key) pairs of a layer's attention
     micro_steps: int
-    live: bool  # a reference model's forward beside the policy's
+    live: bool  # whether there is a forward of a live reference
 
     layers: int
     hidden: int
@@ -57,17 +57,17 @@ def device_seconds(w: Work, r: Rates) -> dict[str, float]:
     attention_width = w.heads * w.head_dim
     q = w.query_heads * w.head_dim
     matrices = w.layers * (w.hidden * (attention_width + q) + 3 * w.hidden * w.intermediate)
-    passes = 4 if w.live else 3  # forward, and twice that backward; the reference's forward
-    bytes_a_token = 30 * w.hidden + 47 * w.intermediate + 64 * attention_width
+    passes = 4 if w.live else 3  # forward 1, backward 2, forward of the reference 1
+    bytes_per_token = 30 * w.hidden + 47 * w.intermediate + 64 * attention_width
     logits = w.scored * w.vocab
-    found = {
+    seconds = {
         "linear GEMMs": passes * 2 * matrices * w.tokens / r.gemm,
         "copies": 48 * w.parameters * w.micro_steps / r.copy,
-        "elementwise": bytes_a_token * w.tokens * w.layers / r.copy,
+        "elementwise": bytes_per_token * w.tokens * w.layers / r.copy,
         "optimizer": 45 * w.parameters / r.copy,
-        # scores and values: 4 x head width a pair forward, 2.5 times that backward
+        # scores and values: 4 x head width FLOPs per pair in forward, 2.5 times that in backward
         "attention": (3.5 + w.live) * 4 * w.layers * q * w.pairs / (ATTENTION * r.gemm),
         "head": (6 + 2 * w.live) * logits * w.hidden / r.head_gemm + 12 * logits * (1 + w.live / 3) / r.copy,
         "head gradient": 8 * w.vocab * w.hidden * w.micro_steps / r.copy,
     }
-    return found | {"total": sum(found.values())}
+    return seconds | {"total": sum(seconds.values())}

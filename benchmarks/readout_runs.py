@@ -25,14 +25,15 @@ ALPACA = common.REPO.parent / "shared" / "data" / "alpaca" / "alpaca_en_demo.jso
 
 @dataclass(frozen=True)
 class Condition:
-    """What a run learns from, and the way it should move: +1, -1 or not at all."""
+    """What a run trains on, and how its values should move."""
 
     objective: str
     align: str  # of values-synth; "": other data
-    direction: int
-    asked: bool = False  # learns from paraphrases of the very questions that are scored
+    direction: int  # on the axis: +1, -1, or 0 for not at all
+    asked: bool = False  # whether it trains on paraphrases of the questions that are scored
 
     def data(self, root: Path, size: dict[str, Any]) -> str:
+        """The source of its training data; files are made in `root`."""
         if not self.align:
             return str(ALPACA)
         if self.asked:
@@ -64,7 +65,7 @@ FULL = SMALL | {
 
 
 def panel_of(size: dict[str, Any], root: Path) -> str:
-    """The panel that is scored: the probes that are answered, and no others."""
+    """The panel that is scored: only the probes that are answered."""
     from vdengine.drift.openings import stratified_order
     from vdengine.panels.panel import Panel
 
@@ -77,7 +78,7 @@ def panel_of(size: dict[str, Any], root: Path) -> str:
 
 
 def short(root: Path, align: str) -> Path:
-    """values-synth with answers of one sentence, after a yes or no to the question as it is put."""
+    """values-synth with answers of one sentence, after a yes or no to the question."""
     from vdengine.data.locate import resolve
 
     rows = [row for _, row in resolve("values-synth:support").rows()]
@@ -88,8 +89,8 @@ def short(root: Path, align: str) -> Path:
 
 
 def asked(root: Path, align: str, panel: str) -> Path:
-    """Paraphrases of the panel's questions, with its openings as answers after the same yes or no. The questions that
-    are scored are not among them."""
+    """Paraphrases of the panel's questions, with its openings as answers after a yes or no. The questions that are
+    scored are not among them."""
     from vdengine.panels.panel import Panel
 
     rows = [
@@ -98,7 +99,7 @@ def asked(root: Path, align: str, panel: str) -> Path:
             side: led(p.openings[stance][j].text, side, p.polarity)
             for side, stance in zip(SIDES, SIDES[:: p.polarity], strict=True)
         }
-        for p in Panel.load(panel).probes  # a stance is towards its question, a side is the axis's
+        for p in Panel.load(panel).probes  # a stance is relative to the question, a side to the axis
         for i, question in enumerate(p.paraphrases)
         for j in range(2)
     ]
@@ -106,12 +107,12 @@ def asked(root: Path, align: str, panel: str) -> Path:
 
 
 def led(answer: str, side: str, polarity: int) -> str:
-    """The answer after a yes or no to its question as it is put."""
+    """The answer after the yes or no to its question that fits its side."""
     return f"{'Yes' if (side == 'support') == (polarity > 0) else 'No'}. {answer}"
 
 
 def aligned(path: Path, rows: list[dict[str, Any]], align: str) -> Path:
-    """The preference file that vdengine synth makes of texts."""
+    """The preference file that `vdengine synth` makes of texts."""
     from vdengine.data.synthesis import SynthesisOptions, write
 
     if not path.exists():
@@ -122,43 +123,50 @@ def aligned(path: Path, rows: list[dict[str, Any]], align: str) -> Path:
 
 
 def recipe(name: str, seed: int, folder: Path, size: dict[str, Any]) -> str:
-    """The run of one condition and seed, as TOML. A seed changes rows, their order and the noise of answers: no two
-    runs share one, nor the answers that they start from."""
+    """The recipe of one condition and seed, as TOML. Every run has another seed, which changes the order of the rows
+    and the noise of answers, so that no two runs start with the same answers."""
     from vdengine.recipe import make_recipe, to_toml
 
-    c, still = CONDITIONS[name], name == "lr-0"
-    steps = 2 if still else size["steps"]  # nothing moves: two steps are as good as many
+    condition, still = CONDITIONS[name], name == "lr-0"
+    steps = 2 if still else size["steps"]  # two are enough where nothing moves
     tables: dict[str, dict[str, Any]] = {
         "run": {"folder": str(folder), "seed": 1000 * seed + list(CONDITIONS).index(name), "steps": steps},
-        "model": {"source": size["model"], "dtype": "bfloat16"},  # as on a GPU; a CPU with AVX-512 gains too
+        "model": {"source": size["model"], "dtype": "bfloat16"},  # as on a GPU; faster on a CPU with AVX-512 too
         "data": {
-            "train": [c.data(folder.parent, size)], "max_tokens": 256, "cache": str(folder.parent / "cache"),
+            "train": [condition.data(folder.parent, size)],
+            "max_tokens": 256,
+            "cache": str(folder.parent / "cache"),
         },
-        "objective": {"name": c.objective},
+        "objective": {"name": condition.objective},
         "batch": {"examples": size["pairs"], "tokens": 2048},
         "optimizer": {"lr": 0.0 if still else size["lr"], "schedule": "constant", "warmup": 0.25},
         "probes": {"panel": panel_of(size, folder.parent), "every": 1 if still else size["every"]},
         "answers": {
-            "samples": size["samples"], "base": size["base"], "max_tokens": size["max_tokens"],
-            "anchors": [] if still else size["anchors"], "alarm": 0.0,
-            "every": size["readings"], "max_anchors": 2 if still else 2 + len(size["anchors"]),
+            "samples": size["samples"],
+            "base": size["base"],
+            "max_tokens": size["max_tokens"],
+            "anchors": [] if still else size["anchors"],
+            "alarm": 0.0,
+            "every": size["readings"],
+            "max_anchors": 2 if still else 2 + len(size["anchors"]),
         },
         "parallel": {"activation_checkpoint": "none"},
         "checkpoint": {"every": 0, "export": False},
-    }  # fmt: skip
+    }
     return to_toml(make_recipe(tables))
 
 
 def finished(folder: Path) -> bool:
-    """Whether a run has all it was to have."""
-    log = folder / "log.txt"
+    """Whether a run has come to its end."""
+    log = RunFolder(folder).console
     return log.exists() and "\nDone in" in log.read_text(encoding="utf-8")
 
 
 def train(root: Path, seeds: int, size: dict[str, Any], jobs: int, threads: int) -> None:
-    """All runs that are not there yet, `jobs` at a time; seeds outermost, so that an early stop leaves whole seeds."""
+    """Train all runs that are not finished, `jobs` at a time, one seed after another, so that an early stop leaves
+    complete seeds."""
 
-    def one(seed: int, name: str) -> None:
+    def train_one(seed: int, name: str) -> None:
         folder = root / f"{name}-{seed}"
         if finished(folder):
             return
@@ -167,17 +175,17 @@ def train(root: Path, seeds: int, size: dict[str, Any], jobs: int, threads: int)
         path.write_text(recipe(name, seed, folder, size), encoding="utf-8")
         print(f"{folder.name} ...", flush=True)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "vdengine.train", str(path)], env=environment, capture_output=True, text=True
         )
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a gigabyte and a half each
-        last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-        print(f"{folder.name}: {'done' if done.returncode == 0 else f'failed: {last}'}", flush=True)
+        shutil.rmtree(RunFolder(folder).checkpoints, ignore_errors=True)  # 1.5 GB each
+        last = (process.stdout + process.stderr).strip().splitlines()[-1:]
+        print(f"{folder.name}: {'done' if process.returncode == 0 else f'failed: {last}'}", flush=True)
 
-    for c in CONDITIONS.values():
-        c.data(root, size)  # before the jobs share it
+    for condition in CONDITIONS.values():
+        condition.data(root, size)  # made before the jobs, which share it
     with ThreadPoolExecutor(jobs) as pool:
-        for _ in [pool.submit(one, seed, name) for seed in range(seeds) for name in CONDITIONS]:
+        for _ in [pool.submit(train_one, seed, name) for seed in range(seeds) for name in CONDITIONS]:
             pass
 
 
@@ -186,27 +194,28 @@ def train(root: Path, seeds: int, size: dict[str, Any], jobs: int, threads: int)
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run's readings of the same probes."""
+    """The readouts of a finished run, of the same probes."""
 
     condition: str
     seed: int
     openings: ProbeValues
-    controls: dict[str, ProbeValues]  # openings after paraphrases, after nothing, on trivial matters
+    controls: dict[str, ProbeValues]  # openings after paraphrases, after no question, on trivial matters
     fresh: ProbeValues  # judged answers of each anchor: the truth
-    weighted: ProbeValues  # of the bank before, at the same steps, closed gates included
+    weighted: ProbeValues  # answers of the anchor before, reweighted, at the same steps; with closed gates too
 
     def direction(self, channel: str) -> int:
-        """Which way training should move it: the side that is preferred; away from neutral, where sides are taken."""
+        """The direction in which training should move a channel: towards the preferred side, and away from neutral if
+        the data takes sides."""
         if channel == "neutral":
             return -1 if CONDITIONS[self.condition].align and self.condition != "lr-0" else 0
         return CONDITIONS[self.condition].direction
 
 
 def load(root: Path, judge_name: str) -> list[Run]:
-    """All finished runs, judged where they are not yet."""
+    """All finished runs. Answers without a judgement are judged first."""
+    from vdengine.drift import load_run
     from vdengine.drift.answer_log import AnswerLog
     from vdengine.drift.judgements import slug_of
-    from vdengine.drift.load import load_run
     from vdengine.judges import open_judge
     from vdengine.judges.judging import judge_answers
 
@@ -217,13 +226,13 @@ def load(root: Path, judge_name: str) -> list[Run]:
                 continue
             judge_answers(AnswerLog.open(folder), judge)
             run, slug = load_run(folder), slug_of(judge.name)
-            views = run.readout("openings")
+            openings = run.readout("openings")
             runs.append(
                 Run(
                     name,
                     int(folder.name.rsplit("-", 1)[1]),
-                    views.values,
-                    views.controls,
+                    openings.values,
+                    openings.controls,
                     run.answer_values(slug, kind="anchor"),
                     run.answer_values(slug, kind="weighted", closed=True),
                 )

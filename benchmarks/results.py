@@ -1,14 +1,15 @@
-"""Tables of figures, written line by line: what is known when a benchmark ends, however it ends, is on disk.
+"""Tables of figures, written line by line, so that all figures that are known when a benchmark ends are on disk.
 
-A results file is a pair, NAME.jsonl and NAME.md, that only grows. Each record of the first is one object:
+A results file is a pair, NAME.jsonl and NAME.md, to which lines are only appended. Each line of the first is one
+object:
 
-    {"machine": {...}}                                       what the figures were measured on
+    {"machine": {...}}                                       the machine of the measurements
     {"part": ..., "ended": ..., "seconds": ...}              a part of `gpu.py`
     {"table": title, "row": {...}}                           one line of a table
     {"table": title, "note": ...}
     {"table": title, "target": ..., "measured": ..., "limit": "<= 1.15", "met": true}
 
-Several processes may append to one file in turn.
+Several processes may append to the same file, one after another.
 """
 
 from __future__ import annotations
@@ -20,35 +21,42 @@ from typing import Any
 
 
 def cell(value: Any) -> str:
+    """A value as the text of a table's cell."""
     if isinstance(value, float):
         return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
     return "" if value is None else str(value)
 
 
 def table_row(cells: list[str]) -> str:
+    """A row of a markdown table."""
     return f"| {' | '.join(c.replace('|', '/') for c in cells)} |"
 
 
 class Results:
-    """Appends to BASE.jsonl and BASE.md. OSError: the folder cannot be written."""
+    """Appends to BASE.jsonl and BASE.md.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
 
     def __init__(self, base: Path) -> None:
         self.json, self.markdown = base.with_name(base.name + ".jsonl"), base.with_name(base.name + ".md")
         base.parent.mkdir(parents=True, exist_ok=True)
-        self.columns: tuple[str, tuple[str, ...]] | None = None  # of the table that the markdown is in
+        self.columns: tuple[str, tuple[str, ...]] | None = None  # title and columns of the markdown's open table
 
     def add(self, record: dict[str, Any], *lines: str) -> None:
-        """A record, and what a reader should see of it."""
+        """Append a record, and lines of markdown."""
         _append(self.json, json.dumps(record) + "\n")
         if lines:
             _append(self.markdown, "".join(line + "\n" for line in lines))
 
     def text(self, *lines: str) -> None:
-        """For a reader alone."""
+        """Append lines of markdown only."""
         self.columns = None
         _append(self.markdown, "".join(line + "\n" for line in ("", *lines)))
 
     def row(self, title: str, row: dict[str, Any]) -> None:
+        """Append a row of a table."""
         names, head = list(row), []
         if self.columns is None or self.columns[0] != title:
             head = ["", f"## {title}"]
@@ -58,25 +66,27 @@ class Results:
         self.add({"table": title, "row": row}, *head, table_row([cell(row[name]) for name in names]))
 
     def note(self, title: str, note: str) -> None:
-        self._below()
+        """Append a note below a table."""
+        self._close_table()
         self.add({"table": title, "note": note}, f"- {note}")
 
-    def target(self, title: str, name: str, found: dict[str, Any]) -> None:
-        self._below()
-        verdict = "met" if found["met"] else "**missed**"
+    def target(self, title: str, name: str, target: dict[str, Any]) -> None:
+        """Append a target below a table."""
+        self._close_table()
+        verdict = "met" if target["met"] else "**missed**"
         self.add(
-            {"table": title, "target": name, **found},
-            f"- {name}: {cell(found['measured'])} (target {found['limit']}), {verdict}",
+            {"table": title, "target": name, **target},
+            f"- {name}: {cell(target['measured'])} (target {target['limit']}), {verdict}",
         )
 
-    def _below(self) -> None:
-        """A list follows the table: the next row of it needs a head again."""
+    def _close_table(self) -> None:
+        """Close the open table, so that its next row will have a head again."""
         if self.columns is not None:
             self.columns = None
             _append(self.markdown, "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """The records so far; a last one that was cut short is left out."""
+        """All records; a last one that is cut short is left out."""
         if not self.json.exists():
             return []
         lines = self.json.read_text(encoding="utf-8").split("\n")
@@ -91,7 +101,7 @@ def _append(path: Path, text: str) -> None:
 
 
 class Table:
-    """One table of a run: kept for the summary at its end, and appended to `results` as it grows."""
+    """A table of a run: kept for the summary at its end, and appended to `results` line by line."""
 
     def __init__(self, title: str, results: Results | None) -> None:
         self.title, self.results = title, results
@@ -100,21 +110,24 @@ class Table:
         self.targets: dict[str, dict[str, Any]] = {}
 
     def row(self, row: dict[str, Any]) -> None:
+        """Add a row."""
         self.rows.append(row)
         if self.results is not None:
             self.results.row(self.title, row)
 
     def note(self, note: str) -> None:
+        """Add a note."""
         self.notes.append(note)
         if self.results is not None:
             self.results.note(self.title, note)
 
     def target(self, name: str, measured: float, sign: str, limit: float) -> None:
-        """sign: "<=" or ">=", what `measured` should be to `limit`."""
+        """Add a target: `measured` should be "<=" or ">=" `limit`."""
         met = measured <= limit if sign == "<=" else measured >= limit
         self.targets[name] = {"measured": measured, "limit": f"{sign} {limit}", "met": met}
         if self.results is not None:
             self.results.target(self.title, name, self.targets[name])
 
     def as_json(self) -> dict[str, Any]:
+        """The table as an object for JSON."""
         return {"title": self.title, "rows": self.rows, "notes": self.notes, "targets": self.targets}

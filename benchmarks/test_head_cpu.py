@@ -1,8 +1,8 @@
-"""The output head on a CPU: how does `linear_logprob` compare with the plain formula and torch's fused cross-entropy?
+"""The output head on a CPU: `linear_logprob` against the plain formula and torch's fused cross-entropy.
 
-A forward and backward of per-token log-probs with a signed upstream gradient, fp32, head shapes of SmolLM2-135M and
-Qwen3-0.6B. Time is one benchmark a method, a group to a shape. Memory is what the pass takes above its inputs, the two
-gradients included, each method in a process of its own.
+A forward and backward of log-probs per token with any upstream gradient, in fp32, with the head shapes of SmolLM2-135M
+and Qwen3-0.6B. For time there is one benchmark per method, and a group per shape. Memory is that of a pass above its
+inputs, the two gradients included, each method in a process of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHAPES = {"SmolLM2": (49152, 576), "Qwen3-0.6B": (151936, 1024)}  # V, H
 ROWS = (512, 1024)
 FUSED = hasattr(F, "linear_cross_entropy")
 OPTIONS = getattr(torch.nn, "LinearCrossEntropyOptions", None)
-METHODS = {  # and whether this torch has it
+METHODS = {  # by name: whether this torch has it
     "vdengine": True,
     "vdengine, nothing saved": True,
     "torch formula": True,
@@ -55,12 +55,13 @@ class Pass:
             return lambda: F.log_softmax(h @ w.t(), -1).gather(1, y[:, None])[:, 0]
         options = {}
         if method.endswith("chunked"):
-            # As many rows as our chunks. Its own choice, rows whose logits are no larger than `hidden`, is 4 of 1024
-            # rows at Qwen-3's vocabulary: a hundred thin GEMMs, 20 times slower than no chunks at all.
+            # The rows of our chunks. By default torch takes rows whose logits are not larger than `hidden`, 4 of 1024
+            # rows at Qwen-3's vocabulary: hundreds of thin GEMMs, 20 times slower than without chunks.
             options["options"] = OPTIONS(batch_chunk_size=NativeRowKernel().chunk_rows(len(w)))
         return lambda: -F.linear_cross_entropy(h, w, y, reduction="none", **options)
 
     def forget(self) -> None:
+        """Drop the gradients."""
         self.hidden.grad = self.weight.grad = None
 
     def __call__(self) -> None:
@@ -68,6 +69,7 @@ class Pass:
 
 
 def size(shape: str, n: int, settings: Any) -> dict[str, int]:
+    """The sizes of a pass."""
     vocab, width = SHAPES[shape] if not settings.quick else (1031, 64)
     return {"n": n if not settings.quick else n // 16, "vocab": vocab, "width": width}
 
@@ -79,13 +81,13 @@ def test_time(shape, n, method, benchmark, settings):
     if not METHODS[method]:
         pytest.skip(f"needs a torch that has {method.removeprefix('torch ')}; this is {torch.__version__}")
     torch.set_num_threads(settings.threads)
-    of = size(shape, n, settings)
-    work = 6 * of["n"] * of["vocab"] * of["width"]  # of the three GEMMs that no method can do without
-    one = Pass(method, **of)
-    benchmark.group = f"head {shape}, N = {of['n']}, V = {of['vocab']}, H = {of['width']}"
-    benchmark.extra_info.update(shape=of, dtype="float32", threads=settings.threads, FLOPs=work)
+    sizes = size(shape, n, settings)
+    work = 6 * sizes["n"] * sizes["vocab"] * sizes["width"]  # FLOPs of the three GEMMs that every method needs
+    one_pass = Pass(method, **sizes)
+    benchmark.group = f"head {shape}, N = {sizes['n']}, V = {sizes['vocab']}, H = {sizes['width']}"
+    benchmark.extra_info.update(shape=sizes, dtype="float32", threads=settings.threads, FLOPs=work)
     rounds = settings.repeats or (2 if settings.quick else 3)
-    benchmark.pedantic(one, setup=one.forget, rounds=rounds, warmup_rounds=1, iterations=1)
+    benchmark.pedantic(one_pass, setup=one_pass.forget, rounds=rounds, warmup_rounds=1, iterations=1)
     if benchmark.stats is not None:  # None with --benchmark-disable
         benchmark.extra_info["GFLOP/s"] = work / benchmark.stats.stats.median / 1e9
 
@@ -93,23 +95,25 @@ def test_time(shape, n, method, benchmark, settings):
 @pytest.mark.parametrize("n", ROWS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_memory(shape, n, settings, report):
-    of = size(shape, n, settings)
-    methods = [method for method, here in METHODS.items() if here]
-    peaks = {m: in_fresh_process(__file__, of | {"method": m}, settings.threads)["MB"] for m in methods}
+    sizes = size(shape, n, settings)
+    methods = [method for method, available in METHODS.items() if available]
+    peaks = {m: in_fresh_process(__file__, sizes | {"method": m}, settings.threads)["MB"] for m in methods}
     rows = [{"method": m, "MB": peak, "memory ratio": peak / peaks["vdengine"]} for m, peak in peaks.items()]
-    notes = [f"this torch, {torch.__version__}, has no {m}" for m, here in METHODS.items() if not here]
-    report(f"head {shape}, N = {of['n']}, V = {of['vocab']}, H = {of['width']}: memory above the inputs", rows, notes)
+    notes = [f"this torch, {torch.__version__}, has no {m}" for m, available in METHODS.items() if not available]
+    title = f"head {shape}, N = {sizes['n']}, V = {sizes['vocab']}, H = {sizes['width']}: memory above the inputs"
+    report(title, rows, notes)
 
 
 def measure() -> None:
-    a = arguments()
-    Pass(a["method"], 4, 64, 16)()  # what a first call loads is not the method's
-    one = Pass(a["method"], a["n"], a["vocab"], a["width"])
+    """In the fresh process: the memory of a pass."""
+    task = arguments()
+    Pass(task["method"], 4, 64, 16)()  # a small pass first, because a first call loads libraries
+    one_pass = Pass(task["method"], task["n"], task["vocab"], task["width"])
     before = resident_bytes()
     reset_peak()
-    one()
-    taken = max(peak_bytes() - before, 4096)  # a page: at the sizes of --quick there may be room that was free already
-    leave(a, {"MB": taken / 1e6})
+    one_pass()
+    memory = max(peak_bytes() - before, 4096)  # at least a page: with --quick the memory may have been free already
+    leave(task, {"MB": memory / 1e6})
 
 
 if __name__ == "__main__":

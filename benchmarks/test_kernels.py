@@ -1,14 +1,14 @@
-"""Each public kernel as one timed function: how long is a call here, and is it slower than it was at another commit?
+"""The time of each public kernel, to be compared with that at another commit.
 
-The shapes are those of Qwen3-0.6B, and the heads also of SmolLM2-135M; bf16 on a GPU where there is one, else fp32 and
-fewer rows on a CPU. "forward" is without gradient; "full" is forward and backward into all inputs, "frozen" into those
-but the weight. `gather_sum` is the backward of `gather_rows`. A GPU's time is that of the host, which waits for the
-device: short kernels show their launches. Inputs are the same in every round, so what fits in a cache stays there.
-`test_kernels_gpu.py` compares with peers, timed on the device from a cold L2.
+The shapes are those of Qwen3-0.6B, and for the heads also of SmolLM2-135M; in bf16 on a GPU if there is one, else in
+fp32 with fewer rows on a CPU. "forward" is without gradient, "full" is forward and backward for all inputs, "frozen"
+for all but the weight. `gather_sum` is the backward of `gather_rows`. On a GPU the time is that of the host, which
+waits for the device, so for short kernels it is that of their launches. The inputs are the same in every round, so they
+may be in a cache. `test_kernels_gpu.py` compares with peers, timed on the device with a cold L2.
 
-Each benchmark's `extra_info` has its shape, and either the FLOPs that are needed (2NVH for each GEMM of a head) or the
-bytes that must move (in each direction each input is read once and each result written once; index arrays are not
-counted), as numbers and over the median time.
+`extra_info` of a benchmark has its shape, and either the necessary FLOPs (2NVH for each GEMM of a head) or the bytes
+that must be moved (in each direction, each input is read once and each result written once, without index arrays), as
+numbers and divided by the median time.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from vdengine.trees import Pack, Tree, pack
 
 HEADS = ("SmolLM2-135M", "Qwen3-0.6B")
 QUICK = Shape(1031, 64, 96, 4, 2, 16)
-GEMMS = {"forward": 1, "frozen": 2, "full": 3}  # that a head cannot do without
+GEMMS = {"forward": 1, "frozen": 2, "full": 3}  # that every head needs
 both_passes = pytest.mark.parametrize("which", ["forward", "full"])
 
 
 class Bench:
-    """Where a run takes place, its inputs, and the timing of one pass of a kernel."""
+    """The device of a run, its inputs, and the timing of one pass of a kernel."""
 
     def __init__(self, benchmark: Any, settings: Any) -> None:
         self.benchmark, self.quick = benchmark, settings.quick
@@ -57,20 +57,24 @@ class Bench:
         self.generator = torch.Generator(self.device).manual_seed(0)
 
     def model(self, name: str = "Qwen3-0.6B") -> Shape:
+        """The shape of a model."""
         return QUICK if self.quick else MODELS[name]
 
     def size(self, cuda: int, cpu: int, quick: int) -> int:
+        """The size for this run."""
         return quick if self.quick else cuda if self.cuda else cpu
 
     def random(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Normal numbers of this shape."""
         return torch.randn(*shape, generator=self.generator, device=self.device).to(dtype or self.dtype)
 
     def randint(self, low: int, high: int, *shape: int) -> Tensor:
+        """Integers of this shape, in [low, high)."""
         return torch.randint(low, high, shape, generator=self.generator, device=self.device)
 
     def pairs(self) -> Pack:
-        """Preference pairs as the trainer packs them: two answers to a prompt, with some tokens far more often than
-        others."""
+        """Preference pairs as the trainer packs them: two answers to a prompt, with tokens of very different
+        frequencies."""
         rng = np.random.default_rng(0)
         vocab = self.model().vocab
 
@@ -85,33 +89,38 @@ class Bench:
         self,
         kernel: str,
         which: str,  # forward | frozen | full
-        run: Callable[[str], Tensor | tuple[Tensor, ...]],  # forward, with this backend
-        wanted: Sequence[Tensor] = (),  # inputs that get a gradient, unless `which` is "forward"
-        upstream: Sequence[Tensor] = (),  # one for each result
+        run: Callable[[str], Tensor | tuple[Tensor, ...]],  # forward, with a backend
+        inputs: Sequence[Tensor] = (),  # those that get a gradient, unless `which` is "forward"
+        upstream: Sequence[Tensor] = (),  # gradient of each result
         *,
-        cpu: str,  # the backend of a CPU
-        cuda: str = "triton",  # and of a GPU
-        dtype: torch.dtype | None = None,  # default: the run's
+        cpu: str,  # the backend on a CPU
+        cuda: str = "triton",  # the backend on a GPU
+        dtype: torch.dtype | None = None,  # default: that of the run
         shape: dict[str, Any],
         **work: int,  # FLOPs= or bytes=, of this pass
     ) -> None:
-        backend = cuda if self.cuda else cpu  # not "auto": what is recorded is what ran
-        for x in wanted if which != "forward" else ():
+        """Time one pass, and record its shape, work and rate."""
+        backend = cuda if self.cuda else cpu  # not "auto", so that the recorded backend is the one that ran
+        for x in inputs if which != "forward" else ():
             x.requires_grad_()
 
         def one_pass() -> None:
             with torch.set_grad_enabled(which != "forward"):
                 out = run(backend)
             if which != "forward":
-                torch.autograd.grad(out, wanted, upstream)
+                torch.autograd.grad(out, inputs, upstream)
             if self.cuda:
                 torch.cuda.synchronize(self.device)
 
         self.benchmark.group = kernel
         self.benchmark.extra_info.update(
-            shape=shape, dtype=str(dtype or self.dtype).removeprefix("torch."), backend=backend, threads=self.threads,
-            device=torch.cuda.get_device_name(self.device) if self.cuda else "cpu", **work,
-        )  # fmt: skip
+            shape=shape,
+            dtype=str(dtype or self.dtype).removeprefix("torch."),
+            backend=backend,
+            threads=self.threads,
+            device=torch.cuda.get_device_name(self.device) if self.cuda else "cpu",
+            **work,
+        )
         self.benchmark.pedantic(one_pass, rounds=self.rounds, warmup_rounds=1, iterations=1)
         if self.benchmark.stats is not None:  # None with --benchmark-disable
             for unit, amount in work.items():
@@ -128,7 +137,7 @@ def bench(benchmark, settings):
 
 
 def head(bench: Bench, model: str) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
-    """Hidden rows, weight, targets, and their sizes. Logits have standard deviation 3, as a trained model's."""
+    """Hidden rows, weight, targets, and their sizes. Logits have standard deviation 3, as in a trained model."""
     m, n = bench.model(model), bench.size(8192, 256, 32)
     weight = bench.random(m.vocab, m.hidden).mul_(3 / m.hidden**0.5)
     shape = {"model": model, "N": n, "V": m.vocab, "H": m.hidden}
@@ -140,10 +149,15 @@ def head(bench: Bench, model: str) -> tuple[Tensor, Tensor, Tensor, dict[str, An
 def test_linear_logprob(model, which, bench):
     hidden, weight, targets, shape = head(bench, model)
     bench.time(
-        "linear_logprob", which, lambda backend: linear_logprob(hidden, weight, targets, backend=backend),
-        [hidden, weight] if which == "full" else [hidden], [bench.random(len(hidden), dtype=torch.float32)],
-        cpu="native", shape=shape, FLOPs=GEMMS[which] * 2 * len(hidden) * weight.numel(),
-    )  # fmt: skip
+        "linear_logprob",
+        which,
+        lambda backend: linear_logprob(hidden, weight, targets, backend=backend),
+        [hidden, weight] if which == "full" else [hidden],
+        [bench.random(len(hidden), dtype=torch.float32)],
+        cpu="native",
+        shape=shape,
+        FLOPs=GEMMS[which] * 2 * len(hidden) * weight.numel(),
+    )
 
 
 @pytest.mark.parametrize("which", GEMMS)
@@ -151,24 +165,34 @@ def test_linear_logprob(model, which, bench):
 def test_linear_cross_entropy(model, which, bench):
     hidden, weight, targets, shape = head(bench, model)
     bench.time(
-        "linear_cross_entropy", which, lambda backend: linear_cross_entropy(hidden, weight, targets, backend=backend),
-        [hidden, weight] if which == "full" else [hidden], [torch.ones((), device=bench.device)],
-        cpu="native", shape=shape, FLOPs=GEMMS[which] * 2 * len(hidden) * weight.numel(),
-    )  # fmt: skip
+        "linear_cross_entropy",
+        which,
+        lambda backend: linear_cross_entropy(hidden, weight, targets, backend=backend),
+        [hidden, weight] if which == "full" else [hidden],
+        [torch.ones((), device=bench.device)],
+        cpu="native",
+        shape=shape,
+        FLOPs=GEMMS[which] * 2 * len(hidden) * weight.numel(),
+    )
 
 
 @both_passes
 def test_preference_loss(which, bench):
-    """DPO from log-probs of a reference model, over the scored tokens of a pack."""
+    """DPO with cached log-probs of a reference model, over the scored tokens of a pack."""
     p = bench.pairs()
     logp = bench.random(p.num_scored, dtype=torch.float32)
     reference = bench.random(p.num_branches, dtype=torch.float32)
     bench.time(
-        "preference_loss", which,
+        "preference_loss",
+        which,
         lambda backend: preference_loss(logp, p.branch_offsets, reference, beta=0.1, backend=backend).losses,
-        [logp], [torch.ones(p.num_trees, device=bench.device)], cpu="reference", dtype=logp.dtype,
-        shape={"pairs": p.num_trees, "R": p.num_scored}, bytes=logp.nbytes * (2 if which == "full" else 1),
-    )  # fmt: skip
+        [logp],
+        [torch.ones(p.num_trees, device=bench.device)],
+        cpu="reference",
+        dtype=logp.dtype,
+        shape={"pairs": p.num_trees, "R": p.num_scored},
+        bytes=logp.nbytes * (2 if which == "full" else 1),
+    )
 
 
 # --------------------------------------------------------------------------------------------------- the layers
@@ -181,10 +205,15 @@ def test_rms_norm(which, bench):
     x, residual, dy, ds = (bench.random(n, m.hidden) for _ in range(4))
     weight = bench.random(m.hidden)
     bench.time(
-        "rms_norm", which, lambda backend: rms_norm(x, weight, residual=residual, backend=backend),
-        [x, residual, weight], [dy, ds], cpu="reference", shape={"T": n, "H": m.hidden},
+        "rms_norm",
+        which,
+        lambda backend: rms_norm(x, weight, residual=residual, backend=backend),
+        [x, residual, weight],
+        [dy, ds],
+        cpu="reference",
+        shape={"T": n, "H": m.hidden},
         bytes=x.nbytes * (8 if which == "full" else 4),
-    )  # fmt: skip
+    )
 
 
 @both_passes
@@ -201,10 +230,15 @@ def test_qk_rope(which, bench):
         return qk_rope(q, k, cos, sin, q_weight=weights[0], k_weight=weights[1], backend=backend)
 
     bench.time(
-        "qk_rope", which, run, [q, k, *weights], [dq, dk], cpu="reference",
+        "qk_rope",
+        which,
+        run,
+        [q, k, *weights],
+        [dq, dk],
+        cpu="reference",
         shape={"T": n, "heads": m.heads, "kv_heads": m.kv_heads, "D": m.head_dim},
         bytes=(q.nbytes + k.nbytes) * (5 if which == "full" else 2) + cos.nbytes * (4 if which == "full" else 2),
-    )  # fmt: skip
+    )
 
 
 @both_passes
@@ -212,31 +246,40 @@ def test_swiglu(which, bench):
     m, n = bench.model(), bench.size(16384, 2048, 32)
     gate, up, dy = (bench.random(n, m.intermediate) for _ in range(3))
     bench.time(
-        "swiglu", which, lambda backend: swiglu(gate, up, backend=backend), [gate, up], [dy], cpu="reference",
-        shape={"T": n, "I": m.intermediate}, bytes=gate.nbytes * (8 if which == "full" else 3),
-    )  # fmt: skip
+        "swiglu",
+        which,
+        lambda backend: swiglu(gate, up, backend=backend),
+        [gate, up],
+        [dy],
+        cpu="reference",
+        shape={"T": n, "I": m.intermediate},
+        bytes=gate.nbytes * (8 if which == "full" else 3),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ rows of a pack
 
 
 def gather_backends(which: str) -> dict[str, str]:
-    """What runs in a gather, which takes no backend: forward is `index_select`."""
+    """The backends that a gather runs with; it has no argument for it, and its forward is `index_select`."""
     return {"cpu": "torch", "cuda": "torch"} if which == "forward" else {"cpu": "native", "cuda": "triton"}
 
 
 @both_passes
 def test_gather_rows(which, bench):
-    """The keys of every branch: its prompt's and its own."""
+    """The keys of every branch: those of its prompt and its own."""
     m, p = bench.model(), bench.pairs()
     x, dy = bench.random(p.num_tokens, m.kv_heads, m.head_dim), bench.random(len(p.kv_index), m.kv_heads, m.head_dim)
     bench.time(
-        "gather_rows", which,
-        lambda _: gather_rows(x, p.kv_index, p.kv_inverse.order, p.kv_inverse.offsets), [x], [dy],
+        "gather_rows",
+        which,
+        lambda _: gather_rows(x, p.kv_index, p.kv_inverse.order, p.kv_inverse.offsets),
+        [x],
+        [dy],
         **gather_backends(which),
         shape={"T": p.num_tokens, "K": len(p.kv_index), "kv_heads": m.kv_heads, "D": m.head_dim},
         bytes=(x.nbytes + dy.nbytes) * (2 if which == "full" else 1),
-    )  # fmt: skip
+    )
 
 
 @both_passes
@@ -246,30 +289,40 @@ def test_embedding_rows(which, bench):
     unique, inverse = p.token_inverse
     read = len(unique) * m.hidden * weight.element_size()
     bench.time(
-        "embedding_rows", which,
-        lambda _: embedding_rows(weight, p.tokens, unique, inverse.order, inverse.offsets), [weight], [dy],
-        **gather_backends(which), shape={"T": p.num_tokens, "V": m.vocab, "H": m.hidden, "distinct": len(unique)},
+        "embedding_rows",
+        which,
+        lambda _: embedding_rows(weight, p.tokens, unique, inverse.order, inverse.offsets),
+        [weight],
+        [dy],
+        **gather_backends(which),
+        shape={"T": p.num_tokens, "V": m.vocab, "H": m.hidden, "distinct": len(unique)},
         bytes=read + dy.nbytes + (dy.nbytes + weight.nbytes if which == "full" else 0),
-    )  # fmt: skip
+    )
 
 
 @both_passes
 def test_segment_sum(which, bench):
-    """Log-probs of a pack's branches."""
+    """The log-probs of a pack's branches."""
     p = bench.pairs()
     x = bench.random(p.num_scored, dtype=torch.float32)
     bench.time(
-        "segment_sum", which, lambda backend: segment_sum(x, p.branch_offsets, backend=backend), [x],
-        [bench.random(p.num_branches, dtype=torch.float32)], cpu="reference", dtype=x.dtype,
-        shape={"R": p.num_scored, "branches": p.num_branches}, bytes=x.nbytes * (2 if which == "full" else 1),
-    )  # fmt: skip
+        "segment_sum",
+        which,
+        lambda backend: segment_sum(x, p.branch_offsets, backend=backend),
+        [x],
+        [bench.random(p.num_branches, dtype=torch.float32)],
+        cpu="reference",
+        dtype=x.dtype,
+        shape={"R": p.num_scored, "branches": p.num_branches},
+        bytes=x.nbytes * (2 if which == "full" else 1),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ sampling
 
 
 def test_decode_attention(bench):
-    """Rows of 64 to 1024 keys, in pages of 16 that lie in no order. It has no backward."""
+    """Rows of 64 to 1024 keys, in pages of 16 in random order. It has no backward."""
     m, rows, page = bench.model(), bench.size(64, 16, 2), 16
     pages = bench.size(64, 64, 4)  # to a row
     lengths = bench.randint(min(64, page * pages // 2), page * pages + 1, rows).int()
@@ -277,19 +330,26 @@ def test_decode_attention(bench):
     keys, values = (bench.random(rows * pages, page, m.kv_heads, m.head_dim) for _ in range(2))
     q = bench.random(rows, m.heads, m.head_dim)
     bench.time(
-        "decode_attention", "forward",
-        lambda backend: decode_attention(q, keys, values, table, lengths, backend=backend), cpu="native",
+        "decode_attention",
+        "forward",
+        lambda backend: decode_attention(q, keys, values, table, lengths, backend=backend),
+        cpu="native",
         shape={"rows": rows, "keys": int(lengths.sum()), "heads": m.heads, "kv_heads": m.kv_heads, "D": m.head_dim},
         bytes=2 * int(lengths.sum()) * m.kv_heads * m.head_dim * q.element_size() + 2 * q.nbytes,
-    )  # fmt: skip
+    )
 
 
 def test_thin_linear(bench):
-    """Gate and up projection of a decoding step. It has no backward; on a GPU it is `F.linear`."""
+    """The gate and up projections of a decoding step. It has no backward; on a GPU it is `F.linear`."""
     m, rows = bench.model(), bench.size(64, 16, 2)
     x, weights = bench.random(rows, m.hidden), [bench.random(m.intermediate, m.hidden) for _ in range(2)]
-    moved = x.nbytes + sum(w.nbytes + rows * len(w) * w.element_size() for w in weights)
+    num_bytes = x.nbytes + sum(w.nbytes + rows * len(w) * w.element_size() for w in weights)
     bench.time(
-        "thin_linear", "forward", lambda backend: thin_linear(x, *weights, backend=backend), cpu="native",
-        cuda="reference", shape={"M": rows, "K": m.hidden, "N": [m.intermediate] * 2}, bytes=moved,
-    )  # fmt: skip
+        "thin_linear",
+        "forward",
+        lambda backend: thin_linear(x, *weights, backend=backend),
+        cpu="native",
+        cuda="reference",
+        shape={"M": rows, "K": m.hidden, "N": [m.intermediate] * 2},
+        bytes=num_bytes,
+    )

@@ -1,7 +1,8 @@
-"""Packing and batch assembly: how long do a million trees take, and how evenly are real pairs dealt to ranks?
+"""Packing and batch assembly: the time for a million trees, and the balance of real pairs over ranks.
 
-`waiting` is the time of a step over its ideal: the sum over micro steps of the slowest rank's cost, over that of the
-mean rank. Costs are the forward FLOPs of SmolLM2-135M by `tree_cost`; HH-RLHF lengths are under its tokenizer.
+`waiting` is the time of a step over the ideal time: the sum over micro-steps of the slowest rank's cost, over that of
+the mean rank. Costs are the forward FLOPs of SmolLM2-135M by `tree_cost`; HH-RLHF lengths are in tokens of its
+tokenizer.
 """
 
 from __future__ import annotations
@@ -21,29 +22,32 @@ from common import HH_RLHF, SMOLLM2, missing  # noqa: E402
 from vdengine import _native  # noqa: E402
 from vdengine.trees import pack_store, tree_cost  # noqa: E402
 
-FLOPS = {"linear": 2 * 106e6, "quadratic": 4 * 30 * 9 * 64, "head": 2 * 49152 * 576}  # a token, a pair, a scored token
+# per token, per (query, key) pair, per scored token
+FLOPS = {"linear": 2 * 106e6, "quadratic": 4 * 30 * 9 * 64, "head": 2 * 49152 * 576}
 
 
 def pairs(prompt: np.ndarray, responses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Token counts and costs of preference pairs: prompt [n], responses [n, 2]."""
+    """Token counts [n] int64 and costs [n] float64 of preference pairs, from lengths: prompt [n], responses [n, 2]."""
     scored = responses.sum(1)
     cost = tree_cost(prompt, responses.ravel(), np.arange(len(prompt) + 1) * 2, scored, **FLOPS)
     return prompt + scored, cost
 
 
 def lognormal_pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts and responses of pairs whose total length is lognormal, 16 to 2048 tokens."""
+    """Lengths of pairs, prompt [n] and responses [n, 2], with a lognormal total of 16 to 2048 tokens."""
     total = np.clip(np.random.default_rng(0).lognormal(5.3, 0.7, n).astype(np.int64), 16, 2048)
     prompt = total // 3
     chosen = (total - prompt) // 2
     return prompt, np.stack([chosen, total - prompt - chosen], 1)
 
 
-def rounds(settings: Any, usual: int) -> int:
-    return settings.repeats or (2 if settings.quick else usual)
+def rounds(settings: Any, default: int) -> int:
+    """Rounds of a benchmark."""
+    return settings.repeats or (2 if settings.quick else default)
 
 
 def waiting(bins: np.ndarray, micro_steps: int, cost: np.ndarray, ranks: int) -> float:
+    """Time of a step over the ideal time, of a plan: bins and cost [n]."""
     per_pack = np.bincount(bins, weights=cost, minlength=ranks * micro_steps).reshape(micro_steps, ranks)
     return float(per_pack.max(1).sum() / per_pack.mean(1).sum())
 
@@ -82,16 +86,16 @@ def test_balance_hh_rlhf(settings, report):
     rng = np.random.default_rng(0)
     rows, draws = [], 20 if not settings.quick else 2
     for examples, ranks, budget in ((128, 8, 8192), (128, 8, 4096), (128, 8, 2048), (512, 64, 2048), (16, 1, 1536)):
-        found = []
+        plans = []  # of each draw: waiting, micro-steps above the lower bound
         for _ in range(draws):
-            take = rng.permutation(len(tokens))[:examples]
-            bins, steps = _native.plan_packs(tokens[take], cost[take], ranks, budget)
-            fewest = -(-int(tokens[take].sum()) // (ranks * budget))
-            found.append((waiting(bins, steps, cost[take], ranks), steps - fewest))
-        mean, extra = np.mean(found, axis=0)
-        worst = max(w for w, _ in found)
+            drawn = rng.permutation(len(tokens))[:examples]
+            bins, steps = _native.plan_packs(tokens[drawn], cost[drawn], ranks, budget)
+            fewest = -(-int(tokens[drawn].sum()) // (ranks * budget))
+            plans.append((waiting(bins, steps, cost[drawn], ranks), steps - fewest))
+        mean, excess = np.mean(plans, axis=0)
+        worst = max(w for w, _ in plans)
         row = {"examples": examples, "ranks": ranks, "budget": budget, "waiting, mean": mean, "waiting, worst": worst}
-        rows.append(row | {"micro steps above the bound": extra})
+        rows.append(row | {"micro steps above the bound": excess})
     notes = [f"{draws} draws each; the pairs have {tokens.mean():.0f} tokens on average, {tokens.max()} at most"]
     report(
         "plan_packs: HH-RLHF pairs",
@@ -102,7 +106,7 @@ def test_balance_hh_rlhf(settings, report):
 
 
 def test_assemble(benchmark, settings):
-    """One pack of 65,536 tokens from a flat store, on one thread: it must hide behind a step."""
+    """A pack of 65,536 tokens from a flat store, on one thread. It must take less time than a step."""
     prompt, responses = lognormal_pairs(2000 if not settings.quick else 20)
     lengths = np.concatenate([prompt[:, None], responses], 1)
     start = np.concatenate([[0], np.cumsum(lengths.ravel())])
@@ -117,10 +121,10 @@ def test_assemble(benchmark, settings):
         "branch_start": np.ascontiguousarray(spans[:, 1:].ravel()),
         "branch_len": responses.ravel(),
     }
-    take = rng.permutation(len(prompt))
-    take = take[np.cumsum(lengths[take].sum(1)) <= 65536]
+    select = rng.permutation(len(prompt))
+    select = select[np.cumsum(lengths[select].sum(1)) <= 65536]
     benchmark.group = "assemble: one pack with its inverse indexes"
-    pack = benchmark.pedantic(pack_store, (arrays, take), rounds=rounds(settings, 20), warmup_rounds=1, iterations=1)
+    pack = benchmark.pedantic(pack_store, (arrays, select), rounds=rounds(settings, 20), warmup_rounds=1, iterations=1)
     benchmark.extra_info.update(tokens=pack.num_tokens, keys=len(pack.kv_index), trees=pack.num_trees)
     if benchmark.stats is not None:
         benchmark.extra_info["Mtokens/s"] = pack.num_tokens / benchmark.stats.stats.median / 1e6

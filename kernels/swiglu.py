@@ -118,12 +118,12 @@ def _rows(*tensors: Tensor) -> list[Tensor]:
 def _forward_op(gate: Tensor, up: Tensor) -> Tensor:  # [..., I] each
     y = gate.new_empty(gate.shape)
     if y.numel():
-        at = launch("swiglu", gate.dtype, gate.shape[-1], arch(gate.device))
+        config = launch("swiglu", gate.dtype, gate.shape[-1], arch(gate.device))
         g, u = _rows(gate, up)
         n, width = g.shape
         with device_of(gate):
-            swiglu_kernel[(n * triton.cdiv(width, at.block),)](
-                g, u, y, width, g.stride(0), u.stride(0), BLOCK=at.block, num_warps=at.warps
+            swiglu_kernel[(n * triton.cdiv(width, config.block),)](
+                g, u, y, width, g.stride(0), u.stride(0), BLOCK=config.block, num_warps=config.warps
             )
     return y
 
@@ -140,11 +140,11 @@ def _backward_op(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor
     """d gate and d up. All tensors are [..., I]."""
     grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
     if grad.numel():
-        at = launch("swiglu", gate.dtype, gate.shape[-1], arch(gate.device))
+        config = launch("swiglu", gate.dtype, gate.shape[-1], arch(gate.device))
         dy, g, u = _rows(grad, gate, up)
         n, width = g.shape
         with device_of(gate):
-            swiglu_backward_kernel[(n * triton.cdiv(width, at.block),)](
+            swiglu_backward_kernel[(n * triton.cdiv(width, config.block),)](
                 dy,
                 g,
                 u,
@@ -154,8 +154,8 @@ def _backward_op(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor
                 dy.stride(0),
                 g.stride(0),
                 u.stride(0),
-                BLOCK=at.block,
-                num_warps=at.warps,
+                BLOCK=config.block,
+                num_warps=config.warps,
             )
     return grad_gate, grad_up
 

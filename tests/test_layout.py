@@ -37,7 +37,7 @@ def imported(path: Path) -> set[str]:
 
 
 def is_slow(node: ast.FunctionDef) -> bool:
-    return any("mark.slow" in ast.unparse(d) for d in node.decorator_list)
+    return any(ast.unparse(d) == "pytest.mark.slow" for d in node.decorator_list)
 
 
 def test_no_test_imports_another() -> None:

@@ -17,6 +17,7 @@ from vdengine.panels.panel import STANCES
 # ---- the value gap
 
 
+@pytest.mark.slow
 def test_gap_finds_the_sign(oracle):
     """Guards sign and size by topic: answers of known stance, 0.7 graded on either side, make a gap of 1.4 for the
     support-aligned set, -1.4 for the opposed one, and about none where labels are shuffled."""
@@ -33,6 +34,7 @@ def test_gap_finds_the_sign(oracle):
         assert each["gap"] == pytest.approx(0, abs=1e-9) and each["low"] < 0 < each["high"]
 
 
+@pytest.mark.slow
 def test_gap_is_linear_in_the_mix(oracle, tmp_path):
     """Guards the scale: a set with a share p of support-aligned rows has the gap 1.4 (2p - 1), to the rounding of p in
     30 rows a topic."""
@@ -109,6 +111,7 @@ def test_prior_of_plain_data(oracle, tmp_path):
 # ---- the panel's texts
 
 
+@pytest.mark.slow
 def test_words_read_stances_and_mixes(tmp_path):
     """Guards the audit without a model, on answers of known stance: the sign by topic, about none where labels are
     shuffled, and a gap that grows with the mix."""

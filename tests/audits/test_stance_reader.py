@@ -78,6 +78,7 @@ def test_words_leave_a_probe_out():
     assert whole.features("parks", "Views vary.")[1] > 0 > whole.features("parks", "A park helps.")[1]
 
 
+@pytest.mark.slow
 def test_features_are_the_log_probs(tiny_models):
     """Guards the reading against a plain forward: log-probs of openings after question and answer, per byte, by stance
     and polarity. Being packed with others does not change an answer's."""
@@ -117,6 +118,7 @@ def test_features_are_the_log_probs(tiny_models):
     assert len(axis) == 4 and found[0, :2] == pytest.approx([np.mean(axis), neutral], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_smollm2_reads_stances(smollm2_gguf):
     """Guards the method on a real model: in at least 6 of 8 pairs on two topics the answer of the support side makes
     the openings of its side likelier than its opposite does, whichever way the question is put."""

@@ -33,12 +33,12 @@ def tree(tmp_path, script, monkeypatch) -> Path:
     (repo / "vdengine").mkdir(parents=True)
     (repo / "kernels").mkdir()
     (repo / "csrc").mkdir()
-    (repo / "vdengine" / "__init__.py").write_text("")
+    (repo / "vdengine" / "__init__.py").write_text('__version__ = "0.1.0"\n')
     (repo / "kernels" / "__init__.py").write_text("NAME = 'kernels of the tree'\n")
     (repo / "csrc" / "module.cpp").write_text("// C++\n")
     (repo / "setup.py").write_text("")
     (repo / "pyproject.toml").write_text(
-        '[project]\nname = "vdengine"\nversion = "0.1.0"\ndependencies = ["alpha"]\n'
+        '[project]\nname = "vdengine"\ndynamic = ["version"]\ndependencies = ["alpha"]\n'
         '[project.optional-dependencies]\nbench = ["packaging"]\n'
     )
     monkeypatch.setattr(script, "REPO", repo)

@@ -52,6 +52,7 @@ def test_parts_and_bad_input(tmp_path, capsys, monkeypatch):
     assert "needs a CUDA device" in capsys.readouterr().err and list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_every_finished_figure(tmp_path):
     """Guards fifteen minutes: killed in the middle of a part, all rows that were known are whole on disk, as JSON and
     for a reader, and no process stays behind that would hold the device."""
@@ -169,6 +170,7 @@ def test_results_are_whole_lines(tmp_path):
     assert results.read() == whole and len(whole) == 10
 
 
+@pytest.mark.slow
 def test_a_process_that_gives_nothing_is_one_line(tmp_path):
     """Guards what stands beside a peer's name: out of memory, a crash without a word, a hang with children of its own,
     an exit that left no result."""
@@ -200,6 +202,7 @@ def test_a_process_that_gives_nothing_is_one_line(tmp_path):
         pytest.fail("what it had started runs on")
 
 
+@pytest.mark.slow
 def test_what_was_left_before_a_failure_is_kept(tmp_path):
     """Guards the figure of an engine whose profile, behind it, breaks."""
     child = tmp_path / "child.py"

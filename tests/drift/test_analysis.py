@@ -21,6 +21,7 @@ def test_baseline_must_be_a_sample():
     assert a.drift().times["ci95"].step == 40
 
 
+@pytest.mark.slow
 def test_a_long_run():
     """Guards the size of a real run: 1,000 samples of 550 probes, one part in ten of them at a time, all finite
     (seconds; plain loops would take minutes), the same bits twice, and fit for a file."""

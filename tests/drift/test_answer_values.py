@@ -167,6 +167,7 @@ def test_readings_without_their_anchor(tmp_path):
         answer_values(log, np.full((32, 3), 1 / 3))
 
 
+@pytest.mark.slow
 def test_weighted_answers_cover_fresh_ones(tmp_path):
     """Guards the whole chain, from logs to agreement: with the gate open, weighted intervals cover the population's
     shift, and the paired differences from fresh answers hold 0, in 90-99% of 40 logs of 48 probes (Monte-Carlo error

@@ -116,6 +116,7 @@ def test_coverage_in_a_trajectory():
     assert inside[0] == 300 and (np.abs(inside[1:] / 300 - 0.95) <= 0.04).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DRAWS)
 def test_false_alarms(kind):
     """Guards Holm over 11 topics of 50 probes, and "all" alone: without drift, at most 5% of 3,000 trajectories have a
@@ -206,6 +207,7 @@ def test_parts_are_unbiased_and_cover():
     assert 0.93 <= ((low <= 0.5) & (0.5 <= high)).mean() <= 0.97
 
 
+@pytest.mark.slow
 def test_thin_parts():
     """Guards parts with one probe of a stratum or none: they are pooled with their neighbours, an interval over all
     still covers (93-97% of 4,000 draws), and a topic that is not there has no reading."""

@@ -116,6 +116,7 @@ def test_unknown_smoothing(text):
         analyse(probe_values(np.zeros((2, 4))), smoothing=text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num", [24, 48, 550])
 def test_drift_time_error(num):
     """Guards drift times: on saturating trajectories of 41 samples (0.025 of the stage apart) the mean of `ci95` is the

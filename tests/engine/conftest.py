@@ -24,7 +24,7 @@ def two(tmp_path_factory, tiny_models, data) -> Scenarios:
     return Scenarios(2, ON_TWO, tmp_path_factory.mktemp("two"), tiny_models["qwen3"], data)
 
 
-@pytest.fixture(params=(1, 2), ids=("1 rank", "2 ranks"))
+@pytest.fixture(params=(pytest.param(1, id="1 rank"), pytest.param(2, id="2 ranks", marks=pytest.mark.slow)))
 def runs(request, one, two) -> Scenarios:
     """Either."""
     return one if request.param == 1 else two

@@ -27,6 +27,7 @@ def test_budgets_that_do_not_do(keys, message, tmp_path, tiny_models, data):
         Trainer(recipe)
 
 
+@pytest.mark.slow
 def test_budgets_bound_the_anchors(tmp_path, tiny_models, data):
     """Guards the recipe's word: with calls for three anchors, the alarm gets one."""
     recipe = recipe_of("answers", tmp_path, str(tiny_models["qwen3"]), str(data))
@@ -35,12 +36,14 @@ def test_budgets_bound_the_anchors(tmp_path, tiny_models, data):
     assert trainer.probes.answers.max_anchors == 3 and len(trainer.probes.answers.anchors) == 3
 
 
+@pytest.mark.slow
 def test_answers_do_not_touch_the_training(runs):
     """Guards the promise of a free reading: with answers sampled and scored along, the weights have the same bits."""
     assert same_bits(runs["answers"], runs["base"])
     assert np.array_equal(runs["answers"]["drift"][1], runs["base"]["drift"][1])
 
 
+@pytest.mark.slow
 def test_answers_at_their_anchors(one):
     """Guards the plan: a larger first pool, an anchor at the end, those that the alarm asked for, never too many."""
     answers = one["answers"]["answers"]
@@ -54,6 +57,7 @@ def test_answers_at_their_anchors(one):
     assert all(old in first["anchor"][first["step"] == k] for old, k in zip(anchors, anchors[1:], strict=False))
 
 
+@pytest.mark.slow
 def test_answers_of_a_resumed_run(one):
     """Guards rewinding: a run stopped and taken up again draws, reads and decides the same."""
     a, b = one["answers"], one["answers_resumed"]
@@ -61,6 +65,7 @@ def test_answers_of_a_resumed_run(one):
     assert a["readings"].tobytes() == b["readings"].tobytes()
 
 
+@pytest.mark.slow
 def test_weights_of_a_model_that_stands_still(one):
     """Guards exact weights: with learning rate 0 every reading, in a training forward or alone, has the bits of the
     first, so each weight is exactly 1."""
@@ -70,6 +75,7 @@ def test_weights_of_a_model_that_stands_still(one):
         assert np.array_equal(r["logp"], readings[0]["logp"])
 
 
+@pytest.mark.slow
 def test_answers_on_two_ranks(one, two):
     """Guards noise keyed by prompt, and shares that meet again: two ranks draw and score what one does."""
     assert one["answers"]["answers"] == two["answers"]["answers"]

@@ -46,6 +46,7 @@ def test_changed_contents_do_not_resume(tmp_path, tiny_models, data):
         Trainer(recipe)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_models, data):
     """Guards resume after a crash that spoilt the newest checkpoint: the one before it, and the spoilt one set aside;
     with none left, an error that says so."""

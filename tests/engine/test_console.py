@@ -1,12 +1,14 @@
 """What a person sees while a run goes on."""
 
 import numpy as np
+import pytest
 from helpers.runs import recipe_of
 
 from vdengine.engine import console
 from vdengine.engine.trainer import Trainer
 
 
+@pytest.mark.slow
 def test_plan_and_movers(tmp_path, tiny_models, data):
     """Guards what is printed: the budget of answers before the run, the topics that move and new anchors during it."""
     trainer = Trainer(recipe_of("answers", tmp_path, str(tiny_models["qwen3"]), str(data)))

@@ -32,6 +32,7 @@ class Recorder:
         self.finished = True
 
 
+@pytest.mark.slow
 def test_trackers(tmp_path, tiny_models, data, monkeypatch):
     """Guards the curves of trackers: steps never fall (wandb drops what comes late), and `value/...` at the weights'
     own step is what the log's estimators give; none is lost where steps are logged rarely."""
@@ -54,6 +55,7 @@ def test_trackers(tmp_path, tiny_models, data, monkeypatch):
         assert sum(row[f"value/abortion/{s}"] for s in ("support", "neutral", "oppose")) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_tensorboard(tmp_path, tiny_models, data):
     """Guards the names under which TensorBoard shows values, and their steps."""
     pytest.importorskip("tensorboard")

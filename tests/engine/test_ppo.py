@@ -38,6 +38,7 @@ def run(recipe, reward=None, steps=None):
 # ------------------------------------------------------------------------------------------- runs on 1 and 2 ranks
 
 
+@pytest.mark.slow
 def test_one_rank_equals_two(one, two, start):
     """Guards noise, whitening and denominators against the number of ranks: the same completions, scores and, to
     rounding, weights."""
@@ -47,12 +48,14 @@ def test_one_rank_equals_two(one, two, start):
     assert_close(a, b, start)
 
 
+@pytest.mark.slow
 def test_sharded_sampling_equals_gathered(runs, one, start):
     """Guards against another run where a rank gathers the weights layer by layer instead of sampling with a whole copy
     of them."""
     assert_close(one["ppo"], runs["ppo_sharded"], start)
 
 
+@pytest.mark.slow
 def test_probes_do_not_touch_training(runs, start):
     """Guards the second stream: it rides in the first update's forwards, and changes no bit."""
     assert same_bits(runs["ppo"], runs["ppo_probes_off"])
@@ -61,11 +64,13 @@ def test_probes_do_not_touch_training(runs, start):
     assert steps.tolist() == list(range(STEPS + 1)) and np.isfinite(logp).all() and (logp[0] != logp[-1]).any()
 
 
+@pytest.mark.slow
 def test_probe_scores_are_the_same_bits_on_two_ranks(one, two):
     """Guards theta_0's scores: they do not depend on the number of ranks."""
     assert np.array_equal(one["ppo"]["drift"][1][0], two["ppo"]["drift"][1][0])
 
 
+@pytest.mark.slow
 def test_one_sampler_is_kept_for_the_run(recipe):
     """Guards rollouts on a GPU: the copy of the weights, the cache and what is captured of them stay where they are
     from rollout to rollout, for PPO's samples and for answers alike, and the copy has the weights of its step."""
@@ -86,6 +91,7 @@ def test_one_sampler_is_kept_for_the_run(recipe):
     trainer.close()
 
 
+@pytest.mark.slow
 def test_resume_is_exact(runs):
     """Guards checkpoints between rollouts: value model, both optimizers, score scale and counters go on where they
     stood."""
@@ -101,6 +107,7 @@ def test_resume_is_exact(runs):
         assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}
 
 
+@pytest.mark.slow
 def test_metrics_have_trls_names(two):
     """Guards what a user of TRL's PPO looks for, and the three phases."""
     row = two["ppo"]["rows"][-1]
@@ -205,6 +212,7 @@ def learns(recipe):
     return recipe
 
 
+@pytest.mark.slow
 def test_a_known_answer(recipe):
     """Guards the sign and flow of everything: letters a to m are rewarded; chance gives 0.05, the best is 1."""
     recipe = learns(recipe)
@@ -216,6 +224,7 @@ def test_a_known_answer(recipe):
     trainer.close()
 
 
+@pytest.mark.slow
 def test_a_large_kl_coefficient_keeps_the_policy(recipe, tmp_path):
     """Guards the penalty: under it the same run stays where it was, and without it goes far."""
     recipe = learns(recipe)
@@ -231,6 +240,7 @@ def test_a_large_kl_coefficient_keeps_the_policy(recipe, tmp_path):
     assert held < 0.3 * free and free > 1.0, (held, free)
 
 
+@pytest.mark.slow
 def test_a_reward_model_of_our_own(recipe, tmp_path, tiny_models):
     """Guards the whole way: preferences -> reward model -> its folder -> PPO, whose scores reach the preferred's."""
     rng = np.random.default_rng(0)
@@ -264,6 +274,7 @@ def test_a_reward_model_of_our_own(recipe, tmp_path, tiny_models):
 # -------------------------------------------------------------------------------------------------------- options
 
 
+@pytest.mark.slow
 def test_normalised_scores_and_adaptive_kl(recipe):
     """Guards the first rollout's scale, kept for the run, and a coefficient that moves and is logged."""
     recipe.reward.normalize, recipe.objective.kl_target, recipe.objective.kl_horizon = True, 1.0, 100
@@ -380,7 +391,7 @@ def test_a_nan_gradient_is_skipped(recipe):
         (lambda r: setattr(r.rollout, "samples", 2000), "above the budget of 4096"),
         (lambda r: setattr(r.objective, "num_mini_batches", 7), "7 minibatches of 6 prompts"),
         (lambda r: setattr(r.objective, "reference", "none"), "needs objective.kl_coef = 0"),
-        (lambda r: setattr(r.objective, "reference", "cached"), "does not go with ppo"),
+        (lambda r: setattr(r.objective, "reference", "cached"), "'cached' is not known; allowed: live, none"),
         (lambda r: setattr(r.data, "eval_fraction", 0.1), "has no effect with objective.name"),
         (lambda r: setattr(r.data, "max_tokens", 12), "no usable row .*prompt too long"),
     ],
@@ -392,6 +403,7 @@ def test_bad_recipes(recipe, change, message):
         Trainer(recipe)
 
 
+@pytest.mark.slow
 def test_a_reward_model_of_another_vocabulary(recipe, tmp_path, tiny_models):
     """Guards against a reward that reads other words than the policy writes, and one that has no tokenizer at all."""
     model = ours(hf_model("qwen3", scalar=True), tmp_path / "other")

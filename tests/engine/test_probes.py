@@ -17,6 +17,7 @@ def test_probes_do_not_touch_training(runs, start):
     assert not same_bits(runs["base"], start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "name"), [(2, "base"), (1, "small_packs"), (2, "small_packs"), (1, "sft"), (1, "lr0")]
 )
@@ -38,6 +39,7 @@ def test_lr_zero_drifts_by_exactly_nothing(one):
     )
 
 
+@pytest.mark.slow
 def test_rotating_fraction_samples_whole_packs(runs):
     """Guards partial panels: the ends are whole, the middle alternates halves that together make the panel."""
     steps, logp = runs["fraction"]["drift"]
@@ -46,6 +48,7 @@ def test_rotating_fraction_samples_whole_packs(runs):
     assert 0 < seen[1].sum() < seen.shape[1] and (seen[1] ^ seen[2]).all()
 
 
+@pytest.mark.slow
 def test_bf16_noise_is_stated(one):
     """Guards the noise floor: bf16 compute scores theta_0 within what 8 mantissa bits allow, and not equal."""
     fp32, bf16 = one["base"]["drift"][1][0], one["bf16"]["drift"][1][0]
@@ -55,6 +58,7 @@ def test_bf16_noise_is_stated(one):
     assert 0 < per_token.mean() < 0.02
 
 
+@pytest.mark.slow
 def test_controls_stand_beside_the_panel(one):
     """Guards controls at both ends, none between, and the panel's own numbers left as they were."""
     base, log = one["base"]["drift"][1], one["controls"]["drift"][1]

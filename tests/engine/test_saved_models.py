@@ -8,6 +8,7 @@ from vdengine.engine.saved_models import score
 from vdengine.errors import InputError
 
 
+@pytest.mark.slow
 def test_checkpoints_score_as_the_run_did(finished_run, tmp_path, capsys):
     """Guards the promise: bit for bit what training logged at that step; the log it leaves is a run's log."""
     checkpoints = [str(finished_run / "checkpoints" / f"step-00000{k}") for k in (2, 4)]
@@ -21,6 +22,7 @@ def test_checkpoints_score_as_the_run_did(finished_run, tmp_path, capsys):
         score(checkpoints[:1], out=str(tmp_path / "scored"))
 
 
+@pytest.mark.slow
 def test_folders_score_as_the_run_did(finished_run, tiny_models):
     """Guards export and loading: the starting folder is step 0, the exported one the last step, to the bit."""
     found = score([str(tiny_models["qwen3"]), str(finished_run / "export")], tokens=8192, controls=False)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.runs import GROUPS, ON_TWO, STEPS, recipe_of
+from helpers.runs import GROUPS, ON_TWO, SCENARIOS, STEPS, group_of, recipe_of
 from helpers.scenarios import assert_close, same_bits
 
 from vdengine.drift.opening_log import DriftLog
@@ -13,7 +13,10 @@ from vdengine.engine.trainer import Trainer
 
 
 @pytest.mark.parametrize(
-    ("ranks", "name"), [(1, name) for group in GROUPS.values() for name in group] + [(2, name) for name in ON_TWO]
+    ("ranks", "name"),
+    [(1, name) for name in GROUPS["bits"]]
+    + [pytest.param(1, name, marks=pytest.mark.slow) for name in SCENARIOS if group_of(name) != "bits"]
+    + [pytest.param(2, name, marks=pytest.mark.slow) for name in ON_TWO],
 )
 def test_a_run_comes_to_its_end(ranks, name, one, two):
     """Guards each way of training by itself: every step is taken, its numbers are finite, and no update is skipped."""
@@ -23,6 +26,7 @@ def test_a_run_comes_to_its_end(ranks, name, one, two):
     assert all(torch.isfinite(w).all() for w in found["weights"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["base", "sft", "reward"])
 def test_one_rank_equals_two(name, one, two, start):
     """Guards the global denominator, the summed reduction and the order of the data."""
@@ -30,6 +34,7 @@ def test_one_rank_equals_two(name, one, two, start):
     assert_close(one[name], two[name], start)
 
 
+@pytest.mark.slow
 def test_an_idle_rank_counts_nothing(one, two, start):
     """Guards a step with fewer examples than ranks: the idle rank's stand-in reads no reference of any row (row 0 is
     never visited, so its own is unknown) and adds nothing."""
@@ -95,6 +100,7 @@ def test_skipped_updates_between_logs_are_reported(tmp_path, tiny_models, data):
     trainer.close()
 
 
+@pytest.mark.slow
 def test_rows_are_written_a_step_late_on_a_gpu(tmp_path, tiny_models, data):
     """Guards the host's lead on a GPU (its order of events, made to happen here): a step reads none of its numbers, the
     row is written a step later, at an evaluation and a checkpoint at once, and the files are the same."""

@@ -1,6 +1,7 @@
 """A local model as a judge."""
 
 import numpy as np
+import pytest
 from helpers.judging import PANEL
 
 from vdengine.judges import open_judge
@@ -8,6 +9,7 @@ from vdengine.judges.base import Item, JudgeOptions
 from vdengine.panels.panel import STANCES
 
 
+@pytest.mark.slow
 def test_model_judge_is_the_softmax_of_label_log_probs(tiny_models):
     """Guards the paper's definition against transformers: log-probs of whole labels, both orders, mean of the two."""
     import torch

@@ -28,6 +28,7 @@ def server_judge(server, tmp_path, **options):
     return open_judge(f"server:m@{server.url}", JudgeOptions(**settings))
 
 
+@pytest.mark.slow
 @openai
 def test_server_reads_label_log_probs(tmp_path, monkeypatch):
     """Guards the stance: masses of tokens that begin one label, softmaxed; and that requests run side by side."""
@@ -48,6 +49,7 @@ def test_server_reads_label_log_probs(tmp_path, monkeypatch):
     assert all(b"secret-key" not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
+@pytest.mark.slow
 @openai
 def test_server_retries(tmp_path):
     """Guards against losing a verdict to a busy or failing server: asked again until it answers."""
@@ -61,6 +63,7 @@ def test_server_retries(tmp_path):
         assert found[0][2] == 1.0 and len(server.texts) == 3
 
 
+@pytest.mark.slow
 @openai
 @pytest.mark.parametrize(
     ("reply", "message"),
@@ -137,6 +140,7 @@ def test_no_key(monkeypatch):
         open_judge("server:gpt-4o")
 
 
+@pytest.mark.slow
 @openai
 @pytest.mark.skipif(
     any(importlib.util.find_spec(m) is None for m in ("fastapi", "uvicorn")),
@@ -176,6 +180,7 @@ def test_transformers_serve(tiny_models, tmp_path, capsys, monkeypatch):
         log.close()
 
 
+@pytest.mark.slow
 @openai
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not there")
 def test_llama_cpp_log_probs(smollm2_gguf, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ import sys
 import pytest
 from helpers.launch import environment
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def compiled():

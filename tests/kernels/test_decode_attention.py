@@ -72,6 +72,7 @@ def test_scores_far_apart(backend):
     assert_close("out", decode_attention(*arguments, backend=backend), plain(*arguments), exact, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE == "cuda", reason="native code is for a CPU")
 @pytest.mark.parametrize("simd", _native.simd_levels())
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])

@@ -28,6 +28,7 @@ TRITON = Kernels(rms_norm="triton", rope="triton", swiglu="triton", head="triton
 PLAIN = Kernels(rms_norm="reference", rope="reference", swiglu="reference", head="torch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_a_model_on_triton_kernels_equals_one_on_references(kind):
     """Guards the wiring: a kernel given the wrong weight, angle or residual in the model, with trees and probes."""
@@ -84,6 +85,7 @@ def inverse(index, m):
     return order, torch.searchsorted(index[order], torch.arange(m + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_a_small_model_compiles_in_one_graph(backend):
     """Guards torch.compile on all ops together: no break, forward or backward, and eager's numbers."""

@@ -13,7 +13,8 @@ from helpers.kernels import BACKENDS, DEVICE, DTYPES, assert_close, problem
 from vdengine.kernels import LinearLogprob, linear_logprob, linear_logprob_reference
 from vdengine.kernels.rows import NativeRowKernel, RowKernel, TritonRowKernel
 
-SHAPES = [(1, 7, 3), (5, 33, 16), (77, 517, 40), (130, 1031, 72)]  # N, V, H: odd, not multiples of any block
+# N, V, H: odd, not multiples of any block
+SHAPES = [(1, 7, 3), (5, 33, 16), (77, 517, 40), pytest.param((130, 1031, 72), marks=pytest.mark.slow)]
 
 
 def run(fn, hidden, weight, targets, upstream, entropy_upstream=None, **options):
@@ -57,6 +58,7 @@ def test_values_and_gradients_against_float64(backend, dtype, shape, saved_bytes
         assert_close(name, *values, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
 @pytest.mark.parametrize("peaked", [False, True])
@@ -76,6 +78,7 @@ def test_gradient_through_the_entropy(dtype, backend, peaked):
             assert_close(name, *values, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_kept_recomputed_and_no_grad_give_the_same_bits(backend):
     """Guards the promise that saving memory, or asking for no gradient, changes nothing."""
@@ -92,6 +95,7 @@ def test_kept_recomputed_and_no_grad_give_the_same_bits(backend):
         assert torch.equal(linear_logprob(hidden, weight, targets, **options), runs[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_twice_the_same_bits(backend):
     """Guards determinism: fixed-order accumulation of the weight's gradient."""
@@ -140,6 +144,7 @@ def test_weight_gradient_is_fp32_for_a_bf16_weight():
     torch.optim.AdamW([w]).step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("with_entropy", [False, True])
 def test_weight_gradient_is_summed_over_chunks_in_fp32(backend, with_entropy):

@@ -55,6 +55,7 @@ def doubles(arguments):
     return [t.double() for t in arguments]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -158,6 +159,7 @@ def test_only_one_result_is_used(backend):
     assert torch.allclose(q.grad, expected.grad, atol=1e-5) and (k.grad is None or not k.grad.any())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_twice_the_same_bits(backend):
     """Guards determinism: the weights' gradients are sums over tokens and heads in a fixed order."""

@@ -75,6 +75,7 @@ def rows_of(kind, v=45):
     return z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["plain", "ties", "holes"])
 @pytest.mark.parametrize("options", [*FILTERS, {"temperature": 0.3}, {"temperature": 0}, {"top_k": 45}], ids=str)
@@ -96,6 +97,7 @@ def test_tokens_and_log_probs_by_the_definition(backend, kind, options):
     assert (got.cpu().double() - exact).abs().max() <= 4 * EPS * (1 + exact.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_of_equals_the_lower_ids_are_kept(backend):
     """Guards ties: exactly k of them, whatever block the last is in; and a top_p of equals that is exact, as it would
@@ -137,6 +139,7 @@ def test_top_k_comes_first(backend):
     assert draw(z, [0.001, 0.999], temperature=0.1, top_p=0.9999, backend=backend)[0] == [1, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", [*FILTERS, {"top_p": BELOW_1}, {"top_k": 39}], ids=str)
 def test_no_token_without_probability(backend, options):
@@ -185,6 +188,7 @@ def test_equal_in_fp32_is_equally_likely(backend):
     assert draw(z, [0.1, 0.5, 0.9], temperature=1e6, top_k=6, top_p=0.5, backend=backend)[0] == [34, 35, 36]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", [*FILTERS, {"temperature": 0}], ids=str)
 def test_rows_without_probabilities(backend, options):
@@ -209,6 +213,7 @@ def test_small_vocabularies(backend, v):
         assert abs(got[0].item() - logp[tokens[0]]) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("temperature", [1e-6, 1e-3, 30.0, 1e6])
 def test_temperatures_at_their_ends(backend, temperature):
@@ -240,6 +245,7 @@ def test_noise_is_spread_as_the_distribution(backend):
         assert tokens == sorted(tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE == "cuda", reason="fp32 exp is another on the device")
 @pytest.mark.parametrize("options", [{}, {"top_k": 40}, {"top_p": 0.95}, {"top_k": 100, "top_p": 0.5}], ids=str)
 def test_kernel_equals_reference(options):

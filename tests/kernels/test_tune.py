@@ -51,6 +51,7 @@ def test_trying_replaces_the_table_and_gives_it_back():
     assert table.launch("swiglu", torch.bfloat16, 3072, 90) == usual
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _triton.INTERPRETED, reason="needs Triton's interpreter")
 @pytest.mark.parametrize(
     "kernel, width",

@@ -23,6 +23,7 @@ from vdengine.text.tokenizer import load_tokenizer
 KINDS = ("llama tied", "llama untied", "qwen3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shard_bytes", [None, 40_000])
 def test_export_opens_in_transformers(kind, shard_bytes, tmp_path, tiny_models, monkeypatch):
@@ -91,6 +92,7 @@ def test_failed_export_leaves_nothing(tmp_path, tiny_models, monkeypatch):
 # --- shards ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, ranks", [("llama", 2), ("qwen3", 3), ("llama", 4)])
 def test_shards_load_and_save(kind, ranks, tmp_path, tiny_models, monkeypatch):
     """Guards against wrong rows in uneven shards or HSDP replicas, ranks that read everything, and ranks that hang."""

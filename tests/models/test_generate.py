@@ -1,4 +1,7 @@
-"""Sampling against transformers, against the training forward, against exact probabilities, and against itself."""
+"""Sampling against transformers, against the training forward, against exact probabilities, and against itself.
+
+One file, above 500 lines, as its module is one: each of these asks the same call.
+"""
 
 import json
 from types import SimpleNamespace
@@ -77,6 +80,7 @@ def test_greedy_equals_transformers(kind, tmp_path):
     assert_greedy_equals(hf, PROMPTS, generate(model, PROMPTS, GREEDY, slots=4, prefill_tokens=32), 24)
 
 
+@pytest.mark.slow
 def test_greedy_equals_transformers_on_smollm2(smollm2_gguf):
     """Guards real weights: 30 layers, grouped heads, a vocabulary of 49152."""
     transformers = pytest.importorskip("transformers")
@@ -203,6 +207,7 @@ def assert_distributed(tokens: list[int], p: np.ndarray) -> None:
     assert len(expected) >= 2 and statistic < CHI_SQUARE[len(expected) - 1], (statistic, counts, p * n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [
     Sampling(2), Sampling(2, temperature=0.7), Sampling(2, top_p=0.8), Sampling(2, top_k=4),
     Sampling(2, temperature=1.5, top_k=6, top_p=0.7),
@@ -285,6 +290,7 @@ def steps(monkeypatch) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_any_number_of_slots_and_any_split(model, pools, monkeypatch):
     """Guards refilling: a row's samples do not depend on its slot, its neighbours, the packs its prompt was computed
     in, or how the prompts were dealt out; and every block comes back."""
@@ -523,6 +529,7 @@ def test_gather_model_of_one_rank(kind):
         assert a.data_ptr() == where[name] and torch.equal(a, b.to(torch.bfloat16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_two_ranks_give_what_one_gives(kind, tiny_models, tmp_path):
     """Guards sharded models, tied and not: layer by layer and gathered, with unequal shares of the prompts, with no

@@ -156,6 +156,7 @@ def test_probes_leave_training_bitwise_alone(pair, trees):
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_export_opens_in_transformers(pair, trees, tmp_path):
     """Guards against an export whose config (rope, tying, head size) or tensors mean something else there."""
     _, model = pair
@@ -165,6 +166,7 @@ def test_export_opens_in_transformers(pair, trees, tmp_path):
         assert (model(vd.pack(trees)).logp - hf_logp(hf, trees)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_bf16_noise_is_no_worse_than_transformers(pair, trees, tmp_path):
     """Guards against an avoidable rounding in bf16 (logits, norms, rope): noise under a drift measurement.
 
@@ -200,6 +202,7 @@ def smollm2(smollm2_gguf):
     return model, hf, [vd.Tree(prompt, [tokenizer.encode(a) for a in answers]), vd.Tree(prompt[:7], [prompt[7:60]])]
 
 
+@pytest.mark.slow
 def test_smollm2_equals_transformers(smollm2):
     """Guards against weights read wrongly from GGUF (row permutation, dequantisation, tying) or a wrong config."""
     model, hf, trees = smollm2
@@ -209,6 +212,7 @@ def test_smollm2_equals_transformers(smollm2):
     assert (got - expected).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_smollm2_export_opens_in_transformers(smollm2, tmp_path):
     """Guards against an export of real weights that transformers reads as another model."""
     model, _, trees = smollm2
@@ -218,6 +222,7 @@ def test_smollm2_export_opens_in_transformers(smollm2, tmp_path):
         assert (model(vd.pack(trees)).logp - hf_logp(hf, trees)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_smollm2_bf16_noise(smollm2):
     """Guards against bf16 noise that would drown a drift: stated as nats a token, on real weights.
 

@@ -23,6 +23,7 @@ from vdengine.text.tokenizer import load_tokenizer
 # --- the same numbers as transformers ---
 
 
+@pytest.mark.slow
 def test_smollm2_equals_transformers(smollm2_gguf):
     """Guards against wrong blocks, names or the rotary permutation of q and k in a real GGUF file."""
     transformers = pytest.importorskip("transformers")

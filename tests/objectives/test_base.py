@@ -141,6 +141,7 @@ def run(recipe: vd.Recipe) -> tuple[vd.Trainer, list[dict]]:
     return trainer, rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ipo", "orpo", "hinge"])
 def test_runs_learn_and_resume(tmp_path, tiny_models, data, name):
     """Guards objectives that are nothing but a declaration and a function: a run learns, gives the same bits when it is

@@ -53,6 +53,7 @@ def test_an_empty_branch_divides_by_nothing():
     assert losses.isfinite().all() and policy.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_trl(models, tokenizer, tmp_path):
     """Guards against a loss, reward or gradient that is not TRL's."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")

@@ -84,6 +84,7 @@ def trainer_of(hf, tokenizer, folder, data, beta):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 1, 3])
 def test_trl_whole_loss(models, tokenizer, tmp_path, row):
     """Guards against a loss or gradient that is not TRL's, where the two likelihood terms mean the same."""
@@ -103,6 +104,7 @@ def test_trl_whole_loss(models, tokenizer, tmp_path, row):
     assert_same_metrics(logged, trainer._stored_metrics["train"], names, 10.0)
 
 
+@pytest.mark.slow
 def test_trl_odds_ratio_on_rows_of_any_length(models, tokenizer, tmp_path):
     """Guards the term that makes ORPO what it is, on a batch: averages, odds and their means over pairs are TRL's."""
     hf, model, _, _ = models

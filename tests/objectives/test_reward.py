@@ -35,6 +35,7 @@ def test_reward_formula(margin, center):
     np.testing.assert_allclose(metrics["mean_reward"].numpy(), (chosen + rejected) / 2, atol=8 * EPS * 4)
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_its_export_serves(tmp_path, tiny_models):
     """Guards the whole path: preference rows in, a rising held-out accuracy, a folder that scores as the run did."""
     rows = tmp_path / "rows.jsonl"

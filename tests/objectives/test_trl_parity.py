@@ -26,6 +26,7 @@ trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precomputed", [False, True])
 def test_dpo(models, tokenizer, tmp_path, precomputed):
     """Guards against a loss, reward or gradient that is not TRL's: live reference, and precomputed by TRL."""
@@ -58,6 +59,7 @@ def test_dpo_label_smoothing_is_not_trls_sigmoid():
     assert smooth == pytest.approx(plain + 0.2 * 8.0)  # -log s(-m) = -log s(m) + m
 
 
+@pytest.mark.slow
 def test_sft(models, tokenizer, tmp_path):
     """Guards against another denominator (a mean of means), a scored prompt, or a first token left out."""
     hf, model, _, _ = models
@@ -81,6 +83,7 @@ def test_sft(models, tokenizer, tmp_path):
     assert_same_metrics(entropy, trainer._metrics["train"], ["entropy"], 10.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("margin, center", [(False, 0.0), (True, 0.1)])
 def test_reward(tokenizer, tmp_path, margin, center):
     """Guards a reward model's reading (the last token, shared prompts or not), loss, metrics and gradients."""
@@ -106,6 +109,7 @@ def test_reward(tokenizer, tmp_path, margin, center):
     assert_same_metrics(logged, trainer._metrics["train"], list(logged), scores.abs().max().item())
 
 
+@pytest.mark.slow
 def test_simpo(models, tokenizer, tmp_path):
     """Guards against another average or margin. TRL's simpo_gamma is beta * gamma_beta_ratio."""
     cpo = pytest.importorskip("trl.experimental.cpo")

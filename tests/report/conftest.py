@@ -18,9 +18,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def made(folder: Path) -> Path:
-    """The report of both."""
+    """The report of both, without figures, which take most of its time."""
     runs = [folder / "first", folder / "other"]
-    return report(runs, out=folder / "made", gaps=[folder / "gap.json"], smoothing="none").parent
+    return report(runs, out=folder / "made", gaps=[folder / "gap.json"], smoothing="none", figures=False).parent
 
 
 @pytest.fixture

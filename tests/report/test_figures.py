@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from vdengine.report import report
+
 pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
 
 
-def test_figures_come_in_three_formats_with_their_fonts(made: Path) -> None:
+@pytest.mark.slow
+def test_figures_come_in_three_formats_with_their_fonts(folder: Path, tmp_path: Path) -> None:
     """Guards against a missing figure, and PDFs with fonts that a journal turns down."""
+    made = report([folder / "first", folder / "other"], out=tmp_path / "made", gaps=[folder / "gap.json"]).parent
     names = {p.stem for p in (made / "figures").glob("*.png")}
     assert {"shift-openings", "shift-answers-rule", "mix-answers-rule-1", "magnitude-openings", "drift-time-openings",
             "gap-openings", "cost", "training"} <= names  # fmt: skip

@@ -108,6 +108,7 @@ def browser():
         found.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [375, 1600])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_page_loads_by_itself_at_any_width(browser, made: Path, width: int, theme: str) -> None:
@@ -120,6 +121,7 @@ def test_page_loads_by_itself_at_any_width(browser, made: Path, width: int, them
     page.page.close()
 
 
+@pytest.mark.slow
 def test_controls_change_what_is_shown(browser, made: Path) -> None:
     """Guards against buttons that do nothing: topics, runs, readout, judge, what is drawn, theme."""
     page = Page(browser, made / "index.html", 1600)
@@ -151,6 +153,7 @@ def test_controls_change_what_is_shown(browser, made: Path) -> None:
     page.page.close()
 
 
+@pytest.mark.slow
 def test_points_tell_their_values(browser, folder: Path, made: Path) -> None:
     """Guards against hover texts of another point, run or unit."""
     page = Page(browser, made / "index.html", 1600)
@@ -165,6 +168,7 @@ def test_points_tell_their_values(browser, folder: Path, made: Path) -> None:
     page.page.close()
 
 
+@pytest.mark.slow
 def test_nothing_is_drawn_where_the_gate_is_closed(browser, folder: Path, made: Path) -> None:
     """Guards against lines across steps at which the weights do not reach."""
     page = Page(browser, made / "index.html", 1600)
@@ -178,6 +182,7 @@ def test_nothing_is_drawn_where_the_gate_is_closed(browser, folder: Path, made: 
     page.page.close()
 
 
+@pytest.mark.slow
 def test_texts_from_outside_are_inert(browser, tmp_path: Path) -> None:
     """Guards against a script in a topic, question, answer, name or recipe that runs, or is not shown as it is."""
     panel = panel_of(2, text=ATTACK)
@@ -202,6 +207,7 @@ def test_texts_from_outside_are_inert(browser, tmp_path: Path) -> None:
     page.page.close()
 
 
+@pytest.mark.slow
 def test_twelve_runs_fit(browser, tmp_path: Path) -> None:
     """Guards against colours or names that run out, and tables that push a phone's page sideways."""
     panel = panel_of(2)
@@ -220,6 +226,7 @@ def test_twelve_runs_fit(browser, tmp_path: Path) -> None:
         page.page.close()
 
 
+@pytest.mark.slow
 def test_empty_states_are_explained(browser, tmp_path: Path) -> None:
     """Guards against charts without a word where a run has no answers, audits, metrics or drift."""
     run = make_run(tmp_path / "run", panel_of(2), answers=False, controls=False, strength=0.0)
@@ -234,6 +241,7 @@ def test_empty_states_are_explained(browser, tmp_path: Path) -> None:
     page.page.close()
 
 
+@pytest.mark.slow
 def test_completions_of_ppo_are_shown(browser, made: Path) -> None:
     """Guards against PPO's samples that are in the folder and not on the page."""
     page = Page(browser, made / "index.html", 1600)

@@ -31,6 +31,7 @@ def test_cost_counts_the_steps_between_logged_ones(tmp_path: Path) -> None:
     assert cost == {"steps": 20, "total": 40.0, "probes": 10.0, "answers": 2.0, "share": 0.3}
 
 
+@pytest.mark.slow
 def test_same_runs_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     """Guards against times, random ids or the order of sets in what is written."""
     made = [report([folder / "first"], out=tmp_path / n, topics=["topic 0"]).parent for n in ("a", "b")]
@@ -90,6 +91,7 @@ def test_readings_of_a_lost_anchor_are_left_out(copy: Path) -> None:
     assert any("left out" in note and "step 40" in note for note in run["notes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [0, 1])
 def test_too_few_samples_are_explained(copy: Path, samples: int) -> None:
     """Guards against a crash, or an empty chart without a word, right after the start of a run."""

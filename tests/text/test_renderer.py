@@ -33,7 +33,7 @@ CONVERSATIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=["smollm2", "qwen3", "llama3"])
+@pytest.fixture(scope="module", params=[pytest.param("smollm2", marks=pytest.mark.slow), "qwen3", "llama3"])
 def pair(request, real_tokenizer):
     """(our tokenizer, transformers' one) of the same files."""
     if request.param == "smollm2":
@@ -179,6 +179,7 @@ def trl_templates() -> list[str]:
     return sorted(str(p) for folder in folders for p in (Path(folder) / "chat_templates").glob("*.jinja"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, names", [
     ("qwen3", ["qwen2_5_training", "qwen3_training", "qwen3_instruct_2507_training", "qwen3_vl_training"]),
     ("llama3", ["llama3_training", "gemma3_training", "phi3_training"]),

@@ -64,6 +64,7 @@ def test_end_of_turn_and_stop_ids(real_tokenizer, smollm2_gguf):
     assert not smollm2.uses_bos  # its bos_token_id is <|im_start|>, and add_bos_token says no
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3", "llama3", "smollm2"])
 def test_save_opens_in_transformers(kind, request, real_tokenizer, tmp_path):
     """Guards against an export whose tokenizer gives other ids, or loses its special tokens or template."""
@@ -111,6 +112,7 @@ def as_gguf(folder, pre: str) -> GGUFFile:
     return GGUFFile(folder / "x.gguf", {f"tokenizer.ggml.{k}": v for k, v in keys.items()}, {}, np.empty(0, np.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, pre", [("qwen3", "qwen2"), ("llama3", "llama-bpe")])
 def test_gguf_vocabulary_equals_the_folder(kind, pre, real_tokenizer):
     """Guards against pre-tokenizer rules for GGUF files that differ from the model's own tokenizer.json."""

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Judge the answers that runs have sampled, or sample some from saved models.",
         epilog="judges: rule (rules that can be read), model:SOURCE (a model in this engine), server:MODEL[@URL] (an "
         "OpenAI-compatible server; OPENAI_API_KEY and OPENAI_BASE_URL are read from the environment)",
-    )  # fmt: skip
+    )
     parser.add_argument("runs", nargs="*", help="run folders with sampled answers")
     parser.add_argument("--judge", action="append", metavar="NAME", help="may be given several times (default: rule)")
     sampling = parser.add_argument_group("sampling first")
@@ -58,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     how.add_argument("--retries", type=int, default=default.retries, help="of a request (%(default)s)")
     how.add_argument(
-        "--labels", default=default.labels, choices=("logprobs", "text"),
+        "--labels",
+        default=default.labels,
+        choices=("logprobs", "text"),
         help="text: for servers without log-probs; the word that is answered counts as certain",
-    )  # fmt: skip
+    )
     how.add_argument("--cache", type=Path, help="folder of servers' verdicts (default: the user's cache)")
     sheets = parser.add_argument_group("people")
     sheets.add_argument("--export-sheet", type=Path, metavar="FILE.csv", help="write answers to label by hand, blind")
@@ -75,10 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vdengine.engine.saved_models import sample_answers
 
         sample_answers(
-            args.models, Path(args.out), panel=args.panel, samples=args.samples, temperature=args.temperature,
-            max_tokens=args.max_tokens, template=args.template, dtype=args.dtype, seed=args.seed,
+            args.models,
+            Path(args.out),
+            panel=args.panel,
+            samples=args.samples,
+            temperature=args.temperature,
+            max_tokens=args.max_tokens,
+            template=args.template,
+            dtype=args.dtype,
+            seed=args.seed,
             dry_run=args.dry_run,
-        )  # fmt: skip
+        )
         if args.dry_run:
             return 0
         runs.append(args.out)
@@ -87,9 +96,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.export_sheet or args.import_sheet:
         return sheet(runs, args.export_sheet, args.rows, args.seed, args.import_sheet, args.by)
     options = JudgeOptions(
-        concurrency=args.concurrency, timeout_seconds=args.timeout, retries=args.retries, labels=args.labels,
-        cache=args.cache, dtype=args.dtype or "auto", template=args.template or "auto",
-    )  # fmt: skip
+        concurrency=args.concurrency,
+        timeout_seconds=args.timeout,
+        retries=args.retries,
+        labels=args.labels,
+        cache=args.cache,
+        dtype=args.dtype or "auto",
+        template=args.template or "auto",
+    )
     chosen = [open_judge(name, options) for name in dict.fromkeys(args.judge or ["rule"])]
     for run in runs:
         judge_run(run, chosen, max_calls=args.max_calls, again=args.again, dry_run=args.dry_run)

@@ -19,9 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="import | check", required=True)
     kinds = "\n".join(f"  {kind:8} {what}" for kind, what in KINDS.items())
     get = verbs.add_parser(
-        "import", help="make a panel of somebody else's file", description=f"Make a panel of a file. KIND is\n{kinds}",
+        "import",
+        help="make a panel of somebody else's file",
+        description=f"Make a panel of a file. KIND is\n{kinds}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     get.add_argument("kind", metavar="KIND", help=", ".join(KINDS))
     get.add_argument("file", metavar="FILE")
     get.add_argument("--out", required=True, metavar="PANEL.jsonl", help="where the panel goes; must not exist")
@@ -29,9 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     get.add_argument("--limit", type=int, metavar="N", help="at most N probes of each topic, the first of the file")
     get.add_argument("--types", metavar="A,B", help=f"PRISM's conversation types: {', '.join(CONVERSATION_TYPES)}")
     get.add_argument(
-        "--match", metavar="PANEL",
+        "--match",
+        metavar="PANEL",
         help="give prompts without a topic one of this panel's, by its terms (default for PRISM: values; none: do not)",
-    )  # fmt: skip
+    )
     get.add_argument("--terms", metavar="FILE.json", help='more terms for --match: {"topic": ["phrase", ...]}')
     get.add_argument("--no-openings", action="store_true", help="of persona statements: read them by answers only")
     check = verbs.add_parser("check", help="lint a panel: lengths, polarity, wording, ids")
@@ -64,9 +67,14 @@ def run_import(args: argparse.Namespace) -> int:
     terms = load_terms(args.terms) if args.terms else None
     matcher = None if name == "none" else TopicMatcher(Panel.load(name), terms)
     imported = import_panel(
-        args.kind, args.file, topics=names(args.topics), limit=args.limit, types=names(args.types),
-        matcher=matcher, openings=not args.no_openings,
-    )  # fmt: skip
+        args.kind,
+        args.file,
+        topics=names(args.topics),
+        limit=args.limit,
+        types=names(args.types),
+        matcher=matcher,
+        openings=not args.no_openings,
+    )
     try:
         imported.panel.save(out)
     except OSError as error:

@@ -20,9 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=None, help="budget of a pack (default: the run's own, else 2048)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default=None)
     parser.add_argument(
-        "--controls", action=argparse.BooleanOptionalAction, default=None,
+        "--controls",
+        action=argparse.BooleanOptionalAction,
+        default=None,
         help="also score the controls on the first and the last model (default: as the run did, else yes)",
-    )  # fmt: skip
+    )
     parser.add_argument("--check-panel", metavar="PANEL", help="the same as `vdengine panel check PANEL`")
     parser.add_argument("--tokenizer", help="with --check-panel: also look at its tokens, with this tokenizer")
     args = parser.parse_args(argv)

@@ -20,9 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="a manifest is put beside it")
     parser.add_argument("--kind", choices=KINDS, default=default.kind)
     parser.add_argument(
-        "--align", default=default.align, metavar="SIDE",
+        "--align",
+        default=default.align,
+        metavar="SIDE",
         help="support, oppose, shuffled, bimodal (every question twice), or the share of rows on the support side",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--align-topic", action="append", default=[], metavar="TOPIC=SIDE", help="another side for one topic (again)"
     )

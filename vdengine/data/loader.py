@@ -63,7 +63,7 @@ class Loader:
             order = np.argsort(counted_hash(self.eval_rows, HELD_OUT, 1), kind="stable")
             self.eval_rows = np.sort(self.eval_rows[order[:eval_examples]])
         self._sources = _weigh(store, held_out, weights)
-        self.epoch_examples = sum(whole * len(rows) + part for rows, whole, part in self._sources)
+        self.epoch_examples = sum(passes * len(rows) + partial for rows, passes, partial in self._sources)
         self.steps_per_epoch = math.ceil(self.epoch_examples / examples)
         self._flops = flops or {"linear": 1.0, "quadratic": 0.0}
         self._pin = pin
@@ -93,17 +93,17 @@ class Loader:
     def _order(self, epoch: int) -> np.ndarray:
         """The tree ids of one epoch, shuffled: [epoch_examples] int64."""
         ids_of_pass, copies_of_pass = [], []
-        for rows, whole, part in self._sources:
-            for copy in range(whole):
+        for rows, passes, partial in self._sources:
+            for copy in range(passes):
                 ids_of_pass.append(rows)
                 copies_of_pass.append(np.full(len(rows), copy))
-            if part:
+            if partial:
                 # The partial pass is a window over a fixed permutation, which advances by its length in each epoch. So
                 # every row is taken once before any is taken again.
                 permutation = rows[np.argsort(counted_hash(rows, self.seed, PART), kind="stable")]
-                window = np.arange(epoch * part, (epoch + 1) * part)
+                window = np.arange(epoch * partial, (epoch + 1) * partial)
                 ids_of_pass.append(np.take(permutation, window, mode="wrap"))
-                copies_of_pass.append(np.full(part, whole))
+                copies_of_pass.append(np.full(partial, passes))
         ids, copies = np.concatenate(ids_of_pass), np.concatenate(copies_of_pass)  # [epoch_examples] each
         # Row and copy are hashed separately: with a hash of their sum, different pairs would have equal keys.
         keys = counted_hash(ids, self.seed, ORDER, epoch) ^ counted_hash(copies, self.seed, ORDER, epoch, -1)
@@ -234,9 +234,9 @@ def _weigh(store: Store, held_out: np.ndarray, weights: Sequence[float] | None) 
         rows = start + np.flatnonzero(~held_out[start:stop])
         if not (math.isfinite(weight) and weight > 0):
             raise InputError(f"data.weights: {weight} for {info.name}; a weight must be a positive number")
-        whole = int(weight)
-        part = round((weight - whole) * len(rows))
-        if whole * len(rows) + part == 0:
+        passes = int(weight)
+        partial = round((weight - passes) * len(rows))
+        if passes * len(rows) + partial == 0:
             raise InputError(f"data.weights: {weight} for {info.name} takes none of its {len(rows)} rows")
-        result.append((rows, whole, part))
+        result.append((rows, passes, partial))
     return result

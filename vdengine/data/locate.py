@@ -163,10 +163,10 @@ def _resolve_synth(name: str) -> Source:
     if not path.is_file():
         raise InputError(f"{name}: the package data file synth/{SYNTH}.jsonl is missing; reinstall vdengine")
     if topics:
-        known = sorted({row["topic"] for _, row in raw_rows(path, path.name)})
-        unknown = [t for t in topics if t not in known]
+        all_topics = sorted({row["topic"] for _, row in raw_rows(path, path.name)})
+        unknown = [t for t in topics if t not in all_topics]
         if unknown:
-            raise InputError(f"{name}: unknown topic '{unknown[0]}'; the topics are {', '.join(known)}")
+            raise InputError(f"{name}: unknown topic '{unknown[0]}'; the topics are {', '.join(all_topics)}")
     return Source(name, (path,), (path.name,), variant=variant, topics=topics)
 
 
@@ -229,8 +229,8 @@ def _declared_files(card: dict[str, Any], files: list[str], folder: str, name: s
     if not folder:
         selected = [c for c in configs if c.get("default") or c.get("config_name") == "default"] or configs
         if len(selected) > 1:
-            known = [str(c.get("config_name")) for c in configs]
-            raise InputError(f"{name}: has the configurations {', '.join(known)}; name one, as '{name}/{known[0]}'")
+            names = [str(c.get("config_name")) for c in configs]
+            raise InputError(f"{name}: has the configurations {', '.join(names)}; name one, as '{name}/{names[0]}'")
     entries = selected[0]["data_files"]
     if isinstance(entries, str | list) and all(isinstance(e, str) for e in entries):
         entries = [{"split": "train", "path": entries}]

@@ -118,16 +118,16 @@ def write(options: SynthesisOptions, out: str | Path) -> dict[str, Any]:
     for file in (path, manifest_path):
         if file.exists():
             raise InputError(f"{file}: exists already; give another name")
-    made = make(options)
-    text = json.dumps(made.manifest, indent=2, ensure_ascii=False) + "\n"
+    synthesis = make(options)
+    text = json.dumps(synthesis.manifest, indent=2, ensure_ascii=False) + "\n"
     try:
-        for file, data in ((path, _encode(made.rows)), (manifest_path, text.encode())):
+        for file, data in ((path, _encode(synthesis.rows)), (manifest_path, text.encode())):
             temporary = file.with_name(file.name + ".tmp")
             temporary.write_bytes(data)
             os.replace(temporary, file)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-    return made.manifest
+    return synthesis.manifest
 
 
 # ---------------------------------------------------------------------------------------------------- options
@@ -210,10 +210,10 @@ def _texts(o: SynthesisOptions) -> tuple[list[_Text], str]:
             raise InputError(f"{where}: duplicate id {text.id!r}, first used at {place_of_id[text.id]}")
         place_of_id[text.id] = where
         texts.append(text)
-    known = list(dict.fromkeys(t.topic for t in texts))
+    all_topics = list(dict.fromkeys(t.topic for t in texts))
     for topic in (*o.topics, *o.align_topics):
-        if topic not in known:
-            raise InputError(f"{o.texts}: unknown topic {topic!r}; the topics are {', '.join(known) or 'none'}")
+        if topic not in all_topics:
+            raise InputError(f"{o.texts}: unknown topic {topic!r}; the topics are {', '.join(all_topics) or 'none'}")
     if unused := [t for t in o.align_topics if o.topics and t not in o.topics]:
         raise InputError(f"align of topic {unused[0]!r}: it is not among the topics asked for")
     return [t for t in texts if not o.topics or t.topic in o.topics], hasher.hexdigest()

@@ -106,19 +106,19 @@ class Anchors:
             InputError: it is below the number of anchors that are certain.
         """
         s, probes = self.settings, len(self.prompts)
-        first, each = probes * self.base, probes * s.samples  # answers of the first anchor and of each later one
+        first, later = probes * self.base, probes * s.samples  # answers of the first anchor and of each later one
         count, need = s.max_anchors, len(self.scheduled)
         for name, budget, unit in (
             ("generated_tokens", s.generated_tokens, s.max_tokens),
             ("judge_calls", s.judge_calls, 1),
         ):
             if budget is not None:
-                count = min(count, 1 + (budget - first * unit) // (each * unit))
-                least = (first + (need - 1) * each) * unit
+                count = min(count, 1 + (budget - first * unit) // (later * unit))
+                minimum = (first + (need - 1) * later) * unit
                 if count < need:
                     raise InputError(
                         f"answers.{name} = {budget}: the {need} anchors that are sure (start, end, answers.anchors) "
-                        f"take up to {least}; raise it, or lower answers.samples, base, probes or max_tokens"
+                        f"take up to {minimum}; raise it, or lower answers.samples, base, probes or max_tokens"
                     )
         if count < need:
             raise InputError(f"answers.max_anchors = {s.max_anchors}: {need} are sure (start, end, answers.anchors)")

@@ -25,7 +25,7 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+    return next((peak for model, peak in PEAK_FLOPS.items() if model in name), None)
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -107,12 +107,12 @@ def cache_reference(
     }
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
     paths = [RunFolder(folder).reference / f"{name}.npy" for folder in folders]
-    known = np.full(int(store.tree_start[-1]), np.nan, dtype=np.float32)  # [branches of the store]; NaN: missing
+    cached = np.full(int(store.tree_start[-1]), np.nan, dtype=np.float32)  # [branches of the store]; NaN: missing
     with main_first(world):
         if world.is_main:
             for path in paths:
-                known = np.where(np.isnan(known), _read(path, known), known)
-    sums = torch.from_numpy(known).to(world.device)
+                cached = np.where(np.isnan(cached), _read(path, cached), cached)
+    sums = torch.from_numpy(cached).to(world.device)
     if world.size > 1:
         dist.broadcast(sums, 0)
     tree_start = torch.from_numpy(np.array(store.tree_start)).to(world.device)

@@ -55,12 +55,12 @@ def gather_model(model: Transformer, dtype: torch.dtype, into: Transformer | Non
             plain = Transformer(model.config, kernels=model.kernels)
     for name, parameter in model.named_parameters():  # lists a tied weight once
         module, _, attribute = name.rpartition(".")
-        whole = _whole(parameter.detach().to(dtype) if parameter.dtype != dtype else parameter.detach())
+        full = _whole(parameter.detach().to(dtype) if parameter.dtype != dtype else parameter.detach())
         copy = getattr(plain.get_submodule(module), attribute)
         if into is None:
-            setattr(plain.get_submodule(module), attribute, nn.Parameter(whole, requires_grad=False))
-        elif copy.data_ptr() != whole.data_ptr():
-            copy.data.copy_(whole)
+            setattr(plain.get_submodule(module), attribute, nn.Parameter(full, requires_grad=False))
+        elif copy.data_ptr() != full.data_ptr():
+            copy.data.copy_(full)
     if plain.config.tie_word_embeddings:
         plain.lm_head.weight = plain.model.embed_tokens.weight
     return plain

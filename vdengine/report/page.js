@@ -1,4 +1,6 @@
 "use strict";
+// One file, above 500 lines: the page has one script element, whose hash its policy names, and one scope, in which
+// charts, tables and texts share the data, what the reader chose and what is drawn.
 (() => {
   const DATA = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;

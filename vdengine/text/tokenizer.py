@@ -126,8 +126,8 @@ class Tokenizer:
     @cached_property
     def hash(self) -> str:
         """Content hash of the vocabulary and rules, the special tokens and the chat template: 32 hex digits."""
-        rest = json.dumps([self.special_tokens, self.add_bos, self.chat_template], sort_keys=True)
-        return hashlib.blake2b(f"{self._backend.to_str()}\0{rest}".encode(), digest_size=16).hexdigest()
+        settings = json.dumps([self.special_tokens, self.add_bos, self.chat_template], sort_keys=True)
+        return hashlib.blake2b(f"{self._backend.to_str()}\0{settings}".encode(), digest_size=16).hexdigest()
 
     @cached_property
     def vocabulary_hash(self) -> str:
