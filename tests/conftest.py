@@ -11,7 +11,11 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
+
+# before torch is there: its threads sleep while they wait for each other, instead of spinning. Where tests share their
+# cores with something else they would wait for a thread that has no core: seven times as long was seen.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     # before anything imports the kernels: without a device they run in Triton's interpreter, on CPU tensors
