@@ -11,6 +11,7 @@ from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 
 
+@pytest.mark.slow
 def test_resume_is_exact(runs):
     """Guards checkpoints: stopped after step 2 and resumed, weights, metrics and drift have the same bits."""
     assert same_bits(runs["base"], runs["resumed"])
