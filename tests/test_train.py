@@ -124,6 +124,7 @@ def test_show_batch(recipe, capsys):
     assert "chosen" in out and "rejected" in out and "yes it is" in out
 
 
+@pytest.mark.slow
 def test_an_error_on_two_ranks_ends_both(recipe, tmp_path):
     """Guards against a rank that waits for one that has gone: rank 0 fails while it tokenises."""
     (tmp_path / "bad.jsonl").write_text("{\n")
