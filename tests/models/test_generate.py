@@ -103,7 +103,7 @@ def test_greedy_equals_transformers_on_smollm2(smollm2_gguf):
 def test_log_probs_are_those_of_training(model, sampling):
     """Guards PPO's ratios: whatever filters did, log p is of the whole vocabulary at the sampling temperature.
 
-    Two fp32 evaluations of one formula: the bound of `test_transformers_parity`, 64 units of the largest value.
+    Two fp32 evaluations of one formula: the bound of test_transformer.py, 64 units of the largest value.
     """
     results = generate(model, PROMPTS, sampling, samples=2, slots=5, seed=3)
     trees = [vd.Tree(p, [c.tokens for c in each]) for p, each in zip(PROMPTS, results, strict=True)]
