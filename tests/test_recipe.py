@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from vdengine.data import formats
 from vdengine.errors import InputError
 from vdengine.objectives import BUILT_IN
-from vdengine.recipe import Recipe, check, differences, load_recipe, make_recipe, to_tables, to_toml
+from vdengine.recipe import FORMATS, Recipe, check, differences, load_recipe, make_recipe, to_tables, to_toml
 from vdengine.train import main
 
 REPO = Path(__file__).resolve().parent.parent
@@ -173,3 +174,8 @@ def test_recipe_of_answers(tables, message):
     """Guards keys without effect and pools that do not hold their bank."""
     with pytest.raises(InputError, match=message):
         make_recipe({"run": {"steps": 1}, "model": {"source": "m"}, "data": {"train": ["d"]}} | tables)
+
+
+def test_formats_are_those_of_the_data_room():
+    """Guards a format that a recipe would refuse, or one that nothing reads: recipes stand below the data."""
+    assert set(FORMATS) == {"auto", *formats.FORMATS}

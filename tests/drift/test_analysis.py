@@ -21,6 +21,15 @@ def test_baseline_must_be_a_sample():
     assert a.drift().times["ci95"].step == 40
 
 
+def test_baseline_must_have_a_value():
+    """Guards against a page of NaN: between anchors, where the gate is closed, there is nothing to compare with."""
+    x = np.array([0.0, np.nan, 2.0])[:, None] + np.zeros((3, 24))
+    values = probe_values(x, steps=[0, 10, 20])
+    with pytest.raises(InputError, match="baseline: step 10 has no value in openings$"):
+        analyse(values, baseline=10)
+    assert analyse(values, baseline=0).baseline == 0
+
+
 @pytest.mark.slow
 def test_a_long_run():
     """Guards the size of a real run: 1,000 samples of 550 probes, one part in ten of them at a time, all finite

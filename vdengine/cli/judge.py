@@ -163,10 +163,10 @@ def sheet(runs: Sequence[str], export: Path | None, rows: int, seed: int, labell
         count = export_sheet(logs, export, rows=rows, seed=seed)
         print(f"{export}: {count} answers; fill in the column 'label': support, neutral or oppose (or s, n, o)")
     if labelled:
-        found = import_sheet(logs, labelled, by or labelled.stem)
-        foreign = f", {found.foreign} labels of other runs left out" if found.foreign else ""
-        print(f"{labelled}: {found.labelled} labels kept as {found.judge}{foreign}\n")
-        print(kappa_table(runs, found.judge))
+        sheet_labels = import_sheet(logs, labelled, by or labelled.stem)
+        foreign = f", {sheet_labels.foreign} labels of other runs left out" if sheet_labels.foreign else ""
+        print(f"{labelled}: {sheet_labels.labelled} labels kept as {sheet_labels.judge}{foreign}\n")
+        print(kappa_table(runs, sheet_labels.judge))
     return 0
 
 

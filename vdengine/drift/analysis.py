@@ -20,6 +20,7 @@ from vdengine.drift.probe_values import ProbeValues
 from vdengine.drift.smoothing import parse_smoothing, smoothing_kernel
 from vdengine.drift.trajectory import RULES, DriftTime, baseline_index, drift_times, last_sample
 from vdengine.drift.validity import TopicDrift, validity
+from vdengine.errors import InputError
 
 RANGE = {"support": (0.0, 1.0), "neutral": (0.0, 1.0), "oppose": (0.0, 1.0), "graded": (-1.0, 1.0)}  # of levels
 
@@ -99,9 +100,14 @@ def analyse(
         judges: the same answers by further judges, by name.
 
     Raises:
-        InputError: a baseline that is not a sample; an unknown smoothing.
+        InputError: a baseline that is not a sample, or has no value; an unknown smoothing.
     """
     index = baseline_index(values, baseline)
+    if baseline is not None and not np.isfinite(values.channels[values.primary][index]).any():
+        why = (
+            ": none is judged there, or they are weighted and the gate is closed" if values.readout == "answers" else ""
+        )
+        raise InputError(f"baseline: step {baseline} has no value in {values.readout}{why}")
     name, width = parse_smoothing(smoothing)
     smoothing = name if name == "none" else f"{name}:{width:g}"
     # Poisson bootstrap of the probes: weights less 1, [resamples, P]. fp32 is enough: what they move is compared with

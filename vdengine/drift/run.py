@@ -143,7 +143,7 @@ class Run:
 
     def frame(self, table: str = "curves") -> Any:
         """A tidy table: one of `TABLES` by name. A pandas DataFrame where pandas is installed, else
-        columns: {name: list}.
+        columns: {name: list}. A table without rows has no columns.
 
         Raises:
             InputError: no such table.
