@@ -60,8 +60,8 @@ void thin_linear(const LinearArgs& args, const std::vector<LinearWeight>& weight
 }
 
 void decode_attention(const DecodeArgs& args, int threads, const std::string& simd) {
-    if (args.kv_heads < 1 || args.heads % args.kv_heads != 0 || args.dim < 1 || args.block < 1)
-        throw std::invalid_argument("heads must be a multiple of kv_heads, and dim and block >= 1");
+    if (args.kv_heads < 1 || args.heads % args.kv_heads != 0 || args.dim < 1 || args.block < 1 || args.window < 0)
+        throw std::invalid_argument("heads must be a multiple of kv_heads, dim and block >= 1, and window >= 0");
     int64_t keys = 0;
     for (int64_t s = 0; s < args.rows; ++s) {
         const int64_t length = args.lengths[s], used = (length + args.block - 1) / args.block;
@@ -73,7 +73,7 @@ void decode_attention(const DecodeArgs& args, int threads, const std::string& si
             if (const int64_t block = args.table[s * args.table_row_stride + i]; block < 0 || block >= args.num_blocks)
                 throw std::invalid_argument(row + "block " + std::to_string(block) + " is outside 0.." +
                                             std::to_string(args.num_blocks - 1));
-        keys += length;
+        keys += args.window > 0 ? std::min(length, args.window) : length;
     }
     const Functions run = choose(resolve_simd(simd), args.dtype == DType::float32);
     [[maybe_unused]] const int num_threads = threads_for(2 * keys * args.kv_heads * args.dim, threads);

@@ -111,7 +111,8 @@ VD_TARGET static void attend(const DecodeArgs& a, int64_t row, int64_t head, flo
     const T* all_keys = static_cast<const T*>(a.keys) + head * a.dim;
     const T* all_values = static_cast<const T*>(a.values) + head * a.dim;
     const auto place = [&](int64_t at) { return (table[at / a.block] * a.block + at % a.block) * stride; };
-    for (int64_t start = 0; start < length; start += kKeys) {
+    const int64_t first = a.window > 0 && a.window < length ? length - a.window : 0;
+    for (int64_t start = first; start < length; start += kKeys) {
         const int64_t keys = length - start < kKeys ? length - start : kKeys;
         int64_t run = 0;  // keys that follow each other in one block of the cache
         for (int64_t j = 0; j < keys; j += run) {

@@ -241,7 +241,7 @@ void py_decode_attention(uintptr_t q_ptr, const std::string& dtype, int64_t rows
                          int64_t dim, int64_t q_row_stride, uintptr_t keys_ptr, uintptr_t values_ptr,
                          int64_t num_blocks, int64_t block, uintptr_t table_ptr, int64_t max_blocks, int64_t table_row_stride,
                          uintptr_t lengths_ptr, double scale, uintptr_t out_ptr, int threads,
-                         const std::string& simd) {
+                         const std::string& simd, int64_t window) {
     DecodeArgs args;
     args.q = pointer<const void>(q_ptr);
     args.dtype = parse_dtype(dtype, "dtype");
@@ -259,6 +259,7 @@ void py_decode_attention(uintptr_t q_ptr, const std::string& dtype, int64_t rows
     args.table_row_stride = table_row_stride;
     args.lengths = pointer<const int32_t>(lengths_ptr);
     args.scale = scale;
+    args.window = window;
     args.out = pointer<void>(out_ptr);
     py::gil_scoped_release release;
     decode_attention(args, threads, simd);
@@ -286,7 +287,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("decode_attention", &py_decode_attention, arg("q_ptr"), arg("dtype"), arg("rows"), arg("heads"),
           arg("kv_heads"), arg("dim"), arg("q_row_stride"), arg("keys_ptr"), arg("values_ptr"), arg("num_blocks"),
           arg("block"), arg("table_ptr"), arg("max_blocks"), arg("table_row_stride"), arg("lengths_ptr"), arg("scale"), arg("out_ptr"),
-          arg("threads") = 0, arg("simd") = "auto");
+          arg("threads") = 0, arg("simd") = "auto", arg("window") = 0);
     m.def("set_num_threads", &set_num_threads, arg("n"));
     m.def("simd_levels", &simd_levels);
     m.def("has_openmp", &has_openmp);

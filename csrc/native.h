@@ -156,6 +156,7 @@ struct DecodeArgs {
     int64_t table_row_stride;
     const int32_t* lengths;  // [rows]
     double scale;            // of the scores
+    int64_t window;          // keys of a row that are attended to: its last ones; 0: all
     void* out;               // [rows, heads, dim]
 };
 

@@ -3,6 +3,8 @@ in the blocks that row s of the table names. The query attends to the first leng
 
     out[s, h] = softmax(q[s, h] . k / sqrt(D)) @ v        k and v of key head h // (heads / kv_heads)
 
+With a window (sliding-window attention, arXiv 2310.06825) only to the last `window` of those.
+
 The time is that of reading the cache. All queries of a key head read it once and together, with a running maximum and
 fp32 sums. The bits of a row depend on its own keys alone, and not on their place in the cache or on other rows.
 """
@@ -41,6 +43,7 @@ def decode_attention_kernel(
     GROUP: tl.constexpr,  # queries of a key head, padded to what tensor cores take
     KEYS: tl.constexpr,
     BLOCK: tl.constexpr,  # DIM, padded
+    WINDOW: tl.constexpr,  # keys that are attended to, the last ones; 0: all
     PRECISION: tl.constexpr,  # of products: "tf32" holds 16-bit operands exactly, and more of a weight than they would
 ):
     """One program per row and key head, KEYS keys at a time."""
@@ -55,7 +58,8 @@ def decode_attention_kernel(
     high = tl.full([GROUP], -1e30, tl.float32)  # running maximum; finite, because -inf minus -inf is NaN
     total = tl.zeros([GROUP], tl.float32)
     sums = tl.zeros([GROUP, BLOCK], tl.float32)
-    for start in range(0, length, KEYS):
+    first = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+    for start in range(first, length, KEYS):
         at = start + tl.arange(0, KEYS)
         used = at < length
         page = tl.load(block_table + row * stride_table + at // PAGE, mask=used, other=0).to(tl.int64)
@@ -83,30 +87,36 @@ def decode_attention(
     block_table: Tensor,  # [S, max_blocks] int32: the blocks that hold row s's keys, in order
     lengths: Tensor,  # [S] int32: keys of each row
     *,
+    scale: float | None = None,  # of the scores; default: D**-0.5
+    window: int | None = None,  # attend to the last `window` of a row's keys; None: to all
     backend: str = "auto",  # triton | native (CPU; float32, bfloat16) | reference
 ) -> Tensor:  # [S, heads, D]
-    """The attention of each row over its first `lengths[s]` keys, with scale D**-0.5; zeros for a row without keys. The
-    rest of the cache is not read. Computed in fp32 and rounded once; equal input gives equal bits. Not differentiable.
+    """The attention of each row over its first `lengths[s]` keys, or the last `window` of them; zeros for a row without
+    keys. The rest of the cache is not read. Computed in fp32 and rounded once; equal input gives equal bits. Not
+    differentiable.
 
     Raises:
-        ValueError: shapes, dtypes, devices or a backend that do not fit; the message names the argument. On a CPU also
-            a length outside the table or a block outside the cache.
+        ValueError: shapes, dtypes, devices or a backend that do not fit, a window below 1; the message names the
+            argument. On a CPU also a length outside the table or a block outside the cache.
     """
     _check(q, k_cache, v_cache, block_table, lengths)
+    if window is not None and window < 1:
+        raise ValueError(f"decode_attention: window must be at least 1; got {window}")
+    scale = q.shape[2] ** -0.5 if scale is None else scale
     cpu = "native" if q.dtype in _NAMES else "reference"
     backend = "reference" if backend == "auto" and q.dtype not in DTYPES else backend
     backend = resolve("decode_attention", backend, q.device, cpu=cpu, more=("native",))
     if backend == "reference":
         if q.device.type == "cpu":
             _check_range(k_cache, block_table, lengths)
-        return decode_attention_reference(q, k_cache, v_cache, block_table, lengths)
+        return decode_attention_reference(q, k_cache, v_cache, block_table, lengths, scale=scale, window=window)
     if backend == "native" and (q.device.type != "cpu" or q.dtype not in _NAMES):
         raise ValueError(
             f"decode_attention: backend 'native' takes float32 and bfloat16 CPU tensors; got {q.dtype} on {q.device}"
         )
     if backend == "triton" and q.dtype not in DTYPES:
         raise ValueError(f"decode_attention: backend 'triton' takes float32, bfloat16 and float16; got {q.dtype}")
-    return _decode_attention_op(q, k_cache, v_cache, block_table, lengths, backend)
+    return _decode_attention_op(q, k_cache, v_cache, block_table, lengths, scale, window or 0, backend)
 
 
 def decode_attention_reference(
@@ -115,24 +125,30 @@ def decode_attention_reference(
     v_cache: Tensor,  # [num_blocks, block, kv_heads, D]
     block_table: Tensor,  # [S, max_blocks] int32
     lengths: Tensor,  # [S] int32
+    *,
+    scale: float | None = None,
+    window: int | None = None,
 ) -> Tensor:  # [S, heads, D]
     """`decode_attention` in plain torch: the keys are gathered into rows, padded to the longest, for SDPA with a
     mask."""
-    s, d = len(q), q.shape[-1]
+    s = len(q)
     page = k_cache.shape[1]  # keys of a block
     num_blocks = -(-int(lengths.max()) // page) if s else 0  # of the longest row
     if num_blocks == 0:
         return torch.zeros_like(q)
     inside = torch.arange(num_blocks * page, device=q.device) < lengths[:, None]  # [S, L], L = num_blocks * page
     index = torch.where(inside[:, ::page], block_table[:, :num_blocks], 0)  # [S, num_blocks]
+    seen = inside  # [S, L]
+    if window is not None:
+        seen = inside & (torch.arange(num_blocks * page, device=q.device) >= lengths[:, None] - window)
     # Beyond the row's keys the cache may have any values, and a weight of 0 does not remove a NaN: [S, L, kv_heads, D]
     k, v = (x[index].flatten(1, 2).masked_fill(~inside[:, :, None, None], 0) for x in (k_cache, v_cache))
     out = F.scaled_dot_product_attention(
         q[:, :, None],
         k.transpose(1, 2),
         v.transpose(1, 2),
-        attn_mask=inside[:, None, None],
-        scale=d**-0.5,
+        attn_mask=seen[:, None, None],
+        scale=scale,
         enable_gqa=q.shape[1] != k.shape[2],
     )[:, :, 0]
     return torch.where((lengths > 0)[:, None, None], out, 0.0).to(q.dtype)
@@ -188,7 +204,8 @@ def _check_range(
 @torch.library.custom_op(
     "vdengine::decode_attention",
     mutates_args=(),
-    schema="(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor lengths, str backend) -> Tensor",
+    schema="(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor lengths, float scale, int window, "
+    "str backend) -> Tensor",
 )
 def _decode_attention_op(
     q: Tensor,  # [S, heads, D]
@@ -196,6 +213,8 @@ def _decode_attention_op(
     v_cache: Tensor,  # [num_blocks, block, kv_heads, D]
     block_table: Tensor,  # [S, max_blocks] int32
     lengths: Tensor,  # [S] int32
+    scale: float,
+    window: int,  # 0: all keys
     backend: str,
 ) -> Tensor:  # [S, heads, D]
     s, heads, d = q.shape
@@ -223,9 +242,10 @@ def _decode_attention_op(
             block_table.shape[1],
             block_table.stride(0),
             lengths.data_ptr(),
-            d**-0.5,
+            scale,
             out.data_ptr(),
             torch.get_num_threads(),
+            window=window,
         )
         return out
     config, block = launch("decode", q.dtype, d, arch(q.device)), power_of_two(d)
@@ -240,7 +260,7 @@ def _decode_attention_op(
             out,
             q.stride(0),
             block_table.stride(0),
-            d**-0.5 * math.log2(math.e),
+            scale * math.log2(math.e),
             HEADS=heads,
             KV_HEADS=kv_heads,
             DIM=d,
@@ -248,6 +268,7 @@ def _decode_attention_op(
             GROUP=power_of_two(heads // kv_heads),
             KEYS=keys,
             BLOCK=block,
+            WINDOW=window,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=config.warps,
         )
@@ -255,7 +276,7 @@ def _decode_attention_op(
 
 
 @_decode_attention_op.register_fake
-def _(q, k_cache, v_cache, block_table, lengths, backend):
+def _(q, k_cache, v_cache, block_table, lengths, scale, window, backend):
     return q.new_empty(q.shape)
 
 

@@ -9,6 +9,7 @@ With u = w * dy, n = s * rstd and dot = mean(u * n) over a row, and ds the upstr
     dw = sum over rows of dy * n
 
 Everything is computed in fp32, and y is rounded once. (Hugging Face rounds n to the dtype, and again after the weight.)
+Gemma's w is 1 plus the parameter: `RMSNorm(..., offset=1.0)`.
 
 A program has whole rows in registers, so forward reads and writes each element once. So does backward: rstd is kept for
 it, 4 bytes per row. dw is summed without atomics: WEIGHT_PROGRAMS programs, on any GPU, each add up a fixed range of
@@ -185,18 +186,31 @@ def rms_norm_reference(
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm with a learned scale; `norm(x)`, or `y, s = norm(x, residual=r)` with `s = x + r`."""
+    """RMSNorm with a learned scale; `norm(x)`, or `y, s = norm(x, residual=r)` with `s = x + r`.
 
-    def __init__(self, size: int, eps: float = 1e-6, *, backend: str = "auto", **kwargs: Any) -> None:
+    Args:
+        offset: what is added to the weight, in fp32, to give the scale.
+    """
+
+    def __init__(
+        self, size: int, eps: float = 1e-6, *, offset: float = 0.0, backend: str = "auto", **kwargs: Any
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size, **kwargs))
-        self.eps, self.backend = eps, backend
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - offset, **kwargs))
+        self.eps, self.offset, self.backend = eps, offset, backend
+
+    @property
+    def scale(self) -> Tensor:  # [size]
+        """What the normalised rows are multiplied by: the weight, or with an offset their sum in fp32."""
+        if not self.offset:
+            return self.weight
+        return self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)) + self.offset
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:  # each [..., H]
-        """`rms_norm(x, self.weight, self.eps, residual=residual)`."""
+        """`rms_norm(x, self.scale, self.eps, residual=residual)`."""
         if residual is None:
-            return rms_norm(x, self.weight, self.eps, backend=self.backend)
-        return rms_norm(x, self.weight, self.eps, residual=residual, backend=self.backend)
+            return rms_norm(x, self.scale, self.eps, backend=self.backend)
+        return rms_norm(x, self.scale, self.eps, residual=residual, backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, eps={self.eps}, backend={self.backend!r}"

@@ -1,14 +1,20 @@
-"""The elementwise product of SwiGLU (arXiv 2002.05202). With sigma the logistic function:
+"""The elementwise product of SwiGLU and of GeGLU (arXiv 2002.05202). With sigma the logistic function, at u:
 
-    y     = silu(gate) * up                       silu(g) = g sigma(g)
-    dgate = dy * up * sigma (1 + g (1 - sigma))
+    y     = act(gate) * up                        act(g) = g sigma(u)
+    dgate = dy * up * sigma (1 + g (1 - sigma) u')
     dup   = dy * g sigma
+
+u = g for SiLU, u' = 1. GELU in its tanh form is g (1 + tanh(u / 2)) / 2, and that is g sigma(u), with
+
+    u = 2 sqrt(2 / pi) (g + 0.044715 g^3)         u' = 2 sqrt(2 / pi) (1 + 3 * 0.044715 g^2)
 
 Computed in fp32, and each result is rounded once; torch in 16 bits rounds after silu and again after the product.
 Forward and backward are one pass each; backward computes sigma again and does not keep it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +24,7 @@ from vdengine.kernels._triton import arch, device_of, jit, resolve, tl, triton
 from vdengine.kernels.table import launch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("silu", "gelu_tanh")
 
 
 @jit
@@ -28,6 +35,7 @@ def swiglu_kernel(
     width,
     stride_gate,
     stride_up,
+    GELU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program per block of a row. N * I may be above 2^31."""
@@ -37,7 +45,9 @@ def swiglu_kernel(
     mask = cols < width
     g = tl.load(gate + row * stride_gate + cols, mask=mask, other=0.0).to(tl.float32)
     u = tl.load(up + row * stride_up + cols, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y + row * width + cols, (g * tl.sigmoid(g) * u).to(y.dtype.element_ty), mask=mask)
+    # 2 sqrt(2 / pi), and that times 0.044715
+    sigma = tl.sigmoid(g * (1.5957691216057308 + 0.07135481627260025 * g * g)) if GELU else tl.sigmoid(g)
+    tl.store(y + row * width + cols, (g * sigma * u).to(y.dtype.element_ty), mask=mask)
 
 
 @jit
@@ -51,6 +61,7 @@ def swiglu_backward_kernel(
     stride_grad,
     stride_gate,
     stride_up,
+    GELU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Both gradients. One program per block of a row."""
@@ -61,8 +72,12 @@ def swiglu_backward_kernel(
     dy = tl.load(grad + row * stride_grad + cols, mask=mask, other=0.0).to(tl.float32)
     g = tl.load(gate + row * stride_gate + cols, mask=mask, other=0.0).to(tl.float32)
     u = tl.load(up + row * stride_up + cols, mask=mask, other=0.0).to(tl.float32)
-    sigma = tl.sigmoid(g)
-    dg = dy * u * sigma * (1.0 + g * (1.0 - sigma))
+    if GELU:
+        sigma = tl.sigmoid(g * (1.5957691216057308 + 0.07135481627260025 * g * g))
+        dg = dy * u * sigma * (1.0 + g * (1.0 - sigma) * (1.5957691216057308 + 3 * 0.07135481627260025 * g * g))
+    else:
+        sigma = tl.sigmoid(g)
+        dg = dy * u * sigma * (1.0 + g * (1.0 - sigma))
     to = row * width + cols
     tl.store(grad_gate + to, dg.to(grad_gate.dtype.element_ty), mask=mask)
     tl.store(grad_up + to, (dy * g * sigma).to(grad_up.dtype.element_ty), mask=mask)
@@ -72,15 +87,18 @@ def swiglu(
     gate: Tensor,  # [..., I] float32, bfloat16 or float16 (float64 with the reference)
     up: Tensor,  # [..., I], like gate
     *,
+    activation: str = "silu",  # | gelu_tanh
     backend: str = "auto",  # triton | reference
 ) -> Tensor:  # [..., I]
-    """`silu(gate) * up`, computed in fp32 and rounded once. Differentiable in both.
+    """`activation(gate) * up`, computed in fp32 and rounded once. Differentiable in both.
 
     gate and up may be the halves of the output of one fused projection, which are not copied.
 
     Raises:
-        ValueError: shapes, dtypes, devices or a backend that do not fit.
+        ValueError: shapes, dtypes, devices, an activation or a backend that do not fit.
     """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"swiglu: unknown activation {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
     if gate.shape != up.shape or gate.ndim == 0:
         raise ValueError(f"swiglu: gate and up must be [..., I]; got gate {list(gate.shape)}, up {list(up.shape)}")
     if gate.dtype != up.dtype or not gate.is_floating_point():
@@ -90,16 +108,18 @@ def swiglu(
     fits = gate.dtype in DTYPES
     backend = resolve("swiglu", "reference" if backend == "auto" and not fits else backend, gate.device)
     if backend == "reference":
-        return swiglu_reference(gate, up)
+        return swiglu_reference(gate, up, activation=activation)
     if not fits:
         raise ValueError(f"swiglu: backend 'triton' takes float32, bfloat16 and float16; got {gate.dtype}")
-    return _forward_op(gate, up)
+    return _forward_op(gate, up, activation == "gelu_tanh")
 
 
-def swiglu_reference(gate: Tensor, up: Tensor) -> Tensor:  # [..., I] each
+def swiglu_reference(gate: Tensor, up: Tensor, *, activation: str = "silu") -> Tensor:  # [..., I] each
     """`swiglu` in plain torch; float64 stays float64."""
     dtype = torch.promote_types(gate.dtype, torch.float32)
-    return (F.silu(gate.to(dtype)) * up.to(dtype)).to(gate.dtype)
+    wide = gate.to(dtype)
+    activated = F.silu(wide) if activation == "silu" else F.gelu(wide, approximate="tanh")
+    return (activated * up.to(dtype)).to(gate.dtype)
 
 
 # -------------------------------------------------------------------------------------------------------------- the ops
@@ -114,8 +134,8 @@ def _rows(*tensors: Tensor) -> list[Tensor]:
     return [t if t.stride(-1) == 1 else t.contiguous() for t in two_dimensional]
 
 
-@torch.library.custom_op("vdengine::swiglu", mutates_args=(), schema="(Tensor gate, Tensor up) -> Tensor")
-def _forward_op(gate: Tensor, up: Tensor) -> Tensor:  # [..., I] each
+@torch.library.custom_op("vdengine::swiglu", mutates_args=(), schema="(Tensor gate, Tensor up, bool gelu) -> Tensor")
+def _forward_op(gate: Tensor, up: Tensor, gelu: bool) -> Tensor:  # [..., I] each
     y = gate.new_empty(gate.shape)
     if y.numel():
         config = launch("swiglu", gate.dtype, gate.shape[-1], arch(gate.device))
@@ -123,20 +143,22 @@ def _forward_op(gate: Tensor, up: Tensor) -> Tensor:  # [..., I] each
         n, width = g.shape
         with device_of(gate):
             swiglu_kernel[(n * triton.cdiv(width, config.block),)](
-                g, u, y, width, g.stride(0), u.stride(0), BLOCK=config.block, num_warps=config.warps
+                g, u, y, width, g.stride(0), u.stride(0), GELU=gelu, BLOCK=config.block, num_warps=config.warps
             )
     return y
 
 
 @_forward_op.register_fake
-def _(gate, up):
+def _(gate, up, gelu):
     return gate.new_empty(gate.shape)
 
 
 @torch.library.custom_op(
-    "vdengine::swiglu_backward", mutates_args=(), schema="(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)"
+    "vdengine::swiglu_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor gate, Tensor up, bool gelu) -> (Tensor, Tensor)",
 )
-def _backward_op(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def _backward_op(grad: Tensor, gate: Tensor, up: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     """d gate and d up. All tensors are [..., I]."""
     grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
     if grad.numel():
@@ -154,6 +176,7 @@ def _backward_op(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor
                 dy.stride(0),
                 g.stride(0),
                 u.stride(0),
+                GELU=gelu,
                 BLOCK=config.block,
                 num_warps=config.warps,
             )
@@ -161,11 +184,17 @@ def _backward_op(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor
 
 
 @_backward_op.register_fake
-def _(grad, gate, up):
+def _(grad, gate, up, gelu):
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
 
-_forward_op.register_autograd(
-    lambda ctx, grad: _backward_op(grad, *ctx.saved_tensors),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.gelu = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    return *_backward_op(grad, *ctx.saved_tensors, ctx.gelu), None
+
+
+_forward_op.register_autograd(_backward, setup_context=_setup_context)

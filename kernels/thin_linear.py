@@ -1,4 +1,4 @@
-"""Linear layers without gradient, for sampling: y = x @ w.T for several weights and one x.
+"""Linear layers without gradient, for sampling: y = x @ w.T + b for several weights and one x.
 
 A decoding step has few rows, and its time is that of reading the weights. On a CPU `csrc/decode.cpp` reads each weight
 once, at the rate of memory; torch's GEMM takes three times as long (16 rows, two cores). Its sums have a fixed order,
@@ -8,6 +8,7 @@ CPU is oneDNN's, which is twice as fast as that of `F.linear` (AMD EPYC). On CUD
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,22 +24,29 @@ MAX_ROWS = 64  # up to which "auto" is the native code; with more rows the time 
 def thin_linear(
     x: Tensor,  # [M, K] float32 or bfloat16 (any dtype with the reference)
     *weights: Tensor,  # each [N_i, K], of x's dtype
+    biases: Sequence[Tensor | None] = (),  # one for each weight, [N_i] of x's dtype; (): none has one
     dtype: torch.dtype | None = None,  # of the results: x's (default), or float32
     backend: str = "auto",  # native (CPU; float32, bfloat16) | onednn (CPU; float32) | reference
 ) -> tuple[Tensor, ...]:  # each [M, N_i]; native ones are slices of one buffer
-    """`x @ w.T` for each weight, with fp32 sums that are rounded once. Not differentiable.
+    """`x @ w.T + b` for each weight, with fp32 sums that are rounded once. Not differentiable.
 
     Raises:
         ValueError: shapes, dtypes, devices or a backend that do not fit; the message names the argument.
     """
-    _check(x, weights, dtype)
+    _check(x, weights, biases, dtype)
+    biases = biases or [None] * len(weights)
     backend = _resolve(x, backend)
     if backend == "native":
         out = _thin_linear_op(x, list(weights))
+        for part, b in zip(out.split([w.shape[0] for w in weights], dim=1), biases, strict=True):
+            if b is not None:
+                part += b
         return (out if dtype == torch.float32 else out.to(x.dtype)).split([w.shape[0] for w in weights], dim=1)
     if backend == "onednn":  # an op of torch.compile without a public name
-        return tuple(torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "") for w in weights)
-    return tuple(_linear(x, w, dtype or x.dtype) for w in weights)
+        # a bias is read as if it were contiguous, whatever its strides
+        pairs = [(w, None if b is None else b.contiguous()) for w, b in zip(weights, biases, strict=True)]
+        return tuple(torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "") for w, b in pairs)
+    return tuple(_linear(x, w, b, dtype or x.dtype) for w, b in zip(weights, biases, strict=True))
 
 
 def _resolve(x: Tensor, backend: str) -> str:
@@ -60,16 +68,16 @@ def _resolve(x: Tensor, backend: str) -> str:
     return backend
 
 
-def _linear(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:  # [M, K], [N, K] -> [M, N]
-    """`x @ weight.T` in x's dtype, or in fp32 without rounding."""
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`x @ weight.T + bias` in x's dtype, or in fp32 without rounding: [M, K], [N, K], [N] -> [M, N]."""
     if dtype == x.dtype:
-        return F.linear(x, weight)
+        return F.linear(x, weight, bias)
     out = torch.empty((x.shape[0], weight.shape[0]), dtype=dtype, device=x.device)
     RowKernel().logits(x, weight, out)
-    return out
+    return out if bias is None else out.add_(bias)
 
 
-def _check(x: Tensor, weights: tuple[Tensor, ...], dtype: torch.dtype | None) -> None:
+def _check(x: Tensor, weights: tuple[Tensor, ...], biases: Sequence[Tensor | None], dtype: torch.dtype | None) -> None:
     """Raise ValueError where shapes, dtypes or devices do not fit."""
     if x.ndim != 2 or x.shape[1] == 0 or not weights:
         raise ValueError(f"thin_linear: x must be [M, K], and there must be a weight; got x {list(x.shape)}")
@@ -80,6 +88,14 @@ def _check(x: Tensor, weights: tuple[Tensor, ...], dtype: torch.dtype | None) ->
             raise ValueError(
                 f"thin_linear: weights must have x's dtype and device; got x {x.dtype} on {x.device}, weight "
                 f"{w.dtype} on {w.device}"
+            )
+    if biases and len(biases) != len(weights):
+        raise ValueError(f"thin_linear: {len(biases)} biases for {len(weights)} weights")
+    for w, b in zip(weights, biases, strict=False):
+        if b is not None and (b.shape != w.shape[:1] or b.dtype != x.dtype or b.device != x.device):
+            raise ValueError(
+                f"thin_linear: biases must be [N], of x's dtype and device; got weight {list(w.shape)}, bias "
+                f"{list(b.shape)} {b.dtype} on {b.device}"
             )
     if dtype not in (None, x.dtype, torch.float32):
         raise ValueError(f"thin_linear: dtype must be x's, or float32; got {dtype}")

@@ -12,13 +12,13 @@ from helpers.weights import one_line, same_weights
 
 from vdengine.errors import InputError
 from vdengine.gguf import read_gguf
-from vdengine.models.families import ModelConfig, RopeScaling
+from vdengine.models.families import FAMILIES, Llama3Scaling, ModelConfig
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import load_model, open_weights
 
 
 def write_gguf(path: Path, config: ModelConfig, state: dict[str, torch.Tensor], quantise: str = "F32", **meta) -> None:
-    """What llama.cpp's converter writes: its names, and for llama its row order of q and k."""
+    """What llama.cpp's converter writes: its names, and for families that it permutes its row order of q and k."""
     import gguf
 
     arch = config.model_type
@@ -36,17 +36,19 @@ def write_gguf(path: Path, config: ModelConfig, state: dict[str, torch.Tensor], 
     for key, value in meta.items():
         key = key.replace("__", ".")
         w.add_string(key, value) if isinstance(value, str) else w.add_uint32(key, value)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA if arch == "llama" else gguf.MODEL_ARCH.QWEN3, 99)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], 99)
     for name, tensor in state.items():
         if name == "rope_freqs.weight":
             w.add_tensor(name, tensor.numpy())
             continue
         array = tensor.float().numpy()
-        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
+        if config.family.gguf_permuted and ("q_proj" in name or "k_proj" in name):
             heads = array.shape[0] // config.head_dim
             array = array.reshape(heads, 2, config.head_dim // 2, -1).swapaxes(1, 2).reshape(array.shape)
         kind = gguf.GGMLQuantizationType[quantise if array.ndim == 2 else "F32"]
-        w.add_tensor(names.get_name(name, (".weight",)) or name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        w.add_tensor(
+            names.get_name(name, (".weight", ".bias")) or name, gguf.quants.quantize(array, kind), raw_dtype=kind
+        )
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -64,10 +66,10 @@ def small(kind: str, **changes) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     return config, {n: p.detach() for n, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("kind", [kind for kind, family in FAMILIES.items() if family.gguf])
 @pytest.mark.parametrize("quantise", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
 def test_gguf_round_trip(kind, quantise, tmp_path):
-    """Guards against wrong names (Qwen-3's norms too), ties, row order, or rows cut in the middle of a block."""
+    """Guards against wrong names (of norms and biases too), ties, row order, or rows cut in the middle of a block."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize, quantize
 
@@ -89,10 +91,11 @@ def test_gguf_keeps_llama3_rope_scaling(tmp_path):
     """Guards against Llama-3.1 GGUF files, which hold the scaling as factors only, read without it."""
     from vdengine.models.transformer import rope_frequencies
 
-    scaling = RopeScaling(32.0, 1.0, 4.0, 8192)
+    scaling = Llama3Scaling(32.0, 1.0, 4.0, 8192)
     config, state = small("llama", rope_scaling=scaling, head_dim=64)
     plain, _ = small("llama", head_dim=64)
-    factors = rope_frequencies(plain) / rope_frequencies(config)
+    plain_rope, rope = plain.ropes[0], config.ropes[0]
+    factors = rope_frequencies(plain_rope, 64) / rope_frequencies(rope, 64)
     write_gguf(tmp_path / "m.gguf", config, state | {"rope_freqs.weight": factors})
     assert open_weights(str(tmp_path / "m.gguf")).config == config
     write_gguf(tmp_path / "other.gguf", config, state | {"rope_freqs.weight": factors.flip(0)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from helpers.weights import one_line
 
@@ -35,6 +36,32 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
 
     def offline(*_: object, **__: object) -> str:
         raise OSError("no route to host\nmore")
+
+    seen = []
+
+    def snapshot(name: str, **options: object) -> str:
+        seen.append((name, options["revision"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    for source in (
+        "org/name",
+        "org/na.me-2@main",
+        "org/name@step_1000-tokens-5B",
+        "org/name@refs/pr/3",
+        "org/name@0ab1",
+    ):
+        assert locate(source) == tmp_path
+    assert seen == [
+        ("org/name", None), ("org/na.me-2", "main"), ("org/name", "step_1000-tokens-5B"), ("org/name", "refs/pr/3"),
+        ("org/name", "0ab1"),
+    ]  # fmt: skip
+    (tmp_path / "org" / "name@v1").mkdir(parents=True)  # a folder goes first
+    monkeypatch.chdir(tmp_path)
+    assert locate("org/name@v1") == Path("org/name@v1") and len(seen) == 5
+    for source in ("org/name@", "org/name@a b", "org/name@../../x", "org/name@a//b", "org/name@a@b", "@main"):
+        with one_line("no such folder"):
+            locate(source)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with one_line("org/name: no such folder, and the hub gave nothing under that id: no route to host"):

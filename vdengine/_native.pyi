@@ -124,6 +124,7 @@ def decode_attention(
     out_ptr: int,  # [rows, heads, dim] dtype
     threads: int = 0,
     simd: str = "auto",
+    window: int = 0,  # attend to the last `window` of the row's keys; 0: to all
 ) -> None:
     """out[s, h] = softmax(scale * q[s, h] . keys) @ values over the first lengths[s] keys of row s, of key head
     h // (heads / kv_heads); zeros where there are none. fp32 inside, rounded once. A row's bits depend on its own

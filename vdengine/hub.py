@@ -10,7 +10,8 @@ from vdengine.errors import InputError
 
 
 def locate(source: str, patterns: tuple[str, ...] = ("*.json", "*.jinja", "*.safetensors")) -> Path:
-    """The folder or .gguf file that `source` names: a path, `package://pkg/file.gguf`, or a hub id `org/name`.
+    """The folder or .gguf file that `source` names: a path, `package://pkg/file.gguf`, a hub id `org/name`,
+    or `org/name@revision`, where a revision is a branch, a tag or a commit.
 
     Of a hub repository only the files that match `patterns` are downloaded. A package is located without importing it.
 
@@ -28,12 +29,14 @@ def locate(source: str, patterns: tuple[str, ...] = ("*.json", "*.jinja", "*.saf
         raise InputError(f"{source}: no such file")
     if path.exists():
         raise InputError(f"{source}: not a folder, .gguf file, package://pkg/file.gguf or hub id")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
-        raise InputError(f"{source}: no such folder (nor a .gguf file, package://pkg/file.gguf or hub id org/name)")
+    match = re.fullmatch(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@((?!.*\.\.)[\w.-]+(?:/[\w.-]+)*))?", source)
+    if match is None:
+        allowed = "a .gguf file, package://pkg/file.gguf or hub id org/name or org/name@revision"
+        raise InputError(f"{source}: no such folder (nor {allowed})")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=list(patterns)))
+        return Path(snapshot_download(match[1], revision=match[2], allow_patterns=list(patterns)))
     except Exception as error:  # the hub client has many types: offline, missing, gated, a full disk
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{source}: no such folder, and the hub gave nothing under that id: {reason}") from error

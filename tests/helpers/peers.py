@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import vdengine as vd
+from vdengine.models.families import Llama3Scaling, ModelConfig, config_to_hf
 from vdengine.models.transformer import Transformer
 
 VOCAB = 517  # odd: no kernel's block divides it
@@ -16,27 +17,28 @@ LAYERS = 3
 
 
 def hf_model(kind: str, *, tied: bool = False, scaled: bool = False, scalar: bool = False, seed: int = 0) -> Any:
-    """A random fp32 LlamaForCausalLM or Qwen3ForCausalLM, norms random too (at their initial 1 they hide a missing
-    weight). heads * head_dim is not hidden_size. `scaled`: llama3 rope scaling trained for 64 positions. `scalar`: a
-    reward model, for sequence classification with one label."""
+    """A random fp32 model of a family, norms random too (at their initial 1 they hide a missing weight). heads *
+    head_dim is not hidden_size. `scaled`: llama3 rope scaling trained for 64 positions. `scalar`: a reward model."""
+    config = ModelConfig(
+        model_type=kind, vocab_size=VOCAB, hidden_size=72, intermediate_size=100, num_hidden_layers=LAYERS,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5,
+        rope_theta=1e4 if kind == "llama" else 1e6, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 64) if scaled else None,
+        tie_word_embeddings=tied, max_position_embeddings=4096, head="scalar" if scalar else "causal",
+    )  # fmt: skip
+    return hf_of(config, seed)
+
+
+def hf_of(config: ModelConfig, seed: int = 0) -> Any:
+    """A random fp32 model of transformers with this config; a reward model for sequence classification with one
+    label."""
     import transformers
 
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4 if kind == "llama" else 1e6}
-    if scaled:
-        rope |= {
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        }  # fmt: skip
-    name = {"llama": "Llama", "qwen3": "Qwen3"}[kind]
-    config_class = getattr(transformers, f"{name}Config")
-    model_class = getattr(transformers, name + ("ForSequenceClassification" if scalar else "ForCausalLM"))
-    labels = {"num_labels": 1, "pad_token_id": 1} if scalar else {}
-    config = config_class(
-        vocab_size=VOCAB, hidden_size=72, intermediate_size=100, num_hidden_layers=LAYERS, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=4096, tie_word_embeddings=tied, rms_norm_eps=1e-5,
-        rope_parameters=rope, **labels,
-    )  # fmt: skip
-    model = model_class(config)
+    raw = config_to_hf(config, "float32", None) | ({"pad_token_id": 1} if config.head == "scalar" else {})
+    hf_config = transformers.AutoConfig.for_model(**raw)
+    auto = transformers.AutoModelForCausalLM
+    if config.head == "scalar":
+        auto = transformers.AutoModelForSequenceClassification
+    model = auto.from_config(hf_config)
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from vdengine.models.families import ModelConfig, RopeScaling
+from vdengine.models.families import FAMILIES, LinearScaling, Llama3Scaling, ModelConfig, YarnScaling, config_to_hf
 from vdengine.models.transformer import Transformer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -25,9 +26,33 @@ def tiny_config(kind: str, vocab_size: int = 259) -> ModelConfig:
         model_type=kind, vocab_size=vocab_size, hidden_size=40, intermediate_size=72, num_hidden_layers=3,
         num_attention_heads=6, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5,
         rope_theta=1e4 if kind == "llama" else 1e6,
-        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64) if kind == "llama" else None,
+        rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 64) if kind == "llama" else None,
         tie_word_embeddings=kind == "llama", max_position_embeddings=4096,
     )  # fmt: skip
+
+
+def family_configs() -> dict[str, ModelConfig]:
+    """Two configs of every family, made from its row, so that a new row is tested by itself. KIND has all that the row
+    allows: windows that bite, on some of the layers if the family mixes them, a rotary embedding for these and a scaled
+    one for the others, another scale of the scores. "KIND tied": a tied head, full attention, another scaling. Sizes
+    are odd, heads * head_dim is not the hidden size, and positions go far beyond those that the scaling knows."""
+    configs = {}
+    for kind, family in FAMILIES.items():
+        c = ModelConfig(
+            model_type=kind, vocab_size=131, hidden_size=36, intermediate_size=50, num_hidden_layers=3,
+            num_attention_heads=6, num_key_value_heads=2, head_dim=10, rms_norm_eps=1e-5, rope_theta=2e4,
+            rope_scaling=YarnScaling(4.0, 1.2, 3.0, 1.0, 32), tie_word_embeddings=False, max_position_embeddings=4096,
+            query_pre_attn_scalar=7.0 if "query_pre_attn_scalar" in family.defaults else None,
+        )  # fmt: skip
+        configs[f"{kind} tied"] = replace(c, tie_word_embeddings=True, rope_scaling=LinearScaling(3.0))
+        if family.window != "none":
+            c = replace(c, sliding_window=9)
+        if family.window in ("upper", "most"):
+            c = replace(c, layer_types=("sliding_attention", "full_attention", "sliding_attention"))
+        if family.local_rope:
+            c = replace(c, local_rope_theta=300.0)
+        configs[kind] = c
+    return configs
 
 
 def fill(model: Transformer, seed: int = 0) -> Transformer:
@@ -52,20 +77,8 @@ def write_tiny_model(folder: Path, kind: str) -> Path:
     settings = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None, "chat_template": CHATML}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}))
     c = tiny_config(kind, tokenizer.get_vocab_size())
-    raw = {
-        "architectures": ["LlamaForCausalLM" if kind == "llama" else "Qwen3ForCausalLM"], "model_type": kind,
-        "vocab_size": c.vocab_size, "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size,
-        "num_hidden_layers": c.num_hidden_layers, "num_attention_heads": c.num_attention_heads,
-        "num_key_value_heads": c.num_key_value_heads, "head_dim": c.head_dim, "rms_norm_eps": c.rms_norm_eps,
-        "rope_theta": c.rope_theta, "tie_word_embeddings": c.tie_word_embeddings, "hidden_act": "silu",
-        "max_position_embeddings": c.max_position_embeddings, "torch_dtype": "float32",
-    }  # fmt: skip
-    if s := c.rope_scaling:
-        raw["rope_scaling"] = {
-            "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
-            "high_freq_factor": s.high_freq_factor,
-            "original_max_position_embeddings": s.original_max_position_embeddings,
-        }  # fmt: skip
+    raw = config_to_hf(c, "float32", None)
+    del raw["rope_parameters"]  # as transformers 4 writes it
     (folder / "config.json").write_text(json.dumps(raw))
     model = fill(Transformer(c))
     save_file({n: p.detach().clone() for n, p in model.named_parameters()}, folder / "model.safetensors")

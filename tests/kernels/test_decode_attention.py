@@ -36,14 +36,15 @@ def problem(heads, kv_heads, dim, block, lengths, dtype, seed=0, scale=1.0):
     return [*tensors, table.to(DEVICE), torch.tensor(lengths, dtype=torch.int32, device=DEVICE)]
 
 
-def plain(q, k_cache, v_cache, table, lengths):
+def plain(q, k_cache, v_cache, table, lengths, scale=None, window=None):
     """Row by row, in the dtype of the operands between steps: what a bound for errors is made of."""
     out = torch.zeros_like(q)
     for s, n in enumerate(lengths.tolist()):
         if n:
-            k, v = (c[table[s].long()].flatten(0, 1)[:n].repeat_interleave(q.shape[1] // c.shape[2], 1)
+            first = 0 if window is None else max(0, n - window)
+            k, v = (c[table[s].long()].flatten(0, 1)[first:n].repeat_interleave(q.shape[1] // c.shape[2], 1)
                     for c in (k_cache, v_cache))  # fmt: skip
-            scores = torch.einsum("hd,khd->hk", q[s], k) / q.shape[2] ** 0.5
+            scores = torch.einsum("hd,khd->hk", q[s], k) * (q.shape[2] ** -0.5 if scale is None else scale)
             out[s] = torch.einsum("hk,khd->hd", scores.softmax(-1), v)
     return out
 
@@ -61,6 +62,23 @@ def test_values_against_float64(backend, dtype, shape):
     assert got.dtype == dtype and got.shape == q.shape
     assert_close("out", got, plain(*arguments), exact, dtype)
     assert not got[index[1] == 0].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
+@pytest.mark.parametrize("window", [1, 5, 64, 70, 1000])
+def test_window_and_scale(backend, dtype, window):
+    """Guards sliding windows: within a block, over several, of one key, longer than a row; and a scale that is given.
+    A wrong edge by one key shows."""
+    for shape in SHAPES[:4]:
+        arguments, options = problem(*shape, dtype), {"scale": 0.3, "window": window}
+        q, k, v, *index = arguments
+        exact = plain(q.double(), k.double(), v.double(), *index, **options)
+        got = decode_attention(*arguments, backend=backend, **options)
+        assert_close("out", got, plain(*arguments, **options), exact, dtype)
+    q, k, v, table, lengths = problem(6, 2, 16, 16, [33, 200], dtype)
+    whole = decode_attention(q, k, v, table, lengths, backend=backend)
+    assert torch.equal(decode_attention(q, k, v, table, lengths, window=200, backend=backend), whole)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -158,6 +176,7 @@ def test_model_shapes(shape):
         ({"lengths": torch.tensor([0, 13], dtype=torch.int32)}, "row 1: length 13 is outside 0..12, what its blocks"),
         ({"lengths": torch.tensor([-1, 1], dtype=torch.int32)}, "row 0: length -1 is outside 0..12"),
         ({"block_table": torch.full((2, 3), 5, dtype=torch.int32)}, "row 0: block 5 is outside 0..4"),
+        ({"window": 0}, "window must be at least 1; got 0"),
         ({"backend": "cuda"}, "unknown backend 'cuda'; allowed: auto, triton, native, reference"),
     ],
 )

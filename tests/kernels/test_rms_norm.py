@@ -60,6 +60,27 @@ def test_without_residual_is_the_norm_of_the_sum(backend):
     assert torch.equal(y, rms_norm(s, weight, EPS, backend=backend))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
+def test_offset_of_the_weight(backend, dtype):
+    """Guards Gemma's norm: 1 + weight is a sum in fp32 (in bf16 small weights are lost beside a 1), and the weight has
+    a gradient of its own dtype."""
+    x, residual, weight, up_y, up_s = problem((67, 33), dtype)
+    weight = weight * 0.01  # of which the sum in bf16 would keep one bit
+    norm = RMSNorm(33, EPS, offset=1.0, backend=backend, dtype=dtype, device=DEVICE)
+    assert not norm.weight.any()  # a new norm has the scale 1
+    norm.weight.data.copy_(weight)
+    exact = run(rms_norm_reference, x.double(), residual.double(), weight.double() + 1, up_y.double(), up_s.double())
+    peer = run(plain, x, residual, weight.float() + 1, up_y.float(), up_s)
+    a, r = x.clone().requires_grad_(), residual.clone().requires_grad_()
+    y, s = norm(a, residual=r)
+    torch.autograd.backward((y, s), (up_y, up_s))
+    got = y.detach(), s.detach(), a.grad, r.grad, norm.weight.grad
+    for name, *values in zip(("y", "s", "grad_x", "grad_residual", "grad_weight"), got, peer, exact, strict=True):
+        assert values[0].dtype == dtype
+        assert_close(name, *values, dtype)
+
+
 def test_reference_is_rounded_once():
     """Guards bf16 models on a CPU: every value is the float64 one rounded, not one rounded twice."""
     x, _, weight, *_ = problem((67, 40), torch.bfloat16)

@@ -1,4 +1,7 @@
-"""`swiglu` against float64, for every backend that runs here. The tolerance is that of `test_linear_logprob`."""
+"""`swiglu` with both activations against float64, for every backend that runs here.
+
+The tolerance is that of `test_linear_logprob`.
+"""
 
 import pytest
 import torch
@@ -6,7 +9,7 @@ import torch.nn.functional as F
 from helpers.kernels import DEVICE, assert_close
 from torch.utils.checkpoint import checkpoint
 
-from vdengine.kernels.swiglu import swiglu, swiglu_reference
+from vdengine.kernels.swiglu import ACTIVATIONS, swiglu, swiglu_reference
 
 BACKENDS = ["triton", "reference"]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -29,19 +32,21 @@ def run(fn, gate, up, upstream, **options):
     return y.detach(), *torch.autograd.grad(y, (gate, up), upstream)
 
 
-def plain(gate, up):
-    """The formula as models usually have it: rounded after silu and after the product."""
-    return F.silu(gate) * up
+def plain(gate, up, activation="silu"):
+    """The formula as models usually have it: rounded after the activation and after the product."""
+    return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_gradients_against_float64(backend, dtype, shape):
-    """Guards the derivative of silu, large gates, and elements lost at a block's end."""
-    arguments = problem(shape, dtype)
-    exact, peer = run(swiglu_reference, *(t.double() for t in arguments)), run(plain, *arguments)
-    got = run(swiglu, *arguments, backend=backend)
+def test_values_and_gradients_against_float64(backend, dtype, shape, activation):
+    """Guards the derivatives of silu and gelu, large gates, and elements lost at a block's end."""
+    arguments, options = problem(shape, dtype), {"activation": activation}
+    exact = run(swiglu_reference, *(t.double() for t in arguments), **options)
+    peer = run(plain, *arguments, **options)
+    got = run(swiglu, *arguments, backend=backend, **options)
     for name, *values in zip(("y", "grad_gate", "grad_up"), got, peer, exact, strict=True):
         assert values[0].dtype == dtype and values[0].isfinite().all()
         assert_close(name, *values, dtype)
@@ -97,12 +102,13 @@ def test_twice_the_same_bits(backend):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiled_is_one_graph_and_equal(backend):
+def test_compiled_is_one_graph_and_equal(backend, activation):
     """Guards torch.compile: no graph break, forward or backward, and the same results."""
-    arguments = problem((5, 72), torch.float32)
+    arguments, options = problem((5, 72), torch.float32), {"backend": backend, "activation": activation}
     compiled = torch.compile(swiglu, fullgraph=True, backend="aot_eager")
-    for a, b in zip(run(swiglu, *arguments, backend=backend), run(compiled, *arguments, backend=backend), strict=True):
+    for a, b in zip(run(swiglu, *arguments, **options), run(compiled, *arguments, **options), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
@@ -138,6 +144,7 @@ def test_more_than_2_to_the_31_elements():
         ({"up": torch.zeros(3, 7)}, "swiglu: gate and up must be [..., I]; got gate [3, 8], up [3, 7]"),
         ({"up": torch.zeros(3, 8, dtype=torch.bfloat16)}, "gate and up must share one floating dtype"),
         ({"up": torch.zeros(3, 8, device="meta")}, "swiglu: up is on meta, gate on cpu"),
+        ({"activation": "gelu"}, "swiglu: unknown activation 'gelu'; allowed: silu, gelu_tanh"),
         ({"backend": "cuda"}, "swiglu: unknown backend 'cuda'; allowed: auto, triton, reference"),
     ],
 )

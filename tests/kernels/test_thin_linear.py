@@ -50,6 +50,26 @@ def test_results_of_each_weight(backend, dtype):
             assert_close("y", y, F.linear(x, w), x.double() @ w.double().t(), y.dtype)
 
 
+@pytest.mark.parametrize("backend", ["reference"] if DEVICE == "cuda" else ["native", "onednn", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
+def test_biases(backend, dtype):
+    """Guards layers with a bias beside layers without, and against a second rounding when it is added."""
+    if backend == "onednn" and dtype != torch.float32:
+        pytest.skip("oneDNN is asked for float32 alone")
+    x, *weights = problem(16, 83, (37, 4, 6), dtype)
+    biases = [torch.randn(37, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype) * 9, None, weights[2][:, 0]]
+    for wanted in (None, torch.float32):
+        got = thin_linear(x, *weights, biases=biases, dtype=wanted, backend=backend)
+        for y, w, b in zip(got, weights, biases, strict=True):
+            exact = F.linear(x.double(), w.double(), None if b is None else b.double())
+            assert y.dtype == (wanted or dtype)
+            assert_close("y", y, F.linear(x, w, b), exact, y.dtype)
+    with pytest.raises(ValueError, match="2 biases for 3 weights"):
+        thin_linear(x, *weights, biases=biases[:2])
+    with pytest.raises(ValueError, match=r"biases must be \[N\].*got weight \[37, 83\], bias \[4\]"):
+        thin_linear(x, *weights, biases=[weights[1][:, 0], None, None])
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="native code is for a CPU")
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
 def test_a_row_has_the_same_bits_anywhere(dtype):

@@ -26,26 +26,27 @@ def segments(device="cpu", dtype=torch.float32):
     return tensors, [c.to(device) for c in cu], max(s[0] for s in sizes), max(s[1] for s in sizes), grad
 
 
-def attend64(q, k, v, cu_q, cu_k):
+def attend64(q, k, v, cu_q, cu_k, scale=None, window=None):
     """The definition, in float64."""
     q, k, v = (x.double() for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     out = []
     for a, b, c, d in zip(cu_q[:-1], cu_q[1:], cu_k[:-1], cu_k[1:], strict=True):
         n, m = int(b - a), int(d - c)
-        scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) / q.shape[-1] ** 0.5
-        hidden = torch.arange(m)[None, :] > torch.arange(n)[:, None] + (m - n)
+        scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) * (scale or q.shape[-1] ** -0.5)
+        distance = torch.arange(n)[:, None] + (m - n) - torch.arange(m)[None, :]
+        hidden = (distance < 0) | (distance >= (window or m))
         scores = scores.masked_fill(hidden.to(scores.device), -torch.inf)
         out.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[c:d]))
     return torch.cat(out)
 
 
-def attention_errors(backend, device, dtype):
+def attention_errors(backend, device, dtype, **options):
     """Largest error of the output and of the three gradients, against float64."""
     (q, k, v), (cu_q, cu_k), max_q, max_k, grad = segments(device, dtype)
-    exact = attend64(q, k, v, cu_q, cu_k)
+    exact = attend64(q, k, v, cu_q, cu_k, **options)
     expected = torch.autograd.grad((exact * grad).sum(), (q, k, v))
-    out = attend(q, k, v, cu_q, cu_k, max_q, max_k, backend=backend)
+    out = attend(q, k, v, cu_q, cu_k, max_q, max_k, backend=backend, **options)
     assert out.dtype == dtype
     got = torch.autograd.grad((out.float() * grad).sum(), (q, k, v))
     pairs = [(out, exact), *zip(got, expected, strict=True)]
@@ -57,6 +58,61 @@ def test_attention_against_float64(dtype):
     """Guards against a mask that is not bottom-right aligned where a branch has fewer queries than keys."""
     # softmax weights, products and sums are each rounded once or twice: 8 units of the dtype
     assert max(attention_errors("sdpa", "cpu", dtype)) <= 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [2, 9, 40, 130, 500])  # of 1 key the scores have no gradient
+def test_window_against_float64(dtype, window):
+    """Guards against a window that is off by one key, or not bottom-right aligned where a branch follows its prompt;
+    and a scale that is given."""
+    assert max(attention_errors("sdpa", "cpu", dtype, window=window, scale=0.2)) <= 8 * torch.finfo(dtype).eps
+
+
+def test_a_window_longer_than_all_segments_changes_nothing():
+    """Guards models whose window no text reaches: the same bits as without."""
+    (q, k, v), (cu_q, cu_k), max_q, max_k, _ = segments()
+    expected = attend(q, k, v, cu_q, cu_k, max_q, max_k)
+    assert torch.equal(attend(q, k, v, cu_q, cu_k, max_q, max_k, window=200), expected)
+
+
+@pytest.mark.parametrize("backend", ["varlen", "flash"])
+def test_what_the_kernels_are_asked_for(backend, monkeypatch):
+    """Guards the calls of kernels that only a GPU runs: a window of w keys is w - 1 before the query's own and none
+    after it. An installed version without windows is refused in one line, and never attends to everything."""
+    from types import SimpleNamespace
+
+    import torch.nn.attention.varlen as varlen
+
+    from vdengine.models import attention
+
+    seen = {}
+
+    def new(q, k, v, cu_q, cu_k, max_q, max_k, *, softmax_scale=None, scale=None, causal=False, deterministic=False,
+            window_size=(-1, -1)):  # fmt: skip
+        seen.update(window=window_size, scale=scale or softmax_scale)
+        return q
+
+    def old(q, k, v, cu_q, cu_k, max_q, max_k, *, softmax_scale=None, scale=None, causal=False, deterministic=False,
+            is_causal=False):  # fmt: skip
+        raise AssertionError("called without a window")
+
+    (q, k, v), (cu_q, cu_k), max_q, max_k, _ = segments()
+    monkeypatch.setattr(attention, "flash_attn_problem", lambda: None)
+    attention._varlen_features.cache_clear()
+    try:
+        for function in (new, old):
+            attention._varlen_features.cache_clear()
+            monkeypatch.setattr(varlen, "varlen_attn", function)
+            monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=function))
+            arguments = (q, k, v, cu_q, cu_k, max_q, max_k)
+            if function is new:
+                attend(*arguments, window=9, scale=0.2, backend=backend)
+                assert seen == {"window": (8, 0), "scale": 0.2}
+            else:
+                with pytest.raises(ValueError, match=f"^attend: backend '{backend}' has no sliding window[^\n]*$"):
+                    attend(*arguments, window=9, backend=backend)
+    finally:
+        attention._varlen_features.cache_clear()
 
 
 def test_a_pack_knows_its_segments_on_the_host():
@@ -81,6 +137,10 @@ def test_attention_backends_agree(backend):
         pytest.skip("flash-attn is not installed")
     base = attention_errors("sdpa", "cuda", torch.bfloat16)
     for error, allowed in zip(attention_errors(backend, "cuda", torch.bfloat16), base, strict=True):
+        assert error <= 2 * allowed + torch.finfo(torch.bfloat16).eps
+    options = {"window": 40, "scale": 0.2}
+    base = attention_errors("sdpa", "cuda", torch.bfloat16, **options)
+    for error, allowed in zip(attention_errors(backend, "cuda", torch.bfloat16, **options), base, strict=True):
         assert error <= 2 * allowed + torch.finfo(torch.bfloat16).eps
 
 

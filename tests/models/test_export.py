@@ -76,6 +76,17 @@ def test_export_dtype_and_replacement(tmp_path, tiny_models):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out"]
 
 
+def test_an_adapter_is_not_dropped(tmp_path, tiny_models):
+    """Guards against an export that transformers opens without the adapter, and its weights left in the file."""
+    model = load_model(str(tiny_models["qwen3"]))
+    model.blocks[0].self_attn.q_proj.register_parameter("lora_A", torch.nn.Parameter(torch.zeros(2, 40)))
+    with pytest.raises(
+        ValueError, match=r"save_model: model.layers.0.self_attn.q_proj.lora_A is no parameter of a qwen3"
+    ):
+        save_model(model, None, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_failed_export_leaves_nothing(tmp_path, tiny_models, monkeypatch):
     """Guards against half an export under the final name after, say, a full disk."""
     model, tokenizer = load_model(str(tiny_models["llama"])), load_tokenizer(str(tiny_models["llama"]))

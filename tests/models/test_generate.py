@@ -97,6 +97,88 @@ def test_greedy_equals_transformers_on_smollm2(smollm2_gguf):
 # --------------------------------------------------------------------------------------------------------- log-probs
 
 
+class LowRank(torch.nn.Linear):
+    """An adapter that keeps `.weight` under its name."""
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.down @ self.up
+
+
+class Added(torch.nn.Module):
+    """A parametrisation."""
+
+    def __init__(self, delta):
+        super().__init__()
+        self.delta = delta
+
+    def forward(self, weight):
+        return weight + self.delta
+
+
+class Wrapped(torch.nn.Module):
+    """An adapter around a layer."""
+
+    def __init__(self, layer, down, up):
+        super().__init__()
+        self.layer, self.down, self.up = layer, down, up
+
+    def forward(self, x):
+        return self.layer(x) + x @ self.down @ self.up
+
+
+@pytest.mark.parametrize("way", ["subclass", "wrapper", "hook", "parametrisation", "own forward"])
+@pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_an_adapter_samples_with_its_log_probs(kind, name, way):
+    """Guards decoding against reading the weight of a layer that is more than its weight: samples would be those of the
+    model without its adapter, with their log-probs, without a word."""
+    model = fill(Transformer(tiny_config(kind))).to(DEVICE)
+    results = generate(model, PROMPTS, GREEDY, slots=4)
+    before = [x for (c,) in results for x in c.logp]
+    g = torch.Generator().manual_seed(1)
+    for block in model.blocks:
+        parent, _, attribute = name.rpartition(".")
+        holder = block.get_submodule(parent)
+        layer = getattr(holder, attribute)
+        down = (torch.randn(layer.in_features, 2, generator=g) * 0.2).to(DEVICE)
+        up = (torch.randn(2, layer.out_features, generator=g) * 0.2).to(DEVICE)
+        if way == "subclass":
+            layer.__class__, layer.down, layer.up = LowRank, down, up
+        elif way == "wrapper":
+            setattr(holder, attribute, Wrapped(layer, down, up))
+        elif way == "hook":
+            layer.register_forward_hook(lambda _, args, out, down=down, up=up: out + args[0] @ down @ up)
+        elif way == "own forward":
+            layer.forward = lambda x, layer=layer, d=down, u=up: torch.nn.Linear.forward(layer, x) + x @ d @ u
+        else:
+            torch.nn.utils.parametrize.register_parametrization(layer, "weight", Added((down @ up).t()))
+    results = generate(model, PROMPTS, GREEDY, slots=4)
+    trees = [vd.Tree(p, [c.tokens]) for p, (c,) in zip(PROMPTS, results, strict=True)]
+    with torch.no_grad():
+        expected = model(vd.pack(trees).to(DEVICE)).logp.cpu()
+    got = torch.tensor([x for (c,) in results for x in c.logp])
+    assert (got - expected).abs().max() <= 64 * EPS * expected.abs().max()
+    assert (got - torch.tensor(before)).abs().max() > 0.01
+    if way != "parametrisation":  # of which there is no weight to copy
+        with pytest.raises(ValueError, match=f"{name} is not a plain layer"):
+            gather_model(model, torch.float32)
+
+
+def test_hooked_norms_of_heads_count_in_both_forwards():
+    """Guards the norm of queries and keys, whose weight the rotation's kernel reads: a hook on it is called."""
+    model = fill(Transformer(tiny_config("qwen3"))).to(DEVICE)
+    plain = generate(model, PROMPTS, GREEDY)
+    for block in model.blocks:
+        block.self_attn.q_norm.register_forward_hook(lambda _, args, out: 0.1 * out)
+    hooked = generate(model, PROMPTS, GREEDY)
+    trees = [vd.Tree(p, [c.tokens]) for p, (c,) in zip(PROMPTS, hooked, strict=True)]
+    with torch.no_grad():
+        expected = model(vd.pack(trees).to(DEVICE)).logp.cpu()
+    got = torch.tensor([x for (c,) in hooked for x in c.logp])
+    assert (got - expected).abs().max() <= 64 * EPS * expected.abs().max()
+    assert tokens_of(hooked) != tokens_of(plain)
+
+
 @pytest.mark.parametrize("sampling", [
     Sampling(20), Sampling(20, temperature=0.6), Sampling(20, temperature=1.3, top_p=0.8, top_k=30), GREEDY,
 ], ids=["plain", "cold", "filtered", "greedy"])  # fmt: skip

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from vdengine.models import weights as module
 from vdengine.models.export import save_model
-from vdengine.models.families import RopeScaling, config_from_hf
+from vdengine.models.families import Llama3Scaling, config_from_hf
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import check_vocabulary, load_into, load_model, open_weights
 from vdengine.text.tokenizer import load_tokenizer
@@ -52,7 +52,7 @@ def test_folder_of_transformers_loads(kind, tmp_path):
     ours = load_model(str(tmp_path / "m"))
     same_weights(ours, theirs.state_dict())
     assert ours.config.rope_theta == (1e6 if kind == "qwen3" else 5e5)
-    assert ours.config.rope_scaling == (None if kind == "qwen3" else RopeScaling(8.0, 1.0, 4.0, 64))
+    assert ours.config.rope_scaling == (None if kind == "qwen3" else Llama3Scaling(8.0, 1.0, 4.0, 64))
     assert ours.config.tie_word_embeddings == (kind == "llama tied")
     # what transformers 4 wrote means the same
     raw = json.loads((tmp_path / "m" / "config.json").read_text())

@@ -124,6 +124,20 @@ def test_gguf_vocabulary_equals_the_folder(kind, pre, real_tokenizer):
     assert gguf.vocab_size == ours.vocab_size
 
 
+@pytest.mark.slow
+def test_olmo2_rules_of_a_gguf_file(real_tokenizer, tmp_path):
+    """Guards against another model's rules for OLMo 2's files, which name them "dbrx": pieces that are tokens are built
+    by merges, and not looked up as Llama-3's. The rules are those of its tokenizer.json, here with Llama-3's tokens."""
+    raw = json.loads((real_tokenizer("llama3") / "tokenizer.json").read_text())
+    split, byte_level = raw["pre_tokenizer"]["pretokenizers"]
+    raw["pre_tokenizer"]["pretokenizers"] = [split | {"behavior": "Removed", "invert": True}, byte_level]
+    raw["model"]["ignore_merges"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    ours, gguf = load_tokenizer(str(tmp_path)), _from_gguf("x.gguf", as_gguf(tmp_path, "dbrx"))
+    for text in [*TEXTS, *random_texts()]:
+        assert gguf.encode(text) == ours.encode(text)
+
+
 def test_bad_gguf_vocabularies(real_tokenizer):
     """Guards against a traceback, or wrong ids, from a GGUF file with an unknown or broken vocabulary."""
     good = as_gguf(real_tokenizer("llama3"), "llama-bpe")
@@ -203,3 +217,27 @@ def test_lone_surrogates_are_refused(tiny_models):
     """Guards against a traceback from text that is half a character (JSON can spell one)."""
     with pytest.raises(InputError, match="not Unicode"):
         load_tokenizer(str(tiny_models["llama"])).encode("\ud83d")
+
+
+def test_a_tokenizer_in_memory_is_that_of_the_folder_it_is_saved_to(tiny_models, tmp_path):
+    """Guards that a run of another trainer and `vdengine score` on its checkpoint have the same ids and hash; and that
+    the live tokenizer, which the trainer goes on with, is not changed."""
+    from transformers import PreTrainedTokenizerFast
+
+    live = PreTrainedTokenizerFast.from_pretrained(tiny_models["llama"])
+    live.backend_tokenizer.enable_padding(length=64)
+    live.backend_tokenizer.enable_truncation(8)
+    found = load_tokenizer(live)
+    live.save_pretrained(tmp_path / "saved")
+    saved = load_tokenizer(str(tmp_path / "saved"))
+    assert found.hash == saved.hash and found.renderer.hash == saved.renderer.hash
+    assert found.encode("a longer text than eight bytes") == saved.encode("a longer text than eight bytes")
+    assert live.backend_tokenizer.padding is not None and live.backend_tokenizer.truncation is not None
+    assert load_tokenizer(found) is found and load_tokenizer(tiny_models["llama"]).hash
+
+    class Processor:
+        tokenizer = live
+
+    assert load_tokenizer(Processor()).hash == found.hash
+    with pytest.raises(InputError, match="a dict is not a tokenizer; give one of transformers or of vdengine"):
+        load_tokenizer({})

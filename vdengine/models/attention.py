@@ -3,6 +3,9 @@
 Segment s has queries q[cu_seqlens_q[s] : cu_seqlens_q[s+1]] and keys k[cu_seqlens_k[s] : cu_seqlens_k[s+1]];
 the mask is causal and bottom-right aligned: query i of n sees the first m - n + i + 1 of its segment's m keys. So the
 queries of a branch see all keys of its prompt, and those of the branch up to their own position.
+
+With a window (sliding-window attention, arXiv 2310.06825) a query sees the last `window` of those keys, its own among
+them. A branch follows its prompt in position as in the segment, so in both a distance is the same.
 """
 
 from __future__ import annotations
@@ -35,13 +38,17 @@ def attend(
     max_q: int,  # longest segment, in queries
     max_k: int,  # longest segment, in keys
     *,
+    scale: float | None = None,
+    window: int | None = None,
     lengths: Lengths | None = None,
     backend: str = "auto",
     deterministic: bool = True,
 ) -> Tensor:  # [T, heads, head_dim], q's dtype
-    """Softmax attention with scale head_dim**-0.5; grouped-query (arXiv 2305.13245) where heads > kv_heads.
+    """Softmax attention; grouped-query (arXiv 2305.13245) where heads > kv_heads.
 
     Args:
+        scale: of the scores; default: head_dim**-0.5.
+        window: most keys that a query sees, its own included; None: no bound.
         lengths: queries and keys of each segment, on the host. Only SDPA needs them; without them it reads the
             `cu_seqlens` from the device and waits for it.
         backend: "auto" is flash-attn (arXiv 2307.08691) where that package can be imported, else torch's varlen
@@ -50,24 +57,53 @@ def attend(
             `torch.use_deterministic_algorithms(True)` is on without `warn_only` (`engine.parallel.ordered`).
 
     Raises:
-        ValueError: an unknown backend, or flash-attn asked for where it cannot be imported.
+        ValueError: an unknown backend, flash-attn asked for where it cannot be imported, or a window that the backend
+            lacks in its installed version.
     """
     if backend == "auto":
         half_on_cuda = q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16)
         backend = "sdpa" if not half_on_cuda else "flash" if _has_flash_attn() else "varlen"
     if backend == "sdpa":
-        return _attend_sdpa(q, k, v, lengths or Lengths.of(cu_seqlens_q, cu_seqlens_k))
+        return _attend_sdpa(q, k, v, lengths or Lengths.of(cu_seqlens_q, cu_seqlens_k), scale, window)
     if backend == "flash":
         if (problem := flash_attn_problem()) is not None:
             raise ValueError(f"attend: backend 'flash': {problem}")
         from flash_attn import flash_attn_varlen_func
 
+        options = _window_option("flash", window, frozenset(inspect.signature(flash_attn_varlen_func).parameters))
         return flash_attn_varlen_func(
-            q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, causal=True, deterministic=deterministic
+            q,
+            k,
+            v,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            max_q,
+            max_k,
+            softmax_scale=scale,
+            causal=True,
+            deterministic=deterministic,
+            **options,
         )
     if backend == "varlen":
-        return _attend_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
+        return _attend_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, window)
     raise ValueError(f"attend: unknown backend {backend!r}; allowed: auto, flash, varlen, sdpa")
+
+
+def _window_option(backend: str, window: int | None, features: frozenset[str]) -> dict[str, tuple[int, int]]:
+    """The argument of flash-attention's functions for a window: keys before the query's own, and after it. They align
+    it to the bottom right, as the causal mask.
+
+    Args:
+        features: names of the function's parameters.
+
+    Raises:
+        ValueError: it has no such parameter.
+    """
+    if window is None:
+        return {}
+    if "window_size" not in features:
+        raise ValueError(f"attend: backend {backend!r} has no sliding window in its installed version; sdpa has")
+    return {"window_size": (window - 1, 0)}
 
 
 @functools.cache
@@ -112,6 +148,8 @@ def _attend_varlen(
     cu_seqlens_k: Tensor,  # [S+1] int32
     max_q: int,
     max_k: int,
+    scale: float | None,
+    window: int | None,
 ) -> Tensor:  # [T, heads, head_dim]
     """`attend` with torch's varlen attention, of any version from 2.11 on."""
     from torch.nn.attention.varlen import varlen_attn
@@ -123,6 +161,11 @@ def _attend_varlen(
         options["enable_gqa"] = True
     # the default window, (-1, -1), is not causal
     options |= {"window_size": (-1, 0)} if "window_size" in features else {"is_causal": True}
+    options |= _window_option("varlen", window, features)
+    if scale is not None:
+        if "scale" not in features:
+            raise ValueError("attend: backend 'varlen' takes no scale in its installed version; sdpa does")
+        options["scale"] = scale
     # a tuple only if asked for the log-sum-exp
     return varlen_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, **options)  # type: ignore[return-value]
 
@@ -132,14 +175,23 @@ def _attend_sdpa(
     k: Tensor,  # [K, kv_heads, head_dim]
     v: Tensor,  # [K, kv_heads, head_dim]
     lengths: Lengths,
+    scale: float | None,
+    window: int | None,
 ) -> Tensor:  # [T, heads, head_dim]
     """`attend` with one SDPA call per segment. `split` and `cat` are each other's backward, so no gradient needs a
     scatter."""
     q_lengths, k_lengths = lengths.q, lengths.k
-    # Segments with more keys than queries need a mask. Rows m-n .. m of the m x m causal mask are the bottom-right
-    # mask of n queries on m keys, so one mask of the longest such segment is sliced for all: [longest, longest].
-    longest = max((m for n, m in zip(q_lengths, k_lengths, strict=True) if n != m), default=0)
+
+    def is_masked(n: int, m: int) -> bool:
+        """Whether n queries on m keys need a mask: others are the plain causal case."""
+        return n != m or (window is not None and m > window)
+
+    # Rows m-n .. m of the m x m mask are the bottom-right mask of n queries on m keys, so one mask of the longest
+    # segment that needs one is sliced for all: [longest, longest].
+    longest = max((m for n, m in zip(q_lengths, k_lengths, strict=True) if is_masked(n, m)), default=0)
     mask = torch.full((longest, longest), -torch.inf, dtype=q.dtype, device=q.device).triu_(1) if longest else None
+    if mask is not None and window is not None:
+        mask += torch.full_like(mask, -torch.inf).tril_(-window)
     out = []
     # cuDNN, torch's first choice on Hopper, has no backward of fixed order, and builds a graph for every new shape
     with sdpa_kernel(_DETERMINISTIC_BACKENDS) if q.device.type == "cuda" else nullcontext():
@@ -151,8 +203,9 @@ def _attend_sdpa(
                     q_s,
                     k_s,
                     v_s,
-                    attn_mask=None if n == m or mask is None else mask[m - n : m, :m],  # [n, m]
-                    is_causal=n == m,
+                    attn_mask=mask[m - n : m, :m] if mask is not None and is_masked(n, m) else None,  # [n, m]
+                    is_causal=not is_masked(n, m),
+                    scale=scale,
                     enable_gqa=q.shape[1] != k.shape[1],
                 )[0].transpose(0, 1)  # [n, heads, head_dim]
             )

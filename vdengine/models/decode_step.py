@@ -50,7 +50,7 @@ class DecodeStep:
         # where the key of each row's input goes: [n] int64
         places = table.gather(1, (lengths // BLOCK)[:, None])[:, 0] * BLOCK + lengths % BLOCK
         empty = lengths.new_empty(0, dtype=torch.int32)
-        stream = Stream(*self.model.angles(lengths), empty, empty, 0, 0, None, None, None, None)
+        stream = Stream(self.model.angles(lengths), empty, empty, 0, 0, None, None, None, None)
         drawn = self.decode(
             tokens,
             stream,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from vdengine.errors import InputError
-from vdengine.models.families import ModelConfig, config_to_hf
+from vdengine.models.families import ModelConfig, config_to_hf, expected_shapes
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import check_vocabulary, named_parameters
 
@@ -44,11 +44,14 @@ def save_model(
     Raises:
         InputError: the folder holds files that are not part of an export, or the tokenizer has ids beyond the
             embedding.
+        ValueError: the model has parameters that its family has not (an adapter's).
         OSError: writing failed, on this rank or on rank 0.
     """
     if tokenizer is not None:
         check_vocabulary(model.config, tokenizer)
     parameters = list(named_parameters(model))
+    if foreign := sorted({name for name, _ in parameters} - expected_shapes(model.config).keys()):
+        raise ValueError(f"save_model: {foreign[0]} is no parameter of a {model.config.model_type}: merge it first")
     sharded = any(isinstance(p, DTensor) for _, p in parameters)
     writer = not dist.is_initialized() or dist.get_rank() == 0
     if not writer and not sharded:

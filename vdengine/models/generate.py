@@ -340,7 +340,7 @@ class _Call:
         positions = torch.cat([torch.arange(n) for n in lengths]).to(self.device)  # [T]
         cu_seqlens, longest = torch.tensor([0, *lengths]).cumsum(0).int().to(self.device), max(lengths)
         angles = self.step.model.angles(positions)
-        stream = Stream(*angles, cu_seqlens, cu_seqlens, longest, longest, Lengths(lengths, lengths), None, None, None)
+        stream = Stream(angles, cu_seqlens, cu_seqlens, longest, longest, Lengths(lengths, lengths), None, None, None)
         flat = torch.tensor([token for tokens, _ in pack for token in tokens]).to(self.device)  # [T]
         self.step.decode(flat, stream, torch.cat(places).to(self.device), None, None, None)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
-from vdengine.models.transformer import Transformer
+from vdengine.kernels.rms_norm import RMSNorm
+from vdengine.models.transformer import Transformer, is_plain
 
 Agree = Callable[..., Sequence[int]]  # of integers: the largest of each over the ranks
 
@@ -48,11 +49,17 @@ def gather_model(model: Transformer, dtype: torch.dtype, into: Transformer | Non
 
     Args:
         into: an earlier copy of the same model. It is updated in place and returned.
+
+    Raises:
+        ValueError: a layer that an adapter or a hook has changed: the copy would be without it.
     """
     plain = into
     if plain is None:
         with torch.device("meta"):
             plain = Transformer(model.config, kernels=model.kernels)
+    for name, module in plain.named_modules():
+        if type(module) in (nn.Linear, RMSNorm) and not is_plain(model.get_submodule(name), type(module)):
+            raise ValueError(f"{name} is not a plain layer (an adapter, a hook): a copy of the weights would lack it")
     for name, parameter in model.named_parameters():  # lists a tied weight once
         module, _, attribute = name.rpartition(".")
         full = _whole(parameter.detach().to(dtype) if parameter.dtype != dtype else parameter.detach())

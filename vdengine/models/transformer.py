@@ -1,4 +1,4 @@
-"""One Transformer for Llama-3 and Qwen-3 (dense): a pack of prompt trees in, log-probs out.
+"""One Transformer for all families of `models.families`: a pack of prompt trees in, log-probs out.
 
 Two streams run through every layer: the training pack with gradient, then the probe packs under `no_grad`. Both use the
 same gathered weights, so one all-gather per layer serves both. Probes are scored with the weights from *before* this
@@ -26,7 +26,7 @@ from vdengine.kernels.rope import qk_rope
 from vdengine.kernels.swiglu import swiglu
 from vdengine.kernels.thin_linear import thin_linear
 from vdengine.models.attention import attend
-from vdengine.models.families import ModelConfig
+from vdengine.models.families import BLOCK_NORMS, LinearScaling, Llama3Scaling, ModelConfig, Rope, YarnScaling
 from vdengine.models.head import Draw, Drawn, Head, ScalarHead, Scores
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Kernels:
     rms_norm: str = (
         "auto"  # triton | reference; "auto" is triton on CUDA, and elsewhere reference, which is plain torch
     )
-    rope: str = "auto"  # as rms_norm; includes Qwen-3's norm of queries and keys
-    swiglu: str = "auto"  # as rms_norm
+    rope: str = "auto"  # as rms_norm; includes the norm of each head of queries and keys
+    swiglu: str = "auto"  # as rms_norm; of GeGLU too
     attention: str = "auto"  # flash | varlen | sdpa, see `attend`
     head: str = "auto"  # triton | native | torch | reference, see `linear_logprob`
 
@@ -65,8 +65,7 @@ class Cache(NamedTuple):
 class Stream(NamedTuple):
     """What every layer needs to know of a pack, as plain tensors and integers: FSDP's hooks look at pytree leaves."""
 
-    cos: Tensor  # [T, head_dim / 2] fp32
-    sin: Tensor  # [T, head_dim / 2] fp32
+    angles: tuple[tuple[Tensor, Tensor], ...]  # cosines and sines of each of `ModelConfig.ropes`, `Transformer.angles`
     cu_seqlens_q: Tensor  # [S+1] int32
     cu_seqlens_k: Tensor  # [S+1] int32
     max_q: int  # longest segment, in queries
@@ -78,55 +77,87 @@ class Stream(NamedTuple):
     cache: Cache | None = None  # of this layer, when tokens are sampled
 
 
-def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Frequencies of the rotary embedding (arXiv 2104.09864), with Llama-3.1's scaling where the config has it:
-    [head_dim / 2] fp32, radians per position."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequencies = 1.0 / config.rope_theta**exponents
-    if (s := config.rope_scaling) is None:
+def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:
+    """Frequencies of a rotary embedding (arXiv 2104.09864) with its scaling: [head_dim / 2] fp32, radians per
+    position."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    frequencies = 1.0 / rope.theta**exponents
+    if (s := rope.scaling) is None:
         return frequencies
-    # full turns of each frequency within the context that the model was trained on
-    turns = s.original_max_position_embeddings * frequencies / (2 * math.pi)
-    # 1: many turns, a frequency that is kept; 0: few turns, one that is divided by `factor`; linear in between
-    keep = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
+    if isinstance(s, LinearScaling):
+        return frequencies / s.factor
+    # `keep` is 1 for a frequency of many full turns within the context that the model was trained on, which is kept,
+    # and 0 for one of few turns, which is divided by `factor`; in between it is linear, in turns or in their logarithm
+    if isinstance(s, Llama3Scaling):
+        turns = s.original_max_position_embeddings * frequencies / (2 * math.pi)
+        keep = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
+    else:
+
+        def index(turns: float) -> float:
+            """Of the frequency that makes so many turns, between those that there are."""
+            return (
+                head_dim
+                * math.log(s.original_max_position_embeddings / (turns * 2 * math.pi))
+                / (2 * math.log(rope.theta))
+            )
+
+        first, last = max(math.floor(index(s.beta_fast)), 0), min(math.ceil(index(s.beta_slow)), head_dim - 1)
+        keep = 1 - ((torch.arange(head_dim // 2) - first) / max(last - first, 0.001)).clamp(0, 1)
     return frequencies * (keep + (1 - keep) / s.factor)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (arXiv 2305.13245) with rotary embedding; Qwen-3's norms each head of q and k first."""
+    """Grouped-query attention (arXiv 2305.13245) with rotary embedding, and where the family has them a norm of queries
+    and keys before it, and a sliding window."""
 
-    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
+    def __init__(self, config: ModelConfig, kernels: Kernels, layer: int) -> None:
         super().__init__()
-        h, d = config.hidden_size, config.head_dim
+        family, h, d = config.family, config.hidden_size, config.head_dim
+        q, kv = config.num_attention_heads * d, config.num_key_value_heads * d
         self.head_dim = d
-        self.q_proj = nn.Linear(h, config.num_attention_heads * d, bias=False)
-        self.k_proj = nn.Linear(h, config.num_key_value_heads * d, bias=False)
-        self.v_proj = nn.Linear(h, config.num_key_value_heads * d, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * d, h, bias=False)
-        # only their weights are used: `qk_rope` applies the norm together with the rotation
-        self.q_norm = RMSNorm(d, config.rms_norm_eps) if config.model_type == "qwen3" else None
-        self.k_norm = RMSNorm(d, config.rms_norm_eps) if config.model_type == "qwen3" else None
+        self.q_proj = nn.Linear(h, q, bias=family.qkv_bias)
+        self.k_proj = nn.Linear(h, kv, bias=family.qkv_bias)
+        self.v_proj = nn.Linear(h, kv, bias=family.qkv_bias)
+        self.o_proj = nn.Linear(q, h, bias=False)
+        self.q_norm = self.k_norm = None
+        if family.qk_norm != "none":
+            self.norms_rows = family.qk_norm == "row"
+            self.q_norm, self.k_norm = (
+                RMSNorm(
+                    size if self.norms_rows else d,
+                    config.rms_norm_eps,
+                    offset=family.norm_offset,
+                    backend=kernels.rms_norm,
+                )
+                for size in (q, kv)
+            )
+        self.rope, self.window = config.rope(layer), config.window(layer)
+        scalar = config.query_pre_attn_scalar
+        self.scale = None if scalar is None else scalar**-0.5  # of the scores; None: head_dim**-0.5
         self.eps, self.kernels, self.deterministic = config.rms_norm_eps, kernels, True
 
     def forward(self, x: Tensor, s: Stream) -> Tensor:  # [T, H] -> [T, H]
         """Attention within the stream, or to its cache."""
+        q, k, v = _project(x, s, self.q_proj, self.k_proj, self.v_proj)  # [T, heads * head_dim], then kv_heads
+        q_scale = k_scale = None  # [head_dim], of a norm that `qk_rope` applies together with the rotation
+        if self.q_norm is not None and self.k_norm is not None and self.norms_rows:
+            q, k = self.q_norm(q), self.k_norm(k)
         # q: [T, heads, head_dim]; k and v: [T, kv_heads, head_dim]
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in _project(x, s, self.q_proj, self.k_proj, self.v_proj))
-        q, k = qk_rope(
-            q,
-            k,
-            s.cos,
-            s.sin,
-            q_weight=None if self.q_norm is None else self.q_norm.weight,
-            k_weight=None if self.k_norm is None else self.k_norm.weight,
-            eps=self.eps,
-            backend=self.kernels.rope,
-        )
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in (q, k, v))
+        if self.q_norm is not None and self.k_norm is not None and not self.norms_rows:
+            if is_plain(self.q_norm, RMSNorm) and is_plain(self.k_norm, RMSNorm):
+                q_scale, k_scale = self.q_norm.scale, self.k_norm.scale
+            else:
+                q, k = self.q_norm(q), self.k_norm(k)
+        cos, sin = s.angles[self.rope]
+        q, k = qk_rope(q, k, cos, sin, q_weight=q_scale, k_weight=k_scale, eps=self.eps, backend=self.kernels.rope)
         if (c := s.cache) is not None:
             for pool, rows in ((c.keys, k), (c.values, v)):
                 pool.flatten(0, 1).index_copy_(0, c.places, rows)  # into [num_blocks * block, kv_heads, head_dim]
             if c.table is not None and c.lengths is not None:
-                out = decode_attention(q, c.keys, c.values, c.table, c.lengths, backend=c.backend)
+                out = decode_attention(
+                    q, c.keys, c.values, c.table, c.lengths, scale=self.scale, window=self.window, backend=c.backend
+                )
                 return _project(out.flatten(-2), s, self.o_proj)[0]
         if s.kv_index is not None:  # puts the prompt's keys in front of each branch's own: [K, kv_heads, head_dim]
             k, v = (gather_rows(t, s.kv_index, s.kv_order, s.kv_offsets) for t in (k, v))
@@ -138,6 +169,8 @@ class Attention(nn.Module):
             s.cu_seqlens_k,
             s.max_q,
             s.max_k,
+            scale=self.scale,
+            window=self.window,
             lengths=s.lengths,
             backend=self.kernels.attention,
             deterministic=self.deterministic,
@@ -146,25 +179,38 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The SwiGLU feed-forward layer (arXiv 2002.05202), of width I = intermediate_size."""
+    """The gated feed-forward layer (arXiv 2002.05202), of width I = intermediate_size: SwiGLU, or GeGLU."""
 
     def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.backend = kernels.swiglu
+        self.activation, self.backend = config.family.activation, kernels.swiglu
 
     def forward(self, x: Tensor, s: Stream) -> Tensor:  # [T, H] -> [T, H]
-        """down(silu(gate(x)) * up(x))."""
+        """down(activation(gate(x)) * up(x))."""
         gate, up = _project(x, s, self.gate_proj, self.up_proj)  # [T, I] each
-        return _project(swiglu(gate, up, backend=self.backend), s, self.down_proj)[0]
+        return _project(swiglu(gate, up, activation=self.activation, backend=self.backend), s, self.down_proj)[0]
 
 
 def _project(x: Tensor, s: Stream, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """The outputs of several linear layers for one input x [T, H]. When tokens are sampled T is small and there is no
-    gradient, which `thin_linear` is made for."""
-    return tuple(layer(x) for layer in layers) if s.cache is None else thin_linear(x, *(p.weight for p in layers))
+    gradient, which `thin_linear` is made for. It reads weights, so it is for plain layers only: whatever is put in the
+    place of one, or hooked to it, is called."""
+    if s.cache is None or not all(is_plain(layer, nn.Linear) for layer in layers):
+        return tuple(layer(x) for layer in layers)
+    return thin_linear(x, *(layer.weight for layer in layers), biases=[layer.bias for layer in layers])
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of the module is that of its class: no subclass (an adapter, a parametrisation), no hook, and no
+    forward of its own. Only then may its parameters be used in its stead."""
+    return (
+        type(module) is kind
+        and "forward" not in vars(module)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+    )
 
 
 def _checkpoint_selectively() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -185,6 +231,7 @@ def _checkpoint_fully() -> tuple[AbstractContextManager[None], AbstractContextMa
 _SAVED_OPS = frozenset(
     {
         "aten::mm",
+        "aten::addmm",  # with a bias
         "aten::_scaled_dot_product_flash_attention_for_cpu",
         "aten::_scaled_dot_product_flash_attention",
         "aten::_scaled_dot_product_efficient_attention",
@@ -198,13 +245,25 @@ _SAVED_OPS = frozenset(
 class Block(nn.Module):
     """A decoder layer, applied to the training stream and to the probe streams. The FSDP unit."""
 
-    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
+    input_layernorm: RMSNorm  # a family has some of the four, see `BLOCK_NORMS`
+    post_attention_layernorm: RMSNorm
+    pre_feedforward_layernorm: RMSNorm
+    post_feedforward_layernorm: RMSNorm
+
+    def __init__(self, config: ModelConfig, kernels: Kernels, layer: int) -> None:
         super().__init__()
-        h, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(h, eps, backend=kernels.rms_norm)
-        self.self_attn = Attention(config, kernels)
-        self.post_attention_layernorm = RMSNorm(h, eps, backend=kernels.rms_norm)
+        self.placement = config.family.norm
+
+        def add_norms(*names: str) -> None:
+            for name in names:
+                if name in BLOCK_NORMS[self.placement]:
+                    self.add_module(name, _norm(config, kernels))
+
+        add_norms("input_layernorm")
+        self.self_attn = Attention(config, kernels, layer)
+        add_norms("post_attention_layernorm", "pre_feedforward_layernorm")
         self.mlp = MLP(config, kernels)
+        add_norms("post_feedforward_layernorm")
         self.activation_checkpoint = "none"  # of the training stream: "none" | "selective" | "full"
         self.probe_clock: AbstractContextManager[None] = nullcontext()  # measures the time of the probe streams
 
@@ -232,9 +291,23 @@ class Block(nn.Module):
         return x, probes
 
     def _layer(self, x: Tensor, s: Stream) -> Tensor:  # [T, H] -> [T, H]
-        attention = self.self_attn(self.input_layernorm(x), s)
-        normed, x = self.post_attention_layernorm(attention, residual=x)  # x + attention and its norm, in one kernel
-        return x + self.mlp(normed, s)
+        attention = self.self_attn(x if self.placement == "post" else self.input_layernorm(x), s)
+        # with a residual a norm gives the norm of the sum, and the sum, in one kernel
+        if self.placement == "pre":
+            normed, x = self.post_attention_layernorm(attention, residual=x)
+            return x + self.mlp(normed, s)
+        attention = self.post_attention_layernorm(attention)
+        if self.placement == "post":
+            normed = x = x + attention
+        else:
+            normed, x = self.pre_feedforward_layernorm(attention, residual=x)
+        return x + self.post_feedforward_layernorm(self.mlp(normed, s))
+
+
+def _norm(config: ModelConfig, kernels: Kernels) -> RMSNorm:
+    """A norm of the residual stream."""
+    offset = config.family.norm_offset
+    return RMSNorm(config.hidden_size, config.rms_norm_eps, offset=offset, backend=kernels.rms_norm)
 
 
 class Embedding(nn.Module):
@@ -243,6 +316,7 @@ class Embedding(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.scale = math.sqrt(config.hidden_size) if config.family.scaled_embedding else None
         self.probe_clock: AbstractContextManager[None] = nullcontext()
 
     def forward(
@@ -255,16 +329,18 @@ class Embedding(nn.Module):
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Embeddings of the tokens, [T, H], and without gradient of the probe tokens, each [T_i, H]."""
         if tokens is not None and unique is None:  # tokens are sampled: there is no backward
-            return self.weight.index_select(0, tokens), []
-        x = (
-            None
-            if tokens is None
-            else embedding_rows(self.weight, tokens, unique, order, offsets, fp32_weight_grad=True)
-        )
+            return self._scaled(self.weight.index_select(0, tokens)), []
+        x = None
+        if tokens is not None:
+            x = self._scaled(embedding_rows(self.weight, tokens, unique, order, offsets, fp32_weight_grad=True))
         if not probe_tokens:
             return x, []
         with torch.no_grad(), self.probe_clock:
-            return x, [self.weight.index_select(0, t) for t in probe_tokens]
+            return x, [self._scaled(self.weight.index_select(0, t)) for t in probe_tokens]
+
+    def _scaled(self, x: Tensor) -> Tensor:  # [T, H] -> [T, H]
+        """x times the scale, rounded to x's dtype first, as Gemma was trained (55.5 for sqrt(3072) in bf16)."""
+        return x if self.scale is None else x * torch.tensor(self.scale, dtype=x.dtype)
 
 
 class Decoder(nn.Module):
@@ -273,13 +349,12 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config)
-        self.layers = nn.ModuleList(Block(config, kernels) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, backend=kernels.rms_norm)
+        self.layers = nn.ModuleList(Block(config, kernels, i) for i in range(config.num_hidden_layers))
+        self.norm = _norm(config, kernels)
 
 
 class Transformer(nn.Module):
-    """Llama-3 or Qwen-3 (arXiv 2407.21783, 2505.09388) that returns log-probs, or with a scalar head values:
-    `model(pack, probes) -> Scores`.
+    """A decoder of any family that returns log-probs, or with a scalar head values: `model(pack, probes) -> Scores`.
 
     Its parameters are uninitialised, and on the meta device if that is the current one; `weights.load_into` fills them.
     Under FSDP only this `forward` gathers the root's weights, so a submodule must not be called by itself.
@@ -304,7 +379,8 @@ class Transformer(nn.Module):
             self.lm_head = Head(config.vocab_size, config.hidden_size, head_saved_bytes, backend=kernels.head)
             if config.tie_word_embeddings:
                 self.lm_head.weight = self.model.embed_tokens.weight
-        self._frequencies: Tensor | None = None  # [head_dim / 2] fp32, made by the first forward on its device
+        # of each rotary embedding, [head_dim / 2] fp32; made by the first forward on its device
+        self._frequencies: list[Tensor] = []
 
     def time_probes(self, clock: AbstractContextManager[None]) -> None:
         """Enter `clock` around all work that a forward does for its probes."""
@@ -381,17 +457,25 @@ class Transformer(nn.Module):
             x, _ = layer(x, stream._replace(cache=cache), [], [])
         return None if draw is None else self.lm_head(self.model.norm(x), None, [], [], False, draw)
 
-    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:  # [T] int -> [T, head_dim / 2] fp32, twice
-        """Cosines and sines of the rotary embedding at these positions."""
-        if self._frequencies is None:
-            self._frequencies = rope_frequencies(self.config).to(self.model.embed_tokens.weight.device)
-        angles = positions.float()[:, None] * self._frequencies  # [T, head_dim / 2]
-        return angles.cos(), angles.sin()
+    def angles(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:  # [T] int -> [T, head_dim / 2] fp32 each
+        """Cosines and sines of each rotary embedding at these positions."""
+        config = self.config
+        if not self._frequencies:
+            device = self.model.embed_tokens.weight.device
+            self._frequencies = [rope_frequencies(rope, config.head_dim).to(device) for rope in config.ropes]
+        out = []
+        for rope, frequencies in zip(config.ropes, self._frequencies, strict=True):
+            angles = positions.float()[:, None] * frequencies  # [T, head_dim / 2]
+            cos, sin = angles.cos(), angles.sin()
+            if isinstance(rope.scaling, YarnScaling):
+                cos, sin = cos * rope.scaling.attention_factor, sin * rope.scaling.attention_factor
+            out.append((cos, sin))
+        return tuple(out)
 
     def _stream(self, pack: Pack) -> Stream:
         inverse = pack.kv_inverse
         return Stream(
-            *self.angles(pack.positions),
+            self.angles(pack.positions),
             pack.cu_seqlens_q,
             pack.cu_seqlens_k,
             pack.max_q,

@@ -27,7 +27,7 @@ from vdengine.errors import InputError
 from vdengine.files import read_json
 from vdengine.gguf import GGUFFile, GGUFTensor, read_gguf
 from vdengine.hub import locate
-from vdengine.models.families import ARCHITECTURES, ModelConfig, config_from_hf, expected_shapes, read_config
+from vdengine.models.families import FAMILIES, ModelConfig, config_from_hf, expected_shapes, read_config
 from vdengine.models.transformer import Kernels, Transformer
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class SafetensorsWeights(Weights):
         return self._slices[name][start : self.shape(name)[0] if stop is None else stop]
 
 
-# GGUF's names of the modules of a layer, the same for both architectures, and Hugging Face's.
+# GGUF's names of the modules of a layer, and Hugging Face's. A family has some of them.
 _GGUF_LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -233,7 +233,9 @@ _GGUF_LAYER = {
     "attn_output": "self_attn.o_proj",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
+    "ffn_norm": "post_attention_layernorm",  # of a family with its norms before attention and MLP
+    "post_attention_norm": "post_attention_layernorm",  # of one with its norms after them
+    "post_ffw_norm": "post_feedforward_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
@@ -251,7 +253,8 @@ def _hf_name(gguf_name: str) -> str:
 
 
 class GGUFWeights(Weights):
-    """Weights in a GGUF file of architecture llama or qwen3. Rows are dequantised to fp32 as they are read.
+    """Weights in a GGUF file of a family of which llama.cpp keeps all that is needed. Rows are dequantised to fp32 as
+    they are read.
 
     Raises:
         InputError: a config that is not supported, or as `Weights`.
@@ -261,7 +264,10 @@ class GGUFWeights(Weights):
         self._file = file
         tensors = dict(file.tensors)
         frequencies = tensors.pop("rope_freqs.weight", None)
-        self._tensors: dict[str, GGUFTensor] = {_hf_name(name): t for name, t in tensors.items()}
+        self._tensors: dict[str, GGUFTensor] = {}
+        for name, tensor in tensors.items():
+            if self._tensors.setdefault(_hf_name(name), tensor) is not tensor:
+                raise InputError(f"{file.path}: {name} and {self._tensors[_hf_name(name)].name} are the same tensor")
         config = _config_from_gguf(file, self._tensors, frequencies)
         super().__init__(source, config, {name: t.shape for name, t in self._tensors.items()}, [file.path])
 
@@ -272,7 +278,7 @@ class GGUFWeights(Weights):
         if len(shape) == 1:
             return torch.from_numpy(self._file.rows(tensor.name, slice(None))[0, start:stop])
         rows: slice | np.ndarray = slice(start, stop)
-        if self.config.model_type == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+        if self.config.family.gguf_permuted and name.endswith(("q_proj.weight", "k_proj.weight")):
             # llama.cpp stores each head's rows for interleaved rotary pairs, Hugging Face for split halves: row
             # j * head_dim / 2 + i of a head is row 2i + j in the file.
             head, row_in_head = np.divmod(np.arange(start, stop), self.config.head_dim)
@@ -293,8 +299,9 @@ def _config_from_gguf(file: GGUFFile, tensors: dict[str, GGUFTensor], frequencie
     """
     meta, path = file.metadata, file.path
     arch = meta.get("general.architecture")
-    if arch not in ARCHITECTURES:
-        allowed = ", ".join(ARCHITECTURES)
+    kinds = {family.gguf: kind for kind, family in FAMILIES.items() if family.gguf is not None}
+    if arch not in kinds:
+        allowed = ", ".join(kinds)
         raise InputError(f"{path}: general.architecture = {arch!r} is not supported; supported: {allowed}")
 
     def get(key: str, default: Any = None) -> Any:
@@ -303,7 +310,7 @@ def _config_from_gguf(file: GGUFFile, tensors: dict[str, GGUFTensor], frequencie
     for key in ("expert_count", "attention.sliding_window"):
         if get(key):
             raise InputError(
-                f"{path}: {arch}.{key} = {get(key)!r}: only dense models with full attention are supported"
+                f"{path}: {arch}.{key} = {get(key)!r}: a .gguf file must hold a dense model with full attention"
             )
     if get("rope.scaling.type", "none") != "none":
         raise InputError(f"{path}: {arch}.rope.scaling.type = {get('rope.scaling.type')!r} is not supported; only none")
@@ -318,7 +325,7 @@ def _config_from_gguf(file: GGUFFile, tensors: dict[str, GGUFTensor], frequencie
                 f"{path}: {arch}.{key} = {get(key)!r} differs from the head size {head_dim}: not supported"
             )
     raw = {
-        "model_type": arch,
+        "model_type": kinds[arch],
         "vocab_size": embedding.shape[0] if embedding is not None else get("vocab_size"),
         "hidden_size": hidden,
         "intermediate_size": get("feed_forward_length"),

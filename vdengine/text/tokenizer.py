@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import threading
 from collections.abc import Sequence
 from functools import cached_property
@@ -185,17 +186,37 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def load_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, hub id, .gguf path or package://pkg/file.gguf.
+def load_tokenizer(source: Any) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder, hub id, .gguf path or package://pkg/file.gguf; or one that is in memory.
+
+    Args:
+        source: a name; or a tokenizer or processor of transformers, which is copied as `save_pretrained` writes it, so
+            that the copy is the tokenizer of a checkpoint saved with it. A `Tokenizer` is returned as it is.
 
     Raises:
         InputError: there is none, or it is of a kind that is not supported.
     """
+    if isinstance(source, Tokenizer):
+        return source
+    if not isinstance(source, str | Path):
+        return _from_memory(getattr(source, "tokenizer", source))  # a processor has a tokenizer
+    source = str(source)
     path = locate(source, ("*.json", "*.jinja"))
     return _from_gguf(source, read_gguf(path)) if path.is_file() else _from_folder(source, path)
 
 
 # ------------------------------------------------------------------------------------------------- Hugging Face folders
+
+
+def _from_memory(live: Any) -> Tokenizer:
+    kind = type(live).__name__
+    if not hasattr(live, "save_pretrained"):
+        raise InputError(f"a {kind} is not a tokenizer; give one of transformers or of vdengine, or the name of one")
+    if not getattr(live, "is_fast", False):
+        raise InputError(f"{kind}: a slow tokenizer; only fast ones, of the library tokenizers, are supported")
+    with tempfile.TemporaryDirectory() as folder:
+        live.save_pretrained(folder)
+        return _from_folder(str(getattr(live, "name_or_path", "") or kind), Path(folder))
 
 
 def _from_folder(source: str, folder: Path) -> Tokenizer:
@@ -273,6 +294,7 @@ _PRE: dict[str, tuple[str | None, bool, bool, bool]] = {
     "llama3": (_LLAMA3, False, True, False),
     "llama-v3": (_LLAMA3, False, True, False),
     "qwen2": (_QWEN2, False, False, True),
+    "dbrx": (_LLAMA3, False, False, False),  # OLMo 2's; DBRX's own tokenizer has not been compared
 }
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
 
