@@ -260,7 +260,7 @@ def measure_preference(case: Case, chosen: frozenset[str], device: torch.device)
     offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     # the sums of log-probs differ by about a hundred, and with a small beta the loss is not saturated
     beta, gamma_beta_ratio = (0.01, 0.0) if name == "dpo" else (2.0, 0.5)
-    margin = {"name": name, "beta": beta, "gamma_beta_ratio": gamma_beta_ratio}
+    margin = {"order": "interleaved", "name": name, "beta": beta, "gamma_beta_ratio": gamma_beta_ratio}
 
     logp = head.logp.clone().requires_grad_()
     true = preference_loss(logp, offsets, backend="reference", **margin).losses.mean()

@@ -185,7 +185,9 @@ def test_preference_loss(which, bench):
     bench.time(
         "preference_loss",
         which,
-        lambda backend: preference_loss(logp, p.branch_offsets, reference, beta=0.1, backend=backend).losses,
+        lambda backend: (
+            preference_loss(logp, p.branch_offsets, reference, order="interleaved", beta=0.1, backend=backend).losses
+        ),
         [logp],
         [torch.ones(p.num_trees, device=bench.device)],
         cpu="reference",

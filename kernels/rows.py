@@ -4,14 +4,21 @@ one class per kind of device.
 The loops over chunks and the algebra are in `linear_logprob.py` and `cross_entropy.py`; a new device adds a
 `RowKernel`.
 
-The row pass, for the logits z [V] of a row, c = 1/temperature and target y. The maximum of the row is subtracted first
-(z - logsumexp(z) at z = 100 would lose 1e-5):
+The row pass, for the logits a [V] of a row and target y, is over z = c x:
 
-    S = sum exp(c (z - max))      logp = c (z_y - max) - log S      P = exp(c (z - max)) / S - onehot(y)
-    entropy = log S - (1/S) sum exp(c (z - max)) c (z - max)
+    x = a + bias, or tanh(r (a + bias)) with a soft cap      c x: the logits of the softmax (see `Transform`)
+
+The maximum of the row is subtracted first (c x - logsumexp(c x) at c x = 100 would lose 1e-5):
+
+    S = sum exp(c (x - max))      logp = c (x_y - max) - log S      P = exp(c (x - max)) / S - onehot(y)
+    entropy = log S - (1/S) sum exp(c (x - max)) c (x - max)
+
+With a soft cap P is multiplied by 1 - x^2, so that in any case d logp / d a = - slope P.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +39,35 @@ def row_buffer(like: Tensor, n: int, width: int, dtype: torch.dtype) -> Tensor:
     """
     rounded = torch.empty((-(-n // ROUND_ROWS) * ROUND_ROWS, width), dtype=dtype, device=like.device)
     return rounded.resize_((n, width))  # shrinks without freeing memory, and makes no view
+
+
+class Transform(NamedTuple):
+    """What becomes of a head's logits a = W h before the softmax: c x, with x = a + bias, or x = tanh(r (a + bias))."""
+
+    c: float
+    r: float | None = None  # None: no soft cap
+    bias: Tensor | None = None  # [V]
+
+    @property
+    def slope(self) -> float:
+        """d (c x) / d a, but for the factor 1 - x^2 of a soft cap, which P has."""
+        return self.c if self.r is None else self.c * self.r
+
+    def apply_(
+        self,
+        logits: Tensor,  # [n, V] fp32
+    ) -> Tensor:  # [n, V] fp32
+        """x, in the memory of the logits."""
+        if self.bias is not None:
+            logits.add_(self.bias)
+        return logits if self.r is None else logits.mul_(self.r).tanh_()
+
+    def cap_slope(
+        self,
+        x: Tensor,  # [n, V] fp32
+    ) -> Tensor | None:  # [n, V] fp32
+        """1 - x^2 with a soft cap."""
+        return None if self.r is None else torch.addcmul(x.new_ones(()), x, x, value=-1)
 
 
 class RowKernel:
@@ -58,13 +94,15 @@ class RowKernel:
         self,
         logits: Tensor,  # [n, V] fp32; may be overwritten
         targets: Tensor,  # [n] int64; one outside [0, V) gives NaN, or on a CPU a ValueError
-        c: float,  # 1 / temperature
+        transform: Transform,
         logp: Tensor,  # [n] fp32, out
         entropy: Tensor | None,  # [n] fp32, out
-        p: Tensor | None,  # [n, V], out: P = softmax - onehot, in p's dtype; may be `logits` itself
+        p: Tensor | None,  # [n, V], out: P, in p's dtype; may be `logits` itself
     ) -> None:
         """The row pass of a chunk."""
-        z = logits.sub_(logits.amax(-1, keepdim=True)).mul_(c)  # [n, V]
+        x = transform.apply_(logits)
+        cap_slope = None if p is None else transform.cap_slope(x)
+        z = x.sub_(x.amax(-1, keepdim=True)).mul_(transform.c)  # [n, V]
         lse = torch.logsumexp(z, dim=-1)  # [n]
         # a target out of range gives NaN, because a device assert would end a CUDA process
         inside = (targets >= 0) & (targets < z.shape[1])
@@ -77,6 +115,8 @@ class RowKernel:
             entropy.copy_(torch.special.xlogy(z, z).sum(-1).neg_())
         if p is not None:
             z.scatter_add_(1, targets[:, None], torch.full_like(lse, -1.0)[:, None])
+            if cap_slope is not None:
+                z.mul_(cap_slope)
             if p is not logits:
                 p.copy_(z)
 
@@ -104,8 +144,12 @@ class NativeRowKernel(RowKernel):
         """The weight in fp32, so that it is converted once and not in every chunk."""
         return weight.float()
 
-    def rows(self, logits, targets, c, logp, entropy, p):
-        """As `RowKernel.rows`."""
+    def rows(self, logits, targets, transform, logp, entropy, p):
+        """As `RowKernel.rows`. A soft cap, and a P in fp16, take a pass of torch more."""
+        x = transform.apply_(logits)
+        cap_slope = None if p is None else transform.cap_slope(x)
+        direct = cap_slope is None and (p is None or p.dtype in (torch.float32, torch.bfloat16))
+        written = p if direct else logits
         lse = torch.empty_like(logp)
         _native.log_softmax_rows(
             logits.data_ptr(),
@@ -114,28 +158,56 @@ class NativeRowKernel(RowKernel):
             logits.shape[1],
             logits.stride(0),
             targets.data_ptr(),
-            c,
+            transform.c,
             logp.data_ptr(),
             lse.data_ptr(),
             0 if entropy is None else entropy.data_ptr(),
-            0 if p is None else p.data_ptr(),
-            "float32" if p is None or p.dtype == torch.float32 else "bfloat16",
-            0 if p is None else p.stride(0),
+            0 if written is None else written.data_ptr(),
+            "float32" if written is None or written.dtype == torch.float32 else "bfloat16",
+            0 if written is None else written.stride(0),
             torch.get_num_threads(),
         )
+        if cap_slope is not None:
+            torch.mul(logits, cap_slope, out=p)
+        elif not direct:
+            p.copy_(logits)
+
+
+@jit
+def shaped(
+    a,  # [BLOCK] fp32, or a number
+    bias,  # [V] fp32
+    at,  # places of a in its row
+    mask,
+    r,
+    BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """x of logits a. The error of this tanh is that of an exp below 1, c times which is 1 ulp of the largest logit."""
+    if BIAS:
+        a += tl.load(bias + at, mask=mask, other=0.0)
+    if SOFTCAP:
+        small = tl.exp(-2.0 * r * tl.abs(a))
+        x = (1.0 - small) / (1.0 + small)
+        a = tl.where(a < 0, -x, x)
+    return a
 
 
 @jit
 def head_rows_kernel(
     logits,  # [n, V] fp32
     targets,  # [n] int64
+    bias,  # [V] fp32
     logp,  # [n] fp32, out
     entropy,  # [n] fp32, out
-    p,  # [n, V] fp32 or bf16, out; may be `logits`: a block is read before it is written
+    p,  # [n, V] fp32, bf16 or fp16, out; may be `logits`: a block is read before it is written
     stride_logits,
     stride_p,
     vocab,
     c,
+    r,
+    BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     ENTROPY: tl.constexpr,
     WRITE_P: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -151,6 +223,9 @@ def head_rows_kernel(
     for start in range(0, vocab, BLOCK):
         at = start + lanes
         z = tl.load(z_row + at, mask=at < vocab, other=-1e30)
+        z = shaped(z, bias, at, at < vocab, r, BIAS, SOFTCAP)
+        if SOFTCAP:
+            z = tl.where(at < vocab, z, -1e30)
         new = tl.maximum(high, z)
         drop = (high - new) * c
         rise = (z - new) * c
@@ -166,6 +241,7 @@ def head_rows_kernel(
     y = tl.load(targets + row)
     inside = (y >= 0) & (y < vocab)  # NaN if not, because a device assert would end the process
     z_y = tl.load(z_row + y, mask=inside, other=float("nan"))
+    z_y = shaped(z_y, bias, y, inside, r, BIAS, SOFTCAP)
     tl.store(logp + row, (z_y - top) * c - tl.log(s))
     if ENTROPY:
         tl.store(entropy + row, tl.log(s) - tl.sum(weight * (moment + total * drop), 0) / s)
@@ -174,34 +250,44 @@ def head_rows_kernel(
         for start in range(0, vocab, BLOCK):
             at = start + lanes
             z = tl.load(z_row + at, mask=at < vocab, other=-1e30)
+            z = shaped(z, bias, at, at < vocab, r, BIAS, SOFTCAP)
             out = tl.exp((z - top) * c) / s - (at == y).to(tl.float32)
+            if SOFTCAP:
+                out *= 1.0 - z * z
             tl.store(p_row + at, out.to(p.dtype.element_ty), mask=at < vocab)
 
 
 class TritonRowKernel(RowKernel):
     """The row kernel on CUDA: library GEMMs that write their fp32 accumulator, and a row pass in Triton."""
 
-    def rows(self, logits, targets, c, logp, entropy, p):
+    def rows(self, logits, targets, transform, logp, entropy, p):
         """As `RowKernel.rows`."""
         n, vocab = logits.shape
         if n == 0:
             return
+        bias = transform.bias
+        # a bias and a cap take registers, which spill at 16 warps
+        narrow = 1 if bias is None and transform.r is None else 2
         config = launch("head", torch.float32, vocab, arch(logits.device))
         with device_of(logits):
             head_rows_kernel[(n,)](
                 logits,
                 targets,
+                logits if bias is None else bias.float().contiguous(),
                 logp,
                 logp if entropy is None else entropy,
                 logits if p is None else p,
                 logits.stride(0),
                 0 if p is None else p.stride(0),
                 vocab,
-                c,
+                transform.c,
+                0.0 if transform.r is None else transform.r,
+                BIAS=bias is not None,
+                SOFTCAP=transform.r is not None,
                 ENTROPY=entropy is not None,
                 WRITE_P=p is not None,
-                BLOCK=config.block,
-                num_warps=config.warps,
+                BLOCK=config.block // narrow,
+                num_warps=max(1, config.warps // narrow),
             )
 
 

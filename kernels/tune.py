@@ -25,7 +25,7 @@ from vdengine.kernels.decode_attention import decode_attention
 from vdengine.kernels.gather import gather_sum
 from vdengine.kernels.rms_norm import rms_norm
 from vdengine.kernels.rope import qk_rope
-from vdengine.kernels.rows import TritonRowKernel
+from vdengine.kernels.rows import Transform, TritonRowKernel
 from vdengine.kernels.sample import sample
 from vdengine.kernels.swiglu import swiglu
 from vdengine.kernels.table import Entry, Launch, power_of_two, rule, table, trying
@@ -180,7 +180,7 @@ def _head(width: int, n: int, device: torch.device) -> Made:
     kernel = TritonRowKernel()
 
     def run() -> tuple[Tensor, ...]:
-        kernel.rows(logits, targets, 1.0, logp, entropy, p)
+        kernel.rows(logits, targets, Transform(1.0), logp, entropy, p)
         return logp, entropy, p
 
     return run, logits.nbytes + p.nbytes, [b for b in (1024, 2048, 4096, 8192) if b <= power_of_two(width)]

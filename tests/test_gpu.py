@@ -92,6 +92,38 @@ def test_the_head_against_float64(device, saved_bytes):
         assert far <= 2 * allowed + unit, f"{name}: {far:.2e}, the formula {allowed:.2e}"
 
 
+@pytest.mark.parametrize("kind", ["fp16", "fp32 weight", "bias, scale and soft cap"])
+def test_other_peoples_heads_against_float64(device, kind):
+    """Guards the head of models of transformers: fp16, a weight of another dtype, and what stands after the GEMM."""
+    hidden, weight, targets, upstream = head(
+        device, *((1024, 151_936, 256) if device.type == "cuda" else (77, 1031, 64))
+    )
+    options = {}
+    if kind == "fp16":
+        hidden, weight = (x.detach().half().requires_grad_() for x in (hidden, weight))
+    elif kind == "fp32 weight":
+        weight = weight.detach().float().requires_grad_()
+    else:
+        options = {"bias": torch.randn(len(weight), device=device), "scale": 0.5, "softcap": 5.0}
+
+    def formula(h, w, t, dtype=None):
+        w = w.to(h.dtype if dtype is None else dtype)
+        logits = (h.to(w.dtype) @ w.t()).to(torch.float32 if dtype is None else dtype)
+        if options:
+            cap = options["softcap"]
+            logits = cap * torch.tanh(options["scale"] * (logits + options["bias"].to(logits.dtype)) / cap)
+        return torch.log_softmax(logits, -1).gather(1, t[:, None])[:, 0]
+
+    arguments = (hidden, weight, targets, upstream)
+    exact = grads(lambda h, w, t: formula(h, w, t, torch.float64), *arguments)
+    plain = grads(formula, *arguments)
+    ours = grads(lambda h, w, t: linear_logprob(h, w, t, **options), *arguments)
+    unit = torch.finfo(hidden.dtype).eps
+    for name, x, p, e in zip(("logp", "d hidden", "d weight"), ours, plain, exact, strict=True):
+        far, allowed = ((z.double() - e.double()).norm() / e.double().norm() for z in (x, p))
+        assert far <= 2 * allowed + unit, f"{name}: {far:.2e}, the formula {allowed:.2e}"
+
+
 def test_the_loss_heads_against_float64(device):
     """Guards cross-entropy and the fused preference loss at a real vocabulary."""
     n, vocab, width = (512, 151_936, 256) if device.type == "cuda" else (48, 1031, 64)
@@ -103,9 +135,11 @@ def test_the_loss_heads_against_float64(device):
     logp = linear_logprob(hidden, weight, targets).detach()
     for name in ("dpo", "simpo"):
         reference = torch.full((8,), -300.0, device=device) if name == "dpo" else None
-        one = preference_loss(logp, offsets, reference, name=name, beta=0.01)
+        one = preference_loss(logp, offsets, reference, order="interleaved", name=name, beta=0.01)
         wide = None if reference is None else reference.double()
-        true = preference_loss(logp.double(), offsets, wide, name=name, beta=0.01, backend="reference")
+        true = preference_loss(
+            logp.double(), offsets, wide, order="interleaved", name=name, beta=0.01, backend="reference"
+        )
         assert torch.allclose(one.losses.double(), true.losses, rtol=1e-5, atol=1e-6), name
 
 

@@ -36,7 +36,8 @@ from vdengine.kernels import (
     segment_sum,
     swiglu,
 )
-from vdengine.kernels.rows import TritonRowKernel
+from vdengine.kernels.rows import Transform, TritonRowKernel
+from vdengine.kernels.swiglu import ACTIVATIONS
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_BYTES = {
@@ -60,9 +61,12 @@ def run_ops() -> None:
     """Every op once in each of its variants, forward and backward."""
     targets, logp = torch.zeros(2, dtype=torch.int64), torch.empty(2)
     for vocab in VOCABULARIES:
+        bias = torch.empty(vocab)
+        transforms = Transform(1.0), Transform(1.0, None, bias), Transform(30.0, 1 / 30), Transform(30.0, 1 / 30, bias)
         for p in (None, torch.empty(2, vocab), torch.empty(2, vocab, dtype=torch.bfloat16)):
             for entropy in (None, torch.empty(2)):
-                TritonRowKernel().rows(torch.empty(2, vocab), targets, 1.0, logp, entropy, p)
+                for transform in transforms:
+                    TritonRowKernel().rows(torch.empty(2, vocab), targets, transform, logp, entropy, p)
         for options in SAMPLED:
             sample(torch.empty(2, vocab), torch.empty(2, dtype=torch.float64), backend="triton", **options)
     order = torch.arange(64)
@@ -74,8 +78,8 @@ def run_ops() -> None:
     x = torch.empty(64, requires_grad=True)
     segment_sum(x, offsets, backend="triton")
     for options in ({"reference": torch.empty(16)}, {}, {"name": "simpo"}):
-        preference_loss(x, offsets, beta=0.1, backend="triton", **options).losses.sum().backward()
-        preference_loss(x.detach(), offsets, beta=0.1, backend="triton", **options)
+        preference_loss(x, offsets, order="interleaved", beta=0.1, backend="triton", **options).losses.sum().backward()
+        preference_loss(x.detach(), offsets, order="interleaved", beta=0.1, backend="triton", **options)
     for dtype, widths in WIDTHS.items():
 
         def make(*shape: int, grad: bool = True, dtype: torch.dtype = dtype) -> torch.Tensor:
@@ -87,7 +91,11 @@ def run_ops() -> None:
                 rms_norm(make(N, width), weight, backend="triton").sum().backward()
                 y, s = rms_norm(make(N, width), weight, residual=make(N, width), backend="triton")
                 (y.sum() + s.sum()).backward()
-            swiglu(make(16, 3 * width), make(16, 3 * width), backend="triton").sum().backward()
+            if dtype == torch.bfloat16:  # Gemma's scale: 1 + weight, in fp32
+                rms_norm(make(N, width), make(width, dtype=torch.float32), backend="triton").sum().backward()
+            for activation in ACTIVATIONS:
+                y = swiglu(make(16, 3 * width), make(16, 3 * width), activation=activation, backend="triton")
+                y.sum().backward()
         for q, k, d, norm in HEADS:
             angles = torch.empty(N, d // 2)
             for trained in (True, False) if norm else (False,):
@@ -95,9 +103,11 @@ def run_ops() -> None:
                 a, b = qk_rope(make(N, q, d), make(N, k, d), angles, angles, backend="triton", **weights)
                 (a.sum() + b.sum()).backward()
             cache, index = make(9, 16, k, d, grad=False), torch.ones(16, 32, dtype=torch.int32)
-            decode_attention(
-                make(16, q, d, grad=False), cache, cache, index, index[:, 0].contiguous(), backend="triton"
-            )
+            lengths = index[:, 0].contiguous()
+            for window in (None, 1024):
+                decode_attention(
+                    make(16, q, d, grad=False), cache, cache, index, lengths, window=window, backend="triton"
+                )
 
 
 def record(arch: int) -> dict[str, Callable[[], dict[str, Any]]]:

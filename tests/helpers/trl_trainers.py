@@ -97,3 +97,16 @@ LOGPS = ["logps/chosen", "logps/rejected"]
 
 def preference_trees() -> list[vd.Tree]:
     return [vd.Tree(ids(r["prompt"]), [ids(r["chosen"]), ids(r["rejected"])]) for r in rows()]
+
+
+def number_words() -> Any:
+    """A tokenizer whose words are the numbers themselves: the text "5 17 <eos>" is the ids [5, 17, 2]."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {"<unk>": 0, "<pad>": 1, "<eos>": EOS} | {str(i): i for i in range(3, VOCAB)}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )

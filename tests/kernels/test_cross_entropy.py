@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from helpers.kernels import BACKENDS, DEVICE, DTYPES, assert_close, problem
 
-from vdengine.kernels import LinearCrossEntropy, linear_cross_entropy
+from vdengine.kernels import LinearCrossEntropy, linear_cross_entropy, linear_logprob
 
 
 def run(fn, hidden, weight, targets, upstream, **options):
@@ -40,6 +40,27 @@ def test_loss_and_gradients_against_float64(backend, dtype, options):
     for name, *values in zip(("logp", "grad_hidden", "grad_weight"), got, peer, exact, strict=True):
         assert_close(name, *values, dtype)
     assert got[1][::5].abs().max() == 0  # rows left out
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_it_is_the_sum_of_the_log_probs(backend):
+    """Guards what the head has in common with `linear_logprob`, which is tested against float64: bias, scale, soft cap,
+    another dtype of the weight, autocast, leading shape, and each gradient."""
+    hidden, weight, targets, _ = problem(78, 517, 40, torch.float32)
+    bias = torch.randn(517, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    head = {"scale": 2.0, "softcap": 5.0, "backend": backend}
+    for inputs, autocast in (((hidden, weight), False), ((hidden.half(), weight), False), ((hidden, weight), True)):
+        found = []
+        for fn in (linear_logprob, linear_cross_entropy):
+            h, w, b = (x.clone().requires_grad_() for x in (*inputs, bias))
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+                out = fn(h.view(2, 39, 40), w, targets.view(2, 39), bias=b, **head)
+            loss = -out.mean() if fn is linear_logprob else out
+            loss.backward()
+            found.append((loss.detach(), h.grad, w.grad, b.grad))
+        eps = 2**-7 if autocast else 2**-9 if inputs[0].dtype == torch.float16 else 2**-20  # a rounding in the operands
+        for a, b in zip(*found, strict=True):
+            assert a.dtype == b.dtype and (a - b).abs().max() <= eps * a.abs().max()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -76,7 +76,7 @@ class Small(nn.Module):
         head = "triton" if self.backend == "triton" else "auto"
         logp = self.head(x, targets, backend=head)
         reference = segment_sum(logp.detach(), offsets)
-        pairs = preference_loss(logp, offsets, reference, beta=0.1, backend=self.backend)
+        pairs = preference_loss(logp, offsets, reference, order="interleaved", beta=0.1, backend=self.backend)
         return pairs.losses.sum() + linear_cross_entropy(x, self.head.weight, targets, backend=head)
 
 
@@ -113,7 +113,9 @@ X = torch.zeros(3, 4, device=DEVICE)
 OPS = {
     "linear_logprob": lambda: linear_logprob(X, X, torch.zeros(3, dtype=torch.int64), backend="triton"),
     "linear_cross_entropy": lambda: linear_cross_entropy(X, X, torch.zeros(3, dtype=torch.int64), backend="triton"),
-    "preference_loss": lambda: preference_loss(X[0], torch.tensor([0, 1, 2]), beta=0.1, backend="triton"),
+    "preference_loss": lambda: preference_loss(
+        X[0], torch.tensor([0, 1, 2]), order="interleaved", beta=0.1, backend="triton"
+    ),
     "segment_sum": lambda: segment_sum(X[0], torch.tensor([0, 1, 2]), backend="triton"),
     "rms_norm": lambda: rms_norm(X, X[0], backend="triton"),
     "qk_rope": lambda: qk_rope(X[:, None], X[:, None], X[:, :2], X[:, :2], backend="triton"),

@@ -11,7 +11,8 @@ import torch
 from helpers.kernels import BACKENDS, DEVICE, DTYPES, assert_close, problem
 
 from vdengine.kernels import LinearLogprob, linear_logprob, linear_logprob_reference
-from vdengine.kernels.rows import NativeRowKernel, RowKernel, TritonRowKernel
+from vdengine.kernels.linear_logprob import Scored
+from vdengine.kernels.rows import NativeRowKernel, RowKernel, Transform, TritonRowKernel
 
 # N, V, H: odd, not multiples of any block
 SHAPES = [(1, 7, 3), (5, 33, 16), (77, 517, 40), pytest.param((130, 1031, 72), marks=pytest.mark.slow)]
@@ -194,7 +195,7 @@ def test_a_row_does_not_depend_on_its_neighbours(kernel):
     out = []
     for rows in (slice(0, 64), slice(20, 21)):
         logp = torch.empty(len(targets[rows]), device=DEVICE)
-        kernel().rows(logits[rows].clone(), targets[rows], 1.0, logp, None, None)
+        kernel().rows(logits[rows].clone(), targets[rows], Transform(1.0), logp, None, None)
         out.append(logp)
     assert torch.equal(out[0][20:21], out[1])
 
@@ -209,7 +210,7 @@ def test_extreme_logits_of_the_triton_row_pass():
     targets = torch.tensor([vocab - 1, 5, vocab - 1, 0, vocab - 2])
     exact = torch.log_softmax(0.5 * rows.double(), -1)
     logp, entropy = torch.empty(5, device=DEVICE), torch.empty(5, device=DEVICE)
-    TritonRowKernel().rows(rows.to(DEVICE), targets.to(DEVICE), 0.5, logp, entropy, None)
+    TritonRowKernel().rows(rows.to(DEVICE), targets.to(DEVICE), Transform(0.5), logp, entropy, None)
     # exp and log of fp32 arguments up to 1e4 * 2^-24, and a sum of 12k positive terms in a tree
     assert torch.allclose(logp.double().cpu(), exact.gather(1, targets[:, None])[:, 0], rtol=1e-6, atol=1e-5)
     assert torch.allclose(entropy.double().cpu(), -torch.special.xlogy(exact.exp(), exact.exp()).sum(-1), atol=1e-4)
@@ -220,7 +221,7 @@ def test_a_target_out_of_range_is_nan_on_the_device():
     targets = torch.tensor([7, -1], device=DEVICE)
     for kernel in (TritonRowKernel(), RowKernel()):
         logp = torch.empty(2, device=DEVICE)
-        kernel.rows(torch.zeros(2, 7, device=DEVICE), targets, 1.0, logp, None, None)
+        kernel.rows(torch.zeros(2, 7, device=DEVICE), targets, Transform(1.0), logp, None, None)
         assert logp.isnan().all()
 
 
@@ -239,6 +240,224 @@ def test_compiles_in_one_graph(backend):
         value = fn(h, w)
         value.backward()
         got.append((value.detach(), h.grad, w.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*got, strict=True))
+
+
+# What a head may have besides its weight: bias, scale and soft cap, of the sizes that models have.
+HEADS = {
+    "bias": {"bias": True},
+    "scale": {"scale": 0.25},
+    "softcap": {"softcap": 5.0},
+    "all": {"bias": True, "scale": 2.0, "softcap": 5.0, "temperature": 0.7},
+}
+FORMATS = {  # hidden, weight
+    "fp32": (torch.float32, torch.float32),
+    "bf16": (torch.bfloat16, torch.bfloat16),
+    "fp16": (torch.float16, torch.float16),
+    "bf16 and fp32": (torch.bfloat16, torch.float32),
+}
+
+
+def head_problem(dtypes, options, *, peaked=False, shape=(77, 517, 40)):
+    """As `problem`, in two dtypes; and the options with a bias in place of True."""
+    hidden, weight, targets, upstream = problem(*shape, torch.float32, peaked=peaked)
+    options = dict(options)
+    if options.get("bias"):
+        options["bias"] = torch.randn(shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE, dtypes[1])
+    return hidden.to(dtypes[0]), weight.to(dtypes[1]), targets, upstream, options
+
+
+def run_head(fn, hidden, weight, targets, upstream, entropy_upstream=None, *, bias=None, **options):
+    """logp, entropy, and the gradients by name."""
+    inputs = {"grad_hidden": hidden, "grad_weight": weight} | ({} if bias is None else {"grad_bias": bias})
+    leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
+    for name in leaves.keys() - {"grad_hidden"}:
+        if leaves[name].dtype != torch.float32:
+            leaves[name].grad_dtype = None  # errors are those of the sum, not of a last rounding
+    given = {} if bias is None else {"bias": leaves["grad_bias"]}
+    out = fn(leaves["grad_hidden"], leaves["grad_weight"], targets, entropy=True, **given, **options)
+    loss = (out.logp * upstream).sum()
+    if entropy_upstream is not None:
+        loss = loss + (out.entropy * entropy_upstream).sum()
+    loss.backward()
+    return {"logp": out.logp.detach(), "entropy": out.entropy.detach()} | {n: x.grad for n, x in leaves.items()}
+
+
+def plain_head(hidden, weight, targets, *, bias=None, scale=1.0, softcap=None, temperature=1.0, entropy=False):
+    """The formula as models of transformers have it, the GEMM in the dtype of `hidden`."""
+    logits = torch.nn.functional.linear(
+        hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+    )
+    logits = logits.float() * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logp = torch.log_softmax(logits / temperature, -1)
+    return Scored(logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1))
+
+
+def exact_head(hidden, weight, targets, *, entropy=False, temperature=1.0, **options):
+    return linear_logprob_reference(hidden, weight, targets, temperature, **options)
+
+
+def check_head_against_float64(backend, dtypes, options, entropy_upstream=None, *, peaked=False):
+    """What is rounded on the way in is not an error of the kernel: float64 starts from the operands as they are
+    multiplied."""
+    hidden, weight, targets, upstream, options = head_problem(dtypes, options, peaked=peaked)
+    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    wide_entropy = None if entropy_upstream is None else entropy_upstream.double()
+    multiplied = weight.to(hidden.dtype)
+    exact = run_head(exact_head, hidden.double(), multiplied.double(), targets, upstream.double(), wide_entropy, **wide)
+    peer = run_head(plain_head, hidden, weight, targets, upstream, entropy_upstream, **options)
+    got = run_head(
+        linear_logprob, hidden, weight, targets, upstream, entropy_upstream, backend=backend, chunk_rows=32, **options
+    )
+    assert got.keys() == exact.keys()
+    for name in exact:
+        assert (
+            name in ("logp", "entropy")
+            or got[name].dtype == (hidden if name == "grad_hidden" else weight).dtype
+            or (got[name].dtype == torch.float32)
+        )
+        assert_close(name, got[name], peer[name], exact[name], hidden.dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dtypes", ["fp32", "bf16"])
+def test_bias_scale_and_softcap_against_float64(backend, head, dtypes):
+    """Guards the order of bias, scale, cap and temperature, and the gradient through each, of the bias too."""
+    check_head_against_float64(backend, FORMATS[dtypes], HEADS[head])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("head", ["bias", "all"])
+@pytest.mark.parametrize("dtypes", FORMATS)
+@pytest.mark.parametrize("peaked", [False, True])
+def test_every_head_in_every_format_against_float64(backend, head, dtypes, peaked):
+    """Guards the same where logits saturate the cap, through the entropy, and with a weight of another dtype."""
+    entropy_upstream = torch.linspace(-1, 1, 77, device=DEVICE)
+    check_head_against_float64(backend, FORMATS[dtypes], HEADS[head], entropy_upstream, peaked=peaked)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtypes", ["fp16", "bf16 and fp32"])
+@pytest.mark.parametrize("peaked", [False, True])
+def test_other_formats_against_float64(backend, dtypes, peaked):
+    """Guards fp16, and a weight that is kept in fp32 under activations in bf16."""
+    check_head_against_float64(backend, FORMATS[dtypes], {}, peaked=peaked)
+
+
+def test_a_loss_scale_does_not_overflow_fp16():
+    """Guards mixed precision with a GradScaler: hidden states times a scale of 2^16 are no fp16 numbers."""
+    hidden, weight, targets, upstream, _ = head_problem(FORMATS["fp16"], {})
+    weight.requires_grad_()
+    gradients = []
+    for loss_scale in (1.0, 2.0**16):
+        weight.grad_dtype, weight.grad = None, None
+        (linear_logprob(hidden, weight, targets) * upstream * loss_scale).sum().backward()
+        gradients.append(weight.grad / loss_scale)
+    assert gradients[1].isfinite().all()
+    assert torch.equal(*gradients)  # powers of two are exact
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_autocast_is_that_of_a_linear_layer(backend, autocast):
+    """Guards autocast: the operands are rounded as those of F.linear, each gradient has its input's dtype, and the
+    weight's is not rounded on its way to fp32."""
+    hidden, weight, targets, upstream, options = head_problem(FORMATS["fp32"], HEADS["all"])
+    rounded = [x.to(autocast) for x in (hidden, weight)]
+    expected = run_head(linear_logprob, *rounded, targets, upstream, backend=backend, **options)
+    with torch.autocast(DEVICE, autocast):
+        got = run_head(linear_logprob, hidden, weight, targets, upstream, backend=backend, **options)
+    assert all(x.dtype == torch.float32 for x in got.values())
+    assert all(torch.equal(got[name].to(expected[name].dtype), expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_any_leading_shape(backend):
+    """Guards hidden states of a padded batch: [B, L, H], one row, and a row without a batch."""
+    hidden, weight, targets, upstream, options = head_problem(FORMATS["fp32"], HEADS["all"], shape=(78, 517, 40))
+    flat = run_head(linear_logprob, hidden, weight, targets, upstream, backend=backend, **options)
+    shape = (2, 3, 13)
+    cut = (x.view(*shape, *x.shape[1:]) for x in (hidden, targets, upstream))
+    got = run_head(linear_logprob, *[next(cut), weight, next(cut), next(cut)], backend=backend, **options)
+    assert got["logp"].shape == got["entropy"].shape == shape and got["grad_hidden"].shape == (*shape, 40)
+    assert all(torch.equal(got[name].view(flat[name].shape), flat[name]) for name in flat)
+    one = linear_logprob(hidden[3], weight, targets[3], backend=backend, **options)
+    assert one.shape == () and torch.allclose(one, flat["logp"][3], rtol=0, atol=1e-5)  # another GEMM shape
+    transposed = hidden.view(shape[0], -1, 40).transpose(0, 1)
+    again = linear_logprob(transposed, weight, targets.view(2, -1).t(), backend=backend, **options)
+    assert torch.allclose(again.t().flatten(), flat["logp"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_head_with_everything_keeps_the_promises(backend):
+    """Guards memory and determinism with bias and cap: recomputed, kept and repeated results have the same bits; no
+    rows; a frozen weight under a bias that is trained."""
+    hidden, weight, targets, upstream, options = head_problem(FORMATS["fp32"], HEADS["all"])
+    options |= {"backend": backend, "chunk_rows": 50}
+    kept, recomputed, again = (
+        run_head(linear_logprob, hidden, weight, targets, upstream, saved_bytes=s, **options) for s in (None, 0, None)
+    )
+    assert all(torch.equal(kept[name], other[name]) for other in (recomputed, again) for name in kept)
+    bias = options.pop("bias").requires_grad_()
+    (linear_logprob(hidden, weight, targets, bias=bias, **options) * upstream).sum().backward()
+    assert torch.equal(bias.grad, kept["grad_bias"])
+    bias.grad = None
+    linear_logprob(hidden[:0], weight, targets[:0], bias=bias, **options).sum().backward()
+    assert torch.equal(bias.grad, torch.zeros_like(bias))
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("head", [None, "all"])
+def test_stats_of_the_logits(backend, head):
+    """Guards the metrics of other trainers: the most likely token (the first of equals), the mean logit, and the
+    collision probability, in the order asked for, without a gradient; log-probs have the bits they have without."""
+    hidden, weight, targets, _, options = head_problem(FORMATS["fp32"], HEADS[head] if head else {})
+    weight[300], options["bias"] = weight[200], None  # a tie
+    options.pop("bias")
+    logits = torch.nn.functional.linear(hidden.double(), weight.double())
+    targets[0] = targets[1] = logits[:2].argmax(-1)[0]
+    targets[2] = logits[2].argmax()
+    logits = logits * options.get("scale", 1.0)
+    if cap := options.get("softcap"):
+        logits = cap * torch.tanh(logits / cap)
+    logits = logits / options.get("temperature", 1.0)
+    p = logits.softmax(-1)
+    names = ("log_sum_sq_probs", "is_top1", "mean_logits")
+    out = linear_logprob(
+        hidden.requires_grad_(), weight, targets, stats=names, chunk_rows=32, backend=backend, **options
+    )
+    assert list(out.stats) == list(names) and out.entropy is None
+    assert not any(x.requires_grad for x in out.stats.values())
+    assert torch.equal(out.logp, linear_logprob(hidden, weight, targets, chunk_rows=32, backend=backend, **options))
+    assert torch.equal(out.stats["is_top1"].bool(), logits.argmax(-1) == targets) and out.stats["is_top1"].any()
+    # sums of 517 fp32 numbers of size 10
+    assert torch.allclose(out.stats["mean_logits"].double(), logits.mean(-1), rtol=0, atol=1e-5)
+    assert torch.allclose(out.stats["log_sum_sq_probs"].double(), p.square().sum(-1).log(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_head_with_everything_compiles_in_one_graph(backend):
+    """Guards torch.compile with an optional bias, under autocast, in [B, L, H]."""
+    hidden, weight, targets, upstream, options = head_problem(FORMATS["fp32"], HEADS["all"], shape=(30, 133, 16))
+    bias = options.pop("bias")
+
+    def loss(h, w, b):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            out = linear_logprob(
+                2 * h.view(2, 15, 16), w, targets.view(2, 15), bias=b, backend=backend, chunk_rows=16, **options
+            )
+        return (out.flatten() * upstream).sum()
+
+    got = []
+    for fn in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaves = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+        value = fn(*leaves)
+        value.backward()
+        got.append((value.detach(), *(x.grad for x in leaves)))
     assert all(torch.equal(a, b) for a, b in zip(*got, strict=True))
 
 
@@ -295,7 +514,7 @@ def test_offsets_beyond_2_to_31():
     targets = torch.randint(0, vocab, (n,), device="cuda")
     logp = torch.empty(n, device="cuda")
     last = logits[-1:].double().cpu()
-    TritonRowKernel().rows(logits, targets, 1.0, logp, None, p)
+    TritonRowKernel().rows(logits, targets, Transform(1.0), logp, None, p)
     exact = torch.log_softmax(last, -1)
     assert abs(logp[-1].item() - exact[0, int(targets[-1])].item()) < 1e-5
     want = exact.exp()[0]
@@ -306,10 +525,15 @@ def test_offsets_beyond_2_to_31():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden": torch.zeros(3, 5)}, "hidden must be [N, H] and weight [V, H]; got hidden [3, 5], weight [7, 4]"),
-        ({"targets": torch.zeros(2, dtype=torch.int64)}, "targets must be [N], one per row of hidden"),
+        ({"hidden": torch.zeros(3, 5)}, "hidden must be [..., H] and weight [V, H]; got hidden [3, 5], weight [7, 4]"),
+        ({"targets": torch.zeros(2, dtype=torch.int64)}, "targets must be [...], one per row of hidden"),
         ({"targets": torch.zeros(3, dtype=torch.int32)}, "targets must be int64; got torch.int32"),
-        ({"hidden": torch.zeros(3, 4, dtype=torch.bfloat16)}, "must share one floating dtype"),
+        ({"hidden": torch.zeros(3, 4, dtype=torch.int64)}, "hidden must be of a floating dtype; got torch.int64"),
+        ({"hidden": torch.zeros(3, 4, dtype=torch.float64)}, "must be float32, bfloat16 or float16; got torch.float64"),
+        ({"bias": torch.zeros(4)}, "bias must be [V], weight is [V, H]; got [4], [7, 4]"),
+        ({"softcap": 0.0}, "softcap must be a number in [1e-6, 1e6]; got 0.0"),
+        ({"stats": ("entropy",)}, "unknown stats ['entropy']; allowed: is_top1, mean_logits, log_sum_sq_probs"),
+        ({"scale": -1.0}, "scale must be a number in [1e-6, 1e6]; got -1.0"),
         ({"targets": torch.tensor([0, 7, 1])}, "7"),
         ({"temperature": 0.0}, "temperature must be a number in [1e-6, 1e6]; got 0.0"),
         ({"temperature": torch.tensor(1.0)}, "temperature must be a number"),

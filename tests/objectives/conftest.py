@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from helpers.peers import VOCAB, hf_model, ours
-from helpers.trl_trainers import EOS, MODELS
+from helpers.peers import hf_model, ours
+from helpers.trl_trainers import MODELS, number_words
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -19,13 +19,5 @@ def models(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Words are the numbers themselves: the text "5 17 <eos>" is the ids [5, 17, 2]."""
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocab = {"<unk>": 0, "<pad>": 1, "<eos>": EOS} | {str(i): i for i in range(3, VOCAB)}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
-    )
+    pytest.importorskip("transformers")
+    return number_words()

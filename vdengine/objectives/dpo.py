@@ -55,6 +55,7 @@ def _fused(scored: Scored, s: Settings) -> Losses:
         scored.logp,
         scored.pack.branch_offsets,
         scored.reference,
+        order="interleaved",
         name="dpo",
         beta=s.beta,
         label_smoothing=s.label_smoothing,

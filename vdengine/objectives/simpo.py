@@ -48,7 +48,12 @@ def _fused(scored: Scored, s: Settings) -> Losses:
     from vdengine.kernels.preference import preference_loss
 
     pairs = preference_loss(
-        scored.logp, scored.pack.branch_offsets, name="simpo", beta=s.beta, gamma_beta_ratio=s.gamma_beta_ratio
+        scored.logp,
+        scored.pack.branch_offsets,
+        order="interleaved",
+        name="simpo",
+        beta=s.beta,
+        gamma_beta_ratio=s.gamma_beta_ratio,
     )
     return pairs.losses, preference_metrics(*pairs[1:])
 

@@ -1,0 +1,1 @@
+"""The engine in other trainers: drift of any causal language model, and the fused head."""
