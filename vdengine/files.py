@@ -1,10 +1,12 @@
-"""Files: reading JSON, writing text atomically, and the hash of a file."""
+"""Files: reading JSON, writing text atomically, locking, and the hash of a file."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,35 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: under a temporary name, then renamed."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+class Lock:
+    """A lock on a file, held until `close` or the end of the process. It is the operating system's (flock): what the
+    file says is for people.
+
+    Raises:
+        InputError: another process, or another object of this one, holds it.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            holder = self._file.readline().strip() or "another process"
+            self._file.close()
+            raise InputError(f"{path.parent}: {what} by {holder}") from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Release it. Again is nothing."""
+        self._file.close()
 
 
 def digest(path: Path) -> str:

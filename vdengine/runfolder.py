@@ -23,6 +23,16 @@ class RunFolder:
         return self.path / "recipe.toml"
 
     @property
+    def trainer(self) -> Path:
+        """Of a run of another trainer: what is known of it, as JSON under the names of a recipe's sections and keys."""
+        return self.path / "trainer.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that writes to the folder; it names that process."""
+        return self.path / "lock"
+
+    @property
     def inputs(self) -> Path:
         """Hashes of the data, weights and tokenizer that the run used."""
         return self.path / "inputs.json"

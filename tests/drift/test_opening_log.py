@@ -1,5 +1,7 @@
 """The raw log of openings: what survives a crash, and what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -11,10 +13,10 @@ from vdengine.panels.panel import Panel
 def test_log_round_trip_rewind_and_truncation(tmp_path, log, panel):
     """Guards the raw file: whole records survive, a half-written one is ignored, rewinding drops later samples."""
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(3, len(log.table))).astype(np.float32)
+    rows = -rng.exponential(size=(3, len(log.table))).astype(np.float32)
     for step, row in zip((0, 4, 8), rows, strict=True):
         log.append(step, row)
-    with open(log.folder / "scores.bin", "ab") as f:
+    with open(log.folder / "openings.bin", "ab") as f:
         f.write(b"half a record")
     opened = DriftLog.open(tmp_path)
     assert opened.steps.tolist() == [0, 4, 8] and np.array_equal(opened.logp, rows)
@@ -31,3 +33,23 @@ def test_log_of_another_panel_is_refused(tmp_path, log, panel):
         DriftLog.create(tmp_path, other, other.branches(), [7] * len(other.branches()), "tokenizer")
     with pytest.raises(InputError, match="no drift data here"):
         DriftLog.open(tmp_path / "none")
+
+
+def test_a_log_for_scores_from_elsewhere_needs_a_folder_and_a_panel(tmp_path, panel):
+    """Guards the way in for a server's scores: in the order of the requests, with what is not known left open."""
+    log = DriftLog.create(tmp_path / "run", panel)
+    log.append(0, [-1.0] * len(log.table))
+    log.append(5, np.full(len(log.table), -2.0))
+    opened = DriftLog.open(tmp_path / "run")
+    assert opened.steps.tolist() == [0, 5] and opened.table[0]["num_tokens"] is None
+    assert [row["text"] for row in opened.table] == [branch.text for branch in panel.branches()]
+
+
+@pytest.mark.parametrize("field", ["schema", "channels"])
+def test_a_log_of_another_version_says_so(tmp_path, log, field):
+    """Guards against reading numbers under the wrong names."""
+    manifest = json.loads((log.folder / "manifest.json").read_text())
+    manifest[field] = 2 if field == "schema" else {}
+    (log.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="schema is 2; this version reads 3|has no channel 'openings'"):
+        DriftLog.open(tmp_path)

@@ -46,5 +46,5 @@ def test_parts_are_stratified(panel, renderer):
 
 def test_a_probe_that_does_not_fit(panel, renderer):
     """Guards a budget below one probe: one line with the probe and both numbers."""
-    with pytest.raises(InputError, match=r"panel values-mini: probe \S+ has \d+ tokens .*; probes.tokens is 64"):
+    with pytest.raises(InputError, match=r"panel values-mini: probe \S+ has \d+ tokens .*; a pack has at most 64 "):
         Openings.build(panel, renderer, 64)

@@ -264,12 +264,12 @@ def test_what_a_crash_cut_short_is_noted(copy):
     """Guards the rest of a run whose files end in the middle of a record: used, and what is left out is said."""
     drift = copy / "drift"
     for path, cut in (
-        (drift / "scores.bin", 100), (drift / "answers" / "weights.bin", 50), (drift / "answers" / "answers.jsonl", 30),
+        (drift / "openings.bin", 100), (drift / "answers" / "weights.bin", 50), (drift / "answers" / "answers.jsonl", 30),
         (drift / "judgements" / "rule.jsonl", 10), (copy / "metrics.jsonl", 5),
     ):  # fmt: skip
         path.write_bytes(path.read_bytes()[:-cut])
     run = load_run(copy)
-    for name in ("scores.bin", "weights.bin", "answers.jsonl", "rule.jsonl", "metrics.jsonl"):
+    for name in ("openings.bin", "weights.bin", "answers.jsonl", "rule.jsonl", "metrics.jsonl"):
         assert any(note.startswith(f"{name}: ") and "left out" in note for note in run.notes), (name, run.notes)
     assert max(r["step"] for r in run.rows("openings")) == 36 and run.rows("runs")[0]["notes"] == "; ".join(run.notes)
     assert max(r["step"] for r in run.rows("training")) == 39
@@ -314,7 +314,7 @@ def test_an_unfinished_run_is_noted(copy):
 def test_too_few_samples(copy, samples):
     """Guards the start of a run: nothing to analyse is said, and tables of logs and metrics are there all the same."""
     log = DriftLog.open(copy)
-    scores = copy / "drift" / "scores.bin"
+    scores = copy / "drift" / "openings.bin"
     scores.write_bytes(scores.read_bytes()[: samples * (8 + 4 * len(log.table))])
     shutil.rmtree(copy / "drift" / "answers")
     run = load_run(copy)

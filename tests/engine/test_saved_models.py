@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vdengine.drift.opening_log import DriftLog
-from vdengine.engine.saved_models import score
+from vdengine.engine.saved_models import SavedModel, score, steps_of
 from vdengine.errors import InputError
 
 
@@ -32,3 +32,14 @@ def test_folders_score_as_the_run_did(finished_run, tiny_models):
         [str(tiny_models["qwen3"]), str(finished_run / "checkpoints" / "step-000004"), str(finished_run / "export")]
     )
     assert np.array_equal(found, DriftLog.open(finished_run).logp[[0, 4, 4]])
+
+
+def test_checkpoints_of_transformers_are_logged_at_their_steps(tmp_path):
+    """Guards the curve of a run whose folders are scored afterwards: checkpoint-500 is step 500, not the second one."""
+    for step in (500, 1000, 1500):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    found = [SavedModel.find(str(tmp_path / f"checkpoint-{step}")) for step in (500, 1000)]
+    assert steps_of(found) == [500, 1000]
+    assert steps_of([*found, SavedModel.find(str(tmp_path))]) == [0, 1, 2]
+    assert steps_of(found[::-1]) == [0, 1]
+    assert SavedModel.find("org/checkpoint-7").step is None

@@ -54,7 +54,7 @@ def test_cut_files_are_used_as_far_as_they_are_whole(copy: Path, capsys: pytest.
     """Guards against a crash of the report after a crash of the run, and against leaving things out in silence."""
     drift = copy / "drift"
     for path, cut in (
-        (drift / "scores.bin", 100), (drift / "answers" / "weights.bin", 50), (drift / "answers" / "answers.jsonl", 30),
+        (drift / "openings.bin", 100), (drift / "answers" / "weights.bin", 50), (drift / "answers" / "answers.jsonl", 30),
         (drift / "judgements" / "rule.jsonl", 10), (copy / "metrics.jsonl", 5),
     ):  # fmt: skip
         path.write_bytes(path.read_bytes()[:-cut])
@@ -62,13 +62,13 @@ def test_cut_files_are_used_as_far_as_they_are_whole(copy: Path, capsys: pytest.
     assert main([str(copy), "--no-figures"]) == 0
     said = capsys.readouterr().out
     run = data_of(copy / "report" / "index.html")["runs"][0]
-    for name in ("scores.bin", "weights.bin", "answers.jsonl", "rule.jsonl", "metrics.jsonl"):
+    for name in ("openings.bin", "weights.bin", "answers.jsonl", "rule.jsonl", "metrics.jsonl"):
         assert any(name in note for note in run["notes"]) and name in said, name
     assert run["views"]["openings"]["steps"] == steps == [*range(0, 40, 4)]
     assert "not finished" not in said  # the last answers are of the last step
 
 
-@pytest.mark.parametrize("lost", ["drift/scores.bin", "drift/openings.jsonl", "drift/answers/panel.jsonl"])
+@pytest.mark.parametrize("lost", ["drift/openings.bin", "drift/openings.jsonl", "drift/answers/panel.jsonl"])
 def test_a_run_without_one_of_its_files_is_one_clear_line(copy: Path, lost: str) -> None:
     """Guards against tracebacks where files were lost or overwritten with bytes of another kind."""
     (copy / lost).unlink()
@@ -97,7 +97,7 @@ def test_too_few_samples_are_explained(copy: Path, samples: int) -> None:
     """Guards against a crash, or an empty chart without a word, right after the start of a run."""
     log = DriftLog.open(copy)
     size = 8 + 4 * len(log.table)
-    (copy / "drift" / "scores.bin").write_bytes((copy / "drift" / "scores.bin").read_bytes()[: samples * size])
+    (copy / "drift" / "openings.bin").write_bytes((copy / "drift" / "openings.bin").read_bytes()[: samples * size])
     answers = copy / "drift" / "answers" / "answers.jsonl"
     rows = answers.read_text(encoding="utf-8").splitlines(keepends=True)
     answers.write_text("".join(r for r in rows if samples and json.loads(r)["anchor"] == 0), encoding="utf-8")

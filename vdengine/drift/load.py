@@ -59,11 +59,12 @@ def _read(folder: Path, name: str) -> Run:
     files = RunFolder(folder)
     log = None if files.has_answers and not files.has_openings else DriftLog.open(folder)
     notes: list[str] = []
-    recipe = _recipe(files.recipe, notes)
+    recipe = _recipe(files, notes)
     metrics = _json_lines(files.metrics, notes)
     completions = _json_lines(files.completions, notes)
     if log is not None:
-        _note_cut_record(log.scores_path, log.record_bytes, "sample", notes)
+        for channel in log.channels.values():
+            _note_cut_record(channel.path, channel.record_bytes, "sample", notes)
     answers = None
     if files.has_answers:
         answers = AnswerLog.open(folder)
@@ -137,15 +138,18 @@ def _values_by(run: Run, judge: str) -> ProbeValues | None:
 # ------------------------------------------------------------------------------------------------------ files
 
 
-def _recipe(path: Path, notes: list[str]) -> dict[str, dict[str, Any]]:
-    """The recipe's tables by name; {} where it is missing or cannot be read, and a note."""
+def _recipe(files: RunFolder, notes: list[str]) -> dict[str, dict[str, Any]]:
+    """The recipe's tables by name, or those of another trainer's run; {} where there are none that can be read, and a
+    note."""
+    path = files.recipe if files.recipe.exists() or not files.trainer.exists() else files.trainer
     try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-        return {name: table for name, table in sections.items() if isinstance(table, dict)}
+        text = path.read_text(encoding="utf-8")
+        sections = tomllib.loads(text) if path == files.recipe else json.loads(text)
+        return {name: table for name, table in dict(sections).items() if isinstance(table, dict)}
     except FileNotFoundError:
         notes.append("no recipe.toml: model, data and objective are not known")
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        notes.append(f"recipe.toml cannot be read ({error}): model, data and objective are not known")
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # broken TOML or JSON is a ValueError
+        notes.append(f"{path.name} cannot be read ({error}): model, data and objective are not known")
     return {}
 
 

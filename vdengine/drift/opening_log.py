@@ -1,162 +1,182 @@
-"""The raw log of a run's openings: their log-probs at each sample.
+"""The raw log of a run's drift. It is the folder `<run>/drift/`:
 
-It is the folder `<run>/drift/`:
+    manifest.json                  schema, panel name and hash, tokenizer hash, and the channels by name
+    panel.jsonl                    the panel
+    openings.jsonl, openings.bin   the channel of openings: their log-prob sums at each sample
+    <name>.jsonl, <name>.bin       another readout's channel
 
-    openings.jsonl   one line per branch (panel order): probe, topic, axis, polarity, variant, stance, kind, tokens,
-                     bytes, text
-    panel.jsonl      the panel
-    manifest.json    schema, panel name and hash, tokenizer hash, number of branches
-    scores.bin       one record per sample: step (int64), then one log-prob sum (float32, nats) per branch; NaN: not
-                     sampled
-
-Estimates are made from these files later; nothing in them depends on an estimator. Records have a fixed size and are
-appended whole, so a log cut short by a crash loses at most its last record.
+Each readout has a channel (`drift.channels`) and leaves the others' files alone; a reader passes over channels that it
+does not know. Estimates are made from these files later; nothing in them depends on an estimator.
 """
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vdengine.drift.channels import Channel
 from vdengine.errors import InputError
+from vdengine.files import write_text
 from vdengine.panels.panel import Branch, Panel
 from vdengine.runfolder import MANIFEST, RunFolder
 
-SCHEMA = 2
+SCHEMA = 3
+OPENINGS = "openings"
+UNIT = "nats, natural log, summed over the branch's tokens"
 
 
 @dataclass
 class DriftLog:
-    """Samples of a run: `steps` [S] int64 and `logp` [S, B] float32 of B branches."""
+    """Samples of a run, by channel; of openings `steps` [S] int64 and `logp` [S, B] float32 of B branches."""
 
     folder: Path  # <run>/drift
     manifest: dict[str, Any]
-    table: list[dict[str, Any]]  # openings.jsonl: [B] rows
+    channels: dict[str, Channel]
 
     @classmethod
     def create(
-        cls, run_folder: str | Path, panel: Panel, branches: list[Branch], num_tokens: list[int], tokenizer_hash: str
+        cls,
+        run_folder: str | Path,
+        panel: Panel,
+        branches: Sequence[Branch] | None = None,
+        num_tokens: Sequence[int] | None = None,
+        tokenizer_hash: str | None = None,
     ) -> DriftLog:
-        """Start or continue the log of a run.
+        """Start or continue the log of a run. For scores that were computed elsewhere the folder and the panel suffice:
+
+            requests = panel.requests(tokenizer)
+            log = DriftLog.create("runs/x", panel)
+            log.append(step, logp)  # one log-prob sum per request, in order
 
         Args:
-            branches: all that are scored, in order.
-            num_tokens: of each branch.
+            branches: all that are scored, in order; default: those of the panel's own questions.
+            num_tokens: of each branch; None: not known.
+            tokenizer_hash: `Renderer.hash`; None: not known.
 
         Raises:
             InputError: the folder holds the log of another panel or tokenizer.
         """
         folder = RunFolder.at(run_folder).drift
+        branches = panel.branches() if branches is None else branches
+        counts = [None] * len(branches) if num_tokens is None else num_tokens
+        items = [_item(branch, count) for branch, count in zip(branches, counts, strict=True)]
+        openings = Channel(folder, OPENINGS, UNIT, 0.0, items)
         manifest = {
             "schema": SCHEMA,
             "panel": panel.name,
             "panel_hash": panel.hash,
             "tokenizer_hash": tokenizer_hash,
-            "num_branches": len(branches),
-            "unit": "nats, natural log, summed over the branch's tokens",
+            "channels": {OPENINGS: openings.manifest},
         }
-        table = []
-        for branch, tokens in zip(branches, num_tokens, strict=True):
-            probe = branch.probe
-            table.append(
-                {
-                    "probe": probe.id,
-                    "topic": probe.topic,
-                    "axis": probe.axis,
-                    "polarity": probe.polarity,
-                    "variant": branch.variant,
-                    "stance": branch.stance,
-                    "kind": branch.kind,
-                    "num_tokens": tokens,
-                    "num_bytes": branch.num_bytes,
-                    "text": branch.text,
-                }
-            )
         if (folder / MANIFEST).exists():
             old = cls.open(run_folder)
-            if old.manifest != manifest or old.table != table:
-                raise InputError(f"{folder}: holds the log of another panel or tokenizer; give run.folder a new name")
+            same = all(old.manifest.get(name) == value for name, value in manifest.items() if name != "channels")
+            if not same or OPENINGS not in old.channels or old.table != items:
+                raise InputError(f"{folder}: holds the log of another panel or tokenizer; name another run folder")
             return old
         folder.mkdir(parents=True, exist_ok=True)
         panel.save(folder / "panel.jsonl")
-        (folder / "openings.jsonl").write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table), encoding="utf-8"
-        )
-        (folder / "scores.bin").touch()
+        openings.create()
         # Last: where a manifest is, the folder is complete.
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        return cls(folder, manifest, table)
+        write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        return cls(folder, manifest, {OPENINGS: openings})
 
     @classmethod
     def open(cls, run_folder: str | Path) -> DriftLog:
         """Open the log of a run for reading.
 
         Raises:
-            InputError: there is none, or it is damaged.
+            InputError: there is none, it is damaged, or of another version.
         """
         folder = RunFolder.at(run_folder).drift
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            table = [
-                json.loads(line) for line in (folder / "openings.jsonl").read_text(encoding="utf-8").split("\n") if line
-            ]
-        except FileNotFoundError:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+                found = manifest.get("schema") if isinstance(manifest, dict) else None
+                raise InputError(f"{folder / MANIFEST}: schema is {found!r}; this version reads {SCHEMA}")
+            if not isinstance(named := manifest.get("channels"), dict):
+                raise InputError(f"{folder / MANIFEST}: names no channels")
+            channels = {name: Channel.open(folder, name, entry) for name, entry in named.items()}
+        except FileNotFoundError as error:
+            if (folder / MANIFEST).exists():
+                raise InputError(f"{error.filename}: missing; {MANIFEST} names it") from None
             raise InputError(f"{run_folder}: no drift data here (expected {folder / MANIFEST})") from None
-        except json.JSONDecodeError as error:
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise InputError(f"{folder}: damaged: {error}") from None
-        if manifest.get("schema") != SCHEMA or manifest.get("num_branches") != len(table):
-            raise InputError(f"{folder}: manifest.json does not fit openings.jsonl (or is of another version)")
-        return cls(folder, manifest, table)
+        if OPENINGS not in channels:
+            raise InputError(f"{folder / MANIFEST}: has no channel {OPENINGS!r}, only {', '.join(channels) or 'none'}")
+        return cls(folder, manifest, channels)
+
+    def channel(self, name: str, *, items: Sequence[dict[str, Any]], unit: str, high: float | None = None) -> Channel:
+        """Another readout's channel of this name; added to the log if it is not there.
+
+        Args:
+            items: what its numbers belong to, each a JSON object.
+            unit: of a value, in words.
+            high: the largest possible value.
+
+        Raises:
+            InputError: the log has a channel of this name with other items, unit or bound; the name is no plain word.
+        """
+        if not name.isidentifier() or name in ("panel", "manifest"):
+            raise InputError(f"{self.folder}: a channel's name must be a plain word; got {name!r}")
+        wanted = Channel(self.folder, name, unit, high, list(items))
+        if (old := self.channels.get(name)) is not None:
+            if old.manifest != wanted.manifest or old.items != wanted.items:
+                raise InputError(f"{self.folder}: has a channel {name!r} of other items; name another run folder")
+            return old
+        wanted.create()
+        self.channels[name], self.manifest["channels"][name] = wanted, wanted.manifest
+        write_text(self.folder / MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
+        return wanted
 
     @property
-    def scores_path(self) -> Path:
-        """`scores.bin`."""
-        return self.folder / "scores.bin"
-
-    @property
-    def record_bytes(self) -> int:
-        """Bytes of one sample in `scores.bin`."""
-        return self._record.itemsize
-
-    @property
-    def _record(self) -> np.dtype:
-        return np.dtype([("step", "<i8"), ("logp", "<f4", (len(self.table),))])
-
-    def _records(self) -> np.ndarray:
-        """[S] of `_record`."""
-        data = self.scores_path.read_bytes()
-        whole = len(data) // self._record.itemsize
-        return np.frombuffer(data[: whole * self._record.itemsize], dtype=self._record)
+    def table(self) -> list[dict[str, Any]]:
+        """[B] rows: probe, topic, axis, polarity, variant, stance, kind, num_tokens, num_bytes, text of each branch."""
+        return self.channels[OPENINGS].items
 
     @property
     def steps(self) -> np.ndarray:
         """[S] int64: the number of updates that the scored weights had had."""
-        return self._records()["step"]
+        return self.channels[OPENINGS].steps
 
     @property
     def logp(self) -> np.ndarray:
         """[S, B] float32: log-prob sums over a branch's tokens, nats; NaN where a sample left a probe out."""
-        return self._records()["logp"]
+        return self.channels[OPENINGS].values
 
-    def append(self, step: int, logp: np.ndarray) -> None:
-        """Add a sample: log-prob sums logp [B] float32, nats."""
-        record = np.zeros(1, dtype=self._record)
-        record["step"], record["logp"] = step, logp
-        with open(self.scores_path, "ab") as file:
-            file.write(record.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+    def append(self, step: int, logp: Any) -> None:
+        """Add a sample of openings: log-prob sums logp [B] float32, nats.
+
+        Raises:
+            InputError: a step that is not above the last one, another number of log-probs, or a log-prob above 0.
+        """
+        self.channels[OPENINGS].append(step, logp)
 
     def rewind(self, step: int) -> None:
-        """Drop samples of `step` and later: a run resumed at `step` takes them again, with the same bits."""
-        records = self._records()
-        kept = records[records["step"] < step].tobytes()
-        if len(kept) != self.scores_path.stat().st_size:
-            temporary = self.folder / "scores.bin.tmp"
-            temporary.write_bytes(kept)
-            os.replace(temporary, self.folder / "scores.bin")
+        """Drop samples of `step` and later from all channels: a run resumed at `step` takes them again, with the same
+        bits."""
+        for channel in self.channels.values():
+            channel.rewind(step)
+
+
+def _item(branch: Branch, num_tokens: int | None) -> dict[str, Any]:
+    """A branch as a line of openings.jsonl."""
+    probe = branch.probe
+    return {
+        "probe": probe.id,
+        "topic": probe.topic,
+        "axis": probe.axis,
+        "polarity": probe.polarity,
+        "variant": branch.variant,
+        "stance": branch.stance,
+        "kind": branch.kind,
+        "num_tokens": num_tokens,
+        "num_bytes": branch.num_bytes,
+        "text": branch.text,
+    }

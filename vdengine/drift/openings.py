@@ -11,12 +11,9 @@ from dataclasses import dataclass
 
 from vdengine.data.batching import Forest
 from vdengine.errors import InputError
-from vdengine.panels.panel import Branch, Panel, Probe
+from vdengine.panels.panel import CONTROLS, Branch, Panel, Request
 from vdengine.text.renderer import Renderer
 from vdengine.trees import Tree
-
-NULL_PROMPT = "N/A"  # a prompt without content: a shift of openings after it is no answer to a question
-CONTROLS = "controls"  # the built-in panel of trivial matters
 
 
 @dataclass
@@ -28,16 +25,24 @@ class Openings(Forest):
     """
 
     panel: Panel
-    branches: list[Branch]
-    num_tokens_of: list[int]  # of each branch
+    requests: list[Request]  # of each branch, in the flat order
     num_questions: int  # packs that hold the panel's own questions
+
+    @property
+    def branches(self) -> list[Branch]:
+        """The branches in the flat order."""
+        return [request.branch for request in self.requests]
+
+    @property
+    def num_tokens_of(self) -> list[int]:
+        """Tokens of each branch."""
+        return [len(request.opening_ids) for request in self.requests]
 
     @classmethod
     def build(cls, panel: Panel, renderer: Renderer, max_tokens: int, *, controls: bool = False) -> Openings:
         """Render, tokenise and pack a panel.
 
-        Opening ids follow the prompt's ids; nothing is tokenised across the boundary, and openings carry no end
-        token. Probes go into packs in an order that alternates topics and polarities, so that a part of the packs
+        Probes go into packs in an order that alternates topics and polarities, so that a part of the packs
         is a mixed part of the panel: balanced to within a probe or two of each kind, not exactly.
 
         Args:
@@ -47,32 +52,25 @@ class Openings(Forest):
         Raises:
             InputError: a probe without openings, or one that does not fit `max_tokens`.
         """
-        variants = [(panel, "question")]
-        if controls:
-            variants += [(panel, "paraphrase"), (panel, "null"), (Panel.load(CONTROLS), "off-topic")]
-        branches: list[Branch] = []
-        ids: list[list[int]] = []
+        requests = panel.requests(renderer, controls=controls)
+        branches = [request.branch for request in requests]
+        variants = dict.fromkeys(branch.variant for branch in branches)
         forests = []
-        for source, variant in variants:
-            questions = {i: text for i, probe in enumerate(source.probes) if (text := _question(probe, variant))}
-            first = {}  # by probe: index of its first branch, in panel order
-            for i in questions:
-                first[i] = len(branches)
-                branches += source.probes[i].branches(variant)
-            ids += [renderer.opening_ids(branch.text) for branch in branches[len(ids) :]]
+        for variant in variants:
+            source = Panel.load(CONTROLS) if variant == "off-topic" else panel
+            places: dict[str, list[int]] = {}  # by probe: of its branches
+            for k, branch in enumerate(branches):
+                if branch.variant == variant:
+                    places.setdefault(branch.probe.id, []).append(k)
             trees, slots = [], []
-            for i in (i for i in stratified_order(source) if i in questions):
-                probe = source.probes[i]
-                slot = list(range(first[i], first[i] + sum(map(len, probe.openings.values()))))  # its branches
-                if not slot:
-                    raise InputError(f"panel {source.name}: probe {probe.id} has no openings to score")
-                prompt = renderer.prompt_ids([{"role": "user", "content": questions[i]}], opening=True)
-                tree = Tree(prompt, [ids[k] for k in slot], id=i)
-                size = len(prompt) + sum(map(len, tree.branches))
+            for i in (i for i in stratified_order(source) if source.probes[i].id in places):
+                slot = places[source.probes[i].id]
+                tree = Tree(requests[slot[0]].prompt_ids, [requests[k].opening_ids for k in slot], id=i)
+                size = len(tree.prompt) + sum(map(len, tree.branches))
                 if size > max_tokens:
                     raise InputError(
-                        f"panel {source.name}: probe {probe.id} has {size} tokens with its openings; "
-                        f"probes.tokens is {max_tokens}"
+                        f"panel {source.name}: probe {source.probes[i].id} has {size} tokens with its openings; "
+                        f"a pack has at most {max_tokens} (probes.tokens)"
                     )
                 trees.append(tree)
                 slots.append(slot)
@@ -80,23 +78,15 @@ class Openings(Forest):
         return cls(
             [pack for forest in forests for pack in forest.packs],
             [slot for forest in forests for slot in forest.slots],
-            len(branches),
+            len(requests),
             panel,
-            branches,
-            num_tokens_of=[len(each) for each in ids],
+            requests,
             num_questions=len(forests[0].packs),
         )
 
     def part(self, sample: int, parts: int) -> list[int]:
         """Indexes of the packs that sample number `sample` takes: every `parts`-th pack of questions, rotating."""
         return list(range(sample % parts, self.num_questions, parts))
-
-
-def _question(probe: Probe, variant: str) -> str | None:
-    """The prompt that a probe's openings follow in a variant; None where the probe has none."""
-    if variant == "paraphrase":
-        return probe.paraphrases[0] if probe.paraphrases else None
-    return NULL_PROMPT if variant == "null" else probe.prompt
 
 
 def stratified_order(panel: Panel) -> list[int]:

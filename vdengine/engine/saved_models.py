@@ -4,6 +4,7 @@ hub id, a .gguf file, or a run's checkpoint."""
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class SavedModel:
 
     name: str  # as the user named it
     recipe: Recipe | None  # of a checkpoint's run
-    step: int | None  # of a checkpoint
+    step: int | None  # of a checkpoint, ours or of transformers' Trainer (checkpoint-100)
 
     @classmethod
     def find(cls, name: str) -> SavedModel:
@@ -50,7 +51,8 @@ class SavedModel:
         """
         folder = Path(name)
         if not (folder / MANIFEST).exists() or not folder.name.startswith(CHECKPOINT):
-            return cls(name, None, None)
+            number = re.fullmatch(r"checkpoint-(\d+)", folder.resolve().name) if folder.is_dir() else None
+            return cls(name, None, int(number[1]) if number else None)
         run = RunFolder(folder.parent.parent)
         return cls(name, load_scoring_recipe(run.recipe), int(folder.name.removeprefix(CHECKPOINT)))
 

@@ -2,7 +2,7 @@
 
 A panel is JSONL, one probe a line. Stances are relative to the proposition of the probe's own *prompt*;
 `polarity` says whether supporting that proposition is supporting the topic's `axis` (+1) or opposing it (-1).
-Tokens play no part here: prompts are rendered and openings laid out by `drift/openings.py`.
+Tokens play no part but in `Panel.requests`, for whoever scores them; `drift/openings.py` lays them out in packs.
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdengine.errors import InputError
 
+if TYPE_CHECKING:
+    from vdengine.text.renderer import Renderer
+
 SCHEMA = 1
+CONTROLS = "controls"  # the built-in panel of trivial matters
+NULL_PROMPT = "N/A"  # a prompt without content: a shift of openings after it is no answer to a question
 STANCES = ("support", "neutral", "oppose")
 _STANCES = ", ".join(STANCES)
 _REQUIRED = ("schema", "id", "topic", "axis", "polarity", "prompt", "openings")
@@ -93,6 +98,12 @@ class Probe:
             for opening in self.openings[stance]
         ]
 
+    def question(self, variant: str) -> str | None:
+        """The prompt that its openings follow in a variant; None where it has none."""
+        if variant == "paraphrase":
+            return self.paraphrases[0] if self.paraphrases else None
+        return NULL_PROMPT if variant == "null" else self.prompt
+
     def to_row(self) -> dict[str, Any]:
         """The probe as the JSON object that `from_row` reads."""
         return {
@@ -122,7 +133,16 @@ class Branch(NamedTuple):
     kind: str
     text: str
     num_bytes: int  # UTF-8
-    variant: str = "question"  # what it follows; see `drift.openings.Openings`
+    variant: str = "question"  # what it follows: | "paraphrase" | "null" | "off-topic", of the controls
+
+
+class Request(NamedTuple):
+    """A branch as token ids: a score is the log-prob sum of `opening_ids` after `prompt_ids`, in nats."""
+
+    prompt_ids: list[int]
+    opening_ids: list[int]
+    text: str  # of the opening
+    branch: Branch
 
 
 @dataclass(frozen=True)
@@ -252,6 +272,43 @@ class Panel:
     def branches(self) -> list[Branch]:
         """Every opening in the order of the raw log: by probe, by stance as in `STANCES`, then in file order."""
         return [branch for probe in self.probes for branch in probe.branches()]
+
+    def requests(self, tokenizer: Any, *, template: str = "auto", controls: bool = False) -> list[Request]:
+        """What is to be scored, in the order of the raw log, as token ids: for a server, or another engine.
+
+        Opening ids follow the prompt's ids; nothing is tokenised across the boundary, and openings carry no end token.
+        The panel's own questions come first. Then, if asked for, the controls: a paraphrase of each question, the same
+        openings after a prompt without content, and trivial matters.
+
+        Args:
+            tokenizer: a name, or one in memory, as `load_tokenizer` takes it; or a `Renderer`, which has its template.
+            template: chat template, as in `Renderer`.
+
+        Raises:
+            InputError: a tokenizer or template that cannot be used; a probe without openings.
+        """
+        from vdengine.text.renderer import Renderer
+        from vdengine.text.tokenizer import load_tokenizer
+
+        renderer = tokenizer if isinstance(tokenizer, Renderer) else Renderer(load_tokenizer(tokenizer), template)
+        requests = self._requests(renderer, "question")
+        if controls:
+            requests += self._requests(renderer, "paraphrase") + self._requests(renderer, "null")
+            requests += Panel.load(CONTROLS)._requests(renderer, "off-topic")
+        return requests
+
+    def _requests(self, renderer: Renderer, variant: str) -> list[Request]:
+        requests = []
+        for probe in self.probes:
+            if not probe.has_openings:
+                raise InputError(f"panel {self.name}: probe {probe.id} has no openings to score")
+            if (question := probe.question(variant)) is not None:
+                prompt_ids = renderer.prompt_ids([{"role": "user", "content": question}], opening=True)
+                requests += [
+                    Request(prompt_ids, renderer.opening_ids(branch.text), branch.text, branch)
+                    for branch in probe.branches(variant)
+                ]
+        return requests
 
 
 # ----------------------------------------------------------------------------------------------- validation

@@ -1,0 +1,23 @@
+"""Files: the lock of a folder."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vdengine.errors import InputError
+from vdengine.files import Lock
+
+
+def test_a_lock_is_held_once_and_ends_with_its_process(tmp_path):
+    """Guards a folder against two writers, and against a lock file that a killed process has left."""
+    path = tmp_path / "run" / "lock"
+    first = Lock(path, "it is being written")
+    with pytest.raises(InputError, match=r"run: it is being written by process \d+ on \S+$"):
+        Lock(path, "it is being written")
+    first.close()
+    first.close()
+    code = f"from pathlib import Path; from vdengine.files import Lock; Lock(Path({str(path)!r}), '')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert path.exists()
+    Lock(path, "it is being written").close()

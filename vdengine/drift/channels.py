@@ -1,0 +1,140 @@
+"""A channel of the raw log: one number per item and sample, in two files of the folder `<run>/drift/`.
+
+    <name>.jsonl   what the numbers belong to: one item a line
+    <name>.bin     one record per sample: step (int64), then one float32 per item; NaN: not sampled
+
+Records have a fixed size and are appended whole, so a file cut short by a crash loses at most its last record.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vdengine.errors import InputError
+
+# How far above its bound a value may come out: 100 tokens whose log-softmax is rounded in fp32, at logits around 50
+ROUNDING = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """The samples of one readout: `steps` [S] int64 and `values` [S, items] float32."""
+
+    folder: Path  # <run>/drift
+    name: str
+    unit: str  # of a value, in words
+    high: float | None  # the largest possible value; None: there is none
+    items: list[dict[str, Any]]
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the manifest of the log says of it."""
+        return {"items": len(self.items), "unit": self.unit, "high": self.high}
+
+    @classmethod
+    def open(cls, folder: Path, name: str, manifest: dict[str, Any]) -> Channel:
+        """The channel that a manifest names.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            InputError: the items are not those of the manifest, or cannot be read.
+        """
+        path = folder / f"{name}.jsonl"
+        try:
+            items = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(f"{path}: damaged: {error}") from None
+        if manifest.get("items") != len(items):
+            raise InputError(f"{path}: has {len(items)} items; the manifest says {manifest.get('items')}")
+        return cls(folder, name, str(manifest.get("unit", "")), manifest.get("high"), items)
+
+    def create(self) -> None:
+        """Write the items and an empty file of samples."""
+        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in self.items]
+        (self.folder / f"{self.name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        self.path.touch()
+
+    @property
+    def path(self) -> Path:
+        """The file of the samples."""
+        return self.folder / f"{self.name}.bin"
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one sample in the file."""
+        return self._record.itemsize
+
+    @property
+    def steps(self) -> np.ndarray:
+        """[S] int64: the number of updates that the scored weights had had."""
+        return self._records()["step"]
+
+    @property
+    def values(self) -> np.ndarray:
+        """[S, items] float32; NaN where a sample left an item out."""
+        return self._records()["values"]
+
+    @property
+    def _record(self) -> np.dtype:
+        return np.dtype([("step", "<i8"), ("values", "<f4", (len(self.items),))])
+
+    def _records(self) -> np.ndarray:
+        """[S] of `_record`."""
+        data = self.path.read_bytes()
+        whole = len(data) // self._record.itemsize
+        return np.frombuffer(data[: whole * self._record.itemsize], dtype=self._record)
+
+    def append(self, step: int, values: Any) -> None:
+        """Add a sample.
+
+        Args:
+            step: the number of updates that the scored weights have had.
+            values: [items] numbers, an array or a CPU tensor; NaN where an item was not sampled.
+
+        Raises:
+            InputError: a step that is not above the last one, another number of values, or a value that is infinite or
+                above the channel's bound.
+        """
+        where = f"{self.path}, step {step}"
+        count = self.path.stat().st_size // self.record_bytes
+        try:
+            step = operator.index(step)
+        except TypeError:
+            raise InputError(f"{where}: a step is a whole number, not a {type(step).__name__}") from None
+        with open(self.path, "rb") as file:
+            file.seek(max(0, count - 1) * self.record_bytes)
+            last = int.from_bytes(file.read(8), "little", signed=True) if count else -1
+        if step <= last:
+            reason = f"the last sample is of step {last}; steps must ascend" if count else "steps begin at 0"
+            raise InputError(f"{where}: {reason}")
+        row = np.asarray(values, dtype=np.float32)
+        if row.shape != (len(self.items),):
+            raise InputError(f"{where}: the values have shape {row.shape}; there are {len(self.items)} items")
+        high = np.inf if self.high is None else self.high
+        if len(bad := np.flatnonzero(np.isinf(row) | (row > high + ROUNDING))):
+            allowed = "finite" if self.high is None else f"finite and at most {self.high:g} ({self.unit})"
+            raise InputError(f"{where}: item {bad[0]} has the value {row[bad[0]]:g}; it must be {allowed}")
+        record = np.zeros(1, dtype=self._record)
+        record["step"], record["values"] = step, row
+        with open(self.path, "r+b") as file:
+            file.seek(count * self.record_bytes)  # over the rest of a record that was cut short
+            file.truncate()
+            file.write(record.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewind(self, step: int) -> None:
+        """Drop samples of `step` and later: a run resumed at `step` takes them again, with the same bits."""
+        records = self._records()
+        kept = records[records["step"] < step].tobytes()
+        if len(kept) != self.path.stat().st_size:
+            temporary = self.path.with_suffix(".bin.tmp")
+            temporary.write_bytes(kept)
+            os.replace(temporary, self.path)

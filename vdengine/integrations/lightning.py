@@ -1,0 +1,103 @@
+"""Drift in Lightning's Trainer.
+
+from vdengine.integrations.lightning import DriftCallback
+
+trainer = lightning.Trainer(callbacks=[DriftCallback("values", tokenizer, run="runs/x", every=10)])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from vdengine.errors import InputError
+from vdengine.integrations.scorer import PanelScorer, Sample
+from vdengine.panels.panel import Panel
+
+
+class DriftCallback(Callback):
+    """Scores a panel every few updates, as `vdengine.integrations.transformers.DriftCallback` does, and sends
+    value/{topic}/{stance} to the trainer's loggers.
+
+    A sample at step k has the weights after k updates (`trainer.global_step`): it is taken when the next batch begins.
+
+    Args:
+        panel, tokenizer, run: as `PanelScorer` takes them.
+        every: updates from one sample to the next.
+        model: of a LightningModule its causal language model. Default: the module's attribute `model`, or the module
+            itself where it has an output head.
+        options: of `PanelScorer`.
+
+    Raises:
+        InputError: arguments out of range; in training, as `PanelScorer`.
+    """
+
+    def __init__(
+        self,
+        panel: Panel | str | Path,
+        tokenizer: Any,
+        *,
+        run: str | Path,
+        every: int = 10,
+        model: Callable[[LightningModule], nn.Module] | None = None,
+        **options: Any,
+    ) -> None:
+        if every < 1:
+            raise InputError(f"DriftCallback: every = {every}: at least 1 step")
+        self.panel, self.tokenizer, self.run, self.every, self.options = panel, tokenizer, run, every, options
+        self.model = model or _model_of
+        self.scorer: PanelScorer | None = None
+        self.sample: Sample | None = None  # the last one
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the run folder."""
+        steps = trainer.estimated_stepping_batches
+        model = self.model(pl_module)
+        source = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+        self.scorer = PanelScorer(
+            self.panel,
+            self.tokenizer,
+            self.run,
+            total_steps=int(steps) if steps != float("inf") else None,
+            about={"run": {"trainer": "lightning"}, "model": {"source": source}},
+            **self.options,
+        )
+        self.scorer.open(trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A sample where one is due, before the update."""
+        if trainer.global_step % self.every == 0:
+            self._score(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last sample, after the last update, and the end of the log."""
+        self._score(trainer, pl_module, controls=self.options.get("controls", True))
+        if self.scorer is not None:
+            self.scorer.close()
+
+    def _score(self, trainer: Trainer, pl_module: LightningModule, controls: bool | None = None) -> None:
+        step = trainer.global_step
+        if self.scorer is None or (self.sample is not None and self.sample.step == step):
+            return  # batches that are accumulated belong to one update
+        self.sample = self.scorer.score(self.model(pl_module), step, controls=controls)
+        if self.sample.note and self.scorer.is_main:
+            print(f"drift: {self.sample.note}")
+        if self.scorer.is_main:
+            for logger in trainer.loggers:
+                logger.log_metrics(self.sample.scalars, step=step)
+
+
+def _model_of(module: LightningModule) -> nn.Module:
+    model = getattr(module, "model", None)
+    if isinstance(model, nn.Module):
+        return model
+    if hasattr(module, "get_output_embeddings"):
+        return module
+    raise InputError(
+        f"{type(module).__name__} has no attribute `model`: give the callback model=, a function of the module that "
+        "returns its language model"
+    )

@@ -1,0 +1,335 @@
+"""`PanelScorer`: a panel scored by the model of another trainer, as it stands, and logged in a run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from vdengine.data.batching import deal
+from vdengine.drift.live import Live, LiveOpenings
+from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.openings import Openings
+from vdengine.errors import InputError
+from vdengine.files import Lock, write_text
+from vdengine.integrations.foreign import LAYOUTS, ForeignModel, Forward
+from vdengine.models.transformer import Transformer
+from vdengine.panels.panel import Panel
+from vdengine.runfolder import RunFolder
+from vdengine.text.renderer import Renderer
+from vdengine.text.tokenizer import load_tokenizer
+from vdengine.trees import Pack, Tree, pack
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What `PanelScorer.score` returns, the same on every rank."""
+
+    step: int
+    logp: np.ndarray  # [branches] fp32, nats: log-prob sums in the log's order; NaN where not scored
+    live: Live  # shifts since the first sample
+    seconds: float
+    note: str  # what is worth saying once, e.g. why the model is given rows; else ""
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """For a tracker: value/{topic}/{stance} and probe_seconds."""
+        return self.live.scalars | {"value/probe_seconds": self.seconds}
+
+
+class PanelScorer:
+    """Scores a panel by log-prob inside of any training loop:
+
+        scorer = vd.PanelScorer("values", tokenizer, run="runs/x", total_steps=1000)
+        for step, batch in enumerate(batches):
+            if step % 10 == 0:
+                scorer.score(model, step)  # before the update: the weights after `step` updates
+            ...
+        scorer.score(model, len(batches))
+
+    Training is bit for bit as without it: no random number is drawn, no weight, gradient or mode is changed. A score is
+    a forward of its own, without gradient; inside of the training forward, at a fraction of the cost, it is only in
+    `vdengine.Trainer`.
+
+    With several ranks `score` is a collective: every rank calls it, at the same steps. The panel's packs are dealt out
+    to the ranks, and all run the same number of forwards, so that FSDP2 and ZeRO-3 gather together.
+
+    Args:
+        panel: a `Panel`, a built-in name, or the path of a .jsonl file.
+        tokenizer: of transformers or ours, in memory or by name.
+        run: the run folder, which `vdengine report`, `vdengine judge` and `vd.drift.load_run` read. None: nothing is
+            written.
+        template: chat template, as in `Renderer`.
+        tokens: of a pack of openings, which is a forward. A model without trees takes the same number with padding.
+        controls: score paraphrases, a null prompt and trivial matters too, on the first and the last sample.
+        total_steps: of the run, if known: the last sample is that one, and drift times are fractions of it.
+        layout: "auto": trees in one forward where the model's attention takes a mask, else plain rows; "trees"; "rows".
+        head: the output head of a model that is not of transformers, a linear layer whose output is the logits.
+        forward: of such a model, if it takes more than token ids: calls it, as (model, token ids [n, L]) -> logits.
+        group: the ranks that packs are dealt out to, each with the whole model or all with shards of it (data
+            parallel). Default: all. Ranks that compute one forward together (tensor parallel) take the same packs, so
+            there it must be given.
+        about: what is known of the run, under the names of a recipe's sections and keys, for the report.
+
+    Raises:
+        InputError: a panel, tokenizer or template that cannot be read; arguments out of range.
+    """
+
+    def __init__(
+        self,
+        panel: Panel | str | Path,
+        tokenizer: Any,
+        run: str | Path | None = None,
+        *,
+        template: str = "auto",
+        tokens: int = 2048,
+        controls: bool = True,
+        total_steps: int | None = None,
+        layout: str = "auto",
+        head: nn.Module | None = None,
+        forward: Forward | None = None,
+        group: dist.ProcessGroup | None = None,
+        about: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        if layout not in LAYOUTS and layout != "auto":
+            raise InputError(f"layout {layout!r}: allowed are auto, {', '.join(LAYOUTS)}")
+        if total_steps is not None and total_steps < 1:
+            raise InputError(f"total_steps = {total_steps}: at least 1")
+        self.panel = panel if isinstance(panel, Panel) else Panel.load(panel)
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.renderer = Renderer(self.tokenizer, template)
+        self.openings = Openings.build(self.panel, self.renderer, tokens, controls=controls)
+        self.run = None if run is None else RunFolder.at(run)
+        self.tokens, self.total_steps, self.group, self.wanted = tokens, total_steps, group, layout
+        self.head, self.forward = head, forward
+        self.about = {name: dict(table) for name, table in (about or {}).items()}
+        self.layout: str | None = None  # that is used: known after the first score
+        self._live = LiveOpenings(self.panel, self.openings.branches)
+        self._log: DriftLog | None = None
+        self._lock: Lock | None = None
+        self._opened, self._last = False, -1
+        self._model: tuple[nn.Module, ForeignModel | OwnModel] | None = None
+        self._units: dict[bool, Sequence[Any]] = {}  # by: with the controls
+
+    # ------------------------------------------------------------------------------------------------- the folder
+
+    def open(self, step: int = 0) -> None:
+        """Make the run folder, or go on at `step` where it has earlier samples: those of `step` and later are dropped,
+        and taken again. `score` calls it where nobody did. A collective.
+
+        Raises:
+            InputError: the folder is of another run, of another panel or tokenizer, or is being written to.
+        """
+        error: Exception | None = None
+        if not self._opened and self.is_main and self.run is not None:
+            try:
+                self._open_folder(self.run, step)
+            except (InputError, OSError) as failure:
+                error = failure
+        self._agree(error)
+        self._opened = True
+
+    def _open_folder(self, run: RunFolder, step: int) -> None:
+        o = self.openings
+        if run.recipe.exists():
+            raise InputError(f"{run.path}: the folder of a run of vdengine's own trainer; name another run folder")
+        self._lock = Lock(run.lock, "drift is being written")
+        try:
+            log = DriftLog.create(run.path, self.panel, o.branches, o.num_tokens_of, self.renderer.hash)
+            if step == 0 and len(log.steps):
+                raise InputError(
+                    f"{run.path}: holds a run of its own, up to step {log.steps[-1]}; name another run folder"
+                )
+            log.rewind(step)
+            self._live.continue_from(log.logp)
+            self._last = int(log.steps[-1]) if len(log.steps) else -1
+            if self.total_steps is not None:
+                self.about.setdefault("run", {})["steps"] = self.total_steps
+            write_text(run.trainer, json.dumps(self.about, indent=2, ensure_ascii=False, default=str) + "\n")
+            self._log = log
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def close(self) -> None:
+        """Give the run folder free."""
+        if self._lock is not None:
+            self._lock.close()
+        self._log, self._lock, self._opened, self._model = None, None, False, None
+
+    # ---------------------------------------------------------------------------------------------------- scoring
+
+    def score(self, model: nn.Module, step: int, *, controls: bool | None = None) -> Sample:
+        """Score the panel with the model's weights. A collective.
+
+        Args:
+            model: a causal language model of transformers, plain or wrapped by PEFT, DDP, FSDP2, DeepSpeed (ZeRO),
+                accelerate or torch.compile; or ours; or with `head` any module that takes token ids.
+            step: updates that the weights have had.
+            controls: whether to score the controls; default: on the first sample, and at `total_steps`.
+
+        Raises:
+            InputError: a model that is not supported, and why; a step that is not above the last one; a tokenizer of
+                another vocabulary; the folder, as `open`.
+        """
+        started = time.perf_counter()
+        if not self._opened:
+            self.open()
+        back = f"step {step}: the last sample is of step {self._last}; steps must ascend"
+        self._agree(None if step > self._last else InputError(back))
+        scored, note = self._prepare(model)
+        if controls is None:
+            controls = self._live.first is None or step == self.total_steps
+        units = self._units_of(scored, controls)
+        size, rank = self._ranks
+        out = torch.zeros(self.openings.num_branches)
+        for share in deal(units, size, rank, -(-len(units) // size)):
+            # every rank makes a forward for each share, whether it has a unit or not
+            sums = scored.sums(share[0] if share else units[0])
+            if share:
+                out[share[0].slots] = sums.cpu()
+        if size > 1:
+            out = out.to(_collective_device())
+            dist.all_reduce(out, group=self.group)  # exact: each branch was scored by one rank, the others have zeros
+        logp = np.full(len(out), np.nan, dtype=np.float32)
+        slots = torch.cat([unit.slots for unit in units]).numpy()
+        logp[slots] = out.cpu().numpy()[slots]
+        sample = Sample(step, logp, self._live.add(step, logp), time.perf_counter() - started, note)
+        self._agree(self._write(sample))
+        self._last = step
+        return sample
+
+    def _prepare(self, model: nn.Module) -> tuple[ForeignModel | OwnModel, str]:
+        """The model, ready to be scored, and what is to be said of it; at its first score it is tried out."""
+        if self._model is not None and self._model[0] is model:
+            return self._model[1], ""
+        scored = OwnModel(model) if isinstance(model, Transformer) else ForeignModel(model, self.head, self.forward)
+        if self.tokenizer.vocab_size > scored.vocab_size:
+            raise InputError(
+                f"{self.tokenizer.source}: the tokenizer has ids up to {self.tokenizer.vocab_size - 1}, the model's "
+                f"head {scored.vocab_size} rows; the two do not belong together"
+            )
+        if self.group is None and (dimension := _model_parallel(model)):
+            raise InputError(
+                f"the weights are sharded over {dimension}, whose ranks compute one forward together: give group=, the "
+                "process group of the data parallel ranks"
+            )
+        self.layout, reason = scored.layout_for(self._sample_tree(), self.wanted, self._any)
+        self._model, self._units = (model, scored), {}
+        return scored, f"{reason}: the panel is scored in padded rows" if reason else ""
+
+    def _sample_tree(self) -> Pack:
+        """The first probe with all its openings."""
+        requests = self.openings.requests
+        own = [r for r in requests if r.branch.probe is requests[0].branch.probe and r.branch.variant == "question"]
+        return pack([Tree(own[0].prompt_ids, [r.opening_ids for r in own])])
+
+    def _units_of(self, scored: ForeignModel | OwnModel, controls: bool) -> Sequence[Any]:
+        if controls not in self._units:
+            o = self.openings
+            packs = [(o.packs[i], o.slots[i]) for i in (range(len(o.packs)) if controls else o.part(0, 1))]
+            self._units[controls] = scored.units(packs, self.layout or "trees", self.tokens)
+        return self._units[controls]
+
+    def _write(self, sample: Sample) -> Exception | None:
+        """Log a sample, on rank 0; the error, if there is one."""
+        if self._log is None or self.run is None:
+            return None
+        try:
+            self._log.append(sample.step, sample.logp)
+            with open(self.run.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": sample.step, "probe_seconds": round(sample.seconds, 4)}) + "\n")
+        except (InputError, OSError) as error:
+            return error
+        return None
+
+    # ------------------------------------------------------------------------------------------------------ ranks
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes the folder."""
+        return not dist.is_initialized() or dist.get_rank() == 0
+
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        """Number of ranks that packs are dealt out to, and which of them this is."""
+        if not dist.is_initialized():
+            return 1, 0
+        return dist.get_world_size(self.group), dist.get_rank(self.group)
+
+    def _any(self, flag: bool) -> bool:
+        """Whether any rank has the flag. A collective."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=_collective_device())
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def _agree(self, error: Exception | None) -> None:
+        """Raise an error that one rank has on all of them, which would wait for it. A collective."""
+        if self._any(error is not None):
+            raise error or InputError("another rank cannot go on: see its message")
+
+
+class OwnModel:
+    """A model of vdengine, plain or sharded, with the methods of `ForeignModel`."""
+
+    def __init__(self, model: Transformer) -> None:
+        if model.config.head != "causal":
+            raise InputError("a scalar model gives no log-probs; a language model is needed")
+        self.model, self.vocab_size = model, model.config.vocab_size
+
+    def layout_for(self, pack: Pack, wanted: str, agree: Any) -> tuple[str, str]:
+        """Trees: it knows no other."""
+        if wanted == "rows":
+            raise InputError("layout 'rows': a model of vdengine takes trees")
+        return "trees", ""
+
+    def units(self, packs: Sequence[tuple[Pack, Tensor]], layout: str, max_tokens: int) -> list[OwnUnit]:
+        """The forwards that score these packs: one each."""
+        return [OwnUnit(pack, slots) for pack, slots in packs]
+
+    def sums(self, unit: OwnUnit) -> Tensor:  # [B] fp32
+        """The log-prob sum of each branch, in nats. A collective where the weights are sharded."""
+        pack = unit.pack.to(self.model.model.norm.weight.device)
+        with torch.no_grad():
+            probe_logp = self.model(None, [pack]).probe_logp
+        if probe_logp is None:
+            raise RuntimeError("a forward of probes alone gives their log-probs")
+        return pack.branch_sum(probe_logp)
+
+
+class OwnUnit(NamedTuple):
+    """A pack, and its branches' places in the panel's order."""
+
+    pack: Pack
+    slots: Tensor  # [B] int64
+
+
+def _collective_device() -> torch.device:
+    """Where tensors of a collective have to be."""
+    if torch.cuda.is_available() and dist.get_backend() != "gloo":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _model_parallel(model: nn.Module) -> str | None:
+    """The mesh dimension over which ranks compute one forward together; None if there is none."""
+    for parameter in model.parameters():
+        if isinstance(parameter, DTensor):
+            names = parameter.device_mesh.mesh_dim_names or ()
+            for name in names:
+                if name in ("tp", "cp", "ep", "pp"):
+                    return f"the mesh dimension {name!r}"
+            if sum(placement.is_shard() for placement in parameter.placements) > 1:
+                return "two mesh dimensions"
+    return None
