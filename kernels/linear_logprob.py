@@ -211,11 +211,12 @@ def linear_logprob(
             grad and hidden.requires_grad,
             grad and (weight.requires_grad or (bias is not None and bias.requires_grad)),
         )
-    logp = logp.reshape(targets.shape)
+    if targets.ndim != 1:  # not of every call: FSDP2 warns of a view among a module's outputs
+        logp, entropies = logp.reshape(targets.shape), entropies.reshape(targets.shape) if entropy else entropies
     if not stats:
-        return Scored(logp, entropies.reshape(targets.shape)) if entropy else logp
+        return Scored(logp, entropies) if entropy else logp
     by_name = {name: row.reshape(targets.shape) for name, row in zip(stats, described.detach(), strict=True)}
-    return Described(logp, entropies.reshape(targets.shape) if entropy else None, by_name)
+    return Described(logp, entropies if entropy else None, by_name)
 
 
 def linear_logprob_reference(

@@ -8,7 +8,20 @@ import pytest
 from vdengine.data import formats
 from vdengine.errors import InputError
 from vdengine.objectives import BUILT_IN
-from vdengine.recipe import FORMATS, Recipe, check, differences, load_recipe, make_recipe, to_tables, to_toml
+from vdengine.recipe import (
+    FORMATS,
+    IN_MEMORY,
+    OWN_BATCHES,
+    Recipe,
+    check,
+    differences,
+    load_recipe,
+    load_scoring_recipe,
+    make_recipe,
+    saved_recipe,
+    to_tables,
+    to_toml,
+)
 from vdengine.train import main
 
 REPO = Path(__file__).resolve().parent.parent
@@ -179,3 +192,25 @@ def test_recipe_of_answers(tables, message):
 def test_formats_are_those_of_the_data_room():
     """Guards a format that a recipe would refuse, or one that nothing reads: recipes stand below the data."""
     assert set(FORMATS) == {"auto", *formats.FORMATS}
+
+
+def test_sources_in_memory(tmp_path):
+    """Guards a recipe without names for what a program has in memory: filled in with what is true, read back from a
+    run folder, and refused by whoever has no such object."""
+    given = {"model.source": IN_MEMORY, "data.train": IN_MEMORY}
+    recipe = make_recipe({"run": {"steps": 1}}, given=given)
+    assert recipe.model.source == IN_MEMORY and recipe.data.train == [IN_MEMORY]
+    path = write(tmp_path, to_toml(recipe))
+    assert saved_recipe(path) == recipe == load_recipe(path, given=given) == check(recipe, given)
+    with pytest.raises(InputError, match=r":\d+: model.source was in memory; give it to the Trainer as model="):
+        load_recipe(path)
+    with pytest.raises(InputError, match=r":\d+: data.train was in memory; give it to the Trainer as data="):
+        load_recipe(path, ["model.source=m"])
+    with pytest.raises(InputError, match=r"model.source = 'm', but model= is given too; leave one of them out"):
+        load_recipe(write(tmp_path, GOOD), given=given)
+    own = make_recipe({"run": {"steps": 1}, "model": {"source": "m"}}, given={"data.train": OWN_BATCHES})
+    assert own.data.train == [OWN_BATCHES]
+    with pytest.raises(InputError, match="the run had no data but each step's own; use vd.Trainer"):
+        load_recipe(write(tmp_path, to_toml(own)))
+    with pytest.raises(InputError, match="the run's model was in memory"):
+        load_scoring_recipe(write(tmp_path, to_toml(recipe)))

@@ -23,8 +23,10 @@ _WHERE = {
     "linear_logprob": "vdengine.kernels",
     "Panel": "vdengine.panels.panel",
     "DriftLog": "vdengine.drift.opening_log",
+    "PanelScorer": "vdengine.integrations.scorer",
     "Objective": "vdengine.objectives.base",
     "Trainer": "vdengine.engine.trainer",
+    "shard": "vdengine.engine.parallel",
     "load_recipe": "vdengine.recipe",
     "make_recipe": "vdengine.recipe",
     "Recipe": "vdengine.recipe",
@@ -40,6 +42,7 @@ _MODULES = (
     "judges",
     "audits",
     "engine",
+    "integrations",
     "report",
 )
 __all__ = [*_WHERE, *_MODULES, "__version__"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,25 @@ from typing import Any
 from vdengine import objectives
 from vdengine.errors import InputError
 from vdengine.objectives import Objective
+from vdengine.runfolder import RunFolder
 from vdengine.settings import Where, key, nearest, read_section
 
 FORMATS = (
     "auto", "preference", "messages", "prompt_completion", "alpaca", "hh_rlhf", "ultrafeedback", "wildchat", "prompt",
 )  # fmt: skip
 
+
+# What stands in a run folder's recipe for a source that was an object and not a name, and in place of data.train where
+# the run had no rows because each step was given its own.
+IN_MEMORY, OWN_BATCHES = "in memory", "own batches"
+# What such a source is given as to the Trainer.
+_GIVEN_AS = {
+    "model.source": "model=",
+    "model.tokenizer": "tokenizer=",
+    "data.train": "data=",
+    "data.eval": "eval_data=",
+    "probes.panel": "panel=",
+}
 
 # Which objectives read a key, by what they declare.
 
@@ -210,11 +223,17 @@ class Recipe:
     log: LogKeys = field(default_factory=LogKeys)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), objective: Objective | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    objective: Objective | None = None,
+    given: Mapping[str, str] | None = None,
+) -> Recipe:
     """Read a TOML recipe and dotted overrides (`section.key=value`, values as in TOML; bare words are strings).
 
     Args:
-        objective: one's own, which the recipe's objective.name may name.
+        objective: one's own, which the recipe's objective.name may name; without a name it is meant.
+        given: as in `make_recipe`.
 
     Raises:
         InputError: the file is missing or malformed; a key is unknown, mistyped, out of range or without effect.
@@ -222,7 +241,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), objective: Obje
     tables, where = _read(Path(path))
     for override in overrides:
         _apply_override(tables, override, where)
-    return make_recipe(tables, where, objective)
+    return make_recipe(tables, where, objective, given)
+
+
+def saved_recipe(path: str | Path, objective: Objective | None = None) -> Recipe:
+    """The recipe in a run folder, which may say that a source was in memory.
+
+    Raises:
+        InputError: as `load_recipe`.
+    """
+    tables, where = _read(Path(path))
+    return _make(tables, where, objective)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Where]:
@@ -238,27 +267,93 @@ def _read(path: Path) -> tuple[dict[str, Any], Where]:
         raise InputError(f"{path}: not valid TOML: {e}") from None
 
 
+def names_no_data(path: str | Path) -> bool:
+    """Whether a recipe says nothing of what it trains on, or that each step was given its own rows.
+
+    Raises:
+        InputError: the file is missing or malformed.
+    """
+    tables, _ = _read(Path(path))
+    return without_data(tables)
+
+
+def without_data(tables: Mapping[str, Any]) -> bool:
+    """`names_no_data` of nested dictionaries."""
+    data = tables.get("data")
+    return not isinstance(data, dict) or data.get("train", []) in ([], "", OWN_BATCHES, [OWN_BATCHES])
+
+
 def load_scoring_recipe(path: str | Path) -> Recipe:
     """Of a run's recipe what its saved weights are read by: model, data and probes. The objective does not matter, and
     may be one that is not known here.
 
     Raises:
-        InputError: as `load_recipe`.
+        InputError: as `load_recipe`; the model or its tokenizer was in memory, so the run's checkpoints alone do not
+            make a model.
     """
     tables, where = _read(Path(path))
     kept = {name: tables[name] for name in ("run", "model", "data", "batch", "probes") if name in tables}
-    return make_recipe(kept | {"objective": {"name": "sft"}}, where)
+    recipe = _make(kept | {"objective": {"name": "sft"}}, where)
+    if IN_MEMORY in (recipe.model.source, recipe.model.tokenizer):
+        what = "model" if recipe.model.source == IN_MEMORY else "tokenizer"
+        raise InputError(
+            f"{path}: the run's {what} was in memory, so no file says what its checkpoints belong to; use the folder "
+            "export/ beside it instead (checkpoint.export), or one written by vd.save_model"
+        )
+    if recipe.probes.panel == IN_MEMORY:  # the log of its scores holds it
+        recipe.probes.panel = str(RunFolder.at(Path(path).parent).drift / "panel.jsonl")
+    return recipe
 
 
 def make_recipe(
-    tables: dict[str, dict[str, Any]], where: Where | None = None, objective: Objective | None = None
+    tables: dict[str, dict[str, Any]],
+    where: Where | None = None,
+    objective: Objective | None = None,
+    given: Mapping[str, str] | None = None,
 ) -> Recipe:
     """A checked recipe from nested dictionaries, as a TOML file gives them.
 
+    Args:
+        objective: one's own, which objective.name may name; without a name it is meant.
+        given: keys whose value the program has in memory, as IN_MEMORY or OWN_BATCHES. The tables leave them out.
+
     Raises:
-        InputError: as `load_recipe`.
+        InputError: as `load_recipe`; a key of `given` that the tables have too.
     """
-    where = where or Where("recipe", "")
+    where, given = where or Where("recipe", ""), given or {}
+    merged = {name: dict(table) if isinstance(table, dict) else table for name, table in tables.items()}
+    for dotted, marker in given.items():
+        section, name = dotted.split(".")
+        table = merged.setdefault(section, {})
+        if isinstance(table, dict):
+            if table.get(name) not in (None, "", [], marker, [marker]):
+                raise InputError(
+                    f"{where(section, name)}: {dotted} = {table[name]!r}, but {_GIVEN_AS[dotted]} is given too; "
+                    "leave one of them out"
+                )
+            table[name] = marker
+    recipe = _make(merged, where, objective)
+    _check_sources(recipe, where, given)
+    return recipe
+
+
+def _check_sources(r: Recipe, where: Where, given: Mapping[str, str]) -> None:
+    """Every source has a name, or is given to the Trainer."""
+    for dotted, argument in _GIVEN_AS.items():
+        section, name = dotted.split(".")
+        value = getattr(getattr(r, section), name)
+        if dotted in given:
+            continue
+        if not value and dotted in ("model.source", "data.train"):
+            raise InputError(f"{where(section, name)}: {dotted} is missing: every recipe must name it")
+        if value in (IN_MEMORY, [IN_MEMORY]):
+            raise InputError(f"{where(section, name)}: {dotted} was in memory; give it to the Trainer as {argument}")
+        if value == [OWN_BATCHES]:
+            raise InputError(f"{where(section, name)}: the run had no data but each step's own; use vd.Trainer")
+
+
+def _make(tables: dict[str, dict[str, Any]], where: Where, objective: Objective | None = None) -> Recipe:
+    """`make_recipe`, whose sources may be missing."""
     recipe = Recipe()
     sections = {f.name for f in dataclasses.fields(Recipe)}
     for name, table in tables.items():
@@ -267,11 +362,13 @@ def make_recipe(
             raise InputError(f"{where(name)}: unknown section [{name}]{nearest(name, sections)}; {known}")
         if not isinstance(table, dict):
             raise InputError(f"{where(name)}: {name} must be a section: write [{name}] above its keys")
-    if "name" in (given := tables.get("objective", {})):
+    if "name" in (own := tables.get("objective", {})):
         try:
-            recipe.objective = objectives.find(given["name"], objective).keys()
+            recipe.objective = objectives.find(own["name"], objective).keys()
         except InputError as error:
             raise InputError(f"{where('objective', 'name')}: {error}") from None
+    elif objective is not None:
+        recipe.objective = objective.keys()
     for name, table in tables.items():
         read_section(getattr(recipe, name), name, table, where, partial(_unknown, recipe, name))
     _check_together(recipe, tables, where)
@@ -297,20 +394,23 @@ def _names(readers: Sequence[Objective]) -> str:
     return ", ".join(o.name for o in readers)
 
 
-def check(recipe: Recipe) -> Recipe:
+def check(recipe: Recipe, given: Mapping[str, str] | None = None) -> Recipe:
     """The recipe checked and with its defaults filled in, however it was made. A new object.
 
+    Args:
+        given: as in `make_recipe`.
+
     Raises:
-        InputError: as `load_recipe`; a key counts as given where it differs from its default.
+        InputError: as `load_recipe`; a key counts as written where it differs from its default.
     """
-    given: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, Any]] = {}
     for section in dataclasses.fields(Recipe):
         now = getattr(recipe, section.name)
         default = type(now)()
         names = [f.name for f in dataclasses.fields(now) if getattr(now, f.name) != getattr(default, f.name)]
-        given[section.name] = {name: getattr(now, name) for name in names}
-    given["objective"] = {"name": recipe.objective.name} | given["objective"]
-    return make_recipe(given, objective=recipe.objective.declaration)
+        tables[section.name] = {name: getattr(now, name) for name in names}
+    tables["objective"] = {"name": recipe.objective.name} | tables["objective"]
+    return make_recipe(tables, None, recipe.objective.declaration, given)
 
 
 def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -> None:
@@ -324,9 +424,6 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
                     f"{where(section, f.name)}: {section}.{f.name} has no effect with objective.name = "
                     f'"{objective.name}"; it belongs to {_names([o for o in objectives.BUILT_IN if only(o)])}'
                 )
-    for section, name in (("model", "source"), ("data", "train")):
-        if not getattr(getattr(r, section), name):
-            raise InputError(f"{where(section, name)}: {section}.{name} is missing: every recipe must name it")
     if (r.run.steps is None) == (r.run.epochs is None):
         raise InputError(f"{where('run', 'steps')}: give one of run.steps and run.epochs")
     if r.data.weights and len(r.data.weights) != len(r.data.train):

@@ -300,5 +300,5 @@ def test_synthetic_names() -> None:
         "values-synth:support?seed=1: unknown option 'seed'; the only one is topics=a,b"
     )
     assert error(load, "values-synth:support", format="alpaca") == (
-        "data.format: 'alpaca' does not fit the built-in values-synth:support; leave it 'auto'"
+        "data.format: 'alpaca' does not fit values-synth:support; leave it 'auto'"
     )

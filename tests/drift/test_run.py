@@ -264,7 +264,8 @@ def test_what_a_crash_cut_short_is_noted(copy):
     """Guards the rest of a run whose files end in the middle of a record: used, and what is left out is said."""
     drift = copy / "drift"
     for path, cut in (
-        (drift / "openings.bin", 100), (drift / "answers" / "weights.bin", 50), (drift / "answers" / "answers.jsonl", 30),
+        (drift / "openings.bin", 100), (drift / "answers" / "weights.bin", 50),
+        (drift / "answers" / "answers.jsonl", 30),
         (drift / "judgements" / "rule.jsonl", 10), (copy / "metrics.jsonl", 5),
     ):  # fmt: skip
         path.write_bytes(path.read_bytes()[:-cut])

@@ -1,15 +1,20 @@
-"""Switches of torch that a run sets, and sets back."""
+"""Sharding that keeps weights; and what of the process a run starts and switches on, and ends."""
 
 import os
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
+
+import vdengine as vd
+from vdengine.engine import parallel
+from vdengine.recipe import ParallelKeys
 
 
 def test_a_backward_is_strict_only_while_it_lasts():
     """Guards attention's ordered backward on CUDA, and everything else: the switch is set back, after an error too,
     and where nobody has asked for warnings nothing is switched."""
-    from vdengine.engine.parallel import ordered
+    ordered = parallel.ordered
 
     def state() -> tuple[bool, bool]:
         on = torch.are_deterministic_algorithms_enabled()
@@ -31,8 +36,6 @@ def test_a_backward_is_strict_only_while_it_lasts():
 
 def test_the_allocators_setting(monkeypatch):
     """Guards memory on CUDA: segments grow, unless the user has decided or CUDA runs already."""
-    from vdengine.engine import parallel
-
     made = []
     monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", made.append)
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
@@ -48,3 +51,103 @@ def test_the_allocators_setting(monkeypatch):
     parallel.expand_segments()
     assert made == ["expandable_segments:True"] and os.environ["PYTORCH_ALLOC_CONF"] == made[0]
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+
+
+def test_shard_keeps_weights(tiny_models):
+    """Guards loops of one's own: a loaded model keeps its weights, its frozen part and its log-probs, tied or not, in
+    a group of this process alone; and learns."""
+    try:
+        for kind in ("llama", "qwen3"):
+            plain, model = (vd.load_model(str(tiny_models[kind])) for _ in range(2))
+            model.model.embed_tokens.weight.requires_grad_(False)
+            assert vd.shard(model) is model
+            for (name, a), (other, b) in zip(plain.named_parameters(), model.named_parameters(), strict=True):
+                assert name == other and isinstance(b, DTensor) and torch.equal(a, b.full_tensor())
+                assert b.requires_grad == (name != "model.embed_tokens.weight")
+            pack = vd.pack([vd.Tree([1, 2, 3], [[4, 5], [6]])])
+            assert torch.equal(plain(pack).logp, model(pack).logp)
+            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+            (-model(pack).logp.sum()).backward()
+            optimizer.step()
+            assert model(pack).logp.sum() > plain(pack).logp.sum()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_shard_in_bf16_keeps_the_rotary_tables(tiny_models):
+    """Guards the policy: FSDP2's own casts a forward's inputs, and the angles of the rotary embedding with them. In
+    bf16 over fp32 weights the log-probs are those of the bf16 model, to the bit."""
+    try:
+        half = vd.load_model(str(tiny_models["qwen3"]), dtype=torch.bfloat16)
+        model = vd.shard(vd.load_model(str(tiny_models["qwen3"])), dtype=torch.bfloat16)
+        pack = vd.pack([vd.Tree(list(range(1, 60)), [[4, 5], [6]])])
+        assert torch.equal(half(pack).logp, model(pack).logp)
+        assert model.model.norm.weight.dtype == torch.float32
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_no_call_loses_weights(tiny_models):
+    """Guards against sharding that wipes a loaded model, or is done twice, or finds no weights at all."""
+    model = vd.load_model(str(tiny_models["llama"]))
+    world = parallel.start_world(ParallelKeys(), deterministic=True)
+    try:
+        with pytest.raises(ValueError, match="the model has weights, which would be lost; `shard` keeps them"):
+            parallel.shard_model(model, world, dtype=torch.float32, activation_checkpoint="none")
+        with pytest.raises(vd.InputError, match="is on the meta device: load the weights first"):
+            vd.shard(vd.Transformer(model.config).to("meta"))
+        with pytest.raises(vd.InputError, match="activation_checkpoint = 'some' is not known; allowed: none, sel"):
+            vd.shard(model, activation_checkpoint="some")
+        with pytest.raises(vd.InputError, match="gradients = 'product' is not known; allowed: mean, sum"):
+            vd.shard(model, gradients="product")
+        vd.shard(model)
+        with pytest.raises(vd.InputError, match="is sharded already"):
+            vd.shard(model)
+    finally:
+        world.close()
+    assert not torch.distributed.is_initialized()
+
+
+def test_what_the_program_has_started_is_left_alone():
+    """Guards an embedding program: its own process group, and its own switches of torch, outlive every World."""
+    dist = torch.distributed
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        parallel.start_world(ParallelKeys(), deterministic=True).close()
+        assert dist.is_initialized()
+        with pytest.raises(vd.InputError, match="replicate = 2 x shard = all does not make the 1 ranks"):
+            parallel.start_world(ParallelKeys(replicate=2), deterministic=True)
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+    with pytest.raises(vd.InputError, match="replicate = 2 x shard = all does not make the 1 ranks"):
+        parallel.start_world(ParallelKeys(replicate=2), deterministic=True)
+    assert not dist.is_initialized()
+
+
+def test_the_last_one_sets_the_switches_back():
+    """Guards `use_deterministic_algorithms` on CUDA (its counting, which runs here): it is on while any of several
+    Worlds needs it, in whatever order they close, and what the program had set itself stays."""
+    dist, switch = torch.distributed, torch.utils.deterministic
+
+    def state() -> tuple[bool, bool]:
+        return torch.are_deterministic_algorithms_enabled(), switch.fill_uninitialized_memory
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        users = parallel.Users.of(dist.group.WORLD)
+        assert parallel.Users.of(dist.group.WORLD) is users and state() == (False, True)
+        first, second, third = (users.join(False, deterministic) for deterministic in (True, True, False))
+        assert (first, second, third) == (True, True, False) and state() == (True, False)
+        users.leave(first)
+        users.leave(third)
+        assert state() == (True, False)
+        users.leave(second)
+        assert state() == (False, True)
+        torch.use_deterministic_algorithms(True)
+        assert users.join(False, True) is False
+        users.leave(False)
+        assert torch.are_deterministic_algorithms_enabled() and dist.is_initialized()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        dist.destroy_process_group()

@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.embedding import ROWS, tables, trees, whole
+from helpers.launch import torchrun
 from helpers.runs import GROUPS, ON_TWO, SCENARIOS, STEPS, group_of, recipe_of
 from helpers.scenarios import assert_close, same_bits
 
+import vdengine as vd
 from vdengine.drift.opening_log import DriftLog
 from vdengine.engine.trainer import Trainer
 
@@ -179,3 +182,234 @@ def test_eval_and_epochs(tmp_path, tiny_models, data):
         trainer.step()
     assert trainer.evaluate()["eval/loss"] != first["eval/loss"]
     trainer.close()
+
+
+# ------------------------------------------------------------------------------------- in a program of one's own
+
+
+@pytest.fixture
+def given(tiny_models) -> dict:
+    source = str(tiny_models["qwen3"])
+    return {"model": vd.load_model(source), "tokenizer": vd.load_tokenizer(source)}
+
+
+def test_no_step_beyond_the_end(tmp_path, given):
+    """Guards against updates that nobody planned, at a rate that rises again: one line, and no weight moves."""
+    trainer = Trainer(tables(tmp_path, run={"steps": 1}), data=ROWS, **given)
+    trainer.step()
+    before = whole(trainer.model)
+    with pytest.raises(vd.InputError, match=r"run: all 1 planned steps are done; .* more run.steps"):
+        trainer.step()
+    assert trainer.step_count == 1 and all(torch.equal(before[n], w) for n, w in whole(trainer.model).items())
+    trainer.close()
+
+
+def test_given_batches_are_steps_of_the_schedule(tmp_path, given):
+    """Guards `step(batch)`: the rows that the schedule would take, given as trees or as one pack, give its very bits;
+    what the data would have brought is passed over, and the learning rate goes on."""
+    planned = Trainer(tables(tmp_path, "planned"), data=ROWS, **given)
+    rows = [planned.loader.rows(k) for k in range(STEPS)]
+    packs = [planned.loader.packs(k, 1, 0, 400) for k in range(STEPS)]
+    expected = [dict(planned.step()) for _ in range(STEPS)]
+    weights = whole(planned.model)
+    planned.close()
+    every = trees(given["tokenizer"])
+    assert all(len(p) == 1 for p in packs)  # so that the bits are those of one sum
+    trainer = Trainer(tables(tmp_path, "given"), data=ROWS, **given)
+    found = [
+        trainer.step(packs[0][0]),
+        trainer.step(),
+        trainer.step([every[i] for i in packs[2][0].tree_ids]),
+        trainer.step([vd.Tree(t.prompt, t.branches, t.scored) for t in (every[i] for i in packs[3][0].tree_ids)]),
+    ]
+    for row, wanted in zip(found, expected, strict=True):
+        names = ("loss", "learning_rate", "rewards/margins", "tokens", "scored_tokens", "num_tokens", "grad_norm")
+        assert [row[n] for n in names] == [wanted[n] for n in names]
+    assert trainer.own_batches == 3 and all(torch.equal(w, weights[n]) for n, w in whole(trainer.model).items())
+    assert sorted(rows[0]) == sorted(packs[0][0].tree_ids.tolist())
+    trainer.close()
+
+
+def test_a_step_without_data_needs_its_batch(tmp_path, given):
+    """Guards a run without rows, and one whose reference log-probs are by rows: one line each, weights untouched."""
+    trainer = Trainer(tables(tmp_path), **given)
+    with pytest.raises(vd.InputError, match=r"the run has no data \(data.train, or data=\); give the step its batch"):
+        trainer.step()
+    with pytest.raises(vd.InputError, match="batch row 1: a tree of 1 branches; a preference pair has 2"):
+        trainer.step([vd.Tree([1], [[2]])])
+    row = trainer.step(trees(given["tokenizer"])[:2])
+    assert row["step"] == 1 and "epoch" not in row and trainer.evaluate() == {}
+    trainer.close()
+    cached = Trainer(tables(tmp_path, "cached", objective={"name": "dpo", "beta": 0.1}), data=ROWS, **given)
+    with pytest.raises(vd.InputError, match='objective.reference = "cached" is of rows of the data; give the batch'):
+        cached.step(trees(given["tokenizer"])[:2])
+    with pytest.raises(vd.InputError, match="reference has no effect without a batch"):
+        cached.step(reference=torch.zeros(4))
+    assert cached.step()["loss"] == pytest.approx(np.log(2), abs=1e-6)  # the first step is still to come
+    cached.close()
+    keys = {"name": "dpo", "beta": 0.1, "reference": "live"}
+    live = Trainer(tables(tmp_path, "live", objective=keys), **given)
+    assert live.step(trees(given["tokenizer"])[:2])["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    live.close()
+
+
+def test_reference_sums_may_be_given(tmp_path, given):
+    """Guards a cached reference for batches that no cache can know: with the sums that the run's own has, the bits are
+    those of the run, also where the run has no data at all."""
+    keys = {"objective": {"name": "dpo", "beta": 0.1}, "batch": {"tokens": 200}}
+    cached = Trainer(tables(tmp_path, "cached", **keys), data=ROWS, **given)
+    planned = [cached.loader.rows(k).tolist() for k in range(2)]
+    sums = cached.reference.sums[: 2 * len(ROWS)].view(-1, 2)
+    expected = [cached.step()["loss"] for _ in planned]
+    cached.close()
+    every = trees(given["tokenizer"])
+    trainer = Trainer(tables(tmp_path, "given", **keys), **given)
+    found = [
+        trainer.step([every[i] for i in sorted(rows)], reference=sums[sorted(rows)].flatten())["loss"]
+        for rows in planned
+    ]
+    # the same rows in other packs: their sums differ by rounding
+    assert found == pytest.approx(expected, abs=1e-5) and found[0] == pytest.approx(np.log(2), abs=1e-5)
+    trainer.close()
+    other = Trainer(tables(tmp_path, "other", **keys), **given)  # a reference that is not the policy's start
+    assert other.step(every[:1], reference=torch.tensor([-9.0, 0.0]))["loss"] != pytest.approx(np.log(2), abs=0.1)
+    other.close()
+
+
+def test_probes_of_a_step_change_nothing(tmp_path, given):
+    """Guards `step(probes=)`: scores of the weights before the update, beside the schedule's own, and not a bit of the
+    training, nor of the drift log."""
+    probes = {"every": 2, "tokens": 4096, "controls": False}
+    every = trees(given["tokenizer"])
+    own = [vd.pack(every[:2]), vd.pack(every[2:3])]
+    runs = []
+    for name, packs in (("without", None), ("with", own)):
+        trainer = Trainer(tables(tmp_path, name, probes=probes, batch={"tokens": 200}), data=ROWS, **given)
+        scores = []
+        for _ in range(2):
+            row = trainer.step(probes=packs)
+            scores.append(trainer.probe_logp)
+        assert row["micro_steps"] > 1
+        trainer.flush()
+        runs.append((whole(trainer.model), DriftLog.open(tmp_path / name).logp, scores))
+        if packs:
+            with torch.no_grad():
+                again = trainer.model(None, own).probe_logp
+            trainer.step(probes=own[0])
+            assert torch.equal(trainer.probe_logp, again[: own[0].num_scored])  # of the weights before the update
+            trainer.step()
+            assert trainer.probe_logp is None
+        trainer.close()
+    assert all(torch.equal(w, runs[1][0][n]) for n, w in runs[0][0].items())
+    assert np.array_equal(runs[0][1], runs[1][1]) and runs[0][2] == [None] * 2
+    with torch.no_grad():
+        expected = torch.cat([given["model"](pack).logp for pack in own])
+    assert torch.allclose(runs[1][2][0], expected, atol=1e-5) and not torch.equal(runs[1][2][0], runs[1][2][1])
+
+
+def test_two_trainers_in_turns(tmp_path, given):
+    """Guards several trainers in one process: step by step in turns each has the bits that it has alone; the group that
+    they share outlives the first to close, and ends with the last."""
+    assert not torch.distributed.is_initialized()
+    keys = ({}, {"objective": {"name": "sft", "beta": None}, "optimizer": {"lr": 3e-3}})
+
+    def make(folder: str, i: int) -> Trainer:
+        recipe = tables(tmp_path, folder, **keys[i])
+        recipe["objective"] = {k: v for k, v in recipe["objective"].items() if v is not None}
+        return Trainer(recipe, data=ROWS[i:], **given)
+
+    alone = []
+    for i in range(2):
+        trainer = make(f"alone{i}", i)
+        alone.append(([trainer.step()["loss"] for _ in range(STEPS)], whole(trainer.model)))
+        trainer.close()
+        assert not torch.distributed.is_initialized()
+    both = [make(f"both{i}", i) for i in range(2)]
+    losses = [[], []]
+    for _ in range(STEPS - 1):
+        for i in range(2):
+            losses[i].append(both[i].step()["loss"])
+    losses[0].append(both[0].step()["loss"])
+    weights = [whole(both[0].model)]
+    both[0].close()
+    losses[1].append(both[1].step()["loss"])
+    both[1].save()  # a collective
+    weights.append(whole(both[1].model))
+    both[1].close()
+    both[1].close()
+    assert not torch.distributed.is_initialized()
+    for i in range(2):
+        assert losses[i] == alone[i][0] and all(torch.equal(w, alone[i][1][n]) for n, w in weights[i].items())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_frozen_parameters_stay_and_have_no_moments(tmp_path, tiny_models, kind):
+    """Guards a model of which a part is frozen (the embedding, tied to the head or not): it trains the rest, its
+    checkpoint has no moments for the frozen part, and it is taken up again bit for bit; with another part, refused."""
+    source = str(tiny_models[kind])
+
+    def frozen(name: str) -> dict:
+        model = vd.load_model(source)
+        for parameter, tensor in model.named_parameters():
+            tensor.requires_grad_(name not in parameter)
+        return {"model": model, "tokenizer": vd.load_tokenizer(source), "data": ROWS}
+
+    trainer = Trainer(tables(tmp_path, "whole"), **frozen("embed_tokens"))
+    before = whole(trainer.model)
+    losses = [trainer.step()["loss"] for _ in range(STEPS)]
+    weights = whole(trainer.model)
+    trainer.close()
+    moved = {n for n, w in weights.items() if not torch.equal(w, before[n])}
+    assert moved == set(before) - {"model.embed_tokens.weight"}
+    trainer = Trainer(tables(tmp_path, "parts"), **frozen("embed_tokens"))
+    again = [trainer.step()["loss"] for _ in range(2)]
+    folder = trainer.save()
+    trainer.close()
+    names = torch.distributed.checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
+    assert "model.model.embed_tokens.weight" in names and "optimizer.exp_avg.model.norm.weight" in names
+    assert not [name for name in names if "embed_tokens" in name and name.startswith("optimizer")]
+    trainer = Trainer(tables(tmp_path, "parts"), **frozen("embed_tokens"))
+    again += [trainer.step()["loss"] for _ in range(2)]
+    assert again == losses and all(torch.equal(w, weights[n]) for n, w in whole(trainer.model).items())
+    trainer.close()
+    for other in ("layers.0", "nothing"):
+        with pytest.raises(vd.InputError, match="contents have changed: frozen parameters"):
+            Trainer(tables(tmp_path, "parts"), **frozen(other))
+
+
+@pytest.mark.slow
+def test_own_batches_and_own_loops_on_two_ranks(tmp_path, tiny_models):
+    """Guards what each rank gives: a step is that of one rank with all rows, also where a rank has none; what is wrong
+    on one rank is said on both; probes of a rank are its own; what is
+    frozen stays. And `vd.shard`: weights kept, gradients as it says."""
+    source = str(tiny_models["qwen3"])
+    for ranks in (1, 2):
+        torchrun(ranks, "embedding", tmp_path, source)
+    one, *two = (torch.load(tmp_path / f"{name}.pt", weights_only=False) for name in ("1-0", "2-0", "2-1"))
+    expected = one["batches"]
+    # sums over other packs and ranks differ by rounding: 1e-6 of a loss near 1, and lr 1e-3 at eps 1e-3 passes a
+    # gradient's rounding on about as it is
+    assert two[0]["batches"]["losses"] == two[1]["batches"]["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    for name, weight in expected["weights"].items():
+        assert torch.equal(two[0]["batches"]["weights"][name], two[1]["batches"]["weights"][name])
+        assert torch.allclose(two[0]["batches"]["weights"][name], weight, atol=1e-5), name
+    loaded = dict(vd.load_model(source).named_parameters())
+    still = {name for name, weight in two[0]["batches"]["weights"].items() if torch.equal(weight, loaded[name])}
+    assert still == {"model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"}
+    assert two[0]["batches"]["scores"] == [None] * STEPS
+    for found, wanted in zip(two[1]["batches"]["scores"], expected["scores"], strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    said = ["rank 1: step: batch row 1: a tree of 1 branches; a preference pair has 2, chosen and rejected"]
+    said += ["step: the batch has no rows on any rank"]
+    assert two[0]["batches"]["errors"] == two[1]["batches"]["errors"] == said
+    loaded = vd.load_model(source)
+    (-(pack := vd.pack(trees(vd.load_tokenizer(source))[:4])).branch_sum(loaded(pack).logp)).sum().backward()
+    for loop, scale in ((one["loop"], 1.0), (two[0]["loop"], 2.0), (two[1]["loop"], 2.0)):
+        for name, parameter in loaded.named_parameters():
+            assert torch.equal(loop["weights"][name], parameter)
+            # another order of sums: some 2^-24 a term of the largest gradient
+            tolerance = 1e-5 * float(parameter.grad.abs().max())
+            assert torch.allclose(loop["sum"][name], parameter.grad, atol=tolerance), name
+            assert torch.allclose(loop["mean"][name] * scale, parameter.grad, atol=tolerance), name
+    assert torch.equal(two[0]["loop"]["probes"], two[1]["loop"]["probes"])
+    assert torch.equal(one["loop"]["probes"], two[0]["loop"]["probes"])

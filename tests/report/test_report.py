@@ -54,7 +54,8 @@ def test_cut_files_are_used_as_far_as_they_are_whole(copy: Path, capsys: pytest.
     """Guards against a crash of the report after a crash of the run, and against leaving things out in silence."""
     drift = copy / "drift"
     for path, cut in (
-        (drift / "openings.bin", 100), (drift / "answers" / "weights.bin", 50), (drift / "answers" / "answers.jsonl", 30),
+        (drift / "openings.bin", 100), (drift / "answers" / "weights.bin", 50),
+        (drift / "answers" / "answers.jsonl", 30),
         (drift / "judgements" / "rule.jsonl", 10), (copy / "metrics.jsonl", 5),
     ):  # fmt: skip
         path.write_bytes(path.read_bytes()[:-cut])

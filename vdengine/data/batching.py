@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from vdengine import _native
 from vdengine.models.transformer import Transformer
-from vdengine.trees import Pack, Tree, pack
+from vdengine.trees import Pack, Tree, pack, tree_cost
 
 T = TypeVar("T")
 
@@ -71,6 +71,35 @@ class Plan:
         return float(cost_of_bin.reshape(-1, self.ranks).max(axis=1).sum() * self.ranks / self.cost.sum() - 1.0)
 
 
+def balanced_packs(trees: Sequence[Tree], flops: Mapping[str, float], budget: int) -> list[list[int]]:
+    """The trees of each pack, as indexes: packs of equal cost, of at most `budget` tokens.
+
+    Args:
+        flops: keyword arguments of `tree_cost`.
+
+    Raises:
+        ValueError: a tree above the budget.
+    """
+    if not trees:
+        return []
+    branches = [branch for tree in trees for branch in tree.branches]
+    prompt_len = np.array([len(tree.prompt) for tree in trees])  # [n]
+    branch_len = np.array([len(branch) for branch in branches])  # [B]
+    tree_start = np.cumsum([0, *(len(tree.branches) for tree in trees)])  # [n+1]
+    num_scored = np.array(
+        [sum(map(sum, t.scored)) if t.scored is not None else sum(map(len, t.branches)) for t in trees]
+    )  # [n]
+    num_tokens = prompt_len + np.add.reduceat(branch_len, tree_start[:-1])  # [n]
+    cost = tree_cost(prompt_len, branch_len, tree_start, num_scored, **flops)  # [n]
+    return [chosen.tolist() for chosen in Plan.make(num_tokens, cost, 1, budget).share(0)]
+
+
+def pack_cost(pack: Pack, flops: Mapping[str, float]) -> float:
+    """The work of one forward of a pack. `flops` is `ModelConfig.flops`, with the keys linear, quadratic and head."""
+    pairs = flops["quadratic"] * pack.num_attention_pairs
+    return flops["linear"] * pack.num_tokens + pairs + flops["head"] * pack.num_scored
+
+
 @dataclass
 class Forest:
     """Trees in fixed packs that are scored during training, and the place of every branch in one flat order."""
@@ -123,10 +152,7 @@ class Forest:
         """The work of scoring these packs (default: all) once. `cost` is `ModelConfig.flops`, with the keys linear,
         quadratic and head."""
         chosen = self.packs if packs is None else [self.packs[i] for i in packs]
-        return sum(
-            cost["linear"] * p.num_tokens + cost["quadratic"] * p.num_attention_pairs + cost["head"] * p.num_scored
-            for p in chosen
-        )
+        return sum(pack_cost(p, cost) for p in chosen)
 
     def to(self, device: torch.device) -> Self:
         """Move the packs to the device that scores them, in place."""

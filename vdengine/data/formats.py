@@ -11,10 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
-from vdengine.data.locate import Source, json_kind
+from vdengine.data.locate import FileSource, Source, json_kind
 from vdengine.errors import InputError
+
+if TYPE_CHECKING:
+    from vdengine.trees import Tree
 
 Message = dict[str, str]
 
@@ -38,6 +41,7 @@ _SERVING = {
     "preference": PREFERENCE_FORMATS,
     "prompts": tuple(FORMATS),
 }
+_BRANCHES = {"sft": 1, "preference": 2}  # of a row's tree
 _READER = {"sft": "SFT reads", "preference": "preference objectives read", "prompts": "PPO reads"}
 _HH_TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
 # The names of a role in the formats read here; a role that is not listed is an error.
@@ -89,7 +93,7 @@ class Row(NamedTuple):
 
     number: int
     where: str
-    example: Example
+    example: Example | Tree
 
 
 class _Drop(Exception):
@@ -113,10 +117,12 @@ def choose_format(source: Source, format: str = "auto", kind: str = "preference"
     """
     if kind not in _SERVING:
         raise ValueError(f"kind must be one of {', '.join(_SERVING)}, not {kind!r}")
-    if source.variant is not None:
-        if format not in ("auto", "values_synth"):
-            raise InputError(f"data.format: '{format}' does not fit the built-in {source.name}; leave it 'auto'")
-        return "values_synth"
+    if source.format is not None:
+        if format not in ("auto", source.format):
+            raise InputError(f"data.format: '{format}' does not fit {source.name}; leave it 'auto'")
+        if source.format == "trees" and kind not in _BRANCHES:
+            raise InputError(f"{source.name}: trees have their answers already; PPO reads prompts and samples its own")
+        return source.format
     if format == "auto":
         first = next(source.rows(), None)
         if first is None:
@@ -186,8 +192,11 @@ def read(source: Source, format: str, kind: str, dropped: Counter[str]) -> Itera
     Raises:
         InputError: a row that does not fit the format; it names file and row.
     """
-    if format == "values_synth":
+    if isinstance(source, FileSource) and source.variant is not None:
         yield from _read_synth(source, kind, dropped)
+        return
+    if format == "trees":
+        yield from _read_trees(source, kind)
         return
     parse = _PARSERS[format]
     for number, (where, row) in enumerate(source.rows()):
@@ -228,7 +237,7 @@ def _as_prompt(example: Example) -> Prompt:
     return Prompt(messages[: answers[-1]] if answers else messages)
 
 
-def _read_synth(source: Source, kind: str, dropped: Counter[str]) -> Iterator[Row]:
+def _read_synth(source: FileSource, kind: str, dropped: Counter[str]) -> Iterator[Row]:
     """`read` of the built-in values-synth, whose rows have an answer for each side: the source's variant decides which
     one is chosen."""
     all_rows = [(number, where, row) for number, (where, row) in enumerate(source.rows())]
@@ -250,6 +259,25 @@ def _read_synth(source: Source, kind: str, dropped: Counter[str]) -> Iterator[Ro
         if (source.variant == "oppose") != (row["id"] in flipped):
             answers = (row["oppose"], row["support"])
         yield Row(number, where, _checked(Preference([_turn("user", row["prompt"])], *answers), kind))
+
+
+def _read_trees(source: Source, kind: str) -> Iterator[Row]:
+    """`read` of trees, which are token ids already."""
+    for number, (where, row) in enumerate(source.rows()):
+        tree = row["tree"]
+        check_branches(tree, where, _BRANCHES[kind])
+        yield Row(number, where, tree)
+
+
+def check_branches(tree: Tree, where: str, wanted: int) -> None:
+    """Check that a tree has as many branches as the objective reads of a row.
+
+    Raises:
+        InputError: it has not.
+    """
+    if len(tree.branches) != wanted:
+        what = "a preference pair has 2, chosen and rejected" if wanted == 2 else "an answer is 1"
+        raise InputError(f"{where}: a tree of {len(tree.branches)} branches; {what}")
 
 
 def _key(text: str) -> bytes:

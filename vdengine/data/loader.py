@@ -25,6 +25,7 @@ class Loader:
     """The order of the data, and the packs of each step.
 
     Args:
+        store: may be empty, of a run that is given its batches; there are held-out rows then, or none.
         examples: per step, over all ranks.
         weights: passes over each source per epoch. 1: every row once. 2.5: every row twice, and half of the rows once
             more, the other half in the next epoch. 0.1: a tenth of the rows, another tenth in each epoch. Default: 1.
@@ -158,7 +159,7 @@ class Loader:
         """
         if self._checked_budget == budget:
             return
-        training_rows = np.concatenate([rows for rows, _, _ in self._sources])
+        training_rows = np.concatenate([np.zeros(0, np.int64), *(rows for rows, _, _ in self._sources)])
         for store, rows in ((self.store, training_rows), (self.eval_store, self.eval_rows)):
             if len(rows) == 0:
                 continue

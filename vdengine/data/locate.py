@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 from vdengine.errors import InputError
@@ -33,15 +33,36 @@ _EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?P<folder>(/[\w.-]+)*)(@(?P<revision>[\w./-]+))?(:(?P<split>[\w.-]+))?"
 )
-# Columns of the formats in `data.formats`. Other columns of a Parquet file are not read.
-_COLUMNS = set(
+# Columns of the formats in `data.formats`. Other columns of a Parquet file or of rows in memory are not read.
+COLUMNS = set(
     "prompt chosen rejected messages conversations conversation completion instruction input output system "
     "history margin score_chosen score_rejected".split()
 )
 
 
+class Source(Protocol):
+    """Rows that a store is made of: in files (`FileSource`) or in memory (`data.memory`)."""
+
+    @property
+    def name(self) -> str:
+        """As the user wrote it; for messages."""
+
+    @property
+    def format(self) -> str | None:
+        """The only format in which the source can be read; None: one of `data.formats.FORMATS`."""
+
+    def digest(self) -> str:
+        """Content hash, 32 hex digits."""
+
+    def count(self) -> int:
+        """The number of rows, usable or not."""
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Every row as it is, in order, after its place for messages. May be called again."""
+
+
 @dataclass(frozen=True)
-class Source:
+class FileSource:
     """A source whose files have been found."""
 
     name: str  # as the user wrote it
@@ -50,6 +71,11 @@ class Source:
     commit: str | None = None  # of a hub data set
     variant: str | None = None  # of the built-in set
     topics: tuple[str, ...] = ()  # of the built-in set; (): all
+
+    @property
+    def format(self) -> str | None:
+        """As `Source.format`: the built-in set has one of its own."""
+        return None if self.variant is None else "values_synth"
 
     def digest(self) -> str:
         """Content hash, 32 hex digits. Of local and built-in files it covers the bytes and not the names; of a hub data
@@ -85,7 +111,7 @@ class Source:
 # ------------------------------------------------------------------------------------------------- resolving
 
 
-def resolve(name: str) -> Source:
+def resolve(name: str) -> FileSource:
     """Find the files of a source; those of a hub data set are downloaded.
 
     Raises:
@@ -103,11 +129,11 @@ def resolve(name: str) -> Source:
         if not files:
             raise InputError(f"{name}: no data file in this folder; it needs {', '.join(_EXTENSIONS)} files")
         chosen = _of_split([f.name for f in files], split, name, default=None)
-        return Source(name, tuple(path / f for f in chosen), tuple(f"{path}/{f}" for f in chosen))
+        return FileSource(name, tuple(path / f for f in chosen), tuple(f"{path}/{f}" for f in chosen))
     if path.is_file():
         if not _is_data(path.name):
             raise InputError(f"{name}: not a data file; the name must end with {', '.join(_EXTENSIONS)}")
-        return Source(name, (path,), (name,))
+        return FileSource(name, (path,), (name,))
     match = _HUB_ID.fullmatch(name)
     if match and not _is_data(name):
         return _resolve_hub(name, match)
@@ -146,7 +172,7 @@ def _of_split(files: list[str], split: str | None, name: str, default: str | Non
     return split_files
 
 
-def _resolve_synth(name: str) -> Source:
+def _resolve_synth(name: str) -> FileSource:
     """`resolve` of the built-in values-synth."""
     head, _, query = name.partition("?")
     variant = head.partition(":")[2]
@@ -167,10 +193,10 @@ def _resolve_synth(name: str) -> Source:
         unknown = [t for t in topics if t not in all_topics]
         if unknown:
             raise InputError(f"{name}: unknown topic '{unknown[0]}'; the topics are {', '.join(all_topics)}")
-    return Source(name, (path,), (path.name,), variant=variant, topics=topics)
+    return FileSource(name, (path,), (path.name,), variant=variant, topics=topics)
 
 
-def _resolve_hub(name: str, match: re.Match[str]) -> Source:
+def _resolve_hub(name: str, match: re.Match[str]) -> FileSource:
     """`resolve` of a hub data set: lists and downloads the files of one split. Without a network the files of an
     earlier download are used."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -213,7 +239,7 @@ def _resolve_hub(name: str, match: re.Match[str]) -> Source:
         )
     except Exception as error:
         raise InputError(f"{name}: download failed ({type(error).__name__}: {_one_line(error)})") from error
-    return Source(name, paths, tuple(f"{repo}/{f}" for f in chosen), commit=commit)
+    return FileSource(name, paths, tuple(f"{repo}/{f}" for f in chosen), commit=commit)
 
 
 def _declared_files(card: dict[str, Any], files: list[str], folder: str, name: str) -> dict[str, list[str]]:
@@ -337,7 +363,7 @@ def _parquet_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             # Only columns of the known formats are read: data sets such as WildChat have large ones besides.
-            columns = [c for c in file.schema_arrow.names if c in _COLUMNS] or None
+            columns = [c for c in file.schema_arrow.names if c in COLUMNS] or None
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 for row in batch.to_pylist():
                     number += 1

@@ -107,6 +107,12 @@ class Store:
         return np.diff(np.concatenate(([0], np.cumsum(values)))[self.tree_start])
 
     @classmethod
+    def empty(cls, kind: str) -> Store:
+        """A store without rows: of a run that is given each step's trees."""
+        arrays = {name: np.zeros(int(name == "tree_start"), dtype) for name, dtype in _DTYPES.items()}
+        return cls(Path(), {"hash": "", "kind": kind, "max_token_id": -1, "sources": []}, arrays)
+
+    @classmethod
     def open(cls, folder: str | Path, names: Sequence[str] | None = None) -> Store:
         """Open a complete store.
 
@@ -181,7 +187,7 @@ class Store:
             if info.truncated:
                 lines.append(f"  cut to max_tokens: {info.truncated:,}")
             lines += [f"  dropped {count:,}: {reason}" for reason, count in sorted(info.dropped.items())]
-        return "\n".join(lines)
+        return "\n".join(lines) or "no rows"
 
 
 def _span(array: np.ndarray, start: int, length: int) -> list[int]:
@@ -189,7 +195,7 @@ def _span(array: np.ndarray, start: int, length: int) -> list[int]:
 
 
 def build_store(
-    paths: Sequence[str],
+    paths: Sequence[str | Source],
     formats: str | Sequence[str],
     kind: str,
     renderer: Renderer,
@@ -205,6 +211,7 @@ def build_store(
     One process must call this alone, while the other ranks wait (`engine.parallel.main_first`).
 
     Args:
+        paths: names of sources, as `locate.resolve` reads them, or sources.
         formats: one for all sources or one for each; see `formats.choose_format`.
         kind: "preference" (trees of two branches, chosen and rejected), "sft", or "prompts" (no branch).
         max_tokens: of prompt + branch.
@@ -223,7 +230,7 @@ def build_store(
     source_formats = [formats] * len(paths) if isinstance(formats, str) else list(formats)
     if len(source_formats) != len(paths):
         raise InputError(f"data.format: {len(source_formats)} formats for {len(paths)} sources")
-    sources = [resolve(path) for path in paths]
+    sources: list[Source] = [resolve(path) if isinstance(path, str) else path for path in paths]
     source_formats = [choose_format(s, f, kind) for s, f in zip(sources, source_formats, strict=True)]
     inputs = {
         "version": STORE_VERSION,
@@ -379,6 +386,10 @@ def _trees(row: Row, renderer: Renderer) -> list[Rendered]:
         InputError: the template cannot render the row; it names the row.
     """
     example = row.example
+    if isinstance(example, Tree):
+        return [
+            Rendered(example.prompt, example.branches, example.scored or [[True] * len(b) for b in example.branches])
+        ]
     try:
         if isinstance(example, Prompt):
             return [Rendered(renderer.prompt_ids(example.messages), [], [])]

@@ -50,11 +50,14 @@ class Trained:
 
 
 def _state(trained: Sequence[Trained], numbers: dict[str, float]) -> dict[str, Any]:
-    """The tensors to save, or to load into, by Hugging Face name (a tied weight once); the numbers as [] float64."""
+    """The tensors to save, or to load into, by Hugging Face name (a tied weight once); the numbers as [] float64. A
+    frozen parameter has no moments."""
     state: dict[str, Any] = {f"numbers.{k}": torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
     for t in trained:
         for name, p in t.model.named_parameters():
             state[f"{t.prefix}model.{name}"] = p.data
+            if not p.requires_grad:
+                continue
             s = t.optimizer.state[p]
             if not s:  # before the first update: the state that AdamW would start with
                 s.update({m: torch.zeros_like(p.data) for m in MOMENTS}, step=torch.zeros((), device=p.device))
@@ -143,7 +146,8 @@ def load(folder: Path, trained: Sequence[Trained], numbers: dict[str, float]) ->
         raise InputError(f"{folder}: does not fit this model: {str(e).splitlines()[0]}") from e
     for t in trained:
         for name, p in t.model.named_parameters():
-            t.optimizer.state[p]["step"] = state[f"{t.prefix}optimizer.step.{name}"]
+            if p.requires_grad:
+                t.optimizer.state[p]["step"] = state[f"{t.prefix}optimizer.step.{name}"]
     return {name: float(state[f"numbers.{name}"]) for name in numbers}
 
 

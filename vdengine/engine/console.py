@@ -8,9 +8,9 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from vdengine.drift.intervals import Estimate
+from vdengine.drift.live import Live
 from vdengine.drift.summary import drift_table
 from vdengine.engine.anchors import Anchors
-from vdengine.engine.probes import Live
 from vdengine.engine.trainer import Trainer
 from vdengine.objectives import Objective
 from vdengine.runfolder import RunFolder

@@ -26,7 +26,7 @@ def make_optimizer(model: nn.Module, settings: recipes.OptimizerKeys) -> torch.o
 
 def learning_rate(settings: recipes.OptimizerKeys, step: int, total: int, peak: float | None = None) -> float:
     """The learning rate at `step` (0 .. total-1): linear warm-up to `peak` (default: settings.lr), then constant, or
-    linear or cosine to min_lr * peak.
+    linear or cosine to min_lr * peak, where it stays from `total` on.
 
     Warm-up takes round(warmup * total) updates. The rate of the first is peak / (warm-up updates) and not 0, so that no
     batch is without effect.
@@ -37,7 +37,7 @@ def learning_rate(settings: recipes.OptimizerKeys, step: int, total: int, peak: 
         return peak * (step + 1) / warmup
     if settings.schedule == "constant":
         return peak
-    progress = (step - warmup) / max(1, total - warmup)
+    progress = 1.0 if step >= total else (step - warmup) / (total - warmup)
     shape = 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return peak * (settings.min_lr + (1 - settings.min_lr) * shape)
 

@@ -14,10 +14,9 @@ from torch import Tensor
 from vdengine import recipe as recipes
 from vdengine.data.batching import Forest, deal
 from vdengine.drift.importance import Gate
-from vdengine.drift.intervals import Estimate, mean_estimate
+from vdengine.drift.live import Live, LiveOpenings, stance
 from vdengine.drift.opening_log import DriftLog
 from vdengine.drift.openings import Openings
-from vdengine.drift.pooling import Pooling, on_axis
 from vdengine.drift.schedule import Schedule
 from vdengine.engine.anchors import Anchors, Bank
 from vdengine.engine.clocks import Later
@@ -25,7 +24,7 @@ from vdengine.engine.parallel import World
 from vdengine.engine.rollouts import Sampler
 from vdengine.errors import InputError
 from vdengine.models.transformer import Transformer
-from vdengine.panels.panel import STANCES, Panel
+from vdengine.panels.panel import Panel
 from vdengine.text.renderer import Renderer
 from vdengine.trees import Pack
 
@@ -57,16 +56,6 @@ class Reading:
         return logp
 
 
-@dataclass(frozen=True)
-class Live:
-    """The result of a sample of the openings that is shown during the run: shifts since the first sample on the topics'
-    axes, nats per byte."""
-
-    step: int
-    stance: dict[str, Estimate]  # of each topic: support minus oppose
-    scalars: dict[str, float]  # value/{topic}/{stance}: of each stance, minus the mean of the three
-
-
 Rider = tuple[Reading, int]  # a pack that is scored in a training forward: its reading, its index in forest.packs
 
 
@@ -79,17 +68,18 @@ class Probes:
 
     Args:
         sampler: draws the answers; None: there are none.
-        step_flops: of a training step, all ranks.
+        step_flops: of a training step, all ranks; NaN where it is not known, and the recipe has no budget.
         flops: `ModelConfig.flops`.
 
     Raises:
-        InputError: a panel that cannot be read, or that has fewer packs than the recipe's fraction asks for parts.
+        InputError: a panel that has fewer packs than the recipe's fraction asks for parts.
     """
 
     def __init__(
         self,
         recipe: recipes.Recipe,
         renderer: Renderer,
+        panel: Panel,
         world: World,
         sampler: Sampler | None,
         *,
@@ -99,7 +89,6 @@ class Probes:
     ) -> None:
         settings = recipe.probes
         self.world, self.parts, self.tokenizer_hash = world, round(1 / settings.fraction), renderer.hash
-        panel = Panel.load(settings.panel)
         self.openings = Openings.build(panel, renderer, settings.tokens, controls=settings.controls).to(world.device)
         if self.parts > self.openings.num_questions:
             raise InputError(
@@ -148,15 +137,9 @@ class Probes:
         self.seconds: dict[str, float] = {}  # of sampling at this step
         self._step_readings: list[Reading] = []  # of this step, whose forwards have not all run
         self._pending: list[Reading] = []  # not written yet
-        questions = [b for b in self.openings.branches if b.variant == "question"]
-        self._pooling = Pooling.of(
-            [b.probe.id for b in questions], [b.stance for b in questions], [b.num_bytes for b in questions]
-        )
-        self._polarity = np.array([probe.polarity for probe in panel.probes])  # [probes]
-        self._live: list[Live] = []
+        self.live = LiveOpenings(panel, self.openings.branches)
+        self._untold: list[Live] = []
         self.latest: Live | None = None
-        self._first: np.ndarray | None = None  # [3, probes], pooled openings of the first sample
-        self._last: np.ndarray | None = None  # [3, probes], of the last sample
 
     def open_log(self, run_folder: Path, step: int) -> None:
         """Create the raw logs, or continue them at `step`. Rank 0 must call this before the other ranks."""
@@ -166,14 +149,13 @@ class Probes:
             self.log.rewind(step)
         log = self.log or DriftLog.open(run_folder)
         steps, logp = log.steps, log.logp  # [samples], [samples, branches]
-        if len(steps):
-            self._first, self._last = self._pool(logp[0]), self._pool(logp[-1])
+        self.live.continue_from(logp)
         if self.answers is not None:
             self.answers.open_log(run_folder, step, main)
             if self.answers.anchors and len(steps):
                 before = np.flatnonzero(steps < self.answers.anchors[-1])
-                self.answers.reference = _stance(self._pool(logp[before[-1] if len(before) else 0]))
-                self.answers.watch(_stance(self._pool(logp[-1])))
+                self.answers.reference = stance(self.live.pool(logp[before[-1] if len(before) else 0]))
+                self.answers.watch(stance(self.live.pool(logp[-1])))
 
     def begin(self, step: int, micro_steps: int) -> list[list[Rider]]:
         """This rank's probe packs in each micro-step of `step`; empty lists if the step has no sample."""
@@ -259,7 +241,12 @@ class Probes:
         self._pending += readings[1:]
         self._score(model, self._deal(readings, 1)[0])
         self.flush()
-        self.answers.anchor(step, forest, readings[0].logp, None if self._last is None else _stance(self._last))
+        self.answers.anchor(
+            step,
+            forest,
+            readings[0].logp,
+            None if self.live.last is None else stance(self.live.last),
+        )
         self.seconds = {"answers": time.perf_counter() - started}
         count = self.answers.settings.samples if step else self.answers.base
         self.note = f"step {step}: {count} answers to each of {len(self.answers.prompts)} probes drawn ({reason})"
@@ -277,11 +264,9 @@ class Probes:
             if reading.bank is None:
                 if self.log is not None:
                     self.log.append(reading.step, logp)
-                self._last = self._pool(logp)
-                self._first = self._last if self._first is None else self._first
-                self._live.append(self._shifts(reading.step))
-                if self.answers is not None:
-                    self.answers.watch(_stance(self._last))
+                self._untold.append(self.live.add(reading.step, logp))
+                if self.answers is not None and self.live.last is not None:
+                    self.answers.watch(stance(self.live.last))
             elif self.answers is not None:
                 self.gate = self.answers.read(reading.step, logp)
                 if self.answers.log is not None:
@@ -289,7 +274,7 @@ class Probes:
 
     def take_live(self) -> list[Live]:
         """The samples since the last call."""
-        live, self._live = self._live, []
+        live, self._untold = self._untold, []
         self.latest = live[-1] if live else self.latest
         return live
 
@@ -305,29 +290,3 @@ class Probes:
             "answers/mean_weight": last_gate.mean_weight,
             "answers/open": float(last_gate.open),
         }
-
-    def _pool(self, logp: np.ndarray) -> np.ndarray:  # [branches] fp32 -> [3, probes] float64
-        """Mean log-prob per byte of the openings of each stance, on the axis, in nats per byte; NaN where not scored.
-        The branches of the panel's own questions come first in `logp`."""
-        means = self._pooling.means(logp[None, : len(self._pooling.num_bytes)])[0]  # [probes, 3]
-        return on_axis(means, self._polarity).T
-
-    def _shifts(self, step: int) -> Live:
-        """The shifts from the first to the last sample."""
-        if self._first is None or self._last is None:
-            raise RuntimeError("no sample yet")
-        shift = self._last - self._first  # [3, probes]
-        stance, centred = _stance(shift), shift - shift.mean(0)  # [probes], [3, probes]
-        estimates, scalars = {}, {}
-        for topic in self.openings.panel.topics:
-            members = np.array([p.topic == topic for p in self.openings.panel.probes]) & np.isfinite(stance)  # [probes]
-            if members.any():
-                estimates[topic] = mean_estimate(stance[members])
-                for name, mean in zip(STANCES, centred[:, members].mean(1), strict=True):
-                    scalars[f"value/{topic}/{name}"] = float(mean)
-        return Live(step, estimates, scalars)
-
-
-def _stance(pooled: np.ndarray) -> np.ndarray:  # [3, probes] -> [probes]
-    """Support minus oppose."""
-    return pooled[STANCES.index("support")] - pooled[STANCES.index("oppose")]

@@ -58,6 +58,22 @@ class CachedReference:
         return self.sums[branch_index(pack, self.tree_start)]
 
 
+class GivenReference:
+    """Branch sums that a step was given with its batch.
+
+    Args:
+        sums: of each of the rank's packs in the order of the step's forwards, [B] fp32, nats.
+    """
+
+    def __init__(self, sums: Sequence[Tensor]) -> None:
+        self._sums = iter(sums)
+
+    def __call__(self, pack: Pack) -> Tensor:  # [B] fp32
+        """The log-prob sum of each branch of the next pack, in nats; zeros for an idle one after the last."""
+        device = pack.tokens.device
+        return next(self._sums, torch.zeros(pack.num_branches)).to(device)
+
+
 def branch_index(pack: Pack, tree_start: Tensor) -> Tensor:
     """The index of every branch of a pack among the branches of the store: [B] int64. tree_start: [trees of the store
     + 1] int64."""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from vdengine import recipe as recipes
 from vdengine.data.loader import Loader
+from vdengine.data.locate import Source
+from vdengine.data.memory import rows_in_memory
 from vdengine.data.store import Store, build_store
 from vdengine.engine import checkpoint
 from vdengine.engine.checkpoint import Trained
@@ -32,13 +37,15 @@ from vdengine.kernels._triton import INTERPRETED, resolve
 from vdengine.models.attention import flash_attn_problem
 from vdengine.models.device import compute_dtype
 from vdengine.models.export import check_replaceable
+from vdengine.models.live import LiveWeights
 from vdengine.models.transformer import Kernels, Transformer
 from vdengine.models.weights import ScalarWeights, Weights, check_vocabulary, load_into, open_causal, open_weights
 from vdengine.objectives import Objective
+from vdengine.panels.panel import Panel
 from vdengine.runfolder import RunFolder
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
-from vdengine.trees import Tree, pack
+from vdengine.trees import Pack, Tree, pack
 
 _RUNS_ON = {"triton": "cuda", "flash": "cuda", "varlen": "cuda", "native": "cpu"}
 
@@ -47,11 +54,70 @@ _RUNS_ON = {"triton": "cuda", "flash": "cuda", "varlen": "cuda", "native": "cpu"
 class RowExtras:
     """What rows bring to their losses beside the model's own scores."""
 
-    reference: LiveReference | CachedReference | None
-    row_margins: Tensor | None  # [rows of the store] fp32
+    reference: Callable[[Pack], Tensor] | None  # branch sums of the reference model, [B] fp32
+    row_margins: Callable[[Pack], Tensor] | None  # of a pack's trees, [n] fp32
 
 
-def open_store(r: recipes.Recipe, paths: list[str], renderer: Renderer, progress: bool) -> Store:
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What the embedding program has in memory, in place of what a recipe names. See `Trainer`."""
+
+    model: nn.Module | None = None
+    tokenizer: Any = None
+    data: Iterable[Any] | None = None
+    eval_data: Iterable[Any] | None = None
+    panel: Panel | None = None
+    reward: RewardFunction | None = None
+
+    def keys(self, no_data: bool) -> dict[str, str]:
+        """The recipe's keys that are left out, and what stands there in the run folder.
+
+        Args:
+            no_data: whether the recipe names no data either.
+        """
+        objects = {
+            "model.source": self.model,
+            "model.tokenizer": self.tokenizer,
+            "data.train": self.data,
+            "data.eval": self.eval_data,
+            "probes.panel": self.panel,
+        }
+        keys = {key: recipes.IN_MEMORY for key, given in objects.items() if given is not None}
+        return keys | ({"data.train": recipes.OWN_BATCHES} if no_data and self.data is None else {})
+
+
+def read_recipe(
+    recipe: recipes.Recipe | str | Path | Mapping[str, Any], given: Given, objective: Objective | None
+) -> recipes.Recipe:
+    """The recipe of a run, checked.
+
+    Args:
+        recipe: one, or the path of one, or nested dictionaries.
+        objective: one's own, which the recipe names or leaves out.
+
+    Raises:
+        InputError: as `load_recipe`; a source that is named and given too, or neither; another objective than the
+            recipe names; a model without a tokenizer.
+    """
+    if isinstance(recipe, recipes.Recipe):
+        no_data = recipe.data.train in ([], [recipes.OWN_BATCHES])
+        checked = recipes.check(recipe, given.keys(no_data))
+    elif isinstance(recipe, str | Path):
+        checked = recipes.load_recipe(recipe, objective=objective, given=given.keys(recipes.names_no_data(recipe)))
+    else:
+        no_data = recipes.without_data(recipe)
+        checked = recipes.make_recipe(dict(recipe), None, objective, given.keys(no_data))
+    named = checked.objective.declaration
+    if objective is not None and named is not objective:
+        raise InputError(f'objective.name = "{named.name}", but the objective given is "{objective.name}"')
+    if given.model is not None and not checked.model.tokenizer:
+        raise InputError("a model is given without a tokenizer: give tokenizer= too, or name it in model.tokenizer")
+    if given.panel is not None and checked.probes.every == 0:
+        raise InputError("a panel has no effect with probes.every = 0")
+    return checked
+
+
+def open_store(r: recipes.Recipe, paths: Sequence[str | Source], renderer: Renderer, progress: bool) -> Store:
     """The rows of `paths` as the recipe's objective reads them."""
     objective: Objective = r.objective.declaration
     room = r.rollout.max_new_tokens if objective.rollout else 0  # for what follows a prompt
@@ -74,9 +140,15 @@ class Setup:
         InputError: anything wrong with the recipe's files.
     """
 
-    def __init__(self, recipe: recipes.Recipe, reward: RewardFunction | None = None) -> None:
-        self.recipe = recipe = recipes.check(recipe)
+    def __init__(
+        self,
+        recipe: recipes.Recipe | str | Path | Mapping[str, Any],
+        given: Given = Given(),
+        objective: Objective | None = None,
+    ) -> None:
+        self.recipe = recipe = read_recipe(recipe, given, objective)
         self.objective: Objective = recipe.objective.declaration
+        self.has_data = recipe.data.train != [recipes.OWN_BATCHES]
         self.world: World = start_world(recipe.parallel, recipe.run.deterministic)
         self.files = RunFolder.at(recipe.run.folder)
         self.folder = self.files.path
@@ -84,17 +156,19 @@ class Setup:
         try:
             self._check_folder()
             self._check_kernels()
-            self._open_weights()
-            self._open_sources(reward)  # before the data: tokenising may take long
-            self._open_data()
-            self._check_inputs()
+            self._open_weights(given)
+            self._open_sources(given.reward)  # before the data: tokenising may take long
+            self._open_data(given)
+            self._check_inputs(given.panel)
             self._open_model()
             self._open_sampler()
             self._open_ppo()
-            self._open_probes()
+            self._open_probes(given.panel)
             self._open_run()
             self._open_reference()
             self._open_extras()
+            if self._live is not None:
+                self._live.release()
         except BaseException:
             self.world.close()
             raise
@@ -110,7 +184,7 @@ class Setup:
             return
         if not r.run.resume:
             raise InputError(f"{self.folder}: exists already; give run.folder a new name or set run.resume = true")
-        if changed := recipes.differences(recipes.load_recipe(saved, objective=self.objective), r):
+        if changed := recipes.differences(recipes.saved_recipe(saved, self.objective), r):
             raise InputError(f"{self.folder}: cannot resume, the recipe differs: {'; '.join(changed)}")
 
     def _check_kernels(self) -> None:
@@ -127,13 +201,22 @@ class Setup:
             self.losses = fused  # one launch in place of a dozen; the same sums, to the bit
         self.kernels = Kernels(**parts)
 
-    def _open_weights(self) -> None:
+    def _open_weights(self, given: Given) -> None:
         r = self.recipe
         scalar = self.objective.head == "scalar"
-        self.weights = open_weights(r.model.source) if scalar else open_causal(r.model.source)
+        self.frozen: frozenset[str] = frozenset()  # names of the parameters that are not trained
+        self._live: LiveWeights | None = None if given.model is None else LiveWeights(given.model)
+        self.weights: Weights
+        if self._live is not None:
+            self.weights, self.frozen = self._live, self._live.frozen
+            if self.weights.config.head == "scalar" and not scalar:
+                raise InputError(f"{self.weights.source}: a reward model; {self.objective.name} needs a language model")
+        else:
+            self.weights = open_weights(r.model.source) if scalar else open_causal(r.model.source)
         if scalar and self.weights.config.head == "causal":
             self.weights = ScalarWeights(self.weights, r.run.seed)
-        self.tokenizer = load_tokenizer(r.model.tokenizer or r.model.source)
+        named = r.model.tokenizer or r.model.source
+        self.tokenizer = load_tokenizer(named if given.tokenizer is None else given.tokenizer)
         check_vocabulary(self.weights.config, self.tokenizer)
 
     def _open_sources(self, reward: RewardFunction | None) -> None:
@@ -177,14 +260,21 @@ class Setup:
         check_vocabulary(weights.config, self.tokenizer)
         return weights if weights.config.head == "scalar" else ScalarWeights(weights, None)
 
-    def _open_data(self) -> None:
-        r = self.recipe
+    def _open_data(self, given: Given) -> None:
+        r, vocab_size = self.recipe, self.weights.config.vocab_size
         self.renderer = Renderer(self.tokenizer, template=r.data.template)
+        train: Sequence[str | Source] = r.data.train
+        evaluation: str | Source = r.data.eval
         with main_first(self.world):  # rank 0 tokenises, the others open what it wrote
             progress = self.world.is_main
-            self.store = open_store(r, r.data.train, self.renderer, progress)
-            named = r.data.eval
-            held_out: Store | float = open_store(r, [named], self.renderer, progress) if named else r.data.eval_fraction
+            if given.data is not None:
+                train = [rows_in_memory(given.data, "data", vocab_size)]
+            if given.eval_data is not None:
+                evaluation = rows_in_memory(given.eval_data, "eval_data", vocab_size)
+            self.store = open_store(r, train, self.renderer, progress) if self.has_data else self._no_rows()
+            held_out: Store | float = r.data.eval_fraction
+            if evaluation:
+                held_out = open_store(r, [evaluation], self.renderer, progress)
         self.flops = self.weights.config.flops
         self.loader = Loader(
             self.store,
@@ -198,26 +288,54 @@ class Setup:
         )
         if not self.objective.rollout:
             self.loader.check_budget(r.batch.tokens)
+        self.own_batches = 0  # steps so far whose batch was given to `step`
         self.total_steps = r.run.steps or math.ceil((r.run.epochs or 0) * self.loader.steps_per_epoch)
         # What a rank runs when a micro step has no rows for it: forwards are collectives. Its loss counts zero.
         self.idle = pack([Tree([0], [[0]] * self.objective.branches, id=-1)])
 
-    def _check_inputs(self) -> None:
-        """A run folder may be taken up again only with the same contents of data, weights and tokenizer."""
+    def _no_rows(self) -> Store:
+        """The store of a run that is given all its batches.
+
+        Raises:
+            InputError: a recipe that cannot do without rows.
+        """
+        r = self.recipe
+        if self.objective.rollout:
+            raise InputError(f"data.train is missing: {self.objective.name} reads prompts")
+        if r.run.steps is None:
+            raise InputError("run.steps is needed: without data nothing says how long run.epochs are")
+        if r.probes.budget is not None:
+            raise InputError("probes.every is needed: without data nothing says what a step costs (probes.budget)")
+        if r.data.eval_fraction:
+            raise InputError("data.eval_fraction: without data there is nothing to hold out; give eval_data")
+        return Store.empty(self.objective.rows)
+
+    def _check_inputs(self, panel: Panel | None) -> None:
+        """A run folder may be taken up again only with the same contents of data, weights and tokenizer, which must be
+        the same on every rank."""
         self.inputs = {
             "data.train": self.store.hash,
             "data.eval": self.loader.eval_store.hash,
             "model.source": self.weights.hash,
             "model.tokenizer or data.template": self.renderer.hash,
         }
+        if self.frozen:
+            self.inputs["frozen parameters"] = hashlib.blake2b(" ".join(sorted(self.frozen)).encode()).hexdigest()[:32]
+        if panel is not None:
+            self.inputs["probes.panel"] = panel.hash
         if self.reward_weights is not None:
             self.inputs["reward.source"] = self.reward_weights.hash
         if self.value_weights is not None:
             self.inputs["value.source"] = self.value_weights.hash
+        everyone: list[Any] = [self.inputs] * self.world.size
+        if self.world.size > 1:
+            dist.all_gather_object(everyone, self.inputs)
+        for rank, inputs in enumerate(everyone):
+            if differing := _differing(everyone[0], inputs):
+                raise InputError(f"rank {rank} has other contents than rank 0: {', '.join(differing)}")
         if not (saved := self.files.inputs).exists():
             return
-        was = read_json(saved)
-        if changed := [name for name, digest in self.inputs.items() if was.get(name) != digest]:
+        if changed := _differing(read_json(saved), self.inputs):
             raise InputError(f"{self.folder}: cannot resume, the contents have changed: {', '.join(changed)}")
 
     def _open_model(self) -> None:
@@ -233,6 +351,9 @@ class Setup:
         r = self.recipe
         with torch.device("meta"):
             model = Transformer(weights.config, r.parallel.head_saved_bytes, self.kernels)
+        if weights is self.weights:  # a critic of the same names is trained whole
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name not in self.frozen)
         if self.objective.rollout and weights.config.head == "causal":
             model.lm_head.temperature = r.rollout.temperature
         for block in model.blocks:
@@ -287,17 +408,18 @@ class Setup:
             critic_flops=self.value_weights.config.flops,
         )
 
-    def _open_probes(self) -> None:
+    def _open_probes(self, panel: Panel | None) -> None:
         self.probes: Probes | None = None
         if self.recipe.probes.every == 0:
             return
-        # a step's training FLOPs: three forwards over the mean step
-        step_flops = 3 * float(self.loader.cost.mean()) * self.recipe.batch.examples
+        # a step's training FLOPs: three forwards over the mean step; not known where each step is given its rows
+        step_flops = 3 * float(self.loader.cost.mean()) * self.recipe.batch.examples if self.has_data else math.nan
         if self.ppo is not None:
             step_flops = self.ppo.step_flops
         self.probes = Probes(
             self.recipe,
             self.renderer,
+            Panel.load(self.recipe.probes.panel) if panel is None else panel,
             self.world,
             self.sampler,
             total_steps=self.total_steps,
@@ -311,6 +433,12 @@ class Setup:
         if newest := checkpoint.newest(self.folder, self.world):
             path, self.step_count = newest
             self._set_numbers(checkpoint.load(path, self.trained, self._numbers()))
+            if self.own_batches and self.world.is_main:
+                warnings.warn(
+                    f"{self.folder}: {self.own_batches} of its {self.step_count} steps took batches given to step(); "
+                    f"for the same numbers give those of step {self.step_count + 1} and on as before",
+                    stacklevel=4,
+                )
         self.resumed_at = self.step_count
         self.metrics_log: MetricsLog | None = None
         with main_first(self.world):
@@ -324,10 +452,12 @@ class Setup:
 
     def _numbers(self) -> dict[str, float]:
         """What a checkpoint holds beside tensors."""
-        return {"num_tokens": self.tokens_seen} | (self.ppo.state() if self.ppo else {})
+        return {"num_tokens": self.tokens_seen, "own_batches": self.own_batches} | (
+            self.ppo.state() if self.ppo else {}
+        )
 
     def _set_numbers(self, numbers: dict[str, float]) -> None:
-        self.tokens_seen = int(numbers["num_tokens"])
+        self.tokens_seen, self.own_batches = int(numbers["num_tokens"]), int(numbers["own_batches"])
         if self.ppo:
             self.ppo.load_state(numbers)
 
@@ -344,7 +474,7 @@ class Setup:
             self.reference = self.eval_reference = LiveReference(self._new_model(self.weights, trainable=False))
             return
         w, budget = self.world, r.batch.tokens
-        epoch = range(self.total_steps)
+        epoch = range(self.total_steps if self.has_data else 0)
         train = ((loader.rows(k), lambda k=k: loader.packs(k, w.size, w.rank, budget)) for k in epoch)
         evals = [(loader.eval_rows, lambda: loader.eval_packs(w.size, w.rank, budget))] if len(loader.eval_rows) else []
         same = loader.eval_store is self.store
@@ -362,16 +492,30 @@ class Setup:
                 kernels=str(self.kernels),
             )
 
-        self.reference = cached(self.store, [*train, *(evals if same else [])])
+        if self.has_data:
+            self.reference = cached(self.store, [*train, *(evals if same else [])])
+        else:  # of no rows: each step is given its own sums
+            self.reference = CachedReference(torch.zeros(0), torch.zeros(1, dtype=torch.int64))
         self.eval_reference = self.reference if same else cached(loader.eval_store, evals)
 
     def _open_extras(self) -> None:
         """What training and held-out rows bring to their losses."""
 
-        def margins(store: Store) -> Tensor | None:
-            return (
-                torch.from_numpy(np.array(store.margin)).to(self.world.device) if store.kind == "preference" else None
-            )
+        def margins(store: Store) -> Callable[[Pack], Tensor] | None:
+            if store.kind != "preference":
+                return None
+            of_rows = torch.from_numpy(np.array(store.margin)).to(self.world.device)  # [rows of the store] fp32
+            return lambda pack: of_rows[pack.tree_ids]  # of the idle pack: another row's, which count nothing
+
+        def ones(pack: Pack) -> Tensor:
+            return torch.ones(pack.num_trees, device=self.world.device)
 
         self.train_extras = RowExtras(self.reference, margins(self.store))
         self.eval_extras = RowExtras(self.eval_reference, margins(self.loader.eval_store))
+        live = self.reference if isinstance(self.reference, LiveReference) else None
+        self.own_extras = RowExtras(live, ones)  # of rows that are given to `step`
+
+
+def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    """The keys whose values differ, or that only one has."""
+    return [name for name in {**a, **b} if a.get(name) != b.get(name)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdengine import recipe as recipes
 from vdengine.data.batching import Batch
@@ -19,15 +19,18 @@ from vdengine.engine import checkpoint
 from vdengine.engine.clocks import Later, Totals, memory_bytes, peak_flops
 from vdengine.engine.metrics import Metrics
 from vdengine.engine.optim import apply_update, learning_rate
+from vdengine.engine.own_batch import own_batch
 from vdengine.engine.parallel import grad_norm, ordered
 from vdengine.engine.ppo import RewardFunction, Rollout
-from vdengine.engine.setup import RowExtras, Setup
+from vdengine.engine.reference import CachedReference, GivenReference
+from vdengine.engine.setup import Given, RowExtras, Setup
 from vdengine.errors import InputError
 from vdengine.models.export import save_model
 from vdengine.models.head import Scores
-from vdengine.objectives import Scored
+from vdengine.objectives import Objective, Scored
+from vdengine.panels.panel import Panel
 from vdengine.runfolder import RunFolder
-from vdengine.trees import Pack
+from vdengine.trees import Pack, Tree
 
 MAX_SKIPPED = 20  # consecutive updates skipped as not finite before the run gives up
 
@@ -49,21 +52,53 @@ class Trainer(Setup):
         while trainer.step_count < trainer.total_steps:
             metrics = trainer.step()  # a mapping, read when it is looked at
         trainer.finish()
+        trainer.close()
 
     `step_count` is the number of steps the weights have had: one update each, with PPO those of one rollout.
 
+    What is in memory already is given as an object, and the recipe leaves its name out; the run folder says "in memory"
+    there and keeps a hash of the contents, so that a run is taken up again with the same ones only. Several trainers
+    may run in one process, one after another or in turns.
+
     Args:
-        reward: PPO's, instead of the recipe's `reward.source`: (prompts, completions) as text, of this rank -> scores.
+        recipe: a `Recipe`, the path of one, or nested dictionaries as `make_recipe` takes them.
+        model: the weights to start from, instead of `model.source`: a `Transformer`, or a causal language model of
+            transformers, the same on every rank. They are read as a file's are: what is trained is a sharded copy in
+            fp32, `trainer.model`, and the given model never changes. Nothing here keeps it after this call, so its
+            memory is free once the caller lets go of it. Parameters with `requires_grad=False` stay as they are.
+        tokenizer: instead of `model.tokenizer`: ours, or a fast one of transformers. A given model needs one.
+        data: rows instead of `data.train`: dictionaries in any of the data formats, `Tree`s of token ids, or a
+            `datasets.Dataset`; the same on every rank. Without rows every step is given its own (`step`).
+        eval_data: the same instead of `data.eval`.
+        objective: one's own. The recipe's [objective] may name it, or leave the name out.
+        reward: PPO's, instead of `reward.source`: (prompts, completions) as text, of this rank -> scores.
+        panel: instead of `probes.panel`.
+
+    Attributes:
+        probe_logp: of the last step, [P] fp32 on the device: log-probs of the scored tokens of the packs that it was
+            given as `probes`, one after another; None if it had none.
 
     Raises:
-        InputError: anything wrong with the recipe's files, before the first step.
+        InputError: anything wrong with what is named or given, before the first step; something that is both.
     """
 
-    def __init__(self, recipe: recipes.Recipe, reward: RewardFunction | None = None) -> None:
-        super().__init__(recipe, reward)
+    def __init__(
+        self,
+        recipe: recipes.Recipe | str | Path | Mapping[str, Any],
+        *,
+        model: nn.Module | None = None,
+        tokenizer: Any = None,
+        data: Iterable[Any] | None = None,
+        eval_data: Iterable[Any] | None = None,
+        objective: Objective | None = None,
+        reward: RewardFunction | None = None,
+        panel: Panel | None = None,
+    ) -> None:
+        super().__init__(recipe, Given(model, tokenizer, data, eval_data, panel, reward), objective)
         self._start_clock()
 
     def _start_clock(self) -> None:
+        self.probe_logp: Tensor | None = None
         self._unlogged: list[tuple[int, Tensor, Tensor]] = []  # step, tree ids and losses of packs not yet logged
         self._skipped = torch.zeros(2, device=self.world.device)  # updates skipped in a row; and since the last log
         self._since_log = Totals()
@@ -74,31 +109,57 @@ class Trainer(Setup):
 
     # -------------------------------------------------------------------------------------------------- step
 
-    def step(self) -> Metrics:
+    def step(
+        self,
+        batch: Sequence[Tree] | Pack | None = None,
+        probes: Pack | Sequence[Pack] | None = None,
+        reference: Tensor | None = None,
+    ) -> Metrics:
         """One optimizer step; with PPO a rollout and all updates on it. Its metrics where `log.every` (or the last
         step) asks for them, else empty. The host does not wait for the device: a row is read when it is looked at, and
-        on CUDA it is written a step later, when it is there."""
+        on CUDA it is written a step later, when it is there.
+
+        Args:
+            batch: this rank's rows instead of those of the data, which do not come another time: trees, which are laid
+                out in packs of `batch.tokens`, or one pack. It is given on every rank or on none; a rank without rows
+                gives []. Counts are summed over ranks, so a step is the same however its rows are spread. Their margin
+                is 1. A run that is taken up again must be given the same ones.
+            probes: packs of this rank to score with the weights before the update, beside the schedule's own and in the
+                same forward; training does not depend on them. See `probe_logp`.
+            reference: [branches of the batch] fp32, nats: their log-prob sums by the reference model, in the order of
+                the batch, where objective.reference is "cached". It is cached by rows of the data, and has none of
+                these.
+
+        Raises:
+            InputError: all planned steps are done; no data and no batch; a batch that does not fit objective, model or
+                `batch.tokens`; reference sums that are needed, or not. The weights have not moved.
+        """
         k, w, device = self.step_count, self.world, self.world.device
+        given, extras, own_probes = self._given(batch, probes, reference)
         self.step_clock.__enter__()
         if self.probes:
             self.probes.anchor(self.model, k)
-        rollout, batches, extra = self._work(k)
+        rollout, batches, extra = self._work(k, given)
         logged: list[tuple[list[str], Tensor, Batch]] = []
 
-        for batch in batches:
-            denominator = self._denominator(batch)
+        for update in batches:
+            denominator = self._denominator(update)
             sampling = self.probes is not None and not logged  # theta_k is theta before the step's first update
-            riders = self.probes.begin(k, len(batch.packs)) if self.probes and sampling else [[] for _ in batch.packs]
+            riders = self.probes.begin(k, len(update.packs)) if self.probes and sampling else [[] for _ in update.packs]
             sums: dict[str, Tensor] = {}
 
             # Under FSDP every forward and backward is a collective: all ranks run the same number, rows or no rows.
-            for share, rider in zip(batch.packs, riders, strict=True):
+            for share, rider in zip(update.packs, riders, strict=True):
                 pack, counts = (self.idle, 0.0) if share is None else (share, 1.0)
                 pack = pack.to(device, non_blocking=True)
-                scores = self.model(pack, self.probes.packs(rider) if self.probes else None, entropy=True)
+                scheduled = self.probes.packs(rider) if self.probes else []
+                scores = self.model(pack, [*scheduled, *own_probes], entropy=True)
+                if own_probes and scores.probe_logp is not None:
+                    self.probe_logp = scores.probe_logp[sum(p.num_scored for p in scheduled) :]
+                    own_probes = []  # with the weights before the first update
                 if self.probes:
                     self.probes.collect(rider, scores.probe_logp)
-                losses, metrics = self._losses(pack, scores, self.train_extras, rollout)
+                losses, metrics = self._losses(pack, scores, extras, rollout)
                 with ordered(self.recipe.run.deterministic):
                     (losses.sum() * (counts / denominator)).backward()  # global, known before the first forward
                 if scores.entropy is not None:
@@ -106,7 +167,7 @@ class Trainer(Setup):
                 for name, values in {**metrics, "loss": losses.detach()}.items():
                     sums[name] = sums.get(name, torch.zeros((), device=device)) + counts * values.sum()
                 if share is not None:
-                    self._unlogged.append((k, share.tree_ids, losses.detach()))
+                    self._unlogged.append((k, share.tree_ids, losses.detach()))  # of own batches: `Tree.id`
             if self.probes and sampling:
                 self.probes.end()
 
@@ -118,18 +179,19 @@ class Trainer(Setup):
             norms = [grad_norm(t.parameters) for t in self.trained]
             finite = torch.isfinite(sum(norms, totals.sum()))
             self._skipped = torch.stack([torch.where(finite, 0.0, self._skipped[0] + 1), self._skipped[1] + ~finite])
-            if k == 0 and not logged:
+            if k == 0 and not logged and not isinstance(extras.reference, GivenReference):  # that may be any model's
                 self._check_start({name: total / denominator for name, total in zip(names, totals, strict=True)})
             for t, norm in zip(self.trained, norms, strict=True):
                 lr = learning_rate(self.recipe.optimizer, k, self.total_steps, t.lr)
                 apply_update(t.optimizer, lr, norm, (~finite).float(), self.recipe.optimizer.clip)
-            logged.append((names, torch.cat([totals, torch.stack(norms)]), batch))
-            self._since_log.flops += 3 * batch.cost
+            logged.append((names, torch.cat([totals, torch.stack(norms)]), update))
+            self._since_log.flops += 3 * update.cost
 
         self.step_clock.__exit__()
-        seen = [batch] if rollout is None else rollout.batches
+        seen = [update] if rollout is None else rollout.batches
         num_tokens, num_scored = sum(b.num_tokens for b in seen), sum(b.num_scored for b in seen)
         self.step_count += 1
+        self.own_batches += given is not None
         self.tokens_seen += num_tokens
         phases = (self.ppo.seconds if self.ppo else {}) | (self.probes.seconds if self.probes else {})
         self._since_log.add(num_tokens, num_scored, phases)
@@ -137,14 +199,60 @@ class Trainer(Setup):
         if self.step_count % self.recipe.log.every and self.step_count != self.total_steps:
             return Metrics()
         extra |= {"learning_rate": learning_rate(self.recipe.optimizer, k, self.total_steps)}
-        extra |= {"tokens": num_tokens, "scored_tokens": num_scored, "micro_steps": len(batch.packs)}
+        extra |= {"tokens": num_tokens, "scored_tokens": num_scored, "micro_steps": len(update.packs)}
         self._waiting = row = self._log(logged, extra)
         if not self.lag or self.step_count == self.total_steps:  # all is there, or nothing comes that it could hold up
             self._settle()
         return row.metrics
 
-    def _work(self, k: int) -> tuple[Rollout | None, Iterable[Batch], dict[str, float]]:
+    def _given(
+        self,
+        batch: Sequence[Tree] | Pack | None,
+        probes: Pack | Sequence[Pack] | None,
+        reference: Tensor | None,
+    ) -> tuple[Batch | None, RowExtras, list[Pack]]:
+        """What a step is given, checked: the batch of all ranks with what its rows bring, and this rank's packs to
+        score, on the device. A collective if there is a batch."""
+        if self.step_count >= self.total_steps:
+            raise InputError(
+                f"{self.folder}: all {self.total_steps} planned steps are done; a longer run has another schedule: "
+                "start it with more run.steps (or run.epochs) and a new run.folder"
+            )
+        if batch is None and not self.has_data:
+            raise InputError("step: the run has no data (data.train, or data=); give the step its batch")
+        if batch is not None and self.ppo is not None:
+            raise InputError(f"step: a batch has no effect with {self.objective.name}, which learns from its rollouts")
+        cached = isinstance(self.reference, CachedReference)
+        if batch is not None and cached and reference is None:
+            raise InputError(
+                'step: objective.reference = "cached" is of rows of the data; give the batch\'s own log-prob sums as '
+                'reference=, or set objective.reference = "live"'
+            )
+        if reference is not None and not (batch is not None and cached):
+            raise InputError('step: reference has no effect without a batch and objective.reference = "cached"')
+        packs = [] if probes is None else [probes] if isinstance(probes, Pack) else list(probes)
+        if packs and self.objective.head == "scalar":
+            raise InputError("step: probes have no effect with a reward model, which has no log-probs")
+        self.probe_logp = None
+        packs = [pack.to(self.world.device) for pack in packs]
+        if batch is None:
+            return None, self.train_extras, packs
+        made, sums = own_batch(
+            batch,
+            self.world,
+            branches=self.objective.branches,
+            vocab_size=self.weights.config.vocab_size,
+            budget=self.recipe.batch.tokens,
+            flops=self.flops,
+            reference=reference,
+        )
+        extras = dataclasses.replace(self.own_extras, reference=GivenReference(sums)) if cached else self.own_extras
+        return made, extras, packs
+
+    def _work(self, k: int, given: Batch | None) -> tuple[Rollout | None, Iterable[Batch], dict[str, float]]:
         """The batches of step k, one update each, and what is known before them."""
+        if given is not None:
+            return None, [given], {}
         if self.ppo is None:
             return None, [self.loader.batch(k, self.world.size, self.world.rank, self.recipe.batch.tokens)], {}
         rollout, metrics = self.ppo.rollout(self.model, k)
@@ -163,7 +271,9 @@ class Trainer(Setup):
         skipped, whole = Later(self._skipped), Later(torch.stack(fine) if fine else self._skipped[:0])
         self._skipped[1] = 0.0
         step, step_seconds, probe_seconds = self.step_count, self.step_clock.cut(), self.probe_clock.cut()
-        row = {"step": step, "epoch": step / self.loader.steps_per_epoch}
+        row: dict[str, Any] = {"step": step}
+        if self.has_data:
+            row["epoch"] = step / self.loader.steps_per_epoch
         known = {"num_tokens": self.tokens_seen, "memory_bytes": memory_bytes(self.world.device)}
 
         def read() -> dict[str, Any]:
@@ -270,7 +380,8 @@ class Trainer(Setup):
         return self.warning
 
     def _rows(self, k: int, tree_ids: Tensor) -> list[int]:
-        """Rows of the store; a rollout's trees are numbered by their place in the step."""
+        """Rows of the store (of a given batch, `Tree.id`); a rollout's trees are numbered by their place in the
+        step."""
         return (tree_ids if self.ppo is None else torch.from_numpy(self.loader.rows(k))[tree_ids]).tolist()
 
     def _check_start(self, row: dict[str, Tensor]) -> None:
@@ -345,8 +456,9 @@ class Trainer(Setup):
             save_model(self.model, self.tokenizer, self.files.export)
 
     def close(self) -> None:
-        """Release the loader's thread, the logs and, if this trainer made it, the process group. In the middle of a run
-        a row that is not yet written is lost, as after a crash (a resumed run writes it again): `flush` first."""
+        """Release the loader's thread, the logs and, after the last trainer of those that share it, the process group
+        that they started. In the middle of a run a row that is not yet written is lost, as after a crash (a resumed run
+        writes it again): `flush` first."""
         self.loader.close()
         if self.metrics_log is not None:
             self.metrics_log.close()

@@ -150,6 +150,11 @@ class Attention(nn.Module):
             else:
                 q, k = self.q_norm(q), self.k_norm(k)
         cos, sin = s.angles[self.rope]
+        if cos.dtype != torch.float32:
+            raise ValueError(
+                f"the rotary angles are {cos.dtype}: FSDP2's policy casts the inputs of a forward; shard the model "
+                "with vd.shard, or with MixedPrecisionPolicy(cast_forward_inputs=False)"
+            )
         q, k = qk_rope(q, k, cos, sin, q_weight=q_scale, k_weight=k_scale, eps=self.eps, backend=self.kernels.rope)
         if (c := s.cache) is not None:
             for pool, rows in ((c.keys, k), (c.values, v)):
@@ -379,7 +384,7 @@ class Transformer(nn.Module):
             self.lm_head = Head(config.vocab_size, config.hidden_size, head_saved_bytes, backend=kernels.head)
             if config.tie_word_embeddings:
                 self.lm_head.weight = self.model.embed_tokens.weight
-        # of each rotary embedding, [head_dim / 2] fp32; made by the first forward on its device
+        # of each rotary embedding, [head_dim / 2] fp32; made by the first forward on a device
         self._frequencies: list[Tensor] = []
 
     def time_probes(self, clock: AbstractContextManager[None]) -> None:
@@ -460,9 +465,9 @@ class Transformer(nn.Module):
     def angles(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:  # [T] int -> [T, head_dim / 2] fp32 each
         """Cosines and sines of each rotary embedding at these positions."""
         config = self.config
-        if not self._frequencies:
-            device = self.model.embed_tokens.weight.device
-            self._frequencies = [rope_frequencies(rope, config.head_dim).to(device) for rope in config.ropes]
+        if not self._frequencies or self._frequencies[0].device != positions.device:
+            made = [rope_frequencies(rope, config.head_dim) for rope in config.ropes]
+            self._frequencies = [frequencies.to(positions.device) for frequencies in made]
         out = []
         for rope, frequencies in zip(config.ropes, self._frequencies, strict=True):
             angles = positions.float()[:, None] * frequencies  # [T, head_dim / 2]

@@ -54,7 +54,7 @@ class Scored:
     logp: Tensor  # [R] fp32, log p of each scored token; differentiable. Of a scalar head: [0]
     values: Tensor | None = None  # [T] fp32, a scalar head's output at every token; differentiable
     reference: Tensor | None = None  # [B] fp32, branch sums of the reference model; None: there is none
-    row_margins: Tensor | None = None  # [rows of the store] fp32
+    row_margins: Callable[[Pack], Tensor] | None = None  # of a pack's trees, [n] fp32
     sampled: Sampled | None = None  # of an objective that rolls out
 
     @cached_property
@@ -79,7 +79,7 @@ class Scored:
         """[n] fp32: how much better each pair's chosen answer is, as its row says; 1 where it does not say."""
         if self.row_margins is None:
             raise ValueError('an objective that reads margins declares rows="preference"')
-        return self.row_margins[self.pack.tree_ids]  # of the idle pack: another row's, which count nothing
+        return self.row_margins(self.pack)
 
 
 # losses, and metrics by TRL's names: each [n] for `per` "example", [R] for "token"

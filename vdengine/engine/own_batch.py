@@ -1,0 +1,113 @@
+"""Batches that the embedding program makes itself: the packs of its trees, and the counts over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor
+
+from vdengine.data.batching import Batch, balanced_packs, pack_cost
+from vdengine.data.formats import check_branches
+from vdengine.data.memory import check_ids
+from vdengine.engine.parallel import World
+from vdengine.errors import InputError
+from vdengine.trees import Pack, Tree, pack
+
+Counts = tuple[int, int, int, int, float]  # packs, trees, tokens, scored tokens, FLOPs of one forward
+
+
+def own_batch(
+    trees: Sequence[Tree] | Pack,
+    world: World,
+    *,
+    branches: int,
+    vocab_size: int,
+    budget: int,
+    flops: Mapping[str, float],
+    reference: Tensor | None = None,
+) -> tuple[Batch, list[Tensor]]:
+    """The batch of a step whose rows each rank gives itself. A collective: what is wrong on one rank is raised on all.
+
+    Args:
+        trees: this rank's, maybe none; they are laid out in packs of equal cost. A pack is run as it is.
+        branches: of each tree, as the objective reads them.
+        vocab_size: of the model.
+        budget: tokens of a pack at most.
+        flops: `ModelConfig.flops`.
+        reference: [branches of the rows] fp32, nats: log-prob sums by a reference model, in the order of the rows.
+
+    Returns:
+        The batch, and the part of `reference` that belongs to each of this rank's packs, [B] each; none if not given.
+
+    Raises:
+        InputError: on any rank something else than trees or a pack, trees with other branches, unknown ids or more
+            tokens than the budget, reference sums of another number; no rows on all ranks.
+    """
+    packs: list[Pack] = []
+    parts: list[Tensor] = []
+    counts: Counts | str
+    try:
+        chosen = _plan(trees, branches, vocab_size, budget, flops)
+        packs = [trees] * len(chosen) if isinstance(trees, Pack) else [pack([trees[i] for i in c]) for c in chosen]
+        if reference is not None:
+            rows = trees.num_trees if isinstance(trees, Pack) else len(trees)
+            if reference.shape != (rows * branches,):
+                raise InputError(f"step: reference has shape {tuple(reference.shape)}, must have ({rows * branches},)")
+            parts = [reference.float().view(rows, branches)[c].flatten() for c in chosen]
+        counts = (
+            len(packs),
+            sum(p.num_trees for p in packs),
+            sum(p.num_tokens for p in packs),
+            sum(p.num_scored for p in packs),
+            sum(pack_cost(p, flops) for p in packs),
+        )
+    except InputError as error:
+        counts = str(error)
+    gathered: list[Counts | str] = [counts] * world.size
+    if world.size > 1:
+        dist.all_gather_object(gathered, counts)
+    for rank, found in enumerate(gathered):
+        if isinstance(found, str):
+            raise InputError(f"rank {rank}: {found}" if world.size > 1 else found)
+    micro_steps, *_ = np.max(gathered, axis=0)
+    _, examples, tokens, scored, cost = np.sum(gathered, axis=0)
+    if not examples:
+        raise InputError("step: the batch has no rows" + " on any rank" * (world.size > 1))
+    batch = Batch(
+        packs=[*packs, *[None] * (int(micro_steps) - len(packs))],
+        rows=np.full(int(examples), -1),
+        num_tokens=int(tokens),
+        num_scored=int(scored),
+        cost=float(cost),
+        imbalance=0.0,
+    )
+    return batch, parts
+
+
+def _plan(
+    trees: Sequence[Tree] | Pack, branches: int, vocab_size: int, budget: int, flops: Mapping[str, float]
+) -> list[list[int]]:
+    """This rank's trees, checked, of each pack."""
+    if isinstance(trees, Pack):
+        _check_pack(trees, branches, vocab_size)
+        return [list(range(trees.num_trees))] if trees.num_trees else []
+    for number, tree in enumerate(trees, 1):
+        where = f"step: batch row {number}"
+        if not isinstance(tree, Tree):
+            raise InputError(f"{where}: a {type(tree).__name__}; a batch is a list of vd.Tree, or one vd.Pack")
+        check_branches(tree, where, branches)
+        check_ids(tree, where, vocab_size)
+        tokens = len(tree.prompt) + sum(map(len, tree.branches))
+        if tokens > budget:
+            raise InputError(f"{where}: {tokens} tokens (prompt and branches), above batch.tokens = {budget}")
+    return balanced_packs(trees, flops, budget)
+
+
+def _check_pack(p: Pack, branches: int, vocab_size: int) -> None:
+    if p.num_branches != branches * p.num_trees:
+        raise InputError(f"step: a pack of {p.num_trees} trees and {p.num_branches} branches; a tree has {branches}")
+    distinct, _ = p.token_inverse  # ascending
+    if len(distinct) and not 0 <= int(distinct[-1]) < vocab_size:
+        raise InputError(f"step: token id {int(distinct[-1])}; the model has the ids 0 to {vocab_size - 1}")
