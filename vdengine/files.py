@@ -49,16 +49,17 @@ class Lock:
 
     def __init__(self, path: Path, what: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a+")
+        self._file = open(path, "a+", encoding="utf-8")
+        me = f"process {os.getpid()} on {socket.gethostname()}"
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.seek(0)
             holder = self._file.readline().strip() or "another process"
             self._file.close()
-            raise InputError(f"{path.parent}: {what} by {holder}") from None
+            raise InputError(f"{path.parent}: {what} by {'this process' if holder == me else holder}") from None
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.write(f"{me}\n")
         self._file.flush()
 
     def close(self) -> None:

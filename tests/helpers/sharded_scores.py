@@ -118,7 +118,7 @@ def check_uneven(folder: Path, tok: Any) -> None:
     try:
         again.score(fsdp2("qwen3"), 1)
     except InputError as error:
-        assert ("drift is being written" if dist.get_rank() == 0 else "another rank") in str(error), error
+        assert ("drift is already being written" if dist.get_rank() == 0 else "another rank") in str(error), error
     else:
         raise AssertionError("two wrote to one folder")
     try:

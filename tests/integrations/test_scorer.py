@@ -64,7 +64,7 @@ def test_a_folder_of_another_run_is_refused(tok, panel, tmp_path):
     model = causal_lm("llama")
     scorer = PanelScorer(panel, tok, tmp_path, controls=False)
     scorer.score(model, 4)
-    with pytest.raises(InputError, match=r"drift is being written by process \d+ on "):
+    with pytest.raises(InputError, match="drift is already being written .* by this process"):
         PanelScorer(panel, tok, tmp_path, controls=False).score(model, 5)
     scorer.close()
     with pytest.raises(InputError, match="holds a run of its own, up to step 4; name another run folder"):

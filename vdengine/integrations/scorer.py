@@ -142,7 +142,7 @@ class PanelScorer:
         o = self.openings
         if run.recipe.exists():
             raise InputError(f"{run.path}: the folder of a run of vdengine's own trainer; name another run folder")
-        self._lock = Lock(run.lock, "drift is being written")
+        self._lock = Lock(run.lock, "drift is already being written (two callbacks, or two scorers?)")
         try:
             log = DriftLog.create(run.path, self.panel, o.branches, o.num_tokens_of, self.renderer.hash)
             if step == 0 and len(log.steps):

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vdengine.errors import InputError
 from vdengine.trees import Lengths
 
 # SDPA backends whose backward can add in a fixed order.
@@ -57,8 +58,8 @@ def attend(
             `torch.use_deterministic_algorithms(True)` is on without `warn_only` (`engine.parallel.ordered`).
 
     Raises:
-        ValueError: an unknown backend, flash-attn asked for where it cannot be imported, or a window that the backend
-            lacks in its installed version.
+        ValueError: an unknown backend, or flash-attn asked for where it cannot be imported.
+        InputError: a window or a scale that the backend lacks in its installed version.
     """
     if backend == "auto":
         half_on_cuda = q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16)
@@ -97,12 +98,12 @@ def _window_option(backend: str, window: int | None, features: frozenset[str]) -
         features: names of the function's parameters.
 
     Raises:
-        ValueError: it has no such parameter.
+        InputError: it has no such parameter.
     """
     if window is None:
         return {}
     if "window_size" not in features:
-        raise ValueError(f"attend: backend {backend!r} has no sliding window in its installed version; sdpa has")
+        raise InputError(f"attend: backend {backend!r} has no sliding window in its installed version; sdpa has")
     return {"window_size": (window - 1, 0)}
 
 
@@ -164,7 +165,7 @@ def _attend_varlen(
     options |= _window_option("varlen", window, features)
     if scale is not None:
         if "scale" not in features:
-            raise ValueError("attend: backend 'varlen' takes no scale in its installed version; sdpa does")
+            raise InputError("attend: backend 'varlen' takes no scale in its installed version; sdpa does")
         options["scale"] = scale
     # a tuple only if asked for the log-sum-exp
     return varlen_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, **options)  # type: ignore[return-value]
