@@ -60,6 +60,7 @@ _GATE = (
     "kernels/test_decode_attention.py",
     "models/test_generate.py",
     "models/test_attention.py",
+    "integrations/test_transformers.py",
 )  # the files in tests/ that have tests marked gpu; to collect all tests takes half a minute
 _4B = "vdengine cached (packs of 4096)"  # fits 80 GB
 PARTS = (  # the most important first, for a short run
