@@ -1,4 +1,4 @@
-"""Files: reading JSON, writing text atomically, locking, and the hash of a file."""
+"""Files: reading JSON, writing text atomically, lines by step, locking, and the hash of a file."""
 
 from __future__ import annotations
 
@@ -36,6 +36,23 @@ def write_text(path: Path, text: str) -> None:
     """Write a file atomically: under a temporary name, then renamed."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def rewind(path: Path, step: int) -> None:
+    """Remove the lines of a JSONL file that a run which continues at `step` will write again, and a last line that is
+    cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            break
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
 
 

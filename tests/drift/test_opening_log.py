@@ -37,7 +37,12 @@ def test_log_of_another_panel_is_refused(tmp_path, log, panel):
 
 def test_a_log_for_scores_from_elsewhere_needs_a_folder_and_a_panel(tmp_path, panel):
     """Guards the way in for a server's scores: in the order of the requests, with what is not known left open."""
-    log = DriftLog.create(tmp_path / "run", panel)
+    about = {"run": {"steps": 9}, "model": {"source": "org/name"}}
+    log = DriftLog.create(tmp_path / "run", panel, about=about)
+    assert json.loads((tmp_path / "run" / "trainer.json").read_text()) == {
+        "model": about["model"],
+        "run": about["run"],
+    }
     log.append(0, [-1.0] * len(log.table))
     log.append(5, np.full(len(log.table), -2.0))
     opened = DriftLog.open(tmp_path / "run")

@@ -40,11 +40,13 @@ def test_a_run_folder_in_any_loop(tok, panel, tmp_path):
     assert run.total_steps == 3 and run.log is not None and run.log.steps.tolist() == [0, 1, 2, 3]
     assert np.array_equal(run.log.logp[-1], last.logp)
 
-    again = vd.PanelScorer(panel, tok, run=tmp_path / "run", total_steps=3, tokens=1024)
+    again = vd.PanelScorer(panel, tok, run=tmp_path / "run", tokens=1024)
     again.open(3)  # as a loop does that goes on from its checkpoint of step 3
-    retaken = again.score(model, 3)
+    retaken = again.score(model, 3, controls=True)
     assert np.array_equal(retaken.logp, last.logp) and retaken.live.stance == last.live.stance
     assert DriftLog.open(tmp_path / "run").steps.tolist() == [0, 1, 2, 3]
+    run = load_run(tmp_path / "run")
+    assert [row["step"] for row in run.metrics] == [0, 1, 2, 3] and run.total_steps == 3  # what it did not say stays
 
 
 def test_our_own_model_is_scored_as_it_is(tiny_models, panel, tmp_path):

@@ -310,7 +310,7 @@ def test_template_choice(qwen3, tmp_path):
         Renderer(qwen3, str(tmp_path / "none.jinja"))
     bare = load_tokenizer(qwen3.source)
     bare.chat_template = None
-    with pytest.raises(InputError, match='data.template = "plain"'):
+    with pytest.raises(InputError, match='template = "plain" .in a recipe data.template'):
         Renderer(bare)
     assert len({Renderer(qwen3, t).hash for t in ("auto", "plain", "alpaca")}) == 3
 

@@ -12,7 +12,7 @@ does not know. Estimates are made from these files later; nothing in them depend
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 
 from vdengine.drift.channels import Channel
 from vdengine.errors import InputError
-from vdengine.files import write_text
+from vdengine.files import read_json, write_text
 from vdengine.panels.panel import Branch, Panel
 from vdengine.runfolder import MANIFEST, RunFolder
 
@@ -46,6 +46,8 @@ class DriftLog:
         branches: Sequence[Branch] | None = None,
         num_tokens: Sequence[int] | None = None,
         tokenizer_hash: str | None = None,
+        *,
+        about: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> DriftLog:
         """Start or continue the log of a run. For scores that were computed elsewhere the folder and the panel suffice:
 
@@ -57,11 +59,14 @@ class DriftLog:
             branches: all that are scored, in order; default: those of the panel's own questions.
             num_tokens: of each branch; None: not known.
             tokenizer_hash: `Renderer.hash`; None: not known.
+            about: what is known of a run that has no recipe, under the names of a recipe's sections and keys, for the
+                report: {"run": {"steps": 100}, "model": {"source": "org/name"}}.
 
         Raises:
             InputError: the folder holds the log of another panel or tokenizer.
         """
-        folder = RunFolder.at(run_folder).drift
+        run = RunFolder.at(run_folder)
+        folder = run.drift
         branches = panel.branches() if branches is None else branches
         counts = [None] * len(branches) if num_tokens is None else num_tokens
         items = [_item(branch, count) for branch, count in zip(branches, counts, strict=True)]
@@ -78,12 +83,16 @@ class DriftLog:
             same = all(old.manifest.get(name) == value for name, value in manifest.items() if name != "channels")
             if not same or OPENINGS not in old.channels or old.table != items:
                 raise InputError(f"{folder}: holds the log of another panel or tokenizer; name another run folder")
+            if about:
+                write_about(run, about)
             return old
         folder.mkdir(parents=True, exist_ok=True)
         panel.save(folder / "panel.jsonl")
         openings.create()
         # Last: where a manifest is, the folder is complete.
         write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        if about:
+            write_about(run, about)
         return cls(folder, manifest, {OPENINGS: openings})
 
     @classmethod
@@ -180,3 +189,12 @@ def _item(branch: Branch, num_tokens: int | None) -> dict[str, Any]:
         "num_bytes": branch.num_bytes,
         "text": branch.text,
     }
+
+
+def write_about(run: RunFolder, about: Mapping[str, Mapping[str, Any]], steps: int | None = None) -> None:
+    """Write what is known of a run without a recipe, under the names of a recipe's sections and keys; what stood there
+    and is not said anew stays. steps: planned ones."""
+    tables = read_json(run.trainer) if run.trainer.exists() else {}
+    given = {**about, "run": {**about.get("run", {}), **({} if steps is None else {"steps": steps})}}
+    merged = {name: {**tables.get(name, {}), **given.get(name, {})} for name in {**tables, **given}}
+    write_text(run.trainer, json.dumps(merged, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from vdengine import recipe as recipes
 from vdengine.errors import InputError
+from vdengine.files import rewind
 from vdengine.runfolder import RunFolder
 
 
@@ -48,23 +48,6 @@ class Metrics(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return repr(self.row)
-
-
-def rewind(path: Path, step: int) -> None:
-    """Remove the lines of a JSONL file that a run which continues at `step` will write again, and a last line that is
-    cut short."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            break
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class Tracker(Protocol):

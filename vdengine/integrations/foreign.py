@@ -221,6 +221,11 @@ class ForeignModel:
         logits = out if isinstance(out, Tensor) else getattr(out, "logits", None)  # [n, L, V]
         if not isinstance(logits, Tensor):
             raise InputError(f"the forward of {self.name} gives no logits, but a {type(out).__name__}")
+        if logits.shape[-1] < self.vocab_size:
+            raise InputError(
+                f"the forward of {self.name} gives {logits.shape[-1]} numbers a token, and its head has "
+                f"{self.vocab_size} rows: it must return logits"
+            )
         return logits.flatten(0, -2).index_select(0, unit.rows).float()
 
     def _forward(self, unit: Unit) -> Any:

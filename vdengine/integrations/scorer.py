@@ -17,10 +17,10 @@ from torch.distributed.tensor import DTensor
 
 from vdengine.data.batching import deal
 from vdengine.drift.live import Live, LiveOpenings
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.opening_log import DriftLog, write_about
 from vdengine.drift.openings import Openings
 from vdengine.errors import InputError
-from vdengine.files import Lock, write_text
+from vdengine.files import Lock, rewind
 from vdengine.integrations.foreign import LAYOUTS, ForeignModel, Forward
 from vdengine.models.transformer import Transformer
 from vdengine.panels.panel import Panel
@@ -57,8 +57,8 @@ class PanelScorer:
         scorer.score(model, len(batches))
 
     Training is bit for bit as without it: no random number is drawn, no weight, gradient or mode is changed. A score is
-    a forward of its own, without gradient; inside of the training forward, at a fraction of the cost, it is only in
-    `vdengine.Trainer`.
+    a forward of its own, without gradient. Inside of the training forward, where it saves a second gathering of
+    sharded weights, it is only in `vdengine.Trainer`.
 
     With several ranks `score` is a collective: every rank calls it, at the same steps. The panel's packs are dealt out
     to the ranks, and all run the same number of forwards, so that FSDP2 and ZeRO-3 gather together.
@@ -66,8 +66,7 @@ class PanelScorer:
     Args:
         panel: a `Panel`, a built-in name, or the path of a .jsonl file.
         tokenizer: of transformers or ours, in memory or by name.
-        run: the run folder, which `vdengine report`, `vdengine judge` and `vd.drift.load_run` read. None: nothing is
-            written.
+        run: the run folder, which `vdengine report` and `vd.drift.load_run` read. None: nothing is written.
         template: chat template, as in `Renderer`.
         tokens: of a pack of openings, which is a forward. A model without trees takes the same number with padding.
         controls: score paraphrases, a null prompt and trivial matters too, on the first and the last sample.
@@ -150,11 +149,10 @@ class PanelScorer:
                     f"{run.path}: holds a run of its own, up to step {log.steps[-1]}; name another run folder"
                 )
             log.rewind(step)
+            rewind(run.metrics, step)
             self._live.continue_from(log.logp)
             self._last = int(log.steps[-1]) if len(log.steps) else -1
-            if self.total_steps is not None:
-                self.about.setdefault("run", {})["steps"] = self.total_steps
-            write_text(run.trainer, json.dumps(self.about, indent=2, ensure_ascii=False, default=str) + "\n")
+            write_about(run, self.about, self.total_steps)
             self._log = log
         except BaseException:
             self._lock.close()

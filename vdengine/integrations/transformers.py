@@ -33,7 +33,7 @@ class DriftCallback(TrainerCallback, ExportableState):
 
     Args:
         panel: a `Panel`, a built-in name, or the path of a .jsonl file.
-        run: the run folder, for `vdengine report`, `vdengine judge` and `vd.drift.load_run`.
+        run: the run folder, for `vdengine report` and `vd.drift.load_run`.
         every: steps from one sample to the next.
         tokenizer: default: the trainer's `processing_class`.
         template, tokens, controls, layout: as `PanelScorer` takes them.

@@ -35,7 +35,8 @@ def save_model(
 
     A collective if the model is sharded (FSDP2): every rank must call it. Tensors are gathered one at a time, and
     rank 0 writes them, one file of at most 5 GB at a time. The folder is written under a temporary name and renamed
-    when it is complete; it replaces an earlier export of the same name.
+    when it is complete; it replaces an earlier export of the same name. A model that is not sharded is written by rank
+    0 too, where there is a process group: the other ranks return at once, and do not wait for it.
 
     Args:
         tokenizer: None writes none.

@@ -447,12 +447,14 @@ def _find_template(tokenizer: Vocabulary, template: str) -> str:
     """The Jinja text of a template; InputError if there is none of that name."""
     if template == "auto":
         if tokenizer.chat_template is None:
-            raise InputError(f'{tokenizer.source}: no chat template; set data.template = "plain" or name a .jinja file')
+            raise InputError(
+                f'{tokenizer.source}: no chat template; set template = "plain" (in a recipe data.template) or name a .jinja file'
+            )
         return tokenizer.chat_template
     if template in _BUILT_IN:
         return _BUILT_IN[template]
     if not template.endswith(".jinja"):
-        raise InputError(f"data.template: unknown value {template!r}; use auto, plain, alpaca or name a .jinja file")
+        raise InputError(f"template: unknown value {template!r}; use auto, plain, alpaca or name a .jinja file")
     try:
         return Path(template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
