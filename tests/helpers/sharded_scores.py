@@ -129,6 +129,28 @@ def check_uneven(folder: Path, tok: Any) -> None:
         raise AssertionError("a step went back")
 
 
+def check_resumed(folder: Path, tok: Any) -> None:
+    """Taken up again, every rank knows what rank 0 reads in the folder: without it, ranks would score controls or not,
+    each as it thinks, and wait for each other. And a panel of its own on one rank is an error of all."""
+    first = PanelScorer(small_panel(), tok, folder, tokens=1024)
+    first.score(fsdp2("qwen3"), 0)
+    first.close()
+    again = PanelScorer(small_panel(), tok, folder, tokens=1024)
+    again.open(5)
+    sample = again.score(fsdp2("qwen3"), 5)
+    assert np.isnan(sample.logp).any(), "controls are scored once"
+    seen: list[Any] = [None, None]
+    dist.all_gather_object(seen, (sample.logp.tobytes(), sample.live.scalars))
+    assert seen[0] == seen[1] and any(abs(v) > 0 or v == 0 for v in sample.live.scalars.values())
+    other = PanelScorer(small_panel(2 + 2 * dist.get_rank()), tok, controls=False)
+    try:
+        other.score(fsdp2("qwen3"), 0)
+    except InputError as error:
+        assert ("another panel" if dist.get_rank() else "another rank") in str(error), error
+    else:
+        raise AssertionError("ranks scored different panels")
+
+
 def check_refused(tok: Any) -> None:
     """What cannot be scored rightly, by name."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -203,6 +225,7 @@ def main(what: str, folder: str, source: str) -> None:
         for make, kind in ((fsdp2, "llama"), (fsdp2, "qwen3"), (ddp, "qwen3")):
             check_wrapped(make, kind, root / f"{make.__name__}-{kind}", tok)
         check_uneven(root, tok)
+        check_resumed(root / "resumed", tok)
         check_refused(tok)
     leave()
 

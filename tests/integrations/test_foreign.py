@@ -8,11 +8,12 @@ sees another one, a window, soft cap or scale that is left out, shows as a tenth
 import numpy as np
 import pytest
 import torch
-from helpers.causal_lms import KINDS, OURS, by_its_own_logits, causal_lm
+from helpers.causal_lms import KINDS, OURS, by_its_own_logits, causal_lm, small_panel
 from torch import nn
 
 from vdengine.engine.saved_models import score
 from vdengine.errors import InputError
+from vdengine.integrations.foreign import ForeignModel, row_units
 from vdengine.integrations.scorer import PanelScorer
 
 NATS = 64 * 2.0**-23 * 512
@@ -113,18 +114,20 @@ def test_a_module_that_takes_token_ids_is_scored_with_its_head_named(tok, panel)
         PanelScorer(panel, tok, head=nn.Embedding(3, 4)).score(plain, 0)
 
 
-def test_logits_that_the_forward_changes_in_an_unknown_way_are_refused(tok, panel):
-    """Guards against log-probs of another distribution, which look like log-probs."""
-    model = causal_lm("llama")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_the_forward_changes_in_an_unknown_way_are_refused(dtype, tok, panel):
+    """Guards against log-probs of another distribution, which look like log-probs: in bf16, where the rounding of
+    activations would hide it, too."""
+    model = causal_lm("llama").to(dtype)
     forward = model.forward
 
     def changed(*args, **kwargs):
         out = forward(*args, **kwargs)
-        out.logits = out.logits * 1.01
+        out.logits = out.logits * 0.9
         return out
 
     model.forward = changed
-    with pytest.raises(InputError, match="log-probs at its head are off by .* nats a token"):
+    with pytest.raises(InputError, match="what it does to logits is not supported"):
         PanelScorer(panel, tok).score(model, 0)
 
 
@@ -193,3 +196,46 @@ def test_compiled_models_run_as_they_were_written(where, tok, panel):
     assert np.abs(found.logp - expected).max() < NATS and len(compiled) == count
     wrapped(tokens)
     torch._dynamo.reset()
+
+
+def test_what_goes_wrong_far_in_a_forward_is_found_before_the_first_score(tok):
+    """Guards against a layout that is right for a short first probe only: GPT-Neo counts its window in rows and not in
+    positions, so a tree beyond it would see too little."""
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    config = GPTNeoConfig(
+        vocab_size=259, hidden_size=48, num_layers=2, num_heads=4, intermediate_size=80, window_size=256,
+        attention_types=[[["global", "local"], 1]], max_position_embeddings=2048, bos_token_id=0, eos_token_id=258,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = GPTNeoForCausalLM(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.normal_(0, 0.15)
+    panel = small_panel()
+    scorer = PanelScorer(panel, tok, controls=False, tokens=1024)
+    found = scorer.score(model, 0)
+    assert np.abs(found.logp - by_its_own_logits(model, panel, tok)).max() < NATS and scorer.layout == "rows"
+
+
+def test_a_dynamic_rotary_embedding_is_left_as_it_was(tok, panel):
+    """Guards bit-equal training of models whose forward puts other frequencies into its buffers."""
+    model = causal_lm("llama")
+    rotary = model.model.rotary_emb
+    before = {name: buffer for name, buffer in rotary._buffers.items()}
+
+    forward = rotary.forward
+
+    def stretched(*args, **kwargs):
+        rotary._buffers["inv_freq"] = rotary.inv_freq * 0.5
+        rotary.max_seq_len_cached = 9
+        return forward(*args, **kwargs)
+
+    rotary.max_seq_len_cached = 2048
+    rotary.forward = stretched
+    model.train()
+    with torch.no_grad():
+        foreign = ForeignModel(model)
+        foreign.score(row_units([(PanelScorer(panel, tok)._try_out(), torch.arange(99))], max_tokens=1)[-1])
+    assert all(rotary._buffers[name] is buffer for name, buffer in before.items()) and rotary.max_seq_len_cached == 2048

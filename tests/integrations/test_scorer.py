@@ -106,7 +106,7 @@ def test_models_that_cannot_be_scored_are_refused_by_name(tok, panel, real_token
     with pytest.raises(InputError, match=r"head is quantised \(torch.int8\)"):
         scorer.score(model, 0)
     other = PanelScorer(panel, str(real_tokenizer("qwen3")), controls=False)
-    with pytest.raises(InputError, match="the tokenizer has ids up to 1516.., the model's head 259 rows"):
+    with pytest.raises(InputError, match="the tokenizer has ids up to 1516.., the model's embedding 259 rows"):
         other.score(causal_lm("llama"), 0)
     model = causal_lm("llama")
     model.forward = lambda input_ids, **more: model.model(input_ids)
@@ -149,3 +149,31 @@ def test_zero3_of_two_ranks(tiny_models, tmp_path):
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed (DS_BUILD_OPS=0 pip install deepspeed)")
     torchrun(2, "sharded_scores", "zero3", tmp_path, tiny_models["llama"])
+
+
+def test_numbers_that_are_not_finite_are_said(tok, panel, tmp_path):
+    """Guards a run that diverges: its samples are not "not sampled" without a word, and a first one is refused."""
+    model = causal_lm("llama")
+    scorer = PanelScorer(panel, tok, tmp_path, controls=False, tokens=1024)
+    scorer.score(model, 0)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    found = scorer.score(model, 1)
+    count = len(scorer.openings.branches)
+    assert found.note == f"step 1: {count} of {count} log-probs are not finite, and count as not sampled"
+    with pytest.raises(InputError, match="its log-probs are not finite: there is nothing to score"):
+        PanelScorer(panel, tok).score(model, 0)
+
+
+def test_special_tokens_beyond_the_embedding_are_no_other_vocabulary(tok, panel):
+    """Guards Gemma-3's text models, whose tokenizer has a token for images that their embedding lacks."""
+    import copy
+
+    more = copy.deepcopy(tok)
+    more.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    model = causal_lm("llama")
+    assert len(more) == 260 and model.config.vocab_size == 259
+    assert np.isfinite(PanelScorer(panel, more, controls=False).score(model, 0).logp).all()
+    more.add_tokens(["word"])
+    with pytest.raises(InputError, match="the two do not belong together"):
+        PanelScorer(panel, more, controls=False).score(model, 0)

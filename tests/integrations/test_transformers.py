@@ -8,6 +8,7 @@ import torch
 from helpers.causal_lms import by_its_own_logits, small_panel
 from helpers.launch import torchrun
 from helpers.trainers import make, train, weights
+from transformers import TrainerCallback
 
 from vdengine.drift.load import load_run
 from vdengine.drift.opening_log import DriftLog
@@ -57,8 +58,54 @@ def test_a_run_is_resumed_from_a_checkpoint_with_its_log(tok, tmp_path):
     assert log.steps.tolist() == steps.tolist() == [0, 2, 4]
     assert np.array_equal(log.logp, logp, equal_nan=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
-    rebuilt = DriftCallback.from_state(callback.state())
-    assert rebuilt.panel.hash == callback.panel.hash and rebuilt.every == 2 and rebuilt.options == callback.options
+
+
+def test_one_callback_trains_again(tok, tmp_path):
+    """Guards a notebook: a training that was broken off is taken up with the same callback object, whose last sample
+    must be taken again though it remembers that step."""
+
+    class Stop(TrainerCallback):
+        on = True
+
+        def on_step_end(self, args, state, control, **more):
+            if self.on and state.global_step == 2:
+                raise KeyboardInterrupt
+
+        def on_save(self, args, state, control, **more):
+            pass
+
+    callback, stop = DriftCallback(small_panel(), run=tmp_path / "run", every=1, controls=False, tokens=1024), Stop()
+    trainer = make("sft", tmp_path, tok, callbacks=[callback, stop], save_strategy="steps", save_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    stop.on = False
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert DriftLog.open(tmp_path / "run").steps.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_run_that_is_stopped_early_has_its_last_sample(tok, tmp_path):
+    """Guards early stopping with `load_best_model_at_end`: the last weights are scored before the best are loaded."""
+
+    class Stop(TrainerCallback):
+        def on_evaluate(self, args, state, control, **more):
+            control.should_training_stop = state.global_step == 3
+
+    callback = DriftCallback(small_panel(), run=tmp_path / "run", every=10, controls=False, tokens=1024)
+    trainer = make("dpo", tmp_path, tok, callbacks=[callback, Stop()], eval_strategy="steps", eval_steps=1,
+                   save_steps=1, save_strategy="steps", load_best_model_at_end=True, metric_for_best_model="loss",
+                   greater_is_better=True)  # fmt: skip
+    trainer.train()
+    assert DriftLog.open(tmp_path / "run").steps.tolist() == [0, 3]
+
+
+def test_a_resume_without_its_log_says_where_drift_is_counted_from(tok, tmp_path, capsys):
+    """Guards the baseline: a log that begins in the middle of a run has another one."""
+    make("sft", tmp_path, tok, save_strategy="steps", save_steps=2).train()
+    callback = DriftCallback(small_panel(), run=tmp_path / "run", every=2, controls=False, tokens=1024)
+    trainer = make("sft", tmp_path, tok, callbacks=[callback])
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "drift: no sample before step 2: drift is counted from there" in capsys.readouterr().out
+    assert DriftLog.open(tmp_path / "run").steps.tolist() == [2, 4]
 
 
 def test_what_is_refused_is_said_in_one_line(tok, tmp_path):

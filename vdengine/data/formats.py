@@ -270,7 +270,7 @@ def _read_trees(source: Source, kind: str) -> Iterator[Row]:
 
 
 def check_branches(tree: Tree, where: str, wanted: int) -> None:
-    """Check that a tree has as many branches as the objective reads of a row.
+    """Check that a tree has as many branches as the objective reads of a row, each with a token that is scored.
 
     Raises:
         InputError: it has not.
@@ -278,6 +278,9 @@ def check_branches(tree: Tree, where: str, wanted: int) -> None:
     if len(tree.branches) != wanted:
         what = "a preference pair has 2, chosen and rejected" if wanted == 2 else "an answer is 1"
         raise InputError(f"{where}: a tree of {len(tree.branches)} branches; {what}")
+    for i, mask in enumerate(tree.scored or []):
+        if not any(mask):
+            raise InputError(f"{where}: branch {i} has no scored token: its log-prob would be 0")
 
 
 def _key(text: str) -> bytes:

@@ -96,7 +96,7 @@ class Channel:
 
         Args:
             step: the number of updates that the scored weights have had.
-            values: [items] numbers, an array or a CPU tensor; NaN where an item was not sampled.
+            values: [items] numbers, an array or a tensor; NaN where an item was not sampled.
 
         Raises:
             InputError: a step that is not above the last one, another number of values, or a value that is infinite or
@@ -111,10 +111,17 @@ class Channel:
         with open(self.path, "rb") as file:
             file.seek(max(0, count - 1) * self.record_bytes)
             last = int.from_bytes(file.read(8), "little", signed=True) if count else -1
+        if step >= 2**63:
+            raise InputError(f"{where}: a step is below 2^63")
         if step <= last:
             reason = f"the last sample is of step {last}; steps must ascend" if count else "steps begin at 0"
             raise InputError(f"{where}: {reason}")
-        row = np.asarray(values, dtype=np.float32)
+        if hasattr(values, "detach"):  # a tensor, which this module does without
+            values = values.detach().float().cpu()
+        try:
+            row = np.asarray(values, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: the values are not numbers: {error}") from None
         if row.shape != (len(self.items),):
             raise InputError(f"{where}: the values have shape {row.shape}; there are {len(self.items)} items")
         high = np.inf if self.high is None else self.high

@@ -27,6 +27,7 @@ def own_batch(
     budget: int,
     flops: Mapping[str, float],
     reference: Tensor | None = None,
+    problem: str = "",
 ) -> tuple[Batch, list[Tensor]]:
     """The batch of a step whose rows each rank gives itself. A collective: what is wrong on one rank is raised on all.
 
@@ -37,6 +38,7 @@ def own_batch(
         budget: tokens of a pack at most.
         flops: `ModelConfig.flops`.
         reference: [branches of the rows] fp32, nats: log-prob sums by a reference model, in the order of the rows.
+        problem: what is wrong on this rank already; "" if nothing is.
 
     Returns:
         The batch, and the part of `reference` that belongs to each of this rank's packs, [B] each; none if not given.
@@ -49,6 +51,10 @@ def own_batch(
     parts: list[Tensor] = []
     counts: Counts | str
     try:
+        if problem:
+            raise InputError(problem)
+        if not isinstance(trees, Pack):
+            trees = list(trees)
         chosen = _plan(trees, branches, vocab_size, budget, flops)
         packs = [trees] * len(chosen) if isinstance(trees, Pack) else [pack([trees[i] for i in c]) for c in chosen]
         if reference is not None:
@@ -65,6 +71,8 @@ def own_batch(
         )
     except InputError as error:
         counts = str(error)
+    except Exception as error:  # whatever it is, the other ranks must not wait
+        counts = f"step: {type(error).__name__}: {error}"
     gathered: list[Counts | str] = [counts] * world.size
     if world.size > 1:
         dist.all_gather_object(gathered, counts)
@@ -111,3 +119,19 @@ def _check_pack(p: Pack, branches: int, vocab_size: int) -> None:
     distinct, _ = p.token_inverse  # ascending
     if len(distinct) and not 0 <= int(distinct[-1]) < vocab_size:
         raise InputError(f"step: token id {int(distinct[-1])}; the model has the ids 0 to {vocab_size - 1}")
+
+
+def own_probes(probes: Pack | Sequence[Pack] | None, vocab_size: int) -> list[Pack]:
+    """The packs that a step is given to score; empty ones are left out.
+
+    Raises:
+        InputError: something else than packs, or an id that the model does not have.
+    """
+    given = [] if probes is None else [probes] if isinstance(probes, Pack) else list(probes)
+    for p in given:
+        if not isinstance(p, Pack):
+            raise InputError(f"step: probes has a {type(p).__name__}; it is one vd.Pack, or a list of them")
+        distinct, _ = p.token_inverse  # ascending
+        if len(distinct) and not 0 <= int(distinct[-1]) < vocab_size:
+            raise InputError(f"step: probes: token id {int(distinct[-1])}; the model has the ids 0 to {vocab_size - 1}")
+    return [p for p in given if p.num_trees]

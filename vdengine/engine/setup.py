@@ -217,7 +217,7 @@ class Setup:
             self.weights = ScalarWeights(self.weights, r.run.seed)
         named = r.model.tokenizer or r.model.source
         self.tokenizer = load_tokenizer(named if given.tokenizer is None else given.tokenizer)
-        check_vocabulary(self.weights.config, self.tokenizer)
+        check_vocabulary(self.weights.config.vocab_size, self.tokenizer)
 
     def _open_sources(self, reward: RewardFunction | None) -> None:
         """A rollout's reward, and the weights that a critic starts from."""
@@ -257,7 +257,7 @@ class Setup:
                 f"{key}: {source} has another vocabulary than {self.tokenizer.source} ({tokenizer.vocab_size} and "
                 f"{self.tokenizer.vocab_size} ids): it would read other words than the policy writes"
             )
-        check_vocabulary(weights.config, self.tokenizer)
+        check_vocabulary(weights.config.vocab_size, self.tokenizer)
         return weights if weights.config.head == "scalar" else ScalarWeights(weights, None)
 
     def _open_data(self, given: Given) -> None:

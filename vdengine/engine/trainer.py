@@ -19,7 +19,7 @@ from vdengine.engine import checkpoint
 from vdengine.engine.clocks import Later, Totals, memory_bytes, peak_flops
 from vdengine.engine.metrics import Metrics
 from vdengine.engine.optim import apply_update, learning_rate
-from vdengine.engine.own_batch import own_batch
+from vdengine.engine.own_batch import own_batch, own_probes
 from vdengine.engine.parallel import grad_norm, ordered
 from vdengine.engine.ppo import RewardFunction, Rollout
 from vdengine.engine.reference import CachedReference, GivenReference
@@ -135,7 +135,7 @@ class Trainer(Setup):
                 `batch.tokens`; reference sums that are needed, or not. The weights have not moved.
         """
         k, w, device = self.step_count, self.world, self.world.device
-        given, extras, own_probes = self._given(batch, probes, reference)
+        given, extras, own_packs = self._given(batch, probes, reference)
         self.step_clock.__enter__()
         if self.probes:
             self.probes.anchor(self.model, k)
@@ -153,10 +153,10 @@ class Trainer(Setup):
                 pack, counts = (self.idle, 0.0) if share is None else (share, 1.0)
                 pack = pack.to(device, non_blocking=True)
                 scheduled = self.probes.packs(rider) if self.probes else []
-                scores = self.model(pack, [*scheduled, *own_probes], entropy=True)
-                if own_probes and scores.probe_logp is not None:
+                scores = self.model(pack, [*scheduled, *own_packs], entropy=True)
+                if own_packs and scores.probe_logp is not None:
                     self.probe_logp = scores.probe_logp[sum(p.num_scored for p in scheduled) :]
-                    own_probes = []  # with the weights before the first update
+                    own_packs = []  # with the weights before the first update
                 if self.probes:
                     self.probes.collect(rider, scores.probe_logp)
                 losses, metrics = self._losses(pack, scores, extras, rollout)
@@ -218,36 +218,49 @@ class Trainer(Setup):
                 f"{self.folder}: all {self.total_steps} planned steps are done; a longer run has another schedule: "
                 "start it with more run.steps (or run.epochs) and a new run.folder"
             )
-        if batch is None and not self.has_data:
-            raise InputError("step: the run has no data (data.train, or data=); give the step its batch")
-        if batch is not None and self.ppo is not None:
-            raise InputError(f"step: a batch has no effect with {self.objective.name}, which learns from its rollouts")
         cached = isinstance(self.reference, CachedReference)
-        if batch is not None and cached and reference is None:
-            raise InputError(
-                'step: objective.reference = "cached" is of rows of the data; give the batch\'s own log-prob sums as '
-                'reference=, or set objective.reference = "live"'
-            )
-        if reference is not None and not (batch is not None and cached):
-            raise InputError('step: reference has no effect without a batch and objective.reference = "cached"')
-        packs = [] if probes is None else [probes] if isinstance(probes, Pack) else list(probes)
-        if packs and self.objective.head == "scalar":
-            raise InputError("step: probes have no effect with a reward model, which has no log-probs")
+        problem, packs = self._wrong(batch, reference, cached), []
+        try:
+            packs = own_probes(probes, self.weights.config.vocab_size)
+            if packs and self.objective.head == "scalar":
+                raise InputError("step: probes have no effect with a reward model, which has no log-probs")
+        except InputError as error:
+            problem = problem or str(error)
+        if problem and batch is None and self.has_data:
+            raise InputError(problem)  # the other ranks are told of nothing here; of a batch they are
         self.probe_logp = None
         packs = [pack.to(self.world.device) for pack in packs]
-        if batch is None:
+        if batch is None and not problem:
             return None, self.train_extras, packs
         made, sums = own_batch(
-            batch,
+            batch or [],
             self.world,
             branches=self.objective.branches,
             vocab_size=self.weights.config.vocab_size,
             budget=self.recipe.batch.tokens,
             flops=self.flops,
             reference=reference,
+            problem=problem,
         )
         extras = dataclasses.replace(self.own_extras, reference=GivenReference(sums)) if cached else self.own_extras
         return made, extras, packs
+
+    def _wrong(self, batch: Sequence[Tree] | Pack | None, reference: Tensor | None, cached: bool) -> str:
+        """What is wrong with what a step is given, before the batch itself is looked at; "" if nothing is."""
+        if batch is None and not self.has_data:
+            return "step: the run has no data (data.train, or data=); give the step its batch"
+        if batch is not None and self.ppo is not None:
+            return f"step: a batch has no effect with {self.objective.name}, which learns from its rollouts"
+        if batch is not None and cached and reference is None:
+            return (
+                'step: objective.reference = "cached" is of rows of the data; give the batch\'s own log-prob sums as '
+                'reference=, or set objective.reference = "live"'
+            )
+        if reference is not None and not (batch is not None and cached):
+            return 'step: reference has no effect without a batch and objective.reference = "cached"'
+        if reference is not None and not isinstance(reference, Tensor):
+            return f"step: reference is a {type(reference).__name__}; a tensor of log-prob sums is needed"
+        return ""
 
     def _work(self, k: int, given: Batch | None) -> tuple[Rollout | None, Iterable[Batch], dict[str, float]]:
         """The batches of step k, one update each, and what is known before them."""

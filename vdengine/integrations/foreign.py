@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from vdengine.errors import InputError
-from vdengine.integrations.causal_lm import Head, read_head, unwrap
+from vdengine.integrations.causal_lm import POINTS, Head, read_head, unwrap
 from vdengine.kernels.gather import segment_sum
 from vdengine.kernels.linear_logprob import linear_logprob
 from vdengine.trees import Pack
@@ -37,6 +37,7 @@ MASKED = ("sdpa", "eager")  # attention of transformers that takes a mask of any
 # layer has some ten of them. In 16 bits a layer adds 2^-8 of an activation.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 TOLERANCE_HALF = 0.5
+PADDING = 8  # of the row that is tried out
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,7 @@ class ForeignModel:
         self.head: Head = read_head(model) if head is None else Head(head, None, 1.0)
         self.forward = forward or (None if hasattr(unwrap(model), "get_output_embeddings") else nn.Module.__call__)
         self.inner = unwrap(model)
-        self.root = _root(model)
+        self.root = root_of(model)
         self.name = type(self.inner).__name__
 
     @property
@@ -228,6 +229,32 @@ class ForeignModel:
             )
         return logits.flatten(0, -2).index_select(0, unit.rows).float()
 
+    @torch.no_grad()
+    def check_logits(self, unit: Unit) -> None:
+        """Show the model's forward known numbers as logits, and see what it makes of them. Rounding of activations,
+        which is large in 16 bits, has no part in it.
+
+        Raises:
+            InputError: something else than its config says.
+        """
+        unit = _to(unit, self.device)
+
+        def points(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return output.new_tensor(POINTS).expand(*output.shape[:-1], -1)
+
+        with _hooked(self.head.module.register_forward_hook(points)), _evaluating(self.root):
+            try:
+                out = self._forward(unit)
+            except IndexError as error:
+                raise InputError(f"{self.name} changes single logits ({error}): not supported") from None
+        logits = out if isinstance(out, Tensor) else out.logits
+        if logits.shape[-1] != len(POINTS):
+            raise InputError(
+                f"the forward of {self.name} calls its head 0 times, or does not return what it gives: logits must be "
+                "the head's, scaled and soft-capped"
+            )
+        self.head.check(self.inner, logits.flatten(0, -2)[0])
+
     def _forward(self, unit: Unit) -> Any:
         if self.forward is not None:
             return self.forward(self.root, unit.tokens)
@@ -273,25 +300,32 @@ class ForeignModel:
         last = next(u for u in row_units([(pack, slots)], max_tokens=1) if int(u.slots) == int(slots[-1]))
         targets = last.targets.to(self.device)
         expected = self.logits(last).log_softmax(-1).gather(-1, targets[:, None])[:, 0]  # [R'] fp32
+        if not expected.isfinite().all():
+            raise InputError(f"{self.name}: its log-probs are not finite: there is nothing to score")
+        self.check_logits(last)
         reason = "" if wanted == "rows" else self.no_trees or ""
         if wanted != "rows" and not reason:
             try:
                 found, dtype = self.score(tree_unit(pack, slots))
                 off = _off(found[int(pack.branch_offsets[-2]) :], expected, dtype)
                 reason = "" if not off else f"{self.name} does not keep to a mask of trees (log-probs are off by {off})"
-            except (TypeError, ValueError, AttributeError, KeyError, IndexError, InputError) as error:
+            except torch.OutOfMemoryError:
+                raise
+            except (TypeError, AttributeError, LookupError, AssertionError, RuntimeError, ValueError) as error:
                 first_line = (str(error) or type(error).__name__).splitlines()[0]
                 reason = f"{self.name} takes no mask of trees ({first_line[:120]})"
         if wanted != "rows" and not agree(bool(reason)):
             return "trees", ""
         if wanted == "trees":
             raise InputError(f"layout 'trees': {reason or 'another rank cannot: see its message'}")
-        found, dtype = self.score(last)
+        length = last.tokens.shape[1] + PADDING
+        padded = replace(last, tokens=F.pad(last.tokens, (0, PADDING)), positions=torch.arange(length)[None])
+        found, dtype = self.score(padded)
         off = _off(found, expected, dtype)
         if agree(bool(off)):
             raise InputError(
-                f"{self.name}: log-probs at its head are off by {off or 'too much on another rank'} from those of its "
-                "own logits: its forward does something to logits that is not known here"
+                f"{self.name}: log-probs at its head, of a row that is padded on the right, are off by "
+                f"{off or 'too much on another rank'} from those of its own logits without padding: not supported"
             )
         return "rows", reason
 
@@ -302,7 +336,7 @@ def _off(found: Tensor, expected: Tensor, dtype: torch.dtype) -> str:  # [R] eac
     return "" if off <= TOLERANCE.get(dtype, TOLERANCE_HALF) else f"{off:.2g} nats a token"
 
 
-def _root(model: Any) -> nn.Module:
+def root_of(model: Any) -> nn.Module:
     """What is called for a forward: without DDP and DeepSpeed's engine, which only see to gradients; with PEFT's model,
     and with everything that is hooked into modules (FSDP2, ZeRO-3, autocast)."""
     while True:
@@ -326,8 +360,11 @@ def _hooked(handle: Any) -> Iterator[None]:
 def _evaluating(root: nn.Module) -> Iterator[None]:
     """With every module in eval mode, and then as it was; and with no weights left gathered, which the next forward
     would take for those after an update. What is compiled runs as it was written: hooks that came after compilation are
-    passed over, and every shape of a panel would be compiled anew, until training itself is no longer compiled."""
+    passed over, and every shape of a panel would be compiled anew, until training itself is no longer compiled. Buffers
+    that a forward puts others in the place of (frequencies of a dynamic rotary embedding) are put back."""
     modes = [(module, module.training) for module in root.modules()]
+    buffers = [(module, dict(module._buffers)) for module in root.modules() if module._buffers]
+    lengths = [(m, k, v) for m, _ in buffers for k, v in vars(m).items() if k.endswith("max_seq_len_cached")]
     root.eval()
     try:
         with torch.compiler.set_stance("force_eager"):
@@ -335,6 +372,10 @@ def _evaluating(root: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        for module, own in buffers:
+            module._buffers.update(own)
+        for module, name, length in lengths:
+            setattr(module, name, length)
         for module in root.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()

@@ -32,7 +32,8 @@ def use_linear_logprob(model: nn.Module, *, saved_bytes: int | None = None, back
 
     With labels, `model(...)` returns the same loss (label shift, `shift_labels`, `ignore_index`, `num_items_in_batch`
     as transformers takes them), computed from fp32 logits of the scored rows only, and no `logits`. Without labels the
-    model is what it was: `generate`, and logits. For `compute_metrics` of a Trainer, which needs both, leave it out.
+    model is what it was: `generate`, and logits. For `compute_metrics` and `predict` of a Trainer, which need both,
+    leave it out. `torch.save` of the whole model cannot pickle it; state dicts and `save_pretrained` are as ever.
 
     Call it before or after PEFT, `fully_shard`, DDP and accelerate have wrapped the model. Weights, names of
     parameters, checkpoints and the other modules stay as they are.
@@ -54,8 +55,10 @@ def use_linear_logprob(model: nn.Module, *, saved_bytes: int | None = None, back
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     loss = getattr(inner, "loss_function", None)
-    if loss is not ForCausalLMLoss:
-        what = "computes its loss in its forward" if loss is None else f"has the loss function {_name(loss)}"
+    calls = getattr(inspect.unwrap(type(inner).forward), "__code__", None)
+    own = loss is None or (calls is not None and "loss_function" not in calls.co_names)
+    if own or loss is not ForCausalLMLoss:
+        what = "computes its loss in its forward" if own else f"has the loss function {_name(loss)}"
         raise InputError(f"use_linear_logprob: {name} {what}; only ForCausalLMLoss of transformers is supported")
     return FusedHead(inner, head, saved_bytes, backend)
 

@@ -30,7 +30,7 @@ class DriftCallback(Callback):
         every: updates from one sample to the next.
         model: of a LightningModule its causal language model. Default: the module's attribute `model`, or the module
             itself where it has an output head.
-        options: of `PanelScorer`.
+        template, tokens, controls, layout: as `PanelScorer` takes them.
 
     Raises:
         InputError: arguments out of range; in training, as `PanelScorer`.
@@ -44,17 +44,26 @@ class DriftCallback(Callback):
         run: str | Path,
         every: int = 10,
         model: Callable[[LightningModule], nn.Module] | None = None,
-        **options: Any,
+        template: str = "auto",
+        tokens: int = 2048,
+        controls: bool = True,
+        layout: str = "auto",
     ) -> None:
         if every < 1:
             raise InputError(f"DriftCallback: every = {every}: at least 1 step")
-        self.panel, self.tokenizer, self.run, self.every, self.options = panel, tokenizer, run, every, options
+        self.panel, self.tokenizer, self.run, self.every = panel, tokenizer, run, every
+        self.options: dict[str, Any] = {
+            "template": template, "tokens": tokens, "controls": controls, "layout": layout,
+        }  # fmt: skip
         self.model = model or _model_of
         self.scorer: PanelScorer | None = None
         self.sample: Sample | None = None  # the last one
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the run folder."""
+        if self.scorer is not None:  # of a training that was broken off
+            self.scorer.close()
+        self.sample = None
         steps = trainer.estimated_stepping_batches
         model = self.model(pl_module)
         source = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
@@ -75,7 +84,12 @@ class DriftCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last sample, after the last update, and the end of the log."""
-        self._score(trainer, pl_module, controls=self.options.get("controls", True))
+        self._score(trainer, pl_module, controls=self.options["controls"])
+        if self.scorer is not None:
+            self.scorer.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the run folder free."""
         if self.scorer is not None:
             self.scorer.close()
 

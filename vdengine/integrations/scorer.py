@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from vdengine.drift.opening_log import DriftLog, write_about
 from vdengine.drift.openings import Openings
 from vdengine.errors import InputError
 from vdengine.files import Lock, rewind
-from vdengine.integrations.foreign import LAYOUTS, ForeignModel, Forward
+from vdengine.integrations.foreign import LAYOUTS, ForeignModel, Forward, root_of
 from vdengine.models.transformer import Transformer
-from vdengine.panels.panel import Panel
+from vdengine.models.weights import check_vocabulary
+from vdengine.panels.panel import Panel, Request
 from vdengine.runfolder import RunFolder
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
@@ -115,7 +117,7 @@ class PanelScorer:
         self._live = LiveOpenings(self.panel, self.openings.branches)
         self._log: DriftLog | None = None
         self._lock: Lock | None = None
-        self._opened, self._last = False, -1
+        self._opened, self._last, self._note = False, -1, ""
         self._model: tuple[nn.Module, ForeignModel | OwnModel] | None = None
         self._units: dict[bool, Sequence[Any]] = {}  # by: with the controls
 
@@ -126,7 +128,8 @@ class PanelScorer:
         and taken again. `score` calls it where nobody did. A collective.
 
         Raises:
-            InputError: the folder is of another run, of another panel or tokenizer, or is being written to.
+            InputError: the folder is of another run, of another panel or tokenizer, or is being written to; a rank that
+                has another panel, tokenizer or options than rank 0.
         """
         error: Exception | None = None
         if not self._opened and self.is_main and self.run is not None:
@@ -135,7 +138,18 @@ class PanelScorer:
             except (InputError, OSError) as failure:
                 error = failure
         self._agree(error)
-        self._opened = True
+        options = [self.panel.hash, self.renderer.hash, self.tokens, len(self.openings.branches), self.wanted, step]
+        seen = self._log.logp[[0, -1]] if self._log is not None and len(self._log.steps) else None
+        last = int(self._log.steps[-1]) if self._log is not None and seen is not None else -1
+        theirs, seen, last = self._from_main((options, seen, last))
+        if options != theirs:
+            error = InputError("this rank has another panel, tokenizer, step or other options than rank 0")
+        self._agree(error)
+        if seen is not None:
+            self._live.continue_from(seen)
+        if step and seen is None and self.run is not None:
+            self._note = f"no sample before step {step}: drift is counted from there"
+        self._last, self._opened = last, True
 
     def _open_folder(self, run: RunFolder, step: int) -> None:
         o = self.openings
@@ -150,8 +164,6 @@ class PanelScorer:
                 )
             log.rewind(step)
             rewind(run.metrics, step)
-            self._live.continue_from(log.logp)
-            self._last = int(log.steps[-1]) if len(log.steps) else -1
             write_about(run, self.about, self.total_steps)
             self._log = log
         except BaseException:
@@ -180,11 +192,15 @@ class PanelScorer:
                 another vocabulary; the folder, as `open`.
         """
         started = time.perf_counter()
+        try:
+            step = operator.index(step)
+        except TypeError:
+            raise InputError(f"step {step!r}: a whole number, not a {type(step).__name__}") from None
         if not self._opened:
             self.open()
         back = f"step {step}: the last sample is of step {self._last}; steps must ascend"
         self._agree(None if step > self._last else InputError(back))
-        scored, note = self._prepare(model)
+        scored = self._prepare(model)
         if controls is None:
             controls = self._live.first is None or step == self.total_steps
         units = self._units_of(scored, controls)
@@ -201,35 +217,60 @@ class PanelScorer:
         logp = np.full(len(out), np.nan, dtype=np.float32)
         slots = torch.cat([unit.slots for unit in units]).numpy()
         logp[slots] = out.cpu().numpy()[slots]
+        if lost := int((~np.isfinite(logp[slots])).sum()):
+            self._note = f"step {step}: {lost} of {len(slots)} log-probs are not finite, and count as not sampled"
+            logp[~np.isfinite(logp)] = np.nan
+        note, self._note = self._note, ""
         sample = Sample(step, logp, self._live.add(step, logp), time.perf_counter() - started, note)
         self._agree(self._write(sample))
         self._last = step
         return sample
 
-    def _prepare(self, model: nn.Module) -> tuple[ForeignModel | OwnModel, str]:
-        """The model, ready to be scored, and what is to be said of it; at its first score it is tried out."""
+    def _prepare(self, model: nn.Module) -> ForeignModel | OwnModel:
+        """The model, ready to be scored; at its first score it is looked at and tried out. A collective."""
         if self._model is not None and self._model[0] is model:
-            return self._model[1], ""
-        scored = OwnModel(model) if isinstance(model, Transformer) else ForeignModel(model, self.head, self.forward)
-        if self.tokenizer.vocab_size > scored.vocab_size:
-            raise InputError(
-                f"{self.tokenizer.source}: the tokenizer has ids up to {self.tokenizer.vocab_size - 1}, the model's "
-                f"head {scored.vocab_size} rows; the two do not belong together"
-            )
+            return self._model[1]
+        scored: ForeignModel | OwnModel | None = None
+        error: InputError | None = None
+        try:
+            scored = self._look_at(model)
+        except InputError as failure:
+            error = failure
+        self._agree(error)
+        if scored is None:
+            raise RuntimeError("an error was agreed on")
+        self.layout, reason = scored.layout_for(self._try_out(), self.wanted, self._any)
+        if reason:
+            self._note = f"{reason}: the panel is scored in padded rows"
+        self._model, self._units = (model, scored), {}
+        return scored
+
+    def _look_at(self, model: nn.Module) -> ForeignModel | OwnModel:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"a {type(model).__name__} is not a model")
+        own = root_of(model)
+        scored = OwnModel(own) if isinstance(own, Transformer) else ForeignModel(model, self.head, self.forward)
+        check_vocabulary(scored.vocab_size, self.tokenizer)
         if self.group is None and (dimension := _model_parallel(model)):
             raise InputError(
                 f"the weights are sharded over {dimension}, whose ranks compute one forward together: give group=, the "
                 "process group of the data parallel ranks"
             )
-        self.layout, reason = scored.layout_for(self._sample_tree(), self.wanted, self._any)
-        self._model, self._units = (model, scored), {}
-        return scored, f"{reason}: the panel is scored in padded rows" if reason else ""
+        return scored
 
-    def _sample_tree(self) -> Pack:
-        """The first probe with all its openings."""
-        requests = self.openings.requests
-        own = [r for r in requests if r.branch.probe is requests[0].branch.probe and r.branch.variant == "question"]
-        return pack([Tree(own[0].prompt_ids, [r.opening_ids for r in own])])
+    def _try_out(self) -> Pack:
+        """The largest tree, after as many others as a forward has room for: what a model does wrongly beyond some row
+        or position shows in it."""
+        trees: dict[tuple[str, str], list[Request]] = {}
+        for request in self.openings.requests:
+            trees.setdefault((request.branch.probe.id, request.branch.variant), []).append(request)
+        size = {k: len(own[0].prompt_ids) + sum(len(r.opening_ids) for r in own) for k, own in trees.items()}
+        largest, *others = sorted(trees, key=lambda k: -size[k])
+        chosen, room = [largest], self.tokens - size[largest]
+        for k in others:
+            if size[k] <= room:
+                chosen, room = [k, *chosen], room - size[k]
+        return pack([Tree(trees[k][0].prompt_ids, [r.opening_ids for r in trees[k]]) for k in chosen])
 
     def _units_of(self, scored: ForeignModel | OwnModel, controls: bool) -> Sequence[Any]:
         if controls not in self._units:
@@ -271,6 +312,14 @@ class PanelScorer:
         flags = torch.tensor(float(flag), device=_collective_device())
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return bool(flags)
+
+    def _from_main(self, value: Any) -> Any:
+        """Rank 0's value. A collective."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=_collective_device())
+        return box[0]
 
     def _agree(self, error: Exception | None) -> None:
         """Raise an error that one rank has on all of them, which would wait for it. A collective."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
 
 from vdengine.errors import InputError
 from vdengine.integrations.fused_head import use_in_trl, use_linear_logprob
@@ -22,7 +21,7 @@ from vdengine.panels.panel import Panel
 __all__ = ["DriftCallback", "use_in_trl", "use_linear_logprob"]
 
 
-class DriftCallback(TrainerCallback, ExportableState):
+class DriftCallback(TrainerCallback):
     """Scores a panel every few steps with the weights that training has at that point, and writes the drift log of a
     run folder. Training is bit for bit as without it. Each sample costs a forward of the panel, and its seconds are
     logged (`Sample.seconds`, metrics.jsonl).
@@ -64,16 +63,9 @@ class DriftCallback(TrainerCallback, ExportableState):
         self.options: dict[str, Any] = {
             "template": template, "tokens": tokens, "controls": controls, "layout": layout,
         }  # fmt: skip
-        self._source = panel
         self.scorer: PanelScorer | None = None
         self.trackers: Trackers | None = None
         self.sample: Sample | None = None  # the last one
-
-    def state(self) -> dict[str, Any]:
-        """What `from_state` makes the callback of again, from a checkpoint of the trainer."""
-        source = self.run / "drift" / "panel.jsonl" if isinstance(self._source, Panel) else self._source
-        args = {"panel": str(source), "run": str(self.run), "every": self.every, "track": self.track} | self.options
-        return {"args": args, "attributes": {}}
 
     # ----------------------------------------------------------------------------------------------------- events
 
@@ -85,6 +77,9 @@ class DriftCallback(TrainerCallback, ExportableState):
         if tokenizer is None:
             raise InputError("DriftCallback: the trainer has no processing_class: give tokenizer=")
         model = more["model"]
+        if self.scorer is not None:  # of a training that was broken off
+            self.scorer.close()
+        self.sample = None
         self.scorer = PanelScorer(
             self.panel,
             tokenizer,
@@ -105,6 +100,11 @@ class DriftCallback(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """The last sample, after the last update: later `load_best_model_at_end` may put other weights in place."""
         if state.global_step >= state.max_steps:
+            self._score(more["model"], state.global_step, controls=self.options["controls"])
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        """The last sample of a run that is stopped early: later the best weights may be put in place."""
+        if control.should_training_stop:
             self._score(more["model"], state.global_step, controls=self.options["controls"])
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:

@@ -49,7 +49,7 @@ def save_model(
         OSError: writing failed, on this rank or on rank 0.
     """
     if tokenizer is not None:
-        check_vocabulary(model.config, tokenizer)
+        check_vocabulary(model.config.vocab_size, tokenizer)
     parameters = list(named_parameters(model))
     if foreign := sorted({name for name, _ in parameters} - expected_shapes(model.config).keys()):
         raise ValueError(f"save_model: {foreign[0]} is no parameter of a {model.config.model_type}: merge it first")

@@ -113,7 +113,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "sliding_window": 4096,
                 "sliding_window_pattern": 4,
             },
-            fixed={"attention_bias": False},
+            fixed={"attention_bias": False, "sliding_window_pattern": 4},  # transformers knows no other
         ),
         # Gemma 3, text (arXiv 2503.19786). Its GGUF files lack the scale of the queries and the pattern of windows.
         "gemma3_text": Family(

@@ -37,16 +37,20 @@ CHUNK_BYTES = 64 << 20  # of fp32, that are read, converted and copied at a time
 HASH_BYTES = 64 << 20  # of a file, that one thread hashes at a time
 
 
-def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Check that the embedding has a row for every id of the tokenizer.
+def check_vocabulary(num_rows: int, tokenizer: Tokenizer) -> None:
+    """Check that the embedding has a row for every id that text can have. Special tokens may lie beyond it: Gemma-3's
+    text models lack the row of the image token that their tokenizer has.
 
     Raises:
         InputError: it has not.
     """
-    if tokenizer.vocab_size > config.vocab_size:
+    special = {tokenizer.token_id(token.content) for token in tokenizer.added_special_tokens}
+    special -= {tokenizer.bos_id, *tokenizer.stop_ids}  # these are used
+    beyond = range(num_rows, tokenizer.vocab_size)
+    if any(tokenizer.token(i) is not None and i not in special for i in beyond):
         raise InputError(
             f"{tokenizer.source}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model's embedding "
-            f"{config.vocab_size} rows; the two do not belong together"
+            f"{num_rows} rows; the two do not belong together"
         )
 
 

@@ -448,7 +448,8 @@ def _find_template(tokenizer: Vocabulary, template: str) -> str:
     if template == "auto":
         if tokenizer.chat_template is None:
             raise InputError(
-                f'{tokenizer.source}: no chat template; set template = "plain" (in a recipe data.template) or name a .jinja file'
+                f'{tokenizer.source}: no chat template; set template = "plain" (in a recipe data.template) or name a '
+                ".jinja file"
             )
         return tokenizer.chat_template
     if template in _BUILT_IN:
