@@ -24,3 +24,10 @@ def test_a_lock_is_held_once_and_ends_with_its_process(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
     assert path.exists()
     Lock(path, "it is being written").close()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    """Guards a run folder below a file, or on a disk that cannot be written."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/run: cannot be written \(Not a directory\); name another folder"):
+        Lock(tmp_path / "file" / "run" / "lock", "it is being written")

@@ -61,12 +61,15 @@ class Lock:
     file says is for people.
 
     Raises:
-        InputError: another process, or another object of this one, holds it.
+        InputError: another process, or another object of this one, holds it; or it cannot be made.
     """
 
     def __init__(self, path: Path, what: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a+", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path.parent}: cannot be written ({error.strerror}); name another folder") from None
         me = f"process {os.getpid()} on {socket.gethostname()}"
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

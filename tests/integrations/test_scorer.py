@@ -69,7 +69,7 @@ def test_a_folder_of_another_run_is_refused(tok, panel, tmp_path):
     with pytest.raises(InputError, match="drift is already being written .* by this process"):
         PanelScorer(panel, tok, tmp_path, controls=False).score(model, 5)
     scorer.close()
-    with pytest.raises(InputError, match="holds a run of its own, up to step 4; name another run folder"):
+    with pytest.raises(InputError, match="holds a run of its own, up to step 4; go on from a checkpoint of it"):
         PanelScorer(panel, tok, tmp_path, controls=False).score(model, 0)
     with pytest.raises(InputError, match="holds the log of another panel or tokenizer"):
         PanelScorer("values-mini", tok, tmp_path, controls=False).open(5)
@@ -177,3 +177,25 @@ def test_special_tokens_beyond_the_embedding_are_no_other_vocabulary(tok, panel)
     more.add_tokens(["word"])
     with pytest.raises(InputError, match="the two do not belong together"):
         PanelScorer(panel, more, controls=False).score(model, 0)
+
+
+def test_answers_of_saved_checkpoints_are_judged_in_the_same_folder(tok, panel, tmp_path):
+    """Guards the way from a curve to what the models say: nothing is sampled in another trainer, but its checkpoints
+    can answer, and the run folder then has both."""
+    from vdengine.cli.judge import main
+
+    run, models = tmp_path / "run", []
+    panel.save(tmp_path / "small.jsonl")
+    scorer = PanelScorer(panel, tok, run, controls=False, tokens=1024)
+    for step in (0, 2):
+        model = causal_lm("llama", seed=step)
+        scorer.score(model, step)
+        models.append(tmp_path / f"checkpoint-{step}")
+        model.save_pretrained(models[-1])
+        tok.save_pretrained(models[-1])
+    scorer.close()
+    options = ["--panel", str(tmp_path / "small.jsonl"), "--samples", "1", "--max-tokens", "4"]
+    assert main(["--models", *map(str, models), "--out", str(run), *options]) == 0
+    found = load_run(run)
+    assert found.answers is not None and found.answers.anchors == [0, 2] and found.log is not None
+    assert found.log.steps.tolist() == [0, 2] and (run / "drift" / "judgements" / "rule.jsonl").exists()

@@ -97,7 +97,10 @@ def _add_openings(run: Run, smoothing: str, baseline: int | None) -> None:
 def _add_answers(run: Run, smoothing: str, baseline: int | None, judge: str | None) -> None:
     """Add each judge's stances and readout, or say in `run.empty` why there is none."""
     if run.answers is None or not run.answers.answers:
-        run.empty[ANSWERS] = "No answers were drawn. Set answers.samples in the recipe to have the model answer."
+        run.empty[ANSWERS] = (
+            "No answers were drawn. Set answers.samples in the recipe, or let saved checkpoints answer: "
+            "vdengine judge --models CHECKPOINT ... --out RUN."
+        )
         return
     for slug in judges(run.folder):
         _note_cut_line(RunFolder(run.folder).judgements / f"{slug}.jsonl", run.notes)

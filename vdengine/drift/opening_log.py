@@ -82,7 +82,10 @@ class DriftLog:
             old = cls.open(run_folder)
             same = all(old.manifest.get(name) == value for name, value in manifest.items() if name != "channels")
             if not same or OPENINGS not in old.channels or old.table != items:
-                raise InputError(f"{folder}: holds the log of another panel or tokenizer; name another run folder")
+                raise InputError(
+                    f"{folder}: holds the log of another panel or tokenizer, or with other controls; name another run "
+                    "folder"
+                )
             if about:
                 write_about(run, about)
             return old

@@ -155,12 +155,14 @@ class PanelScorer:
         o = self.openings
         if run.recipe.exists():
             raise InputError(f"{run.path}: the folder of a run of vdengine's own trainer; name another run folder")
-        self._lock = Lock(run.lock, "drift is already being written (two callbacks, or two scorers?)")
+        once = "add a callback once, and close a scorer before another"
+        self._lock = Lock(run.lock, f"drift is already being written ({once})")
         try:
             log = DriftLog.create(run.path, self.panel, o.branches, o.num_tokens_of, self.renderer.hash)
             if step == 0 and len(log.steps):
                 raise InputError(
-                    f"{run.path}: holds a run of its own, up to step {log.steps[-1]}; name another run folder"
+                    f"{run.path}: holds a run of its own, up to step {log.steps[-1]}; go on from a checkpoint of it "
+                    "(resume_from_checkpoint, or open(step)), name another run folder, or delete this one"
                 )
             log.rewind(step)
             rewind(run.metrics, step)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vdengine.errors import InputError
@@ -113,8 +114,7 @@ class DriftCallback(TrainerCallback):
         if not replaced:
             self._score(more["model"], state.global_step, controls=self.options["controls"])
         if self.scorer is not None:
-            if self.scorer.is_main:
-                print(f"drift: `vdengine report {self.run}` shows it")
+            self._say(f"`vdengine report {self.run}` shows it")
             self.scorer.close()
         if self.trackers is not None:
             self.trackers.close()
@@ -122,11 +122,21 @@ class DriftCallback(TrainerCallback):
     def _score(self, model: PreTrainedModel, step: int, controls: bool | None = None) -> None:
         if self.scorer is None or (self.sample is not None and self.sample.step == step):
             return  # a step of several batches begins once; the last one may end twice
+        first = self.sample is None
+        if first:
+            self._say(f"scoring {len(self.panel.probes)} probes at step {step} ...")
         self.sample = self.scorer.score(model, step, controls=controls)
-        if self.sample.note and self.scorer.is_main:
-            print(f"drift: {self.sample.note}")
+        if first:
+            self._say(f"that took {self.sample.seconds:.0f} s, and comes again every {self.every} steps")
+        if self.sample.note:
+            self._say(self.sample.note)
         if self.trackers is not None:
             self.trackers.log(self.sample.scalars, step)
+
+    def _say(self, text: str) -> None:
+        """A line on rank 0, above the trainer's progress bar."""
+        if self.scorer is not None and self.scorer.is_main:
+            tqdm.write(f"drift: {text}")
 
 
 def _about(args: TrainingArguments, model: Any) -> dict[str, dict[str, Any]]:

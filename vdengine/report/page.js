@@ -540,7 +540,7 @@
   function cost() {
     const s = section("cost", "What the probes cost", "Shares of the time of logged steps. The sample after the last update is not among them.");
     const shown = runs().filter((r) => r.cost);
-    if (!shown.length) { s.append(empty("No times on record: metrics.jsonl is missing or has none.")); return s; }
+    if (!shown.length) { s.append(empty("No times on record of steps, of which these would be shares. What each sample took is in metrics.jsonl (probe_seconds), if anything is.")); return s; }
     s.append(el("div", { class: "legend" }, keyed("training", "training"), keyed("probes", "scoring openings and weights"), keyed("answers", "drawing answers")),
       el("div", { class: "scroll" }, el("table", { class: "wide" },
         el("thead", {}, el("tr", {}, ["run", "steps", "time", "scoring", "drawing", "probing in all", ""].map((h, k) => el("th", { class: k ? "num" : "" }, h)))),
@@ -567,7 +567,7 @@
   function texts() {
     const s = section("answers", "What it said", "Some of the drawn answers, to the same questions at every anchor. Stances are towards what the question proposes.");
     const shown = runs().filter((r) => r.answers);
-    if (!shown.length) { s.append(empty("No answers were drawn in the chosen runs. Set answers.samples in the recipe to have the model answer.")); return s; }
+    if (!shown.length) { s.append(empty("No answers were drawn in the chosen runs. Set answers.samples in the recipe, or let saved checkpoints answer: vdengine judge --models CHECKPOINT ... --out RUN.")); return s; }
     const r = shown.find((x) => x.i === state.textRun) || shown[0];
     const steps = [...new Set(r.answers.rows.map((a) => a[0]))];
     if (!steps.includes(Number(state.textStep)) || state.textStep === "") state.textStep = "";

@@ -23,7 +23,8 @@ def verdict(view: Readout) -> tuple[str, str]:
     if not moved:
         mean = analysis.drift()
         if not mean.significant:
-            return f"{subject}: no clear shift on any of {_count(len(drifts), 'topic')}.", f"{span}."
+            where = "the one topic" if len(drifts) == 1 else f"any of {len(drifts)} topics"
+            return f"{subject}: no clear shift on {where}.", f"{span}."
         direction = "towards the axes" if mean.magnitude.mean > 0 else "away from the axes"
         return (
             f"{subject}: the panel's mean moved {direction}, no single topic clearly.",
