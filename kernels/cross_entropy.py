@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vdengine.kernels.gather import accept_fp32_grad
-from vdengine.kernels.linear_logprob import (
+from vdengine.kernels.head_chunks import (
     HeadGradient,
     check_head,
     check_rows,
@@ -28,11 +28,11 @@ from vdengine.kernels.linear_logprob import (
     chunks,
     gathered,
     head_transform,
-    linear_logprob_reference,
     no_head_gradient,
     operand_dtype,
     softmax_chunk,
 )
+from vdengine.kernels.linear_logprob import linear_logprob_reference
 from vdengine.kernels.rows import Transform, head_backend, row_buffer, row_kernel
 
 

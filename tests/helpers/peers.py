@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import vdengine as vd
-from vdengine.models.families import Llama3Scaling, ModelConfig, config_to_hf
+from vdengine.models.families import Llama3Scaling, ModelConfig
+from vdengine.models.hf_config import config_to_hf
 from vdengine.models.transformer import Transformer
 
 VOCAB = 517  # odd: no kernel's block divides it

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from vdengine.models.families import FAMILIES, LinearScaling, Llama3Scaling, ModelConfig, YarnScaling, config_to_hf
+from vdengine.models.families import FAMILIES, LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
+from vdengine.models.hf_config import config_to_hf
 from vdengine.models.transformer import Transformer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -25,11 +25,10 @@ from vdengine.models.families import (
     Llama3Scaling,
     Rope,
     YarnScaling,
-    config_from_hf,
-    config_to_hf,
     expected_shapes,
 )
 from vdengine.models.generate import Sampling, generate
+from vdengine.models.hf_config import config_from_hf, config_to_hf
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import open_weights
 

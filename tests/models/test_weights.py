@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from vdengine.models import weights as module
 from vdengine.models.export import save_model
-from vdengine.models.families import Llama3Scaling, config_from_hf
+from vdengine.models.families import Llama3Scaling
+from vdengine.models.hf_config import config_from_hf
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import check_vocabulary, load_into, load_model, open_weights
 from vdengine.text.tokenizer import load_tokenizer

@@ -17,13 +17,14 @@ from vdengine import recipe as recipes
 from vdengine.data.batching import Batch
 from vdengine.engine import checkpoint
 from vdengine.engine.clocks import Later, Totals, memory_bytes, peak_flops
+from vdengine.engine.given import Given
 from vdengine.engine.metrics import Metrics
 from vdengine.engine.optim import apply_update, learning_rate
 from vdengine.engine.own_batch import own_batch, own_probes
 from vdengine.engine.parallel import grad_norm, ordered
 from vdengine.engine.ppo import RewardFunction, Rollout
 from vdengine.engine.reference import CachedReference, GivenReference
-from vdengine.engine.setup import Given, RowExtras, Setup
+from vdengine.engine.setup import RowExtras, Setup
 from vdengine.errors import InputError
 from vdengine.models.export import save_model
 from vdengine.models.head import Scores

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from vdengine.errors import InputError
 from vdengine.integrations.causal_lm import POINTS, Head, read_head, unwrap
-from vdengine.kernels.linear_logprob import STATS, Described, Scored, linear_logprob
+from vdengine.kernels.head_chunks import STATS
+from vdengine.kernels.linear_logprob import Described, Scored, linear_logprob
 
 PLACE = "_linear_logprob"  # the attribute of both modules
 

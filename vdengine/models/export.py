@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from vdengine.errors import InputError
-from vdengine.models.families import ModelConfig, config_to_hf, expected_shapes
+from vdengine.models.families import ModelConfig, expected_shapes
+from vdengine.models.hf_config import config_to_hf
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import check_vocabulary, named_parameters
 

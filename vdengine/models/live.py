@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vdengine.errors import InputError
-from vdengine.models.families import ModelConfig, config_from_hf
+from vdengine.models.families import ModelConfig
+from vdengine.models.hf_config import config_from_hf
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import HASH_BYTES, Weights, named_parameters
 

@@ -27,7 +27,8 @@ from vdengine.errors import InputError
 from vdengine.files import read_json
 from vdengine.gguf import GGUFFile, GGUFTensor, read_gguf
 from vdengine.hub import locate
-from vdengine.models.families import FAMILIES, ModelConfig, config_from_hf, expected_shapes, read_config
+from vdengine.models.families import FAMILIES, ModelConfig, expected_shapes
+from vdengine.models.hf_config import config_from_hf, read_config
 from vdengine.models.transformer import Kernels, Transformer
 
 if TYPE_CHECKING:
