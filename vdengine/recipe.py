@@ -5,7 +5,7 @@
 An unknown key, a value out of range, or a key that the chosen objective ignores is an `InputError`: nothing a
 user writes is silently without effect.
 
-The file is above 500 lines because a recipe's keys, their rules and how they are read and written are looked up together.
+The file is above 500 lines because a recipe's keys, their rules, and reading and writing are looked up together.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import pytest
 from vdengine.drift.opening_log import DriftLog
 from vdengine.engine.saved_models import SavedModel, score, steps_of
 from vdengine.errors import InputError
+from vdengine.panels.panel import Panel
 
 
 @pytest.mark.slow
@@ -43,3 +44,29 @@ def test_checkpoints_of_transformers_are_logged_at_their_steps(tmp_path):
     assert steps_of([*found, SavedModel.find(str(tmp_path))]) == [0, 1, 2]
     assert steps_of(found[::-1]) == [0, 1]
     assert SavedModel.find("org/checkpoint-7").step is None
+
+
+def test_a_tokenizer_that_transformers_has_saved_is_the_same_one(tiny_models, tmp_path):
+    """Guards a base model scored beside checkpoints of another trainer: transformers writes a tokenizer in other words
+    than it read, so hashes differ; ids are what counts. One that gives other ids is refused."""
+    import json
+    import shutil
+
+    from vdengine.text.tokenizer import load_tokenizer
+
+    base = tiny_models["llama"]
+    saved, other = tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"
+    for folder in (saved, other):
+        shutil.copytree(base, folder)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (saved / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": False}))
+    (other / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"chat_template": settings["chat_template"].replace("{{ m['role']", "the {{ m['role']")})
+    )
+    assert load_tokenizer(str(saved)).hash != load_tokenizer(str(base)).hash
+    panel = Panel("two", Panel.load("values-mini").probes[:2])
+    panel.save(tmp_path / "two.jsonl")
+    found = score([str(base), str(saved)], str(tmp_path / "two.jsonl"), controls=False, say=lambda text: None)
+    assert np.array_equal(found[0], found[1])
+    with pytest.raises(InputError, match="checkpoint-4: another tokenizer or chat template than .*; score it apart"):
+        score([str(base), str(other)], str(tmp_path / "two.jsonl"), controls=False, say=lambda text: None)

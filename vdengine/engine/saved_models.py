@@ -81,21 +81,35 @@ def steps_of(models: Sequence[SavedModel]) -> list[int]:
     return steps if in_order else list(range(len(models)))
 
 
-def _open(names: Sequence[str], template: str | None, done: str) -> tuple[list[SavedModel], Recipe | None, Renderer]:
-    """The models, the recipe of the first checkpoint among them, and the renderer that all share.
-
-    Raises:
-        InputError: models with different tokenizers or templates; `done` ("score") says in the message what to do
-            separately.
-    """
+def _open(names: Sequence[str], template: str | None) -> tuple[list[SavedModel], Recipe | None, list[Renderer]]:
+    """The models, the recipe of the first checkpoint among them, and their renderers."""
     models = [SavedModel.find(name) for name in names]
     run = next((model.recipe for model in models if model.recipe is not None), None)
     template = template or (run.data.template if run else "auto")
-    renderers = [m.renderer(template) for m in models]
-    for model, renderer in zip(models, renderers, strict=True):
+    return models, run, [m.renderer(template) for m in models]
+
+
+def _check_ids(panel: Panel, names: Sequence[str], renderers: Sequence[Renderer], done: str) -> None:
+    """Check that all models read the same ids of a panel's texts. Hashes alone would not do: transformers saves a
+    tokenizer in other words than it was read from.
+
+    Raises:
+        InputError: they do not; `done` ("score") says in the message what to do separately.
+    """
+
+    def ids(renderer: Renderer) -> list[list[int]]:
+        found = []
+        for probe in panel.probes:
+            found.append(renderer.prompt_ids([{"role": "user", "content": probe.prompt}], opening=True))
+            found += [renderer.opening_ids(branch.text) for branch in probe.branches()]
+        return found
+
+    expected = None
+    for name, renderer in zip(names, renderers, strict=True):
         if renderer.hash != renderers[0].hash:
-            raise InputError(f"{model.name}: another tokenizer or chat template than {names[0]}; {done} it apart")
-    return models, run, renderers[0]
+            expected = ids(renderers[0]) if expected is None else expected
+            if ids(renderer) != expected:
+                raise InputError(f"{name}: another tokenizer or chat template than {names[0]}; {done} it apart")
 
 
 def score(
@@ -127,8 +141,9 @@ def score(
         InputError: a model, panel or template that cannot be read; models with different tokenizers or templates; a
             folder that has scores already.
     """
-    models, run, renderer = _open(names, template, "score")
-    chosen = Panel.load(panel or (run.probes.panel if run else "values-mini"))
+    models, run, renderers = _open(names, template)
+    chosen, renderer = Panel.load(panel or (run.probes.panel if run else "values-mini")), renderers[0]
+    _check_ids(chosen, names, renderers, "score")
     if controls is None:
         controls = run.probes.controls if run else True
     budget = tokens or (run.probes.tokens if run else 2048)
@@ -185,8 +200,9 @@ def sample_answers(
     """
     if samples < 1:
         raise InputError(f"--samples {samples}: at least 1 answer to a question")
-    models, run, renderer = _open(names, template, "sample")
-    chosen = Panel.load(panel or (run.probes.panel if run else "values"))
+    models, run, renderers = _open(names, template)
+    chosen, renderer = Panel.load(panel or (run.probes.panel if run else "values")), renderers[0]
+    _check_ids(chosen, names, renderers, "sample")
     steps = steps_of(models)
     try:
         sampling = Sampling(max_tokens, temperature, stop_ids=tuple(renderer.tokenizer.stop_ids))
