@@ -239,3 +239,17 @@ def test_a_dynamic_rotary_embedding_is_left_as_it_was(tok, panel):
         foreign = ForeignModel(model)
         foreign.score(row_units([(PanelScorer(panel, tok)._try_out(), torch.arange(99))], max_tokens=1)[-1])
     assert all(rotary._buffers[name] is buffer for name, buffer in before.items()) and rotary.max_seq_len_cached == 2048
+
+
+def test_reduced_precision_of_fp32_products_is_no_unknown_model(tok, panel):
+    """Guards TF32, and bf16 products of fp32 on a CPU: their rounding is that of 16 bits, and nothing is refused."""
+    model = causal_lm("llama")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        scorer = PanelScorer(panel, tok, controls=False, tokens=1024)
+        found = scorer.score(model, 0)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert scorer.layout == "trees" and found.note == ""
+    per_token = (found.logp - by_its_own_logits(model, panel, tok)) / [len(r.opening_ids) for r in panel.requests(tok)]
+    assert np.abs(per_token).max() < 0.05

@@ -42,6 +42,8 @@ def test_a_run_folder_in_any_loop(tok, panel, tmp_path):
 
     again = vd.PanelScorer(panel, tok, run=tmp_path / "run", tokens=1024)
     again.open(3)  # as a loop does that goes on from its checkpoint of step 3
+    with pytest.raises(InputError, match="the scorer is open already"):
+        again.open(2)
     retaken = again.score(model, 3, controls=True)
     assert np.array_equal(retaken.logp, last.logp) and retaken.live.stance == last.live.stance
     assert DriftLog.open(tmp_path / "run").steps.tolist() == [0, 1, 2, 3]

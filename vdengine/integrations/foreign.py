@@ -33,9 +33,11 @@ from vdengine.trees import Pack
 Forward = Callable[[nn.Module, Tensor], Any]
 LAYOUTS = ("trees", "rows")
 MASKED = ("sdpa", "eager")  # attention of transformers that takes a mask of any form
-# A token's log-prob by two forwards of one model. In fp32 a logit around 20 has an error of 1e-6 an operation, and a
-# layer has some ten of them. In 16 bits a layer adds 2^-8 of an activation.
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+# A token's log-prob by two forwards of one model. In fp32 an operation rounds by 2^-24: a logit of 50 that has gone
+# through 80 layers of ten operations is off by 2e-3 at most. In 16 bits, and where the matrix products of fp32 have
+# fewer than theirs (TF32), a layer adds 2^-8 of an activation. An opening that
+# sees another one is off by tenths and more.
+TOLERANCE = {torch.float32: 2e-3, torch.float64: 2e-3}
 TOLERANCE_HALF = 0.5
 PADDING = 8  # of the row that is tried out
 
@@ -197,10 +199,8 @@ class ForeignModel:
 
         def take(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden = args[0]  # [n, L, H]
-            dtype = hidden.dtype
-            if torch.is_autocast_enabled(hidden.device.type):
-                dtype = torch.get_autocast_dtype(hidden.device.type)
-            taken.append((self._at_head(hidden.flatten(0, -2).index_select(0, unit.rows), unit.targets), dtype))
+            logp = self._at_head(hidden.flatten(0, -2).index_select(0, unit.rows), unit.targets)
+            taken.append((logp, _precision(hidden)))
             return (hidden[:, :1], *args[1:])  # the model's own logits: of one row
 
         with _hooked(self.head.module.register_forward_pre_hook(take)), _evaluating(self.root):
@@ -334,6 +334,20 @@ def _off(found: Tensor, expected: Tensor, dtype: torch.dtype) -> str:  # [R] eac
     """By how much log-probs differ, if it is more than rounding in `dtype`; else ""."""
     off = float((found - expected).abs().max())
     return "" if off <= TOLERANCE.get(dtype, TOLERANCE_HALF) else f"{off:.2g} nats a token"
+
+
+def _precision(hidden: Tensor) -> torch.dtype:
+    """The dtype in which matrix products of the forward are: autocast's; bf16, for TF32 and the like; or else that of
+    the hidden states."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        return torch.get_autocast_dtype(hidden.device.type)
+    if hidden.dtype == torch.float32:
+        try:
+            reduced = torch.get_float32_matmul_precision() != "highest"
+        except RuntimeError:  # set by torch's newer interface (fp32_precision), which this one does not read
+            reduced = True
+        return torch.bfloat16 if reduced else torch.float32
+    return hidden.dtype
 
 
 def root_of(model: Any) -> nn.Module:

@@ -117,7 +117,8 @@ class PanelScorer:
         self._live = LiveOpenings(self.panel, self.openings.branches)
         self._log: DriftLog | None = None
         self._lock: Lock | None = None
-        self._opened, self._last, self._note = False, -1, ""
+        self._opened, self._last = False, -1
+        self._notes: list[str] = []  # what is to be said with the next sample
         self._model: tuple[nn.Module, ForeignModel | OwnModel] | None = None
         self._units: dict[bool, Sequence[Any]] = {}  # by: with the controls
 
@@ -131,8 +132,10 @@ class PanelScorer:
             InputError: the folder is of another run, of another panel or tokenizer, or is being written to; a rank that
                 has another panel, tokenizer or options than rank 0.
         """
+        if self._opened:
+            raise InputError("the scorer is open already: close() it first")
         error: Exception | None = None
-        if not self._opened and self.is_main and self.run is not None:
+        if self.is_main and self.run is not None:
             try:
                 self._open_folder(self.run, step)
             except (InputError, OSError) as failure:
@@ -148,7 +151,7 @@ class PanelScorer:
         if seen is not None:
             self._live.continue_from(seen)
         if step and seen is None and self.run is not None:
-            self._note = f"no sample before step {step}: drift is counted from there"
+            self._notes.append(f"no sample before step {step}: drift is counted from there")
         self._last, self._opened = last, True
 
     def _open_folder(self, run: RunFolder, step: int) -> None:
@@ -177,6 +180,7 @@ class PanelScorer:
         if self._lock is not None:
             self._lock.close()
         self._log, self._lock, self._opened, self._model = None, None, False, None
+        self._live = LiveOpenings(self.panel, self.openings.branches)
 
     # ---------------------------------------------------------------------------------------------------- scoring
 
@@ -220,9 +224,11 @@ class PanelScorer:
         slots = torch.cat([unit.slots for unit in units]).numpy()
         logp[slots] = out.cpu().numpy()[slots]
         if lost := int((~np.isfinite(logp[slots])).sum()):
-            self._note = f"step {step}: {lost} of {len(slots)} log-probs are not finite, and count as not sampled"
+            self._notes.append(
+                f"step {step}: {lost} of {len(slots)} log-probs are not finite, and count as not sampled"
+            )
             logp[~np.isfinite(logp)] = np.nan
-        note, self._note = self._note, ""
+        note, self._notes = "; ".join(self._notes), []
         sample = Sample(step, logp, self._live.add(step, logp), time.perf_counter() - started, note)
         self._agree(self._write(sample))
         self._last = step
@@ -243,7 +249,7 @@ class PanelScorer:
             raise RuntimeError("an error was agreed on")
         self.layout, reason = scored.layout_for(self._try_out(), self.wanted, self._any)
         if reason:
-            self._note = f"{reason}: the panel is scored in padded rows"
+            self._notes.append(f"{reason}: the panel is scored in padded rows")
         self._model, self._units = (model, scored), {}
         return scored
 
