@@ -10,7 +10,7 @@ import vdengine
 PACKAGE = Path(vdengine.__file__).parent
 # From the ground up, as in CONTRIBUTING.md; a room is a folder, or a file beside the folders.
 LADDER = (
-    ("errors", "files", "noise", "hub", "gguf", "runfolder", "settings", "kernels", "_native"),
+    ("errors", "outside", "files", "noise", "hub", "gguf", "runfolder", "settings", "kernels", "_native"),
     ("trees",),
     ("text", "objectives"),
     ("recipe", "models"),

@@ -1,4 +1,4 @@
-"""Files: reading JSON, writing text atomically, lines by step, locking, and the hash of a file."""
+"""Our own files: writing them whole, lines by step, locking, hashes."""
 
 from __future__ import annotations
 
@@ -8,28 +8,8 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 from vdengine.errors import InputError
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        InputError: the file cannot be read, or holds no JSON object; for broken JSON it names the line.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {error.lineno}: broken JSON: {error.msg}") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a {type(value).__name__}, not a JSON object")
-    return value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 
 from vdengine.drift.channels import Channel
 from vdengine.errors import InputError
-from vdengine.files import read_json, write_text
+from vdengine.files import write_text
+from vdengine.outside import json_object
 from vdengine.panels.panel import Branch, Panel
 from vdengine.runfolder import MANIFEST, RunFolder
 
@@ -197,7 +198,7 @@ def _item(branch: Branch, num_tokens: int | None) -> dict[str, Any]:
 def write_about(run: RunFolder, about: Mapping[str, Mapping[str, Any]], steps: int | None = None) -> None:
     """Write what is known of a run without a recipe, under the names of a recipe's sections and keys; what stood there
     and is not said anew stays. steps: planned ones."""
-    tables = read_json(run.trainer) if run.trainer.exists() else {}
+    tables = json_object(run.trainer) if run.trainer.exists() else {}
     given = {**about, "run": {**about.get("run", {}), **({} if steps is None else {"steps": steps})}}
     merged = {name: {**tables.get(name, {}), **given.get(name, {})} for name in {**tables, **given}}
     write_text(run.trainer, json.dumps(merged, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -33,7 +33,7 @@ from vdengine.engine.probes import Probes
 from vdengine.engine.reference import CachedReference, LiveReference, cache_reference
 from vdengine.engine.rollouts import Sampler
 from vdengine.errors import InputError
-from vdengine.files import read_json, write_text
+from vdengine.files import write_text
 from vdengine.kernels._triton import INTERPRETED, resolve
 from vdengine.models.attention import flash_attn_problem
 from vdengine.models.device import compute_dtype
@@ -42,6 +42,7 @@ from vdengine.models.live import LiveWeights
 from vdengine.models.transformer import Kernels, Transformer
 from vdengine.models.weights import ScalarWeights, Weights, check_vocabulary, load_into, open_causal, open_weights
 from vdengine.objectives import Objective
+from vdengine.outside import json_object
 from vdengine.panels.panel import Panel
 from vdengine.runfolder import RunFolder
 from vdengine.text.renderer import Renderer
@@ -277,7 +278,7 @@ class Setup:
                 raise InputError(f"rank {rank} has other contents than rank 0: {', '.join(differing)}")
         if not (saved := self.files.inputs).exists():
             return
-        if changed := _differing(read_json(saved), self.inputs):
+        if changed := _differing(json_object(saved), self.inputs):
             raise InputError(f"{self.folder}: cannot resume, the contents have changed: {', '.join(changed)}")
 
     def _open_model(self) -> None:

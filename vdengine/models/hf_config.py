@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdengine.errors import InputError
-from vdengine.files import read_json
 from vdengine.models.families import (
     FAMILIES,
     FULL,
@@ -24,6 +23,7 @@ from vdengine.models.families import (
     RopeScaling,
     YarnScaling,
 )
+from vdengine.outside import json_object
 
 if TYPE_CHECKING:
     from vdengine.text.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def read_config(folder: Path) -> ModelConfig:
     Raises:
         InputError: there is no such file, it is not JSON, or as `config_from_hf`.
     """
-    return config_from_hf(read_json(folder / "config.json"), str(folder / "config.json"))
+    return config_from_hf(json_object(folder / "config.json"), str(folder / "config.json"))
 
 
 class _Keys:

@@ -24,12 +24,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from vdengine.errors import InputError
-from vdengine.files import read_json
 from vdengine.gguf import GGUFFile, GGUFTensor, read_gguf
 from vdengine.hub import locate
 from vdengine.models.families import FAMILIES, ModelConfig, expected_shapes
 from vdengine.models.hf_config import config_from_hf, read_config
 from vdengine.models.transformer import Kernels, Transformer
+from vdengine.outside import json_object
 
 if TYPE_CHECKING:
     from vdengine.text.tokenizer import Tokenizer
@@ -189,7 +189,7 @@ class SafetensorsWeights(Weights):
         config = read_config(folder)
         index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
         if index.exists():
-            mapping = read_json(index).get("weight_map")
+            mapping = json_object(index).get("weight_map")
             if not isinstance(mapping, dict) or not all(isinstance(f, str) for f in mapping.values()):
                 raise InputError(f"{index}: weight_map is missing; it must map each tensor to a file")
             for file in mapping.values():

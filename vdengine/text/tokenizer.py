@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdengine.errors import InputError
-from vdengine.files import read_json
 from vdengine.gguf import GGUFFile, read_gguf
 from vdengine.hub import locate
+from vdengine.outside import json_object
 
 if TYPE_CHECKING:
     import tokenizers
@@ -253,7 +253,7 @@ def _from_folder(source: str, folder: Path) -> Tokenizer:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return json_object(path) if path.is_file() else {}
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:

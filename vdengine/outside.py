@@ -1,0 +1,165 @@
+"""What comes from outside, read with bounds: files of other people, and other libraries' parsers of them.
+
+Every reader of a file or a text that someone else has written goes through here, so that whatever is in it, the end is
+a value of the expected kind or an `InputError` that names the place:
+
+    text = read_text(path, "the panel")                  # a regular file, not above a size, UTF-8
+    value = parse_json(line, f"{path} line {number}")    # any depth of brackets, any number of digits
+    with parsing(path, "tokenizer"):                     # a library's parser, which has errors of its own
+        tokenizer = Tokenizer.from_str(text)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from vdengine.errors import InputError
+
+MIB = 2**20
+SMALL = 16 * MIB  # a file that a person could have written: a recipe, config.json, a manifest
+LARGE = 1024 * MIB  # a file that is read whole all the same: a tokenizer, a log
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a regular file for reading. A FIFO, a device or a folder is refused, and never waited for.
+
+    Raises:
+        InputError: there is no such file, it is none, or it cannot be opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{printable(path)}: {_why(error)}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InputError(f"{printable(path)}: not a regular file")
+    return os.fdopen(fd, "rb")
+
+
+def read_bytes(path: str | Path, limit: int = SMALL) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        InputError: as `open_regular`; it has more than `limit` bytes.
+    """
+    with open_regular(path) as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise InputError(f"{printable(path)}: {_why(error)}") from None
+    if len(data) > limit:
+        raise InputError(f"{printable(path)}: has more than {limit // MIB} MiB, the most that is read of such a file")
+    return data
+
+
+def read_text(path: str | Path, limit: int = SMALL) -> str:
+    """The text of a UTF-8 file, line ends as they are.
+
+    Raises:
+        InputError: as `read_bytes`; it is not UTF-8.
+    """
+    return decode(read_bytes(path, limit), printable(path))
+
+
+def decode(data: bytes, where: str) -> str:
+    """UTF-8 bytes as text; a byte order mark at the start is left out.
+
+    Raises:
+        InputError: they are not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{where}: line {line}: not UTF-8") from None
+
+
+def parse_json(data: str | bytes, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        InputError: broken JSON, nested too deeply, or an integer of thousands of digits.
+    """
+    text = decode(data, where) if isinstance(data, bytes) else data
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}: " if "\n" in text.strip() else ""
+        raise InputError(f"{where}: {line}broken JSON ({error.msg}, column {error.colno})") from None
+    except RecursionError:
+        raise InputError(f"{where}: broken JSON (nested too deeply)") from None
+    except (ValueError, MemoryError) as error:  # an integer of thousands of digits
+        raise InputError(f"{where}: broken JSON ({first_line(error).split(';')[0]})") from None
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        InputError: as `parse_json`.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise InputError(f"{where}: not valid TOML: nested too deeply") from None
+    except (ValueError, MemoryError) as error:  # tomllib.TOMLDecodeError is a ValueError
+        raise InputError(f"{where}: not valid TOML: {first_line(error)}") from None
+
+
+def json_object(path: str | Path, limit: int = SMALL) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: as `read_text` and `parse_json`; it holds something else than an object.
+    """
+    value = parse_json(read_text(path, limit), printable(path))
+    if not isinstance(value, dict):
+        raise InputError(f"{printable(path)}: holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+@contextmanager
+def parsing(where: str | Path, what: str) -> Iterator[None]:
+    """A context for another library's parser of something from outside: any error of it means bad input, because such
+    parsers have errors of many types, some of which are no `Exception` (a panic in Rust).
+
+    Nothing of our own belongs inside, as its faults would be taken for the input's.
+
+    Raises:
+        InputError: in place of whatever the library raises; an InputError goes through.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise InputError(
+            f"{printable(where)}: not a usable {what} ({type(error).__name__}: {first_line(error)})"
+        ) from None
+
+
+def first_line(error: BaseException, width: int = 200) -> str:
+    """The first line of an error's message, cut to `width` characters."""
+    lines = str(error).strip().splitlines()
+    text = printable(lines[0].strip()) if lines else "no message"
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def printable(text: str | Path) -> str:
+    """A path or a text on one line, without control characters."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return f"cannot be read: {first_line(error)}"
