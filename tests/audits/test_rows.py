@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from helpers.audits import HH, TOPICS, lines
 
 from vdengine.audits.rows import sample
@@ -37,3 +39,29 @@ def test_named_topics_and_limits(matcher):
     assert places == sorted(places) and some[0].on_topic == everything.on_topic
     one = sample("values-synth:support", "preference", matcher, topics=["abortion"])
     assert {r.topic for r in one.rows} == {"abortion"}
+
+
+def test_a_topic_from_every_kind_of_file(tmp_path, matcher):
+    """Guards a row's own topic against being lost in files whose columns are chosen."""
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    rows = [{"prompt": "Is it right?", "completion": "It is.", "topic": "abortion", "n": i} for i in range(3)]
+    table = pyarrow.Table.from_pylist(rows)
+    lines(tmp_path / "a.jsonl", rows)
+    (tmp_path / "b.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(table, tmp_path / "c.parquet")
+    with pyarrow.ipc.new_stream(tmp_path / "d.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.jsonl", "b.json", "c.parquet", "d.arrow"):
+        assert sample(str(tmp_path / name), "sft", matcher).on_topic == {"abortion": 3}, name
+
+
+def test_answers_that_are_not_trained_on_are_not_audited(tmp_path, matcher):
+    """Guards the prior: a turn that the data marks teaches nothing."""
+    talk = [
+        {"role": "user", "content": "Is abortion right?"}, {"role": "assistant", "content": "Yes.", "train": False},
+        {"role": "user", "content": "And abortion by law?"}, {"role": "assistant", "content": "No."},
+    ]  # fmt: skip
+    assert sample(lines(tmp_path / "a.jsonl", [{"messages": talk}]), "sft", matcher).rows[0].answers == ("No.",)

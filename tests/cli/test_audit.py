@@ -54,7 +54,7 @@ def test_bad_input(oracle, tmp_path, capsys):
         (gap_main, [hh, "--judge", "x", "--topics", "cats"], "unknown topic 'cats'; the panel has immigration"),
         (gap_main, [hh, "--judge", "x", "--panel", "value"], "no built-in panel has this name"),
         (gap_main, [hh, "--judge", "x", "--limit", "0"], "limit 0"),
-        (gap_main, [hh, "--judge", "x", "--terms", str(tmp_path / "t.json")], "t.json: cannot be read"),
+        (gap_main, [hh, "--judge", "x", "--terms", str(tmp_path / "t.json")], "t.json: no such file"),
         (gap_main, [hh, "--model", str(tmp_path / "none")], "no such folder"),
         (prior_main, [lines(tmp_path / "e.jsonl", []), "--judge", "x"], "no rows"),
         (gap_main, [hh, "--judge", "x", "--out", str(tmp_path / "no" / "g.json")], "cannot be written"),

@@ -19,7 +19,7 @@ from vdengine.data.locate import resolve
 # ---- formats
 
 
-PAIR = Preference([user("q")], "yes", "no")
+PAIR = Preference([user("q")], assistant("yes"), assistant("no"))
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,6 @@ def test_bad_margins(tmp_path: Path, value: str, shown: str) -> None:
         ({"score_chosen": 2.0, "score_rejected": 8.0}, -6.0),
         ({"score_chosen": 8.0}, 1.0),
         ({"score_chosen": 8.0, "score_rejected": None}, 1.0),
-        ({"score_chosen": 8.0, "score_rejected": "2.0"}, 1.0),
-        ({"score_chosen": True, "score_rejected": 2.0}, 1.0),
-        ({"score_chosen": 8.0, "score_rejected": float("nan")}, 1.0),
     ],
 )
 @pytest.mark.parametrize("parquet", [False, True])
@@ -234,7 +231,13 @@ def test_formats_that_lack_what_the_kind_learns_from(tmp_path: Path) -> None:
         ("preference", "preference objectives read preference, hh_rlhf, ultrafeedback"),
         ("sft", "SFT reads preference, hh_rlhf, ultrafeedback, messages, prompt_completion, alpaca, wildchat"),
     ):
-        assert error(load, path, kind) == f"{path} line 1: the fields (prompt) fit no format; {reads}"
+        nearest = {
+            "preference": "preference: 'chosen' is missing, 'rejected' is missing",
+            "sft": "prompt_completion: 'completion' is missing",
+        }[kind]
+        assert error(load, path, kind) == (
+            f"{path} line 1: the fields (prompt) fit no format; nearest is {nearest}; {reads}"
+        )
         assert error(load, path, kind, "prompt") == (
             f"{path}: format 'prompt' has no answer, so it serves PPO only; {reads}"
         )
@@ -244,7 +247,8 @@ def test_formats_that_lack_what_the_kind_learns_from(tmp_path: Path) -> None:
     )
     path = write(tmp_path / "d.jsonl", [{"prompt": "a", "chosen": "b"}])
     assert error(load, path, "prompts") == (
-        f"{path} line 1: the fields (prompt, chosen) fit no format; PPO reads preference, hh_rlhf, "
+        f"{path} line 1: the fields (prompt, chosen) fit no format; nearest is preference: "
+        "'rejected' is missing; PPO reads preference, hh_rlhf, "
         "ultrafeedback, messages, prompt_completion, alpaca, wildchat, prompt"
     )
     with pytest.raises(ValueError, match="^kind must be one of sft, preference, prompts, not 'ppo'$"):
@@ -255,8 +259,9 @@ def test_unknown_and_ambiguous_fields(tmp_path: Path) -> None:
     """Guards against guessing: a file that fits no format, or two, says which fields it has."""
     path = write(tmp_path / "a.jsonl", [{"question": "a", "answer": "b"}])
     assert error(load, path, "sft") == (
-        f"{path} line 1: the fields (question, answer) fit no format; SFT reads preference, hh_rlhf, "
-        "ultrafeedback, messages, prompt_completion, alpaca, wildchat"
+        f"{path} line 1: the fields (question, answer) fit no format; nearest is prompt_completion: rename "
+        "'question' to 'prompt', rename 'answer' to 'completion'; SFT reads preference, hh_rlhf, ultrafeedback, "
+        "messages, prompt_completion, alpaca, wildchat"
     )
     both = {"prompt": "a", "completion": "b", "instruction": "a", "output": "b"}
     path = write(tmp_path / "b.jsonl", [both])
@@ -347,9 +352,9 @@ def test_transcripts_split_at_the_first_difference(tmp_path: Path) -> None:
     kept, dropped, format = load(write(tmp_path / "a.jsonl", rows))
     assert format == "hh_rlhf"
     assert [row.example for row in kept] == [
-        Preference([user("a"), assistant("b"), user("c: Human")], "d\n\ne", "f"),
-        Preference([user("a")], "b\n\nc", "b\n\nd"),
-        Preference([user("a")], "b", "c"),
+        Preference([user("a"), assistant("b"), user("c: Human")], assistant("d\n\ne"), assistant("f")),
+        Preference([user("a")], assistant("b\n\nc"), assistant("b\n\nd")),
+        Preference([user("a")], assistant("b"), assistant("c")),
     ]
     assert dropped == {
         "transcripts differ before the last turn": 2,
@@ -376,7 +381,8 @@ def test_real_hh_rlhf(shared_data: Path) -> None:
         roles = [message["role"] for message in pair.prompt]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
         said = [m["content"] for m in pair.prompt]
-        for answer, text in ((pair.chosen, fields["chosen"]), (pair.rejected, fields["rejected"])):
+        for message, text in ((pair.chosen, fields["chosen"]), (pair.rejected, fields["rejected"])):
+            answer = message["content"]
             # Nothing is lost or moved: the words in order, without the speakers' names.
             words = text.replace("\n\nHuman:", "\n\n").replace("\n\nAssistant:", "\n\n").split()
             assert " ".join([*said, answer]).split() == words

@@ -57,7 +57,7 @@ def test_folder_and_its_splits(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert error(resolve, str(empty)) == (
-        f"{empty}: no data file in this folder; it needs .jsonl, .jsonl.gz, .json, .json.gz, .parquet files"
+        f"{empty}: no data file in this folder; it needs .jsonl, .jsonl.gz, .json, .json.gz, .parquet, .arrow files"
     )
 
 
@@ -130,7 +130,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert error(load, path) == f"{path} line 2: not UTF-8 (byte 13 of the line)"
     path = tmp_path / "b.json"
     path.write_text('[\n{"a": 1},\n{"a" 2}]')
-    assert error(load, path) == f"{path} line 3: broken JSON (Expecting ':' delimiter, column 6)"
+    assert error(load, path) == f"{path}: line 3: broken JSON (Expecting ':' delimiter, column 6)"
     path = tmp_path / "c.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD.encode() * 1000)[:-30])
     assert error(load, path).startswith(f"{path}: cannot be read (EOFError: ")
@@ -138,7 +138,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert error(load, path).startswith(f"{path}: cannot be read (BadGzipFile: ")
     path = tmp_path / "d.parquet"
     path.write_text(GOOD)
-    assert error(load, path).startswith(f"{path}: cannot be read (ArrowInvalid: ")
+    assert error(load, path).startswith(f"{path}: not a usable Parquet file (ArrowInvalid: ")
     path = tmp_path / "e.jsonl"
     path.write_text("")
     assert error(load, path) == f"{path}: no rows"
@@ -147,14 +147,14 @@ def test_unreadable_files(tmp_path: Path) -> None:
 def test_no_such_source(tmp_path: Path) -> None:
     """Guards against a mistyped path that is looked for on a hub, and a file type that is guessed at."""
     assert error(resolve, "data/pairs.jsonl") == (
-        "data/pairs.jsonl: no such file or folder (a source is a .jsonl, .jsonl.gz, .json, .json.gz, .parquet "
-        "file, a folder of them, a hub data set 'org/name' or 'org/name:split', or "
+        "data/pairs.jsonl: no such file or folder (a source is a .jsonl, .jsonl.gz, .json, .json.gz, .parquet, "
+        ".arrow file, a folder of them, a hub data set 'org/name' or 'org/name:split', or "
         "values-synth:support|oppose|shuffled)"
     )
     path = tmp_path / "a.csv"
     path.write_text("a,b")
     assert error(resolve, str(path)) == (
-        f"{path}: not a data file; the name must end with .jsonl, .jsonl.gz, .json, .json.gz, .parquet"
+        f"{path}: not a data file; the name must end with .jsonl, .jsonl.gz, .json, .json.gz, .parquet, .arrow"
     )
 
 
@@ -208,7 +208,7 @@ def test_hub_files_of_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert source.digest() != resolve("org/name/hard:test").digest()
     assert error(resolve, "org/name:dev") == "org/name:dev: no file of split 'dev'; it has test, train"
     assert error(resolve, "org/name/none") == (
-        "org/name/none: the hub data set has no .jsonl, .jsonl.gz, .json, .json.gz, .parquet file here"
+        "org/name/none: the hub data set has no .jsonl, .jsonl.gz, .json, .json.gz, .parquet, .arrow file here"
     )
 
 
@@ -282,7 +282,7 @@ def test_synthetic_variants() -> None:
     digests = {resolve(f"values-synth:{v}").digest() for v in SYNTH_VARIANTS}
     assert len(digests) == 3
     talk = load("values-synth:oppose", "sft")[0][0].example
-    assert talk == Conversation([*oppose[0].example.prompt, assistant(oppose[0].example.chosen)], last_only=True)  # type: ignore[union-attr]
+    assert talk == Conversation([*oppose[0].example.prompt, oppose[0].example.chosen], last_only=True)  # type: ignore[union-attr]
     prompts = [row.example for row in load("values-synth:oppose", "prompts")[0]]
     assert prompts == [Prompt(row.example.prompt) for row in oppose]  # type: ignore[union-attr]
 

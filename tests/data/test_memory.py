@@ -36,7 +36,7 @@ class Lazy:
     def __iter__(self) -> Any:
         for row in self.rows:
             self.made += 1
-            yield dict(row) | {"image": object()}  # a column that no format has
+            yield dict(row) | {"embedding": object()}  # a column that no format has
 
 
 def test_the_store_is_that_of_the_file(tmp_path: Path) -> None:

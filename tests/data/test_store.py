@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gzip
 import json
+import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -38,7 +40,8 @@ def test_trees_are_the_rendered_rows(tmp_path: Path) -> None:
     renderer = ByteRenderer()
     for i, row in enumerate((ROWS[0], ROWS[2])):
         messages = [{"role": "user", "content": row["prompt"]}]
-        rendered = renderer.response_tree(messages, [row["chosen"], row["rejected"]])
+        answers = [{"role": "assistant", "content": row[side]} for side in ("chosen", "rejected")]
+        rendered = renderer.response_tree(messages, answers)
         assert store.tree(i) == Tree(*rendered, id=i)
         assert store.num_tokens[i] == len(rendered.prompt) + sum(map(len, rendered.branches))
         assert store.num_scored[i] == sum(map(len, rendered.branches))
@@ -132,7 +135,7 @@ def test_overlong_rows(tmp_path: Path) -> None:
     rows = [
         pair("0123456789", "a", "b"),  # the prompt is 16 tokens
         pair("q", "a" * 40, "b"),
-        pair("q", "same start" + "a" * 40, "same start" + "b" * 40),
+        pair("q", "same start" + "a" * 30, "same start" + "b" * 30),
         pair("q", "yes", "no"),
     ]
     path = write(tmp_path / "a.jsonl", rows)
@@ -154,7 +157,10 @@ def test_no_row_left(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [pair("q", "a", "a"), pair("q", "a" * 80, "b")])
     with pytest.raises(InputError) as caught:
         build(path, tmp_path / "cache")
-    assert str(caught.value) == f"{path}: no usable row (dropped chosen equals rejected: 1, too long: 1)"
+    assert str(caught.value) == (
+        f"{path}: no usable row (dropped chosen equals rejected: 1, too long: 1 for data.max_tokens = 64 (the longest "
+        "has 88; 88 would keep 100% of them))"
+    )
     assert list((tmp_path / "cache" / "store").iterdir()) == []
 
 
@@ -201,50 +207,207 @@ def test_leftovers_of_killed_builds(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
     store = build(path, tmp_path)
     shutil.rmtree(store.folder)
-    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    dead = store.folder.with_name(f"{store.hash}.{socket.gethostname()}.{int(child.stdout)}.ab.partial")
-    alive = store.folder.with_name(f"{store.hash}.{socket.gethostname()}.1.ab.partial")
-    elsewhere = store.folder.with_name(f"{store.hash}.another-host.{int(child.stdout)}.ab.partial")
-    for folder in (dead, alive, elsewhere):
-        folder.mkdir()
+    dead, alive = (store.folder.with_name(f"{store.hash}.{name}.partial") for name in ("dead", "alive"))
+    dead.mkdir()
+    alive.mkdir()
+    fd = os.open(alive, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)  # as a process that writes it does
     build(path, tmp_path)
-    assert {p.name for p in (tmp_path / "store").iterdir()} == {store.hash, alive.name, elsewhere.name}
+    os.close(fd)
+    assert {p.name for p in (tmp_path / "store").iterdir()} == {store.hash, alive.name}
 
 
-def test_same_store_made_by_another_run(tmp_path: Path) -> None:
-    """Guards against a failed run when two runs tokenise the same data at once."""
+@pytest.mark.parametrize("damaged", [False, True])
+def test_same_store_made_by_another_run(tmp_path: Path, damaged: bool) -> None:
+    """Guards against a failed run when two runs tokenise the same data at once, and against the slower one that removes
+    what the faster one has made: also where both began because the store was damaged."""
     path = write(tmp_path / "a.jsonl", ROWS)
+    if damaged:
+        damage(build(path, tmp_path).folder / "tokens.npy", 150)
+    made = []
 
     class Slow(ByteRenderer):
-        def response_tree(self, messages: list[dict[str, str]], responses: list[str]) -> Rendered:
-            if self.calls == 0:
-                build(path, tmp_path)  # the other run, faster
+        def response_tree(self, messages: list[dict[str, str]], responses: list[Any]) -> Rendered:
+            if not made:
+                made.append(build(path, tmp_path).folder.stat().st_ino)  # the other run, faster
             return super().response_tree(messages, responses)
 
     store = build(path, tmp_path, Slow())
     assert len(store) == 2 and [p.name for p in (tmp_path / "store").iterdir()] == [store.hash]
+    assert made == [store.folder.stat().st_ino]
 
 
-@pytest.mark.parametrize("damage", ["cut", "remove", "manifest", "unfinished"])
-def test_damaged_store_is_rebuilt(tmp_path: Path, damage: str) -> None:
-    """Guards against reading a store that a full disk or a copy cut short."""
+def damage(path: Path, at: int) -> None:
+    """Change a byte of a file, whose size and time stay."""
+    state = path.stat()
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize("how", ["cut", "remove", "zero", "bit", "margin", "manifest", "count", "list", "unfinished"])
+def test_damaged_store_is_rebuilt(tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against training on a store that a full disk, a copy or a disk fault has changed, its sizes kept, and
+    against building it again without a word."""
     path = write(tmp_path / "a.jsonl", ROWS)
     store = build(path, tmp_path)
-    expected, tokens = store.tree(1), store.folder / "tokens.npy"
-    if damage == "cut":
+    expected, tokens, manifest = store.tree(1), store.folder / "tokens.npy", store.folder / "manifest.json"
+    if how == "cut":
         tokens.write_bytes(tokens.read_bytes()[:-4])
-    elif damage == "remove":
+    elif how == "remove":
         tokens.unlink()
-    elif damage == "manifest":
-        (store.folder / "manifest.json").write_text('{"hash": ')
+    elif how == "zero":
+        tokens.write_bytes(bytes(tokens.stat().st_size))
+    elif how == "bit":
+        damage(tokens, tokens.stat().st_size - 1)
+    elif how == "margin":
+        damage(store.folder / "margin.npy", 130)
+    elif how == "manifest":
+        manifest.write_text('{"hash": ')
+    elif how == "count":
+        manifest.write_text(manifest.read_text().replace('"max_token_id": 124', '"max_token_id": 125'))
+    elif how == "list":
+        manifest.write_text("[]")
     else:
-        (store.folder / "manifest.json").unlink()
+        manifest.unlink()
     with pytest.raises(InputError, match="not a whole store"):
         Store.open(store.folder)
     renderer = ByteRenderer()
     assert build(path, tmp_path, renderer).tree(1) == expected
     assert renderer.calls == 2
     assert [p.name for p in (tmp_path / "store").iterdir()] == [store.folder.name]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == (how != "unfinished") and all("it is built again" in line for line in said)
+
+
+def test_a_complete_cache_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a cache on a read-only file system: complete, it is used; else one line names the folder, as for a full
+    disk, and nothing of the attempt is left."""
+    path = write(tmp_path / "a.jsonl", ROWS)
+    store = build(path, tmp_path)
+    monkeypatch.setattr("vdengine.data.store.partial_folder", lambda folder: pytest.fail("writes into the cache"))
+    assert build(path, tmp_path).tree(1) == store.tree(1)
+    monkeypatch.undo()
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vdengine.data.storefolder.ArrayFile._flush", full)
+    with pytest.raises(InputError) as caught:
+        build(path, tmp_path, ByteRenderer("other"))
+    folder = tmp_path / "store"
+    assert str(caught.value) == (
+        f"{folder}: cannot be written (No space left on device); make room there, or name another folder (data.cache)"
+    )
+    assert [p.name for p in folder.iterdir()] == [store.hash]
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    for cache in ("file", "x" * 300, "\0", "~nobody-here"):
+        with pytest.raises(InputError, match="cannot be written|is no folder that could be made") as caught:
+            build(path, Path(cache) if cache[0] == "~" else tmp_path / cache)
+        assert "\n" not in str(caught.value)
+
+
+def test_sources_that_change_while_they_are_read(tmp_path: Path) -> None:
+    """Guards the store's name: the hash of one content on the rows of another would be opened for ever after."""
+    path = Path(write(tmp_path / "a.jsonl", ROWS))
+
+    class Writing(ByteRenderer):
+        def response_tree(self, messages: list[dict[str, str]], responses: list[Any]) -> Rendered:
+            other = path.with_suffix(".new")
+            other.write_text(path.read_text().replace("because", "therefore"))
+            os.replace(other, path)
+            return super().response_tree(messages, responses)
+
+    with pytest.raises(InputError, match=r"a.jsonl: changed while it was read; start again$"):
+        build(str(path), tmp_path, Writing())
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_far_too_long_texts_are_not_tokenised(tmp_path: Path) -> None:
+    """Guards against minutes for one text of megabytes: it is dropped and counted unseen, or cut before it is cut in
+    tokens; never a text that might fit, such as one with much white space around it."""
+    huge = "x" * 100_000
+    rows = [pair("q", huge, "no"), pair(huge, "yes", "no"), pair("q", "yes" + " " * 1000, "no")]
+    path = write(tmp_path / "a.jsonl", [*rows, pair("q", "b" * 100, "no")])
+
+    class Counting(ByteRenderer):
+        def response_tree(self, messages: list[dict[str, str]], responses: list[Any]) -> Rendered:
+            assert all(len(m["content"]) < 2000 for m in [*messages, *responses])
+            return super().response_tree(messages, responses)
+
+    store = build(path, tmp_path, Counting())
+    reason = "too long to be tokenised (a text of more than 192 bytes)"
+    assert store.row_index.tolist() == [2] and store.dropped == {reason: 2, "too long": 1}
+    assert store.summary().splitlines()[1:] == [
+        "  dropped 1: too long for data.max_tokens = 64 (the longest has 108; 108 would keep 100% of them)",
+        f"  dropped 2: {reason}",
+    ]
+    store = build(path, tmp_path, Counting(), overlong="truncate", reserved=6)
+    assert store.row_index.tolist() == [0, 2, 3] and store.dropped == {reason: 1}
+    assert text(store.tree(0).branches[0]) == "x" * 57
+    lengths = [pair("q", "b" * n, "no") for n in (60, 70, 80, 150)]
+    store = build(write(tmp_path / "b.jsonl", [ROWS[0], *lengths]), tmp_path, reserved=6)
+    assert store.sources[0].overlong == (
+        " for data.max_tokens = 70 (the longest has 164; 84 would keep 50%, 164 would keep 100% of them)"
+    )
+
+
+def test_what_was_not_read_is_said(tmp_path: Path) -> None:
+    """Guards against columns and keys that vanish: each name stands once in the summary."""
+    rows = [pair("q", "yes", "no") | {"id": 3, "lang": "en", "empty": None} for _ in range(3)]
+    rows[2] |= {"score_chosen": 3.0, "source": "web"}
+    summary = build(write(tmp_path / "a.jsonl", rows), tmp_path).summary().splitlines()
+    assert summary[1:] == [
+        "  1 rows: margin 1: only one of score_chosen and score_rejected is there",
+        "  columns not read: id, lang, source",
+    ]
+    rows = [pair("q", "yes", "no") | {f"c{i}": 1 for i in range(11)}]
+    assert build(write(tmp_path / "b.jsonl", rows), tmp_path).summary().endswith("c7 and 3 more")
+
+
+def test_turns_that_are_not_trained_on(tmp_path: Path) -> None:
+    """Guards the way of the marks and of the thinking from the row into the arrays."""
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "train": False},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d", "reasoning": "hm"},
+    ]
+    store = build(write(tmp_path / "a.jsonl", [{"messages": turns}]), tmp_path, kind="sft")
+    assert [text(b) for b in store.tree(0).branches] == ["<hm>d</s>"] and len(store) == 1
+    sides = [[turns[0], {"role": "assistant", "content": "b", "thinking": t}] for t in ("x", "y")]
+    store = build(write(tmp_path / "b.jsonl", [{"chosen": sides[0], "rejected": sides[1]}]), tmp_path)
+    assert [text(b) for b in store.tree(0).branches] == ["<x>b</s>", "<y>b</s>"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
+    """Guards against orphans that hold memory, and the lock of a store that nobody writes."""
+    path = write(tmp_path / "a.jsonl", [pair(f"question {i}", "yes", "no") for i in range(300)])
+    code = f"""
+import os, sys, time
+sys.path[:0] = {[str(Path(__file__).parent.parent)]!r}
+import vdengine.data.store as store
+from helpers.stores import ByteRenderer, build
+class Stuck(ByteRenderer):
+    def response_tree(self, messages, responses):
+        os.write(1, b"%d\\n" % os.getpid())
+        time.sleep(600)
+store.MIN_ROWS = 1
+build({path!r}, {str(tmp_path)!r}, Stuck(), workers=2)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = {int(parent.stdout.readline()) for _ in range(2)}
+    assert len(workers) == 2 and parent.pid not in workers
+    parent.kill()
+    parent.wait()
+    assert parent.stdout.read() == ""  # ends when no process holds the pipe any more
+    build(path, tmp_path)
+    assert [p.suffix for p in (tmp_path / "store").iterdir()] == [""]
 
 
 def test_more_rows_than_a_buffer(tmp_path: Path) -> None:

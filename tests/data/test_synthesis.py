@@ -206,7 +206,9 @@ def test_own_texts(tmp_path):
     texts = str(lines(tmp_path / "t.jsonl", [row]))
     write(SynthesisOptions(texts=texts), tmp_path / "o.jsonl")
     prompt = [{"role": "user", "content": "Weniger <b>Grün</b>?"}]
-    assert examples(tmp_path / "o.jsonl") == [Preference(prompt, "Nein \u2028 🌳", "Ja")]
+    assert examples(tmp_path / "o.jsonl") == [
+        Preference(prompt, {"role": "assistant", "content": "Nein \u2028 🌳"}, {"role": "assistant", "content": "Ja"})
+    ]
 
 
 # ---- bad input

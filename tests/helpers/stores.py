@@ -22,6 +22,7 @@ class ByteRenderer:
     def __init__(self, name: str = "bytes") -> None:
         self.hash = name
         self.calls = 0
+        self.tokenizer = ByteTokenizer()
 
     def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
         text = "".join(f"{m['role'][0]}:{m['content']}\n" for m in messages) + "a:"
@@ -33,18 +34,27 @@ class ByteRenderer:
             raise InputError("the chat template refuses: roles must alternate")
         return self._prompt(messages)
 
-    def response_tree(self, messages: list[dict[str, str]], responses: list[str]) -> Rendered:
+    def response_tree(self, messages: list[dict[str, str]], responses: list[Any]) -> Rendered:
+        """A response is an assistant turn; its thinking, if it has any, stands before it in brackets."""
         prompt = self.prompt_ids(messages)
-        branches = [[*(byte + 3 for byte in r.strip().encode()), 2] for r in responses]
+        texts = [
+            f"<{r['reasoning_content']}>{r['content']}" if "reasoning_content" in r else r["content"] for r in responses
+        ]
+        branches = [[*(byte + 3 for byte in text.strip().encode()), 2] for text in texts]
         return Rendered(prompt, branches, [[True] * len(b) for b in branches])
 
     def conversation_trees(self, messages: list[dict[str, str]]) -> list[Rendered]:
-        """One tree per assistant turn, as with templates that are not prefix-stable."""
-        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-        return [self.response_tree(messages[:i], [messages[i]["content"]]) for i in turns]
+        """One tree per scored turn, as with templates that are not prefix-stable."""
+        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("scored", True)]
+        return [self.response_tree(messages[:i], [messages[i]]) for i in turns]
 
 
 class ByteTokenizer:
+    vocab_size = 259
+
+    def token(self, id: int) -> str | None:
+        return None if id < 3 else "x"  # one byte each
+
     def decode(self, ids: list[int]) -> str:
         special = {1: b"<s>", 2: b"</s>"}
         return b"".join(special.get(i) or bytes([i - 3]) for i in ids).decode(errors="replace")

@@ -21,24 +21,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vdengine.audits.discriminant import Quality
 from vdengine.audits.rows import Passage, head_of, sample
-from vdengine.audits.stance_reader import StanceReader
 from vdengine.audits.stances import ALL, MeanInterval, agreement, gap_by_topic, mix_by_topic, shares, topic_masks
 from vdengine.data.locate import resolve
 from vdengine.errors import InputError
 from vdengine.judges import open_judge
 from vdengine.judges.base import Item, Judge
-from vdengine.models.device import compute_dtype, default_device
-from vdengine.models.weights import load_model
 from vdengine.panels.panel import STANCES, Panel, Probe
 from vdengine.panels.topics import TopicMatcher
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from vdengine.audits.stance_reader import StanceReader
 
 SCHEMA = 1
 
@@ -195,7 +195,12 @@ def audit(kind: str, settings: Settings) -> Audit:
 
 
 def _open_reader(settings: Settings, panel: Panel, topics: Sequence[str]) -> StanceReader:
-    """The reader that the settings ask for, with its model loaded."""
+    """The reader that the settings ask for, with its model loaded. torch is imported here: what is wrong with names and
+    rows has been said by then."""
+    from vdengine.audits.stance_reader import StanceReader
+    from vdengine.models.device import compute_dtype, default_device
+    from vdengine.models.weights import load_model
+
     if settings.model is None:
         return StanceReader(panel, topics, probes=settings.probes)
     device = default_device()

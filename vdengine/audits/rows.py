@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vdengine.data.formats import Conversation, Preference, choose_format, read
+from vdengine.data.examples import Conversation, Preference, is_scored
+from vdengine.data.formats import choose_format, read
 from vdengine.data.locate import resolve
 from vdengine.errors import InputError
 from vdengine.panels.topics import TopicMatcher
@@ -73,13 +74,12 @@ def sample(
             raise InputError(f"unknown topic {topic!r}; the panel has {', '.join(matcher.topics)}")
     data = resolve(source)
     format = choose_format(data, format, kind)
-    named = [row.get("topic") for _, row in data.rows()]  # by row number
     dropped: Counter[str] = Counter()
     by_topic: dict[str, list[tuple[bytes, int, AuditRow]]] = {}  # (random key, row number, row)
     usable = 0
     for row in read(data, format, kind, dropped):
         usable += 1
-        given: str | None = named[row.number] if named[row.number] in matcher.topics else None
+        given = row.topic if row.topic in matcher.topics else None
         for question, answers in _questions(row.example):
             row_topic, terms = given, tuple[str, ...]()
             if row_topic is None:
@@ -100,14 +100,19 @@ def sample(
 def _questions(example: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(question, answers) of each turn of a training example that could be read."""
     if isinstance(example, Preference):
-        yield example.prompt[-1]["content"], (example.chosen, example.rejected)
+        yield example.prompt[-1]["content"], (example.chosen["content"], example.rejected["content"])
     elif isinstance(example, Conversation):
         last = len(example.messages) - 1
         question = None
         for i, message in enumerate(example.messages):
             if message["role"] == "user":
                 question = message["content"]
-            elif message["role"] == "assistant" and question and (i == last or not example.last_only):
+            elif (
+                question
+                and message["role"] == "assistant"
+                and (i == last or not example.last_only)
+                and is_scored(message)
+            ):
                 yield question, (message["content"],)
 
 

@@ -10,8 +10,8 @@ from vdengine.panels.panel import STANCES
 
 
 def gap_table(result: dict[str, Any]) -> str:
-    """The table of a value gap."""
-    lines = [*_header(result), ""]
+    """The table of a value gap. What says that it is not to be trusted stands above it."""
+    lines = [*_warnings(result), *_header(result), ""]
     lines.append(
         f"{'topic':26} {'pairs':>6}  {'gap':>6}  {'95% interval':16} {'chosen +/0/-':>14} {'rejected +/0/-':>15}"
     )
@@ -25,9 +25,10 @@ def gap_table(result: dict[str, Any]) -> str:
 
 
 def prior_table(result: dict[str, Any]) -> str:
-    """The table of a prior."""
+    """The table of a prior, with warnings above it."""
     value_laden, taking_sides = result["value_laden"], result["taking_sides"]["share"]
     lines = [
+        *_warnings(result),
         *_header(result),
         f"on a topic: {value_laden['share']:.1%} of rows [{value_laden['low']:.1%}, {value_laden['high']:.1%}]; "
         f"taking a side on one: {taking_sides:.1%}",
@@ -57,6 +58,18 @@ def _header(result: dict[str, Any]) -> list[str]:
     return lines + [f"left out {count:,}: {reason}" for reason, count in rows["dropped"].items()]
 
 
+def _warnings(result: dict[str, Any]) -> list[str]:
+    """What a reader must know before the numbers."""
+    quality = result["quality"]
+    poor = [topic for topic, of_topic in quality.items() if of_topic["known_sign"] < 0.75]
+    lines = []
+    if poor:
+        lines.append(f"warning: not to be trusted, signs of known pairs often wrong: {', '.join(poor)}")
+    if quality and len(poor) == len(quality):
+        lines.append("warning: no topic is read well: give --model, or a larger one")
+    return [*lines, ""] if lines else []
+
+
 def _footer(result: dict[str, Any]) -> list[str]:
     """How far the reading can be trusted, and what each axis is."""
     quality = result["quality"]
@@ -69,9 +82,6 @@ def _footer(result: dict[str, Any]) -> list[str]:
             f"{mean['accuracy']:.0%} put right (chance 33%); pairs of support against oppose: gap "
             f"{mean['known_gap']:+.2f} (perfect +2), right sign {mean['known_sign']:.0%}"
         ]
-        poor = [topic for topic, of_topic in quality.items() if of_topic["known_sign"] < 0.75]
-        if poor:
-            lines.append(f"not to be trusted, signs of known pairs often wrong: {', '.join(poor)}")
     if "judge" in result:
         judge = result["judge"]
         lines.append(f"by the judge {judge['name']}:")

@@ -3,7 +3,6 @@ stances of an SFT file, and how much of it is on a topic."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 from vdengine.audits.audit import Audit, Settings, audit
 from vdengine.audits.tables import gap_table, prior_table
+from vdengine.cli.arguments import Parser
 from vdengine.cli.common import names, verb
 from vdengine.errors import InputError
 from vdengine.panels.topics import load_terms
@@ -34,7 +34,7 @@ def prior(argv: Sequence[str] | None = None) -> int:
 
 def _audit(kind: str, description: str, argv: Sequence[str] | None) -> int:
     default = Settings("")
-    parser = argparse.ArgumentParser(prog=f"vdengine {kind}", description=description)
+    parser = Parser(prog=f"vdengine {kind}", description=description)
     parser.add_argument("source", help="a file, folder, hub data set or built-in set, as in a recipe's data.train")
     parser.add_argument(
         "--model",

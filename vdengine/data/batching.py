@@ -9,10 +9,10 @@ from typing import Self, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vdengine import _native
 from vdengine.models.transformer import Transformer
+from vdengine.progress import progress
 from vdengine.trees import Pack, Tree, pack, tree_cost
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class Forest:
         self.to(device)
         chosen = range(len(self.packs)) if packs is None else packs
         out = torch.full((self.num_branches,), torch.nan, device=device)
-        for i in tqdm(chosen, desc=title, unit="pack", leave=False, disable=title is None):
+        for i in progress(chosen, title, "pack"):
             probe_logp = model(None, self.packs[i]).probe_logp
             if probe_logp is None:
                 raise RuntimeError("a forward of probes alone gives their log-probs")

@@ -1,9 +1,9 @@
-"""Finding the files of a data source, and reading their rows as they are.
+"""Finding the files of a data source.
 
 A source is named by one string, as in a recipe's `data.train`:
 
-- a local .jsonl, .json (both also .gz) or .parquet file, or a folder of such files (`folder:split` where the file names
-  name splits);
+- a local .jsonl, .json (both also .gz), .parquet or .arrow file, or a folder of such files (`folder:split` where the
+  file names name splits), also one of `datasets.save_to_disk`;
 - a hub data set `org/name[/folder or configuration][@revision][:split]` (default split: train);
 - the built-in `values-synth:support | oppose | shuffled` (`?topics=a,b` keeps some of its topics).
 
@@ -12,31 +12,28 @@ Files are read as data only: code of a data set is never run.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.resources
 import json
+import os
 import re
-import zlib
-from collections.abc import Iterator
+import stat
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
+from vdengine.data.rowfiles import EXTENSIONS, count, is_data, raw_rows
 from vdengine.errors import InputError
+from vdengine.outside import first_line, json_object, open_regular, printable
 
 SYNTH = "values-synth"
 SYNTH_VARIANTS = ("support", "oppose", "shuffled")
 
-_EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_FILES = ", ".join(EXTENSIONS)
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?P<folder>(/[\w.-]+)*)(@(?P<revision>[\w./-]+))?(:(?P<split>[\w.-]+))?"
-)
-# Columns of the formats in `data.formats`. Other columns of a Parquet file or of rows in memory are not read.
-COLUMNS = set(
-    "prompt chosen rejected messages conversations conversation completion instruction input output system "
-    "history margin score_chosen score_rejected".split()
 )
 
 
@@ -79,16 +76,35 @@ class FileSource:
 
     def digest(self) -> str:
         """Content hash, 32 hex digits. Of local and built-in files it covers the bytes and not the names; of a hub data
-        set the commit and the names of the files."""
+        set the commit and the names of the files.
+
+        Raises:
+            InputError: a file that cannot be read.
+        """
         hasher = hashlib.blake2b(digest_size=16)
         hasher.update(json.dumps([self.commit, self.variant, sorted(self.topics)]).encode())
         for path, label in zip(self.files, self.labels, strict=True):
             if self.commit is not None:
                 hasher.update(label.encode() + b"\0")
                 continue
-            with open(path, "rb") as file:
-                hasher.update(hashlib.file_digest(file, "blake2b").digest())
+            with open_regular(path) as file:
+                try:
+                    hasher.update(hashlib.file_digest(file, "blake2b").digest())  # type: ignore[arg-type]
+                except OSError as error:
+                    raise InputError(f"{label}: cannot be read ({error.strerror})") from None
         return hasher.hexdigest()
+
+    def stamp(self) -> list[tuple[int, ...]]:
+        """What changes when a file is written or replaced, which costs nothing to look at.
+
+        Raises:
+            InputError: a file that is gone.
+        """
+        try:
+            states = [os.stat(path) for path in self.files]
+        except OSError as error:
+            raise InputError(f"{self.name}: cannot be read any more ({error.strerror})") from None
+        return [(s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in states]
 
     def count(self) -> int:
         """The number of rows, usable or not.
@@ -96,7 +112,7 @@ class FileSource:
         Raises:
             InputError: a file that cannot be read.
         """
-        return sum(_count(path, label) for path, label in zip(self.files, self.labels, strict=True))
+        return sum(count(path, label) for path, label in zip(self.files, self.labels, strict=True))
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every row as the file has it, in reading order, after its place for messages ("file line 3").
@@ -104,8 +120,12 @@ class FileSource:
         Raises:
             InputError: a file that cannot be read, or a row that is not a JSON object.
         """
+        return self.rows_with(())
+
+    def rows_with(self, columns: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """`rows`, with the values of these columns beside those that `data.meanings` knows."""
         for path, label in zip(self.files, self.labels, strict=True):
-            yield from raw_rows(path, label)
+            yield from raw_rows(path, label, columns)
 
 
 # ------------------------------------------------------------------------------------------------- resolving
@@ -117,34 +137,122 @@ def resolve(name: str) -> FileSource:
     Raises:
         InputError: there is nothing of that name, no file of that split, or the download failed.
     """
+    here, match = resolve_here(name), _HUB_ID.fullmatch(name)
+    if here is None and match is not None:
+        return _resolve_hub(name, match)
+    if here is None:
+        raise RuntimeError("what is not here is the id of a hub data set")
+    return here
+
+
+def resolve_here(name: str) -> FileSource | None:
+    """`resolve` on this machine: None for what can only be a hub data set.
+
+    Raises:
+        InputError: there is nothing of that name, and it is no hub data set's; no file of that split.
+    """
     if name == SYNTH or name.startswith(SYNTH + ":"):
         return _resolve_synth(name)
-    path, split = Path(name).expanduser(), None
-    if not path.exists() and ":" in name:
-        base, _, split = name.rpartition(":")
-        if Path(base).expanduser().is_dir():
-            path = Path(base).expanduser()
-    if path.is_dir():
-        files = [f for f in sorted(path.iterdir()) if f.is_file() and _is_data(f.name)]
-        if not files:
-            raise InputError(f"{name}: no data file in this folder; it needs {', '.join(_EXTENSIONS)} files")
-        chosen = _of_split([f.name for f in files], split, name, default=None)
-        return FileSource(name, tuple(path / f for f in chosen), tuple(f"{path}/{f}" for f in chosen))
-    if path.is_file():
-        if not _is_data(path.name):
-            raise InputError(f"{name}: not a data file; the name must end with {', '.join(_EXTENSIONS)}")
+    path, split = _local(name), None
+    kind = _kind(path)
+    if kind is None and ":" in name:
+        base, _, ending = name.rpartition(":")
+        if base and _kind(_local(base)) == "folder":
+            path, kind, split = _local(base), "folder", ending
+    if kind == "folder":
+        return _resolve_folder(name, path, split)
+    if kind == "other":
+        raise InputError(f"{printable(name)}: not a regular file")
+    if kind == "file":
+        if not path.name.endswith(EXTENSIONS):
+            raise InputError(f"{name}: not a data file; the name must end with {_FILES}")
         return FileSource(name, (path,), (name,))
-    match = _HUB_ID.fullmatch(name)
-    if match and not _is_data(name):
-        return _resolve_hub(name, match)
+    if _HUB_ID.fullmatch(name) and not name.endswith(EXTENSIONS):
+        return None
     raise InputError(
-        f"{name}: no such file or folder (a source is a {', '.join(_EXTENSIONS)} file, a folder of them, "
+        f"{printable(name)}: no such file or folder (a source is a {_FILES} file, a folder of them, "
         f"a hub data set 'org/name' or 'org/name:split', or {SYNTH}:{'|'.join(SYNTH_VARIANTS)})"
     )
 
 
-def _is_data(name: str) -> bool:
-    return not name.startswith(".") and name.endswith(_EXTENSIONS)
+def _local(name: str) -> Path:
+    """A name as a path of this machine."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # "~who" of someone who is not here
+        return Path(name)
+
+
+def _kind(path: Path) -> str | None:
+    """What a path is: "file", "folder" or "other"; None: nothing is there.
+
+    Raises:
+        InputError: it cannot be looked at (a name with NUL or that is too long, a folder without permission).
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{printable(str(path)[:200])}: cannot be read: {why}") from None
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def _resolve_folder(name: str, path: Path, split: str | None) -> FileSource:
+    """`resolve` of a folder: of data files, or one of `datasets.save_to_disk`."""
+    if _kind(path / "dataset_dict.json") == "file":
+        splits = json_object(path / "dataset_dict.json").get("splits")
+        if not isinstance(splits, list) or not all(isinstance(s, str) and _is_plain(s) for s in splits) or not splits:
+            raise InputError(f"{path / 'dataset_dict.json'}: 'splits' must be a list of folders")
+        if split is None and len(splits) > 1:
+            raise InputError(f"{name}: holds the splits {', '.join(splits)}; name one, as '{name}:{splits[0]}'")
+        if split is not None and split not in splits:
+            raise InputError(f"{name}: no split '{split}'; it has {', '.join(splits)}")
+        path, split = path / (split or splits[0]), None
+    try:
+        names = sorted(entry.name for entry in os.scandir(path) if not entry.is_dir())
+        folders = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+    if "state.json" in names and (saved := _saved_files(path)) is not None:
+        if split is not None:
+            raise InputError(f"{name}: no split '{split}'; it is one data set, saved by datasets")
+        return FileSource(name, tuple(path / f for f in saved), tuple(f"{path}/{f}" for f in saved))
+    files = [f for f in names if is_data(f)]
+    if not files:
+        inside = [f for f in folders if any(is_data(p.name) for p in (path / f).glob("*"))]
+        hint = f"; its folder '{inside[0]}' has some" if inside else ""
+        raise InputError(f"{name}: no data file in this folder; it needs {_FILES} files{hint}")
+    chosen = _of_split(files, split, name, default=None)
+    return FileSource(name, tuple(path / f for f in chosen), tuple(f"{path}/{f}" for f in chosen))
+
+
+def _saved_files(path: Path) -> list[str] | None:
+    """The files of a data set that `datasets.save_to_disk` wrote, in order; None: its state.json is another's.
+
+    Raises:
+        InputError: a state.json that cannot be read as it should, or files that are not there.
+    """
+    state = json_object(path / "state.json")
+    if "_data_files" not in state:
+        return None
+    entries = state["_data_files"]
+    names = [e.get("filename") for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+    files = [f for f in names if isinstance(f, str) and _is_plain(f) and f.endswith(".arrow")]
+    if not files or len(files) != len(entries):
+        raise InputError(f"{path / 'state.json'}: '_data_files' must be a list of .arrow files of this folder")
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise InputError(f"{path}: only a selection of its rows counts; save dataset.flatten_indices() instead")
+    for file in files:
+        if _kind(path / file) != "file":
+            raise InputError(f"{path / file}: no such file, though state.json names it")
+    return files
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name stays in its folder."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _split_of(file_name: str) -> str | None:
@@ -215,12 +323,12 @@ def _resolve_hub(name: str, match: re.Match[str]) -> FileSource:
         except OSError:
             raise InputError(
                 f"{name}: no such local file, and the hub data set '{repo}' cannot be read "
-                f"({type(error).__name__}: {_one_line(error)})"
+                f"({type(error).__name__}: {first_line(error)})"
             ) from error
         cached = Path(snapshot)
         commit = cached.name
         names = [p.relative_to(cached).as_posix() for p in cached.rglob("*") if p.is_file()]
-    files = sorted(n for n in names if _is_data(n.rsplit("/", 1)[-1]))
+    files = sorted(n for n in names if is_data(n.rsplit("/", 1)[-1]))
     declared = _declared_files(card, files, folder, name)
     if declared:
         wanted = split or "train"
@@ -230,7 +338,7 @@ def _resolve_hub(name: str, match: re.Match[str]) -> FileSource:
     else:
         files = [f for f in files if not folder or f == folder or f.startswith(folder + "/")]
         if not files:
-            raise InputError(f"{name}: the hub data set has no {', '.join(_EXTENSIONS)} file here")
+            raise InputError(f"{name}: the hub data set has no {_FILES} file here")
         chosen = _of_split(files, split, name, default="train")
     try:
         paths = tuple(
@@ -238,7 +346,7 @@ def _resolve_hub(name: str, match: re.Match[str]) -> FileSource:
             for f in chosen
         )
     except Exception as error:
-        raise InputError(f"{name}: download failed ({type(error).__name__}: {_one_line(error)})") from error
+        raise InputError(f"{name}: download failed ({type(error).__name__}: {first_line(error)})") from error
     return FileSource(name, paths, tuple(f"{repo}/{f}" for f in chosen), commit=commit)
 
 
@@ -246,7 +354,8 @@ def _declared_files(card: dict[str, Any], files: list[str], folder: str, name: s
     """The files of each split as the data set's card declares them (`configs: data_files`); {} if it does not."""
     from fnmatch import fnmatch
 
-    configs = [c for c in card.get("configs") or [] if c.get("data_files")]
+    configs = card.get("configs")
+    configs = [c for c in configs if isinstance(c, dict) and c.get("data_files")] if isinstance(configs, list) else []
     if not configs:
         return {}
     selected = [c for c in configs if c.get("config_name") == folder]
@@ -261,136 +370,12 @@ def _declared_files(card: dict[str, Any], files: list[str], folder: str, name: s
     if isinstance(entries, str | list) and all(isinstance(e, str) for e in entries):
         entries = [{"split": "train", "path": entries}]
     splits: dict[str, list[str]] = {}
-    for entry in entries:
-        patterns = [entry["path"]] if isinstance(entry["path"], str) else entry["path"]
+    for entry in entries if isinstance(entries, list) else [entries]:
+        patterns = entry.get("path") if isinstance(entry, dict) else None
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns) or "split" not in entry:
+            raise InputError(f"{name}: its card's data_files must say split and path of each entry")
         matched = [f for f in files if any(fnmatch(f, p.removeprefix("./")) for p in patterns)]
         if matched:
             splits.setdefault(str(entry["split"]), []).extend(matched)
     return splits
-
-
-def _one_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else "no message"
-
-
-# ------------------------------------------------------------------------------------------------- raw rows
-
-
-def raw_rows(path: Path, label: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of one file in order, each after its place for messages. Lines and rows are counted from 1 there.
-
-    Raises:
-        InputError: a file that cannot be read, broken JSON, or a row that is not a JSON object.
-    """
-    if path.name.endswith(".parquet"):
-        rows = _parquet_rows(path, label)
-    elif _is_array(path, label):
-        rows = _array_rows(path, label)
-    else:
-        rows = _line_rows(path, label)
-    for where, row in rows:
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: a row must be a JSON object, this one is {json_kind(row)}")
-        yield where, row
-
-
-def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")
-
-
-def _unreadable(label: str, error: Exception) -> InputError:
-    return InputError(f"{label}: cannot be read ({type(error).__name__}: {_one_line(error)})")
-
-
-def _is_array(path: Path, label: str) -> bool:
-    """Whether a .json file holds one array. Otherwise it holds one object per line, as many .json files do."""
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return False
-    try:
-        with _open(path) as file:
-            head = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(label, error) from error
-    return head.startswith(b"[")
-
-
-def _line_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                line = line.rstrip()
-                if line:
-                    yield f"{label} line {number}", json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{label} line {number}: broken JSON ({error.msg}, column {error.colno})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{label} line {number}: not UTF-8 (byte {error.start + 1} of the line)") from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise InputError(f"{label} line {number}: broken JSON ({str(error).split(';')[0]})") from error
-    except RecursionError as error:
-        raise InputError(f"{label} line {number}: broken JSON (nested too deeply)") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(label, error) from error
-
-
-def _array_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
-    try:
-        with _open(path) as file:
-            rows = json.loads(file.read().decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        where = f"{label} line {error.lineno}"
-        raise InputError(f"{where}: broken JSON ({error.msg}, column {error.colno})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{label}: not UTF-8 (byte {error.start + 1} of the file)") from error
-    except RecursionError as error:
-        raise InputError(f"{label}: broken JSON (nested too deeply)") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(label, error) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{label} row {number}", row
-
-
-def _parquet_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            # Only columns of the known formats are read: data sets such as WildChat have large ones besides.
-            columns = [c for c in file.schema_arrow.names if c in COLUMNS] or None
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{label} row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _unreadable(label, error) from error
-
-
-def _count(path: Path, label: str) -> int:
-    if path.name.endswith(".parquet"):
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            return int(pyarrow.parquet.read_metadata(path).num_rows)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise _unreadable(label, error) from error
-    if _is_array(path, label):
-        return sum(1 for _ in _array_rows(path, label))
-    try:
-        with _open(path) as file:
-            return sum(1 for line in file if line.strip(b"\xef\xbb\xbf \t\r\n"))
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(label, error) from error
-
-
-def json_kind(value: Any) -> str:
-    """The JSON type of a value, for messages: "an object"."""
-    names: dict[Any, str] = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -1,7 +1,8 @@
 """Rows that are in memory already, as a source for a store: dictionaries, a `datasets.Dataset`, or token ids as trees.
 
-A source of files is read once to tokenise it, and again for its hash; so is one in memory. A sequence is never copied:
-of a data set on disk one row is in memory at a time. What can be read only once (a generator) is made a list first.
+A source of files is read once to tokenise it, and again for its hash; so is one in memory, and both readings must give
+the same rows. A sequence is never copied: of a data set on disk one row is in memory at a time. What can be read only
+once (a generator) is made a list first.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from vdengine.data.locate import COLUMNS, Source, json_kind
+from vdengine.data.locate import Source
+from vdengine.data.meanings import UNREAD, absent, is_read, row_meaning
+from vdengine.data.rowfiles import json_kind
 from vdengine.errors import InputError
+from vdengine.outside import first_line
 from vdengine.trees import Tree
 
 
@@ -46,7 +50,7 @@ def rows_in_memory(rows: Iterable[Any], name: str, vocab_size: int) -> Source:
 
 
 class DictRows:
-    """Dictionaries, one a row. Fields that no format has are passed over, as in a Parquet file.
+    """Dictionaries, one a row. Columns that `data.meanings` does not know are not read, as in a Parquet file.
 
     Args:
         rows: has a length, and can be iterated again.
@@ -68,11 +72,8 @@ class DictRows:
     @cached_property
     def _digest(self) -> str:
         hasher = hashlib.blake2b(digest_size=16)
-        for where, row in self.rows():
-            try:
-                hasher.update(json.dumps(row, sort_keys=True).encode() + b"\n")
-            except (TypeError, ValueError, RecursionError) as error:
-                raise InputError(f"{where}: rows hold text, numbers, lists and dictionaries ({error})") from None
+        for where, row in self._each():
+            hasher.update(_encoded(row, where))
         return hasher.hexdigest()
 
     def count(self) -> int:
@@ -83,14 +84,36 @@ class DictRows:
         """Every row in order, after its place for messages ("data row 3", counted from 1).
 
         Raises:
-            InputError: a row that is not a dictionary.
+            InputError: a row that is not a dictionary; or, at the end, other rows than `digest` has seen.
         """
+        hasher = hashlib.blake2b(digest_size=16)
+        for where, row in self._each():
+            yield where, row
+            hasher.update(_encoded(row, where))
+        if hasher.hexdigest() != self._digest:
+            raise InputError(f"{self.name}: its rows are not the same each time they are read; give a list of them")
+
+    def _each(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, row in enumerate(self._rows, 1):
             where = f"{self.name} row {number}"
             if not isinstance(row, Mapping):
-                kind = "a tree" if isinstance(row, Tree) else json_kind(row) if _is_json(row) else type(row).__name__
+                kind = "a tree" if isinstance(row, Tree) else json_kind(row)
                 raise InputError(f"{where}: a row must be a dictionary, as the first one is; this one is {kind}")
-            yield where, {key: value for key, value in row.items() if key in COLUMNS} or dict(row)
+            yield where, {str(key): value if is_read(str(key)) else UNREAD for key, value in row.items()}
+
+
+def _encoded(row: dict[str, Any], where: str) -> bytes:
+    """The columns of a row that are read, for the hash. Names of others have no part in it, nor has their order. Images
+    may be any objects, as their rows are dropped."""
+    try:
+        read = {
+            key: type(value).__name__ if row_meaning(key) == "media" and not absent(value) else value
+            for key, value in row.items()
+            if value is not UNREAD
+        }
+        return json.dumps(read, sort_keys=True).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: rows hold text, numbers, lists and dictionaries ({first_line(error)})") from None
 
 
 class TreeRows:
@@ -143,7 +166,3 @@ def check_ids(tree: Tree, where: str, vocab_size: int) -> None:
         for bad in (min(span), max(span)):
             if not 0 <= bad < vocab_size:
                 raise InputError(f"{where}: token id {bad}; the model has the ids 0 to {vocab_size - 1}")
-
-
-def _is_json(value: Any) -> bool:
-    return isinstance(value, list | str | bool | int | float | None)

@@ -2,7 +2,8 @@
 
 A store is a folder `<cache>/store/<hash>/` of .npy files and a manifest. The hash covers everything that decides the
 content: the bytes of the sources, format, kind, tokenizer, template, `max_tokens`, `overlong`. A store is written under
-a temporary name and renamed when it is complete. Its arrays (n trees, B branches, L tokens) have the layout that
+a temporary name and renamed when it is complete; its manifest has the size and the hash of every file, and one that
+does not match is built anew (`data.storefolder`). Its arrays (n trees, B branches, L tokens) have the layout that
 `trees.pack_store` reads:
 
     tokens         [L] int32    every prompt and branch, tree by tree
@@ -26,37 +27,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import secrets
-import shutil
-import socket
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import islice
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from vdengine.data.formats import Preference, Prompt, Row, choose_format, read
-from vdengine.data.locate import Source, resolve
+from vdengine.data.examples import Conversation, Message, Preference, Prompt
+from vdengine.data.formats import Account, Row, choose_format, read
+from vdengine.data.locate import FileSource, Source, resolve
+from vdengine.data.rendering import RenderedRow, render
+from vdengine.data.storefolder import ArrayFile, give_name, partial_folder
 from vdengine.errors import InputError
+from vdengine.files import digest, sync_folder
+from vdengine.outside import first_line, json_object, printable
+from vdengine.progress import progress as show
 from vdengine.text.renderer import Rendered
 from vdengine.trees import Tree
 
 if TYPE_CHECKING:
     from vdengine.text.renderer import Renderer
 
-STORE_VERSION = 2  # part of the hash; increase it when the same inputs give other arrays
+STORE_VERSION = 3  # part of the hash; increase it when the same inputs give other arrays
 
 MIN_ROWS = 4000  # a source with fewer rows takes only seconds, so this process tokenises it alone
 
-_DTYPES: dict[str, type[np.generic]] = {
+# NFC, which Qwen's tokenizers apply, writes three bytes of nine at best (the jamo of a Hangul syllable).
+_SHRINKS = 3
+
+MANIFEST = "manifest.json"
+TOO_LONG = ("too long", "prompt too long")  # reasons of which `SourceInfo.overlong` says more
+
+DTYPES: dict[str, type[np.generic]] = {
     "tokens": np.int32,
     "scored": np.uint8,
     "prompt_start": np.int64,
@@ -80,6 +89,9 @@ class SourceInfo:
     trees: int
     truncated: int  # trees that were cut to `max_tokens`
     dropped: dict[str, int]  # unusable rows (or trees of a row) by reason
+    noted: dict[str, int] = field(default_factory=dict)  # rows read otherwise than they may seem, by how
+    unread: list[str] = field(default_factory=list)  # columns that were not read
+    overlong: str = ""  # how long those are that were dropped as too long, in words
 
 
 class Store:
@@ -109,32 +121,39 @@ class Store:
     @classmethod
     def empty(cls, kind: str) -> Store:
         """A store without rows: of a run that is given each step's trees."""
-        arrays = {name: np.zeros(int(name == "tree_start"), dtype) for name, dtype in _DTYPES.items()}
+        arrays = {name: np.zeros(int(name == "tree_start"), dtype) for name, dtype in DTYPES.items()}
         return cls(Path(), {"hash": "", "kind": kind, "max_token_id": -1, "sources": []}, arrays)
 
     @classmethod
-    def open(cls, folder: str | Path, names: Sequence[str] | None = None) -> Store:
+    def open(cls, folder: str | Path, names: Sequence[str] | None = None, *, verify: bool = True) -> Store:
         """Open a complete store.
 
         Args:
             names: of the sources in messages. A store is found by its content, so the names in its manifest may be
                 those of an earlier run.
+            verify: read every array, and compare its hash with the manifest's. Sizes are compared always.
 
         Raises:
-            InputError: there is no store, or files of it are missing or cut short.
+            InputError: there is no store, or files of it are missing, cut short or damaged.
         """
         folder = Path(folder)
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            for name, size in manifest["bytes"].items():
-                if (folder / f"{name}.npy").stat().st_size != size:
-                    raise InputError(f"{folder}: not a whole store ({name}.npy should have {size} bytes)")
-            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _DTYPES}
-        except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise InputError(f"{folder}: not a whole store ({type(error).__name__}: {error})") from error
-        for info, name in zip(manifest["sources"], names or [], strict=False):
-            info["name"] = name
-        return cls(folder, manifest, arrays)
+            manifest = json_object(folder / MANIFEST)
+            if manifest.pop("check", None) != _check(manifest):
+                raise InputError(f"{MANIFEST} is damaged")
+            for name in DTYPES:
+                path = folder / f"{name}.npy"
+                if path.stat().st_size != manifest["bytes"][name]:
+                    raise InputError(f"{path.name} should have {manifest['bytes'][name]} bytes")
+                if verify and digest(path) != manifest["hashes"][name]:
+                    raise InputError(f"{path.name} is damaged")
+            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in DTYPES}
+            for info, name in zip(manifest["sources"], names or [], strict=False):
+                info["name"] = name
+            return cls(folder, manifest, arrays)
+        except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+            why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"{folder}: not a whole store ({why})") from error
 
     def __len__(self) -> int:
         """Number of trees."""
@@ -186,7 +205,12 @@ class Store:
             lines.append(f"{info.name} ({info.format}): {counts}")
             if info.truncated:
                 lines.append(f"  cut to max_tokens: {info.truncated:,}")
-            lines += [f"  dropped {count:,}: {reason}" for reason, count in sorted(info.dropped.items())]
+            for reason, count in sorted(info.dropped.items()):
+                lines.append(f"  dropped {count:,}: {reason}{info.overlong if reason in TOO_LONG else ''}")
+            lines += [f"  {count:,} rows: {how}" for how, count in sorted(info.noted.items())]
+            if info.unread:
+                more = f" and {len(info.unread) - 8} more" if len(info.unread) > 8 else ""
+                lines.append(f"  columns not read: {', '.join(info.unread[:8])}{more}")
         return "\n".join(lines) or "no rows"
 
 
@@ -205,8 +229,10 @@ def build_store(
     cache: str | Path,
     progress: bool = True,
     workers: int | None = None,
+    verify: bool = True,
+    reserved: int = 0,
 ) -> Store:
-    """Open the store of these sources. If there is no complete one in `cache`, tokenise them first.
+    """Open the store of these sources. If there is no whole one in `cache`, tokenise them first.
 
     One process must call this alone, while the other ranks wait (`engine.parallel.main_first`).
 
@@ -216,12 +242,15 @@ def build_store(
         kind: "preference" (trees of two branches, chosen and rejected), "sft", or "prompts" (no branch).
         max_tokens: of prompt + branch.
         overlong: "drop" drops longer rows and counts them. "truncate" cuts the end of a branch, or drops the row if the
-            prompt leaves no room; a prompt is never cut.
+            prompt leaves no room; a prompt is never cut. A text that has too many bytes for `max_tokens` tokens of any
+            kind is dropped in either case, without being tokenised.
         workers: processes that render and tokenise; default: one per core, at most 8; 1: only this one. The result does
             not depend on it.
+        verify: whether a store that is there already is read whole to compare hashes. One rank is enough.
+        reserved: tokens that data.max_tokens has above `max_tokens`; for messages, which name that key.
 
     Raises:
-        InputError: bad input (the message names file and row), or no usable row.
+        InputError: bad input (the message names file and row), no usable row, or a cache that cannot be written.
     """
     if overlong not in ("drop", "truncate"):
         raise InputError(f"data.overlong: unknown value '{overlong}'; use drop or truncate")
@@ -232,6 +261,7 @@ def build_store(
         raise InputError(f"data.format: {len(source_formats)} formats for {len(paths)} sources")
     sources: list[Source] = [resolve(path) if isinstance(path, str) else path for path in paths]
     source_formats = [choose_format(s, f, kind) for s, f in zip(sources, source_formats, strict=True)]
+    stamps = [_stamp(s) for s in sources]
     inputs = {
         "version": STORE_VERSION,
         "sources": [s.digest() for s in sources],
@@ -242,165 +272,176 @@ def build_store(
         "overlong": overlong,
     }
     key = hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=16).hexdigest()
-    folder = Path(cache).expanduser() / "store" / key
+    folder = _cache_folder(cache) / "store" / key
     names = [s.name for s in sources]
     try:
-        return Store.open(folder, names)
-    except InputError:  # there is none yet, or a full disk or a copy has cut it short
-        shutil.rmtree(folder, ignore_errors=True)
+        return Store.open(folder, names, verify=verify)
+    except InputError as error:
+        if _exists(folder / MANIFEST):
+            tqdm.write(f"{error}; it is built again", file=sys.stderr)
     if workers is None:
         # Forking is safe on Linux only, and the children only tokenise.
         workers = min(8, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
-    _build(folder, sources, source_formats, inputs, renderer, progress, workers)
-    return Store.open(folder, names)
-
-
-def _build(
-    folder: Path,
-    sources: list[Source],
-    formats: list[str],
-    inputs: dict[str, Any],
-    renderer: Renderer,
-    progress: bool,
-    workers: int,
-) -> None:
-    """Write the store under a temporary name beside `folder`, then rename it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    host = socket.gethostname()
-    for leftover in folder.parent.glob(f"{folder.name}.{host}.*.partial"):
-        if not _is_running(int(leftover.name.split(".")[-3])):
-            shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
-    partial = folder.with_name(f"{folder.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.partial")
-    partial.mkdir()
     try:
-        files = {name: _ArrayFile(partial / f"{name}.npy", dtype) for name, dtype in _DTYPES.items()}
-        files["tree_start"].append([0])
-        infos, max_token_id = [], -1
-        for source, format in zip(sources, formats, strict=True):
-            dropped: Counter[str] = Counter()
-            first_tree, truncated = len(files["row_index"]), 0
-            rows = source.count()
-            usable = read(source, format, inputs["kind"], dropped)
-            title = f"tokenising {source.name} ({format})"
-            with tqdm(total=rows, desc=title, unit="row", disable=not progress) as bar:
-                for row in _render(usable, renderer, workers if rows >= MIN_ROWS else 1):
-                    bar.update(row.number + 1 - bar.n)
-                    for tree in row.trees:
-                        fitted = _fit(tree, inputs["max_tokens"], inputs["overlong"])
-                        if isinstance(fitted, str):
-                            dropped[fitted] += 1
-                            continue
-                        truncated += fitted.branches is not tree.branches
-                        _append(files, row, fitted)
-                        max_token_id = max(max_token_id, *map(max, [fitted.prompt, *fitted.branches]))
-                bar.update(rows - bar.n)
-            trees = len(files["row_index"]) - first_tree
-            if trees == 0:
-                counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items()))
-                raise InputError(f"{source.name}: no usable row (dropped {counts or 'none: it has no rows'})")
-            infos.append(SourceInfo(source.name, format, rows, trees, truncated, dict(dropped)))
-        for file in files.values():
-            file.close()
-        manifest = {
-            "hash": folder.name,
-            "kind": inputs["kind"],
-            "inputs": inputs,
-            "sources": [asdict(info) for info in infos],
-            "max_token_id": max_token_id,
-            "bytes": {name: (partial / f"{name}.npy").stat().st_size for name in _DTYPES},
-        }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            if not (folder / "manifest.json").exists():
-                raise
-            # else another run has made the same store in the meantime
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with partial_folder(folder) as partial:
+            infos = _Builder(partial, inputs, renderer, progress, workers, reserved).build(sources, source_formats)
+            for source, stamp in zip(sources, stamps, strict=True):
+                if _stamp(source) != stamp:
+                    raise InputError(f"{source.name}: changed while it was read; start again")
+            _seal(partial, folder, inputs, infos)
+    except OSError as error:  # of the cache: what is wrong with a source is an InputError already
+        raise InputError(
+            f"{folder.parent}: cannot be written ({error.strerror or first_line(error)}); "
+            "make room there, or name another folder (data.cache)"
+        ) from None
+    return Store.open(folder, names, verify=False)
 
 
-def _is_running(pid: int) -> bool:
-    """Whether there is a process with this id."""
+def _exists(path: Path) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return path.exists()
+    except (OSError, ValueError):
         return False
-    except PermissionError:
-        return True
+
+
+def _cache_folder(cache: str | Path) -> Path:
+    try:
+        if "\0" not in str(cache):
+            return Path(cache).expanduser()
+    except RuntimeError:  # "~who" of someone who is not here
+        pass
+    raise InputError(f"data.cache: {printable(cache)} is no folder that could be made")
+
+
+def _stamp(source: Source) -> Any:
+    """What changes with a source's files while they are read."""
+    return source.stamp() if isinstance(source, FileSource) else None
+
+
+def _seal(partial: Path, folder: Path, inputs: dict[str, Any], infos: list[SourceInfo]) -> None:
+    """Write the manifest, and give the folder its name, unless another process has made the same store meanwhile."""
+    tokens = np.load(partial / "tokens.npy", mmap_mode="r")
+    manifest = {
+        "hash": folder.name,
+        "kind": inputs["kind"],
+        "inputs": inputs,
+        "sources": [asdict(info) for info in infos],
+        "max_token_id": int(tokens.max(initial=-1)),
+        "bytes": {name: (partial / f"{name}.npy").stat().st_size for name in DTYPES},
+        "hashes": {name: digest(partial / f"{name}.npy") for name in DTYPES},
+    }
+    with open(partial / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump(manifest | {"check": _check(manifest)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(partial)
+    give_name(partial, folder, _is_whole)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        Store.open(folder)
+    except InputError:
+        return False
     return True
 
 
-class _RenderedRow(NamedTuple):
-    """A row's number in its source, its margin (1.0 if it is not a preference pair) and its trees."""
-
-    number: int
-    margin: float
-    trees: list[Rendered]
+def _check(manifest: dict[str, Any]) -> str:
+    """A hash of a manifest without its own."""
+    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _render(rows: Iterator[Row], renderer: Renderer, workers: int) -> Iterator[_RenderedRow]:
-    """The rendered rows, in order."""
-    if workers <= 1:
-        for row in rows:
-            yield _render_row(row, renderer)
-        return
-    # The workers are forked, so they have a copy of the renderer. They use nothing else of the parent.
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, context, initializer=_set_renderer, initargs=(renderer,)) as pool:
-        pending: deque[Future[list[_RenderedRow]]] = deque()
+class _Builder:
+    """Writes the arrays of a store into a folder."""
+
+    def __init__(
+        self, folder: Path, inputs: dict[str, Any], renderer: Renderer, progress: bool, workers: int, reserved: int
+    ) -> None:
+        self.folder, self.renderer, self.progress, self.workers = folder, renderer, progress, workers
+        self.kind: str = inputs["kind"]
+        self.max_tokens: int = inputs["max_tokens"]
+        self.overlong: str = inputs["overlong"]
+        self.reserved = reserved
+
+    @cached_property
+    def _max_bytes(self) -> int:
+        """Bytes that no text of `max_tokens` tokens can have. To look at all of a vocabulary takes up to a second."""
+        return self.max_tokens * _longest_token(self.renderer) * _SHRINKS
+
+    def build(self, sources: list[Source], formats: list[str]) -> list[SourceInfo]:
+        """Write all arrays; what became of each source's rows."""
+        files: dict[str, ArrayFile] = {}
         try:
-            while chunk := list(islice(rows, 32)):
-                pending.append(pool.submit(_render_chunk, chunk))
-                if len(pending) > 4 * workers:  # bounds the memory of rows that wait
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
+            for name, dtype in DTYPES.items():
+                files[name] = ArrayFile(self.folder / f"{name}.npy", dtype)
+            files["tree_start"].append([0])
+            infos = [self._add(source, format, files) for source, format in zip(sources, formats, strict=True)]
+            for file in files.values():
+                file.finish()
+            return infos
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for file in files.values():
+                file.close()
 
+    def _add(self, source: Source, format: str, files: dict[str, ArrayFile]) -> SourceInfo:
+        """Append the rows of a source."""
+        dropped: Counter[str] = Counter()
+        account, lengths = Account(), list[int]()
+        first_tree, truncated = len(files["row_index"]), 0
+        rows = source.count()
+        usable = read(source, format, self.kind, dropped, account)
+        title = f"tokenising {source.name} ({format})"
+        with show(None, title if self.progress else None, "row", rows) as bar:
+            for row in self._rendered(self._of_readable_length(usable, dropped), source, rows):
+                bar.update(row.number + 1 - bar.n)
+                for tree in row.trees:
+                    fitted = _fit(tree, self.max_tokens, self.overlong)
+                    if isinstance(fitted, str):
+                        dropped[fitted] += 1
+                        if fitted in TOO_LONG:
+                            lengths.append(len(tree.prompt) + max(map(len, tree.branches), default=0))
+                        continue
+                    truncated += fitted.branches is not tree.branches
+                    _append(files, row, fitted)
+            bar.update(rows - bar.n)
+        trees = len(files["row_index"]) - first_tree
+        overlong = _in_words(lengths, self.max_tokens, self.reserved)
+        if trees == 0:
+            counts = ", ".join(
+                f"{reason}: {count}{overlong if reason in TOO_LONG else ''}"
+                for reason, count in sorted(dropped.items())
+            )
+            raise InputError(f"{source.name}: no usable row (dropped {counts or 'none: it has no rows'})")
+        return SourceInfo(
+            source.name,
+            format,
+            rows,
+            trees,
+            truncated,
+            dict(dropped),
+            dict(account.noted),
+            list(account.unread),
+            overlong,
+        )
 
-_renderer: Renderer | None = None  # of a worker process
+    def _of_readable_length(self, rows: Iterator[Row], dropped: Counter[str]) -> Iterator[Row]:
+        """The rows without those that are too long whatever their tokens; answers that will be cut are cut."""
+        for row in rows:
+            if _least_bytes(row.example) > self.max_tokens * _SHRINKS:  # a token may be a byte
+                if self.overlong == "truncate":
+                    row = row._replace(example=_cut(row.example, self._max_bytes))
+                if _least_bytes(row.example) > self._max_bytes:
+                    dropped[f"too long to be tokenised (a text of more than {self._max_bytes:,} bytes)"] += 1
+                    continue
+            yield row
 
-
-def _set_renderer(renderer: Renderer) -> None:
-    global _renderer
-    _renderer = renderer
-
-
-def _render_chunk(chunk: list[Row]) -> list[_RenderedRow]:
-    if _renderer is None:
-        raise RuntimeError("not a worker process")
-    return [_render_row(row, _renderer) for row in chunk]
-
-
-def _render_row(row: Row, renderer: Renderer) -> _RenderedRow:
-    margin = row.example.margin if isinstance(row.example, Preference) else 1.0
-    return _RenderedRow(row.number, margin, _trees(row, renderer))
-
-
-def _trees(row: Row, renderer: Renderer) -> list[Rendered]:
-    """The token ids of a row: one tree, or several of a conversation whose earlier turns the template rewrites.
-
-    Raises:
-        InputError: the template cannot render the row; it names the row.
-    """
-    example = row.example
-    if isinstance(example, Tree):
-        return [
-            Rendered(example.prompt, example.branches, example.scored or [[True] * len(b) for b in example.branches])
-        ]
-    try:
-        if isinstance(example, Prompt):
-            return [Rendered(renderer.prompt_ids(example.messages), [], [])]
-        if isinstance(example, Preference):
-            return [renderer.response_tree(example.prompt, [example.chosen, example.rejected])]
-        if example.last_only:
-            *prompt, answer = example.messages
-            return [renderer.response_tree(prompt, [answer["content"]])]
-        return renderer.conversation_trees(example.messages)
-    except InputError as error:
-        raise InputError(f"{row.where}: {error}") from error
+    def _rendered(self, rows: Iterator[Row], source: Source, count: int) -> Iterator[RenderedRow]:
+        try:
+            yield from render(rows, self.renderer, self.workers if count >= MIN_ROWS else 1)
+        except BrokenProcessPool:
+            raise InputError(
+                f"{source.name}: a process that tokenises was killed, as it is when memory runs out; start again"
+            ) from None
 
 
 def _fit(rendered: Rendered, max_tokens: int, overlong: str) -> Rendered | str:
@@ -426,7 +467,7 @@ def _fit(rendered: Rendered, max_tokens: int, overlong: str) -> Rendered | str:
     return rendered._replace(branches=branches, scored=scored)
 
 
-def _append(files: dict[str, _ArrayFile], row: _RenderedRow, tree: Rendered) -> None:
+def _append(files: dict[str, ArrayFile], row: RenderedRow, tree: Rendered) -> None:
     """Append a tree to the arrays."""
     start = len(files["tokens"])
     files["row_index"].append([row.number])
@@ -444,41 +485,49 @@ def _append(files: dict[str, _ArrayFile], row: _RenderedRow, tree: Rendered) -> 
     files["tree_start"].append([len(files["branch_start"])])
 
 
-class _ArrayFile:
-    """A one-dimensional .npy file that values are appended to. NumPy pads the header for a longer shape, so the final
-    length can be written over the first one in place."""
+def _longest_token(renderer: Renderer) -> int:
+    """Bytes of the longest token, as the vocabulary spells it, which is never shorter than what it stands for."""
+    tokenizer: Any = renderer.tokenizer
+    return max((len((tokenizer.token(i) or "").encode()) for i in range(tokenizer.vocab_size)), default=1)
 
-    def __init__(self, path: Path, dtype: type[np.generic]) -> None:
-        self._file = open(path, "wb")
-        self._dtype = np.dtype(dtype)
-        self._length = 0
-        self._pending: list[float] = []
-        self._header()
-        self._data_start = self._file.tell()
 
-    def _header(self) -> None:
-        description = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._length,)}
-        np.lib.format.write_array_header_1_0(self._file, description)
+def _least_bytes(example: Any) -> int:
+    """Bytes of the longest text of an example that every template keeps. One may leave out white space around a
+    content, and the thinking of turns before the last."""
+    if isinstance(example, Preference):
+        messages, last = [*example.prompt, example.chosen, example.rejected], [example.chosen, example.rejected]
+    elif isinstance(example, Conversation | Prompt):
+        messages, last = example.messages, example.messages[-1:]
+    else:
+        return 0  # a tree
+    texts = [m["content"].rpartition("</think>")[2] for m in messages]
+    texts += [m.get("reasoning_content", "") for m in last]
+    return max(len(text.strip().encode()) for text in texts)
 
-    def __len__(self) -> int:
-        return self._length
 
-    def append(self, values: Sequence[float]) -> None:
-        """Append values; they are written in blocks of 64k."""
-        self._pending.extend(values)
-        self._length += len(values)
-        if len(self._pending) >= 1 << 16:
-            self._flush()
+def _cut(example: Any, size: int) -> Any:
+    """An example whose answers have at most `size` bytes."""
 
-    def _flush(self) -> None:
-        self._file.write(np.asarray(self._pending, dtype=self._dtype).tobytes())
-        self._pending.clear()
+    def cut(answer: Message) -> Message:
+        text: str = answer["content"]
+        if len(text) * 4 <= size or len(data := text.encode()) <= size:
+            return answer
+        return answer | {"content": data[:size].decode(errors="ignore")}
 
-    def close(self) -> None:
-        """Write the remaining values and the final length."""
-        self._flush()
-        self._file.seek(0)
-        self._header()
-        if self._file.tell() != self._data_start:
-            raise RuntimeError("the .npy header changed its size")
-        self._file.close()
+    if isinstance(example, Preference):
+        return replace(example, chosen=cut(example.chosen), rejected=cut(example.rejected))
+    if isinstance(example, Conversation):
+        return replace(example, messages=[*example.messages[:-1], cut(example.messages[-1])])
+    return example
+
+
+def _in_words(lengths: list[int], max_tokens: int, reserved: int) -> str:
+    """What the lengths [n] of rows that are too long say of data.max_tokens."""
+    if not lengths:
+        return ""
+    lengths = sorted(length + reserved for length in lengths)
+    n = len(lengths)
+    keep = sorted({(share, lengths[-(-n * share // 100) - 1]) for share in (50, 90, 100)})
+    last: dict[int, int] = {tokens: share for share, tokens in keep}  # by value the largest share that it keeps
+    values = ", ".join(f"{tokens:,} would keep {share}%" for tokens, share in last.items())
+    return f" for data.max_tokens = {max_tokens + reserved:,} (the longest has {lengths[-1]:,}; {values} of them)"

@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vdengine import __version__
-from vdengine.data.formats import Conversation, Preference, choose_format, read
+from vdengine.data.examples import Conversation, Message, Preference, turn
+from vdengine.data.formats import choose_format, read
 from vdengine.data.locate import SYNTH, resolve
 from vdengine.errors import InputError
+from vdengine.outside import LARGE, read_bytes
 
 KINDS = ("preference", "sft")
 PLACES = ("spread", "start", "end")
@@ -192,10 +194,10 @@ def _texts(o: SynthesisOptions) -> tuple[list[_Text], str]:
         raise InputError(f"{o.texts}: the built-in texts are called {SYNTH}, without a variant")
     hasher = hashlib.blake2b(digest_size=16)
     for file in source.files:
-        hasher.update(file.read_bytes())
+        hasher.update(read_bytes(file, LARGE))
     texts: list[_Text] = []
     place_of_id: dict[str, str] = {}
-    for where, row in source.rows():
+    for where, row in source.rows_with(_FIELDS):
         for key in _FIELDS:
             if key not in row:
                 raise InputError(f"{where}: missing field '{key}'; the texts need {', '.join(_FIELDS)}")
@@ -304,7 +306,6 @@ def _inject(
     """
     source = resolve(into)
     format = choose_format(source, o.into_format, o.kind)
-    topics = [row.get("topic") for _, row in source.rows()]
     dropped: Counter[str] = Counter()
     usable = list(read(source, format, o.kind, dropped))
     if not usable:
@@ -314,7 +315,7 @@ def _inject(
     base = []  # the rows of the other set
     for row in usable:
         base_row = _base_row(row.example, as_messages)
-        base.append(base_row | ({"topic": t} if isinstance(t := topics[row.number], str) else {}))
+        base.append(base_row | ({"topic": row.topic} if row.topic is not None else {}))
     if as_messages:
         rows = [
             {
@@ -347,16 +348,22 @@ def _needs_messages(conversation: Conversation) -> bool:
 def _base_row(example: Any, as_messages: bool) -> dict[str, Any]:
     """An example of the other set as a row that reads back as the same example."""
     if isinstance(example, Preference):
-        row = {"prompt": _plain(example.prompt), "chosen": example.chosen, "rejected": example.rejected}
+        row = {
+            "prompt": _plain(example.prompt, "user"),
+            "chosen": _plain([example.chosen], "assistant"),
+            "rejected": _plain([example.rejected], "assistant"),
+        }
         return row if example.margin == Preference.margin else row | {"margin": example.margin}
     if as_messages:
         return {"messages": example.messages}
-    return {"prompt": _plain(example.messages[:-1]), "completion": example.messages[-1]["content"]}
+    *prompt, answer = example.messages
+    return {"prompt": _plain(prompt, "user"), "completion": _plain([answer], "assistant")}
 
 
-def _plain(prompt: list[dict[str, str]]) -> Any:
-    """A prompt of one user turn as text, any other as messages."""
-    return prompt[0]["content"] if len(prompt) == 1 and prompt[0]["role"] == "user" else prompt
+def _plain(messages: list[Message], role: str) -> Any:
+    """One turn of a role that has nothing but its content as text, anything else as messages."""
+    only = messages[0] if len(messages) == 1 else {}
+    return only["content"] if only == turn(role, only.get("content", "")) else messages
 
 
 def _encode(rows: Iterable[Mapping[str, Any]]) -> bytes:

@@ -1,0 +1,450 @@
+"""One row of a source: its fields by name and by meaning, with their types checked.
+
+`data.meanings` lists the keys. What becomes of each meaning is decided here, for rows of every format alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vdengine.data.examples import Drop, Message, Preference, turn
+from vdengine.data.meanings import (
+    CONTENT,
+    SCORES,
+    UNREAD,
+    absent,
+    is_no,
+    is_number,
+    message_meaning,
+    part_meaning,
+    row_meaning,
+    score_of,
+    yes_or_no,
+)
+from vdengine.data.rowfiles import json_kind
+from vdengine.errors import InputError
+
+# The names of a role in the formats read here; a role that is not listed is an error.
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+}
+_TOOL_ROLES = ("tool", "function", "function_call", "function_response", "tool_call", "observation", "ipython")
+_UNWANTED = "marked as not to be trained on"
+_SPEAKING = ("tools", "media", "refusal")  # what may stand in place of a content
+# Meanings that cannot be honoured in a row, and what to do instead.
+_REFUSED = {
+    "template": "asks for a rendering of its own; all rows are rendered by data.template. Leave the column out",
+    "tokens": "has token ids; rows of text are read (vd.Trainer takes ids as vd.Tree). Leave the column out",
+    "mask": 'says what is trained on in a way that is not read; mark an assistant turn by "train": true or false',
+    "prefix": "is not read; make it part of the prompt or the answer",
+}
+
+
+class Fields:
+    """The fields of one row.
+
+    Args:
+        needs: what its format needs, for messages.
+
+    Attributes:
+        where: the row's place, for messages.
+        unread: names of the columns that nothing has read, in order; those of messages as "messages.id".
+        notes: what was done about the row that its reader should know.
+    """
+
+    def __init__(self, row: dict[str, Any], where: str, needs: str = "") -> None:
+        self.where, self.needs, self.notes = where, needs, list[str]()
+        self._row = row
+        self._meant: dict[str, dict[str, Any]] = {}  # values that are there, by meaning and key
+        self._used: set[str] = set()
+        self._other: dict[str, None] = {}
+        for key, value in row.items():
+            if key in CONTENT:
+                continue
+            meaning = row_meaning(key)
+            if meaning is None:
+                if value is UNREAD or not absent(value):
+                    self._other[key] = None
+            elif not absent(value):
+                self._meant.setdefault(meaning, {})[key] = value
+
+    @property
+    def unread(self) -> list[str]:
+        """As the class says."""
+        content = [k for k, v in self._row.items() if k in CONTENT and k not in self._used and not absent(v)]
+        return [*content, *self._other]
+
+    def error(self, message: str) -> InputError:
+        """An error in this row."""
+        return InputError(f"{self.where}: {message}")
+
+    # ------------------------------------------------------------------------------------------------ by name
+
+    def has(self, key: str) -> bool:
+        """Whether a value is there."""
+        return not absent(self._row.get(key))
+
+    def value(self, key: str, types: tuple[type, ...]) -> Any:
+        """The value of a field, of one of `types`.
+
+        Raises:
+            InputError: it is missing or of another type.
+            Drop: it is there without a value (null, say), or text that is not valid Unicode.
+        """
+        self._used.add(key)
+        if key not in self._row:
+            raise self.error(f"field '{key}' is missing; {self.needs}")
+        value = self._row[key]
+        if value is None or (not isinstance(value, types) and absent(value)):
+            raise Drop(f"no '{key}'")
+        if not isinstance(value, types):
+            names: dict[Any, str] = {str: "text", list: "a list of messages"}
+            allowed = " or ".join(names[t] for t in types)
+            raise self.error(f"field '{key}' must be {allowed}, this one is {json_kind(value)}")
+        return valid(value) if isinstance(value, str) else value
+
+    def text(self, key: str) -> str:
+        """A field of text."""
+        return self.value(key, (str,))  # type: ignore[no-any-return]
+
+    def messages(self, key: str) -> list[Message]:
+        """A field of messages, with the roles system, user and assistant.
+
+        Raises:
+            InputError: as `value`; an item that is not a message, a key of a message that cannot be honoured.
+            Drop: as `value`; turns of tools, content that is not text, an answer that is only begun.
+        """
+        return self._messages(self.value(key, (list,)), key)
+
+    def text_or_messages(self, key: str, role: str) -> list[Message]:
+        """The messages of a field; text is one message of `role`."""
+        value = self.value(key, (str, list))
+        return [turn(role, value)] if isinstance(value, str) else self._messages(value, key)
+
+    def _messages(self, value: list[Any], field: str) -> list[Message]:
+        found = []
+        for number, item in enumerate(value, 1):
+            place = f"{self.where}: field '{field}', message {number}"
+            if not isinstance(item, dict):
+                raise InputError(f"{place} must be an object with role and content, it is {json_kind(item)}")
+            if item and absent(item):
+                continue
+            found.append(self._message(item, place, field))
+        return found
+
+    def _message(self, item: dict[str, Any], place: str, field: str) -> Message:
+        meant: dict[str, dict[str, Any]] = {}
+        for key, value in item.items():
+            if absent(value):
+                continue
+            meaning = message_meaning(key)
+            if meaning is None:
+                self._other[f"{field}.{key}"] = None
+            else:
+                meant.setdefault(meaning, {})[key] = value
+        role, content = (self._either(item, keys, place) for keys in (("role", "from"), ("content", "value")))
+        if (isinstance(role, str) and role in _TOOL_ROLES) or _any(meant.get("tools")):
+            raise Drop("uses tools")
+        if _any(meant.get("media")):
+            raise Drop("has images, audio or video")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise InputError(f"{place} has the role {repr(role)[:40]}; known are {', '.join(_ROLES)}")
+        if meant.get("refusal"):
+            raise Drop("a refusal beside the content")
+        if _any(meant.get("prefix")) or any(v is not True for v in meant.get("eot", {}).values()):
+            raise Drop("an answer that is only begun")
+        if any(channel != "final" for channel in meant.get("channel", {}).values()):
+            raise Drop("a turn of another channel than final")
+        for key in meant.get("mask", {}):
+            raise InputError(
+                f"{place} has '{key}', which means one thing here and another there; say "
+                '"train": true or false of an assistant turn'
+            )
+        role = _ROLES[role]
+        content, thinking = _parts(content, place)
+        message = turn(role, valid(content))
+        thoughts = [*_texts(meant.get("reasoning", {})), *thinking]
+        if thoughts:
+            if role != "assistant":
+                raise Drop("reasoning in a turn that is not the assistant's")
+            message["reasoning_content"] = _same(thoughts, place)
+        for name in meant.get("name", {}).values():
+            if not isinstance(name, str):
+                raise InputError(f"{place}: 'name' must be text, it is {json_kind(name)}")
+            message["name"] = valid(name)
+        scored = _trained(meant, place)
+        if scored and role != "assistant":
+            raise InputError(f"{place} asks for a {role} turn to be trained on; only assistant turns are")
+        if scored is False and role == "assistant":
+            message["scored"] = False
+        return message
+
+    def _either(self, item: dict[str, Any], keys: tuple[str, str], place: str) -> Any:
+        """The value of one of two keys of a message."""
+        there = [key for key in keys if not absent(item.get(key))]
+        if len(there) == 2 and item[keys[0]] != item[keys[1]]:
+            both = (_ROLES.get(v) if isinstance(v := item[k], str) else None for k in keys)
+            if keys[0] != "role" or len(set(both)) > 1:
+                raise InputError(f"{place} has '{keys[0]}' and '{keys[1]}', and they differ")
+        if there:
+            return item[there[0]]
+        if keys[0] == "role" or not any(key in item for key in keys):
+            if keys[0] != "role" and any(not absent(v) for k, v in item.items() if message_meaning(k) in _SPEAKING):
+                return ""  # what it has in place of a content drops the row
+            named = keys[1] if "from" in item and "role" not in item else keys[0]
+            raise InputError(f"{place} has no '{named}'; a message is {{role, content}} or {{from, value}}")
+        return next((item[key] for key in keys if item.get(key) is not None), "")
+
+    # --------------------------------------------------------------------------------------------- by meaning
+
+    def check(self, kind: str, answers: int | None) -> None:
+        """Look at what concerns the whole row, whatever its format.
+
+        Args:
+            kind: of the store, "preference", "sft" or "prompts"; of a prompt's answer nothing is asked.
+            answers: that a row of its format has; None: a conversation, with as many as it likes.
+
+        Raises:
+            InputError: a key that cannot be honoured.
+            Drop: a row that says of itself that it is not to be trained on, or that needs more than text.
+        """
+        meant = self._meant
+        for meaning, why in _REFUSED.items():
+            for key, value in meant.get(meaning, {}).items():
+                if not is_no(value):
+                    raise self.error(f"field '{key}' {why}")
+        if _any(meant.get("tools")):
+            raise Drop("uses tools")
+        if _any(meant.get("media")):
+            raise Drop("has images, audio or video")
+        of_row: dict[str, dict[str, Any]] = {}
+        for meaning in ("trained", "untrained"):
+            for key, value in meant.get(meaning, {}).items():
+                if not isinstance(value, list):
+                    of_row.setdefault(meaning, {})[key] = value
+                elif answers is not None:  # else `mark_turns` reads it
+                    raise self.error(f"field '{key}' is a list, which marks messages; this row has none: true or false")
+        if _trained(of_row, self.where) is False:
+            raise Drop(_UNWANTED)
+        if kind == "prompts":
+            self._other |= dict.fromkeys(k for m in ("label", "reasoning") for k in meant.get(m, {}))
+            return
+        self._check_label(pair=answers == 2)
+        for key in meant.get("reasoning", {}):
+            if answers != 1:  # else `thinking` reads it
+                raise self.error(
+                    f"field '{key}' does not say which answer it belongs to; put it into the assistant's message as "
+                    "'reasoning_content'"
+                )
+
+    def _check_label(self, pair: bool) -> None:
+        """KTO's rows have one answer and whether it is a wanted one."""
+        for key, value in self._meant.get("label", {}).items():
+            wanted = yes_or_no(value)
+            if wanted is None or (pair and not wanted):
+                allowed = "must be true" if pair else "must be true or false (whether the answer is a wanted one)"
+                raise self.error(
+                    f"field '{key}' {allowed}, this one is {repr(value)[:40]}; rename the column if it means "
+                    "something else"
+                )
+            if not wanted:
+                raise Drop(f"{key} is false: an answer that is not wanted")
+
+    @property
+    def topic(self) -> str | None:
+        """The topic that the row names; None: it names none."""
+        return next((v for v in self._meant.get("topic", {}).values() if isinstance(v, str)), None)
+
+    def with_system(self, messages: list[Message]) -> list[Message]:
+        """Messages after the row's own system prompt, if it has one.
+
+        Raises:
+            InputError: it is not text.
+            Drop: the messages, or two fields, have another one.
+        """
+        for key, value in self._meant.get("system", {}).items():
+            if not isinstance(value, str):
+                raise self.error(f"field '{key}' must be text, this one is {json_kind(value)}")
+            if not messages or messages[0]["role"] != "system":
+                messages = [turn("system", valid(value)), *messages]
+            elif messages[0]["content"].split() != value.split():
+                raise Drop("two system prompts that differ")
+        return messages
+
+    def history(self, of_text: bool = True) -> list[Message]:
+        """The turns before a question that is text.
+
+        Args:
+            of_text: whether the question is text; messages have their earlier turns among them.
+
+        Raises:
+            InputError: not pairs of texts, nor messages; or beside messages.
+        """
+        found: list[Message] = []
+        for key, value in self._meant.get("history", {}).items():
+            if not of_text:
+                raise self.error(f"field '{key}' stands beside messages; make it part of them")
+            if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+                found += self._messages(value, key)
+                continue
+            for pair in value if isinstance(value, list) else [None]:
+                if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair)):
+                    raise self.error(f"field '{key}' must be a list of [instruction, output] text pairs")
+                found += [turn("user", valid(pair[0])), turn("assistant", valid(pair[1]))]
+        return found
+
+    def thinking(self, answer: Message) -> Message:
+        """A row's only answer, with the thinking that stands in a field of its own.
+
+        Raises:
+            InputError: two fields of thinking that differ.
+        """
+        thoughts = _texts(self._meant.get("reasoning", {}))
+        if not thoughts:
+            return answer
+        before = [answer["reasoning_content"]] if "reasoning_content" in answer else []
+        return answer | {"reasoning_content": _same([*thoughts, *before], self.where)}
+
+    def mark_turns(self, messages: list[Message], key: str) -> list[Message]:
+        """Messages with the row's own list of which turns count, one value a message (LLaMA-Factory's loss_mask).
+
+        Raises:
+            InputError: not as many values as messages, or other values than 0 and 1.
+        """
+        for meaning in ("trained", "untrained"):
+            for name, value in self._meant.get(meaning, {}).items():
+                if not isinstance(value, list):
+                    continue
+                marks = [yes_or_no(v) for v in value]
+                if len(marks) != len(self._row[key]) or len(marks) != len(messages) or None in marks:
+                    raise self.error(f"field '{name}' must have one 0 or 1 for each of {len(self._row[key])} messages")
+                messages = [
+                    m | {"scored": False} if m["role"] == "assistant" and mark != (meaning == "trained") else m
+                    for m, mark in zip(messages, marks, strict=True)
+                ]
+        return messages
+
+    def margin(self) -> float:
+        """How much better the chosen answer is: `margin`, or the difference of two scores.
+
+        Raises:
+            InputError: something else than finite numbers, or two that say different things.
+        """
+        found: dict[str, float] = {}
+        scores: dict[int, dict[int, tuple[str, float]]] = {}
+        for meaning in ("margin", "scores"):
+            for key, value in self._meant.get(meaning, {}).items():
+                if not is_number(value):
+                    raise self.error(f"field '{key}' must be a finite number, this one is {repr(value)[:40]}")
+                if meaning == "margin":
+                    found[key] = float(value)
+                else:
+                    pair, side = score_of(key)
+                    scores.setdefault(pair, {})[side] = (key, float(value))
+        for pair, sides in scores.items():
+            if len(sides) == 2:
+                (better, high), (worse, low) = sides[0], sides[1]
+                found[f"{better} less {worse}"] = high - low
+            else:
+                self.notes.append(f"margin 1: only one of {' and '.join(SCORES[pair])} is there")
+        values = list(found.values())
+        if any(abs(v - values[0]) > 1e-6 * max(1.0, abs(v), abs(values[0])) for v in values):
+            raise self.error(f"{' and '.join(found)} say different margins: {', '.join(f'{v:g}' for v in values)}")
+        return values[0] if values else Preference.margin
+
+
+def valid(text: str) -> str:
+    """The text; Drop if it is not valid Unicode."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a lone surrogate (half of "\\ud83d\\ude00"), which tokenizers refuse
+            raise Drop("text is not valid Unicode") from None
+    return text
+
+
+def _any(values: dict[str, Any] | None) -> bool:
+    return values is not None and any(not is_no(value) for value in values.values())
+
+
+def _trained(meant: dict[str, dict[str, Any]], place: str) -> bool | None:
+    """What a message or a row says of whether it is to be trained on; None: nothing.
+
+    Raises:
+        InputError: neither yes nor no, or both.
+    """
+    found = set()
+    for meaning in ("trained", "untrained"):
+        for key, value in meant.get(meaning, {}).items():
+            marked = yes_or_no(value)
+            if marked is None:
+                raise InputError(
+                    f"{place}: '{key}' must be true or false (1 or 0), it is {repr(value)[:40]}; "
+                    "a turn is trained on or not, and weighs what others do"
+                )
+            found.add(marked == (meaning == "trained"))
+    if len(found) > 1:
+        names = " and ".join(k for m in ("trained", "untrained") for k in meant.get(m, {}))
+        raise InputError(f"{place}: {names} contradict each other")
+    return found.pop() if found else None
+
+
+def _texts(values: dict[str, Any]) -> list[str]:
+    """Thinking as text; Drop if it is in another form."""
+    texts = []
+    for value in values.values():
+        if isinstance(value, list) and all(isinstance(part, dict) for part in value):
+            parts = [
+                next((p[k] for k in ("text", "thinking", "summary") if isinstance(p.get(k), str)), None) for p in value
+            ]
+            value = None if None in parts else "".join(part for part in parts if part is not None)
+        if not isinstance(value, str):
+            raise Drop("reasoning that is not text")
+        texts.append(valid(value))
+    return texts
+
+
+def _same(texts: list[str], place: str) -> str:
+    """Thinking that several fields repeat, as the first has it."""
+    if any(text.split() != texts[0].split() for text in texts):
+        raise InputError(f"{place}: two fields of thinking that differ")
+    return texts[0]
+
+
+def _parts(content: Any, place: str) -> tuple[str, list[str]]:
+    """The text of a content, which may be a list of parts as {"type": "text", "text": ...}; and the thinking in it.
+
+    Raises:
+        InputError: neither text nor a list.
+        Drop: parts that are not text.
+    """
+    if isinstance(content, str):
+        return content, []
+    if not isinstance(content, list):
+        raise InputError(f"{place}: 'content' must be text, it is {json_kind(content)}")
+    texts, thoughts = list[str](), list[str]()
+    for part in content:
+        if not isinstance(part, dict):
+            raise Drop("content that is not text")
+        if absent(part):
+            continue
+        there = {k: v for k, v in part.items() if not absent(v)}
+        kind = there.pop("type", "text")
+        meaning = part_meaning(kind) if isinstance(kind, str) else None
+        if meaning is None or any(message_meaning(k) in _SPEAKING for k in there):
+            raise Drop("content that is not text")
+        if meaning == "reasoning":
+            value = next((there[k] for k in ("thinking", "reasoning", "thought", "text") if k in there), None)
+            thoughts += _texts({"part": value})
+        elif there and not isinstance(there.get("text"), str):
+            raise Drop("content that is not text")
+        else:
+            texts.append(there.get("text", ""))
+    return "".join(texts), ["".join(thoughts)] if thoughts else []
