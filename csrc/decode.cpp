@@ -33,6 +33,7 @@ Functions choose([[maybe_unused]] const std::string& simd, bool wide) {
 #undef VD_FUNCTIONS
 }
 
+constexpr int64_t kMostHeads = 4096;  // and of their dimension: a thread's scratch is then at most 130 MiB
 constexpr int64_t kTile = 16;  // columns a thread takes at a time
 
 // Threads for work that reads so many numbers: below some ten microseconds of it, starting a second one costs more.
@@ -44,7 +45,8 @@ constexpr int64_t kTile = 16;  // columns a thread takes at a time
 
 void thin_linear(const LinearArgs& args, const std::vector<LinearWeight>& weights, int threads,
                  const std::string& simd) {
-    if (args.rows < 0 || args.width < 1) throw std::invalid_argument("rows must be >= 0 and width >= 1");
+    if (args.rows < 0 || args.width < 1 || args.x_row_stride < 0)
+        throw std::invalid_argument("rows and their stride must be >= 0, and width >= 1");
     std::vector<int64_t> tiles{0};  // before each weight
     for (const LinearWeight& weight : weights) tiles.push_back(tiles.back() + (weight.columns + kTile - 1) / kTile);
     if (args.rows == 0) return;
@@ -60,8 +62,16 @@ void thin_linear(const LinearArgs& args, const std::vector<LinearWeight>& weight
 }
 
 void decode_attention(const DecodeArgs& args, int threads, const std::string& simd) {
-    if (args.kv_heads < 1 || args.heads % args.kv_heads != 0 || args.dim < 1 || args.block < 1 || args.window < 0)
+    if (args.kv_heads < 1 || args.heads < 1 || args.heads % args.kv_heads != 0 || args.dim < 1 || args.block < 1 ||
+        args.window < 0)
         throw std::invalid_argument("heads must be a multiple of kv_heads, dim and block >= 1, and window >= 0");
+    if (args.rows < 0 || args.num_blocks < 0 || args.max_blocks < 0 || args.q_row_stride < 0 ||
+        args.table_row_stride < 0)
+        throw std::invalid_argument("rows, num_blocks, max_blocks and the row strides must be >= 0");
+    // Nothing that is allocated or multiplied below comes near its limit then: an exception cannot leave a thread.
+    if (args.heads > kMostHeads || args.dim > kMostHeads || std::max(args.block, args.max_blocks) > INT32_MAX)
+        throw std::invalid_argument("heads and dim must be at most " + std::to_string(kMostHeads) +
+                                    ", block and max_blocks at most 2^31 - 1");
     int64_t keys = 0;
     for (int64_t s = 0; s < args.rows; ++s) {
         const int64_t length = args.lengths[s], used = (length + args.block - 1) / args.block;

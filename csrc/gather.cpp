@@ -60,11 +60,26 @@ void run(const GatherArgs& a, int threads) {
 }  // namespace
 
 void gather_sum(const GatherArgs& a, int threads) {
-    if (a.m < 0 || a.width < 0) throw std::invalid_argument("m and width must be >= 0");
+    if (a.m < 0 || a.width < 0 || a.src_rows < 0 || a.num_order < 0)
+        throw std::invalid_argument("gather_sum: m, width, src_rows and num_order must be >= 0");
     if (a.m == 0 || a.width == 0) return;
+    if (a.src_row_stride < 0 || (a.m > 1 && a.out_row_stride < a.width))
+        throw std::invalid_argument("gather_sum: the row stride of src must be >= 0, that of out >= width");
     for (int64_t j = 0; j < a.m; ++j)
         if (a.offsets[j] < 0 || a.offsets[j + 1] < a.offsets[j])
-            throw std::invalid_argument("offsets[" + std::to_string(j) + "] is negative or above the next one");
+            throw std::invalid_argument("gather_sum: offsets[" + std::to_string(j) +
+                                        "] is negative or above the next one");
+    if (a.offsets[a.m] > a.num_order)
+        throw std::invalid_argument("gather_sum: offsets end at " + std::to_string(a.offsets[a.m]) + ", order at " +
+                                    std::to_string(a.num_order));
+    int64_t least = 0, most = -1;
+    for (int64_t i = a.offsets[0]; i < a.offsets[a.m]; ++i) {
+        least = std::min(least, a.order[i]);
+        most = std::max(most, a.order[i]);
+    }
+    if (least < 0 || most >= a.src_rows)
+        throw std::invalid_argument("gather_sum: order must be in [0, " + std::to_string(a.src_rows) + "); got " +
+                                    std::to_string(least) + " to " + std::to_string(most));
     threads = resolve_threads(threads);
     if (a.src_dtype == DType::float32)
         a.out_dtype == DType::float32 ? run<float, float>(a, threads) : run<float, uint16_t>(a, threads);

@@ -19,10 +19,18 @@ namespace {
 
 std::atomic<int> default_threads{0};
 
+// OpenMP ends the process where it cannot start as many threads as it is asked for.
+void check_threads(int n) {
+    constexpr int most = 1024;
+    if (n < 0 || n > most)
+        throw std::invalid_argument("threads must be >= 0 and at most " + std::to_string(most) + ", got " +
+                                    std::to_string(n));
+}
+
 }  // namespace
 
 int resolve_threads(int requested) {
-    if (requested < 0) throw std::invalid_argument("threads must be >= 0, got " + std::to_string(requested));
+    check_threads(requested);
     if (requested == 0) requested = default_threads;
 #ifdef _OPENMP
     return requested > 0 ? requested : omp_get_max_threads();
@@ -32,7 +40,7 @@ int resolve_threads(int requested) {
 }
 
 void set_num_threads(int n) {
-    if (n < 0) throw std::invalid_argument("the number of threads must be >= 0, got " + std::to_string(n));
+    check_threads(n);
     default_threads = n;
 }
 
@@ -56,6 +64,8 @@ class Input {
             throw py::type_error(std::string(name) + " must be a one-dimensional contiguous array of dtype " +
                                  std::string(py::str(py::dtype::of<T>())) + ", got " + std::to_string(array.ndim()) +
                                  " dimensions of dtype " + std::string(py::str(array.dtype())));
+        if (reinterpret_cast<uintptr_t>(array.data()) % alignof(T) != 0)
+            throw py::value_error(std::string(name) + " is not aligned to its dtype");
         if (length >= 0 && array.size() != length)
             throw py::value_error(std::string(name) + " must have " + std::to_string(length) + " elements, has " +
                                   std::to_string(array.size()));
@@ -82,9 +92,21 @@ DType parse_dtype(const std::string& name, const char* what) {
     throw py::value_error(std::string(what) + " must be 'float32' or 'bfloat16', got '" + name + "'");
 }
 
+size_t alignment(DType dtype) { return dtype == DType::float32 ? alignof(float) : alignof(uint16_t); }
+
+// The memory at an address that Python gave. Its size cannot be checked, but that there is some where the call will
+// touch it, and that it may be read as its type.
 template <typename T>
-T* pointer(uintptr_t address) {
+T* pointer(uintptr_t address, const char* name, bool touched, size_t aligned) {
+    if (touched && address == 0) throw py::value_error(std::string(name) + " is null");
+    if (address % aligned != 0)
+        throw py::value_error(std::string(name) + " is not aligned to " + std::to_string(aligned) + " bytes");
     return reinterpret_cast<T*>(address);
+}
+
+template <typename T>
+T* pointer(uintptr_t address, const char* name, bool touched) {
+    return pointer<T>(address, name, touched, alignof(T));
 }
 
 py::tuple py_plan_packs(const py::array& num_tokens, const py::array& cost, int64_t ranks, int64_t budget) {
@@ -182,36 +204,38 @@ void py_log_softmax_rows(uintptr_t logits_ptr, const std::string& logits_dtype, 
                          uintptr_t lse_ptr, uintptr_t entropy_ptr, uintptr_t p_ptr, const std::string& p_dtype,
                          int64_t p_row_stride, int threads, const std::string& simd) {
     RowsArgs args;
-    args.logits = pointer<const void>(logits_ptr);
     args.logits_dtype = parse_dtype(logits_dtype, "logits_dtype");
+    args.logits = pointer<const void>(logits_ptr, "logits_ptr", n > 0, alignment(args.logits_dtype));
     args.n = n;
     args.v = v;
     args.row_stride = row_stride;
-    args.targets = pointer<const int64_t>(targets_ptr);
+    args.targets = pointer<const int64_t>(targets_ptr, "targets_ptr", n > 0);
     args.inv_temperature = inv_temperature;
-    args.logp = pointer<float>(logp_ptr);
-    args.lse = pointer<float>(lse_ptr);
-    args.entropy = pointer<float>(entropy_ptr);
-    args.p = pointer<void>(p_ptr);
+    args.logp = pointer<float>(logp_ptr, "logp_ptr", n > 0);
+    args.lse = pointer<float>(lse_ptr, "lse_ptr", false);
+    args.entropy = pointer<float>(entropy_ptr, "entropy_ptr", false);
     args.p_dtype = parse_dtype(p_dtype, "p_dtype");
+    args.p = pointer<void>(p_ptr, "p_ptr", false, alignment(args.p_dtype));
     args.p_row_stride = p_row_stride;
     py::gil_scoped_release release;
     log_softmax_rows(args, threads, simd);
 }
 
-void py_gather_sum(uintptr_t src_ptr, const std::string& src_dtype, int64_t width, int64_t src_row_stride,
-                   uintptr_t order_ptr, uintptr_t offsets_ptr, int64_t m, uintptr_t out_ptr,
-                   const std::string& out_dtype, int64_t out_row_stride, int threads) {
+void py_gather_sum(uintptr_t src_ptr, const std::string& src_dtype, int64_t src_rows, int64_t width,
+                   int64_t src_row_stride, uintptr_t order_ptr, int64_t num_order, uintptr_t offsets_ptr, int64_t m,
+                   uintptr_t out_ptr, const std::string& out_dtype, int64_t out_row_stride, int threads) {
     GatherArgs args;
-    args.src = pointer<const void>(src_ptr);
     args.src_dtype = parse_dtype(src_dtype, "src_dtype");
+    args.src = pointer<const void>(src_ptr, "src_ptr", width > 0 && num_order > 0, alignment(args.src_dtype));
+    args.src_rows = src_rows;
     args.width = width;
     args.src_row_stride = src_row_stride;
-    args.order = pointer<const int64_t>(order_ptr);
-    args.offsets = pointer<const int64_t>(offsets_ptr);
+    args.order = pointer<const int64_t>(order_ptr, "order_ptr", num_order > 0);
+    args.num_order = num_order;
+    args.offsets = pointer<const int64_t>(offsets_ptr, "offsets_ptr", m > 0);
     args.m = m;
-    args.out = pointer<void>(out_ptr);
     args.out_dtype = parse_dtype(out_dtype, "out_dtype");
+    args.out = pointer<void>(out_ptr, "out_ptr", m > 0 && width > 0, alignment(args.out_dtype));
     args.out_row_stride = out_row_stride;
     py::gil_scoped_release release;
     gather_sum(args, threads);
@@ -221,46 +245,49 @@ void py_thin_linear(uintptr_t x_ptr, int64_t rows, int64_t width, int64_t x_row_
                     const std::vector<std::tuple<uintptr_t, int64_t, int64_t>>& weights,
                     const std::string& weight_dtype, uintptr_t y_ptr, int threads, const std::string& simd) {
     LinearArgs args;
-    args.x = pointer<const float>(x_ptr);
+    args.x = pointer<const float>(x_ptr, "x_ptr", rows > 0);
     args.rows = rows;
     args.width = width;
     args.x_row_stride = x_row_stride;
     args.weight_dtype = parse_dtype(weight_dtype, "weight_dtype");
-    args.y = pointer<float>(y_ptr);
     args.y_row_stride = 0;
     std::vector<LinearWeight> all;
     for (const auto& [data, columns, row_stride] : weights) {
-        all.push_back({pointer<const void>(data), columns, row_stride, args.y_row_stride});
+        if (columns < 0 || columns > INT32_MAX || row_stride < 0)
+            throw py::value_error("a weight must have 0 to 2^31 - 1 columns and a row stride >= 0");
+        const void* address = pointer<const void>(data, "a weight", columns > 0, alignment(args.weight_dtype));
+        all.push_back({address, columns, row_stride, args.y_row_stride});
         args.y_row_stride += columns;
     }
+    args.y = pointer<float>(y_ptr, "y_ptr", rows > 0 && args.y_row_stride > 0);
     py::gil_scoped_release release;
     thin_linear(args, all, threads, simd);
 }
 
 void py_decode_attention(uintptr_t q_ptr, const std::string& dtype, int64_t rows, int64_t heads, int64_t kv_heads,
                          int64_t dim, int64_t q_row_stride, uintptr_t keys_ptr, uintptr_t values_ptr,
-                         int64_t num_blocks, int64_t block, uintptr_t table_ptr, int64_t max_blocks, int64_t table_row_stride,
-                         uintptr_t lengths_ptr, double scale, uintptr_t out_ptr, int threads,
+                         int64_t num_blocks, int64_t block, uintptr_t table_ptr, int64_t max_blocks,
+                         int64_t table_row_stride, uintptr_t lengths_ptr, double scale, uintptr_t out_ptr, int threads,
                          const std::string& simd, int64_t window) {
     DecodeArgs args;
-    args.q = pointer<const void>(q_ptr);
     args.dtype = parse_dtype(dtype, "dtype");
+    args.q = pointer<const void>(q_ptr, "q_ptr", rows > 0, alignment(args.dtype));
     args.rows = rows;
     args.heads = heads;
     args.kv_heads = kv_heads;
     args.dim = dim;
     args.q_row_stride = q_row_stride;
-    args.keys = pointer<const void>(keys_ptr);
-    args.values = pointer<const void>(values_ptr);
+    args.keys = pointer<const void>(keys_ptr, "keys_ptr", num_blocks > 0, alignment(args.dtype));
+    args.values = pointer<const void>(values_ptr, "values_ptr", num_blocks > 0, alignment(args.dtype));
     args.num_blocks = num_blocks;
     args.block = block;
-    args.table = pointer<const int32_t>(table_ptr);
+    args.table = pointer<const int32_t>(table_ptr, "table_ptr", rows > 0 && max_blocks > 0);
     args.max_blocks = max_blocks;
     args.table_row_stride = table_row_stride;
-    args.lengths = pointer<const int32_t>(lengths_ptr);
+    args.lengths = pointer<const int32_t>(lengths_ptr, "lengths_ptr", rows > 0);
     args.scale = scale;
     args.window = window;
-    args.out = pointer<void>(out_ptr);
+    args.out = pointer<void>(out_ptr, "out_ptr", rows > 0, alignment(args.dtype));
     py::gil_scoped_release release;
     decode_attention(args, threads, simd);
 }
@@ -279,15 +306,15 @@ PYBIND11_MODULE(_native, m) {
           arg("row_stride"), arg("targets_ptr"), arg("inv_temperature"), arg("logp_ptr"), arg("lse_ptr"),
           arg("entropy_ptr") = 0, arg("p_ptr") = 0, arg("p_dtype") = "float32", arg("p_row_stride") = 0,
           arg("threads") = 0, arg("simd") = "auto");
-    m.def("gather_sum", &py_gather_sum, arg("src_ptr"), arg("src_dtype"), arg("width"), arg("src_row_stride"),
-          arg("order_ptr"), arg("offsets_ptr"), arg("m"), arg("out_ptr"), arg("out_dtype"), arg("out_row_stride"),
-          arg("threads") = 0);
+    m.def("gather_sum", &py_gather_sum, arg("src_ptr"), arg("src_dtype"), arg("src_rows"), arg("width"),
+          arg("src_row_stride"), arg("order_ptr"), arg("num_order"), arg("offsets_ptr"), arg("m"), arg("out_ptr"),
+          arg("out_dtype"), arg("out_row_stride"), arg("threads") = 0);
     m.def("thin_linear", &py_thin_linear, arg("x_ptr"), arg("rows"), arg("width"), arg("x_row_stride"), arg("weights"),
           arg("weight_dtype"), arg("y_ptr"), arg("threads") = 0, arg("simd") = "auto");
     m.def("decode_attention", &py_decode_attention, arg("q_ptr"), arg("dtype"), arg("rows"), arg("heads"),
           arg("kv_heads"), arg("dim"), arg("q_row_stride"), arg("keys_ptr"), arg("values_ptr"), arg("num_blocks"),
-          arg("block"), arg("table_ptr"), arg("max_blocks"), arg("table_row_stride"), arg("lengths_ptr"), arg("scale"), arg("out_ptr"),
-          arg("threads") = 0, arg("simd") = "auto", arg("window") = 0);
+          arg("block"), arg("table_ptr"), arg("max_blocks"), arg("table_row_stride"), arg("lengths_ptr"),
+          arg("scale"), arg("out_ptr"), arg("threads") = 0, arg("simd") = "auto", arg("window") = 0);
     m.def("set_num_threads", &set_num_threads, arg("n"));
     m.def("simd_levels", &simd_levels);
     m.def("has_openmp", &has_openmp);

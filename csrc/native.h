@@ -104,9 +104,11 @@ void log_softmax_rows(const RowsArgs& args, int threads, const std::string& simd
 struct GatherArgs {
     const void* src;
     DType src_dtype;
+    int64_t src_rows;
     int64_t width;
     int64_t src_row_stride;
     const int64_t* order;
+    int64_t num_order;
     const int64_t* offsets;
     int64_t m;
     void* out;

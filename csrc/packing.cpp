@@ -364,8 +364,11 @@ int64_t plan_packs(const int64_t* num_tokens, const double* cost, int64_t n, int
                    int32_t* bin_of_tree) {
     if (ranks < 1) throw std::invalid_argument("ranks must be >= 1, got " + std::to_string(ranks));
     if (budget < 1) throw std::invalid_argument("the token budget must be >= 1, got " + std::to_string(budget));
+    if (budget > INT32_MAX)  // no pack can have more, and sums of tokens stay far from overflowing
+        throw std::invalid_argument("the token budget must be at most 2^31 - 1, got " + std::to_string(budget));
     if (n > (1 << 30) || ranks > (1 << 20)) throw std::invalid_argument("more than 2^30 trees or 2^20 ranks");
     int64_t total = 0;
+    double total_cost = 0;
     for (int64_t i = 0; i < n; ++i) {
         if (num_tokens[i] < 1 || num_tokens[i] > budget)
             throw std::invalid_argument("tree " + std::to_string(i) + " has " + std::to_string(num_tokens[i]) +
@@ -375,7 +378,10 @@ int64_t plan_packs(const int64_t* num_tokens, const double* cost, int64_t n, int
             throw std::invalid_argument("the cost of tree " + std::to_string(i) + " is " + std::to_string(cost[i]) +
                                         "; it must be finite and >= 0");
         total += num_tokens[i];
+        total_cost += cost[i];
     }
+    // Costs of bins are sorted and subtracted: an infinite one would make NaN, which has no order.
+    if (std::isinf(total_cost)) throw std::invalid_argument("the costs sum to more than a float64 holds");
     if (n == 0) return 0;
 
     const Problem p{num_tokens, cost, n, ranks, budget, *std::min_element(num_tokens, num_tokens + n)};

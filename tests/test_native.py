@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -228,9 +230,10 @@ def gather(src: np.ndarray, order: np.ndarray, offsets: np.ndarray, out: np.ndar
     _native.gather_sum(
         src.ctypes.data,
         names[src.dtype],
-        src.shape[1],
+        *src.shape,
         src.strides[0] // src.itemsize,
         order.ctypes.data,
+        len(order),
         offsets.ctypes.data,
         len(offsets) - 1,
         out.ctypes.data,
@@ -480,7 +483,7 @@ def test_calls_from_several_threads() -> None:
 
 def test_set_num_threads() -> None:
     """The default for calls that name no number; a negative one is refused."""
-    with pytest.raises(ValueError, match="must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="threads must be >= 0 and at most 1024, got -1"):
         _native.set_num_threads(-1)
     x = np.zeros((4, 10), np.float32)
     _native.set_num_threads(2)
@@ -488,3 +491,19 @@ def test_set_num_threads() -> None:
         assert_close(rows(x, np.zeros(4, np.int64), threads=0)[0], np.full(4, -np.log(10)), TOLERANCE)
     finally:
         _native.set_num_threads(0)
+
+
+# ---- invalid arguments --------------------------------------------------------------------------------------
+
+
+def test_no_invalid_argument_is_taken() -> None:
+    """Memory of others read or written, or the process ended, for a size, stride, address, index or offset that is out
+    of range: every such call of every entry point is a ValueError or a TypeError. In a process of its own, which such a
+    fault would end; benchmarks/sanitize.py does the same under sanitizers."""
+    script = Path(__file__).parent.parent / "benchmarks" / "sanitize.py"
+    command = [sys.executable, script, "--drive", Path(_native.__file__).parent, "--rounds", "9"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    refused = [line.split()[0] for line in done.stdout.splitlines() if " refused " in line]
+    public = {name for name in dir(_native) if not name.startswith("_")} - {"simd_levels", "has_openmp"}
+    assert set(refused) == public, "an entry point that is not driven"

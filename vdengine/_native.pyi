@@ -2,7 +2,9 @@
 
 Pointers are addresses as `Tensor.data_ptr()` or `ndarray.ctypes.data` give them; strides are in elements; the
 innermost dimension is contiguous; bfloat16 is stored as uint16. The caller keeps the memory alive and sized as
-stated. `threads = 0` means the number given to `set_num_threads`, or OpenMP's default.
+stated: that alone is not checked. `threads = 0` means the number given to `set_num_threads`, or OpenMP's default; at
+most 1024. ValueError: no memory where some is touched, or memory that is not aligned to its dtype; a size or a stride
+that is negative; indexes outside what they index.
 """
 
 from typing import Any, Literal
@@ -27,8 +29,8 @@ def plan_packs(
     No bin is empty when n >= ranks * micro_steps. With fewer trees some are, and those ranks run an empty pack; n = 0
     gives 0 micro steps. Time is O(n log n).
 
-    ValueError: a tree above the budget or without tokens, a cost that is negative or not finite, ranks or budget
-    below 1.
+    ValueError: a tree above the budget or without tokens, a cost that is negative, costs whose sum is not finite, ranks
+    or budget below 1, a budget above 2^31 - 1.
     """
 
 def assemble(
@@ -74,9 +76,11 @@ def log_softmax_rows(
 def gather_sum(
     src_ptr: int,  # [rows, width] src_dtype
     src_dtype: _DType,
+    src_rows: int,
     width: int,
     src_row_stride: int,
-    order_ptr: int,  # [offsets[m]] int64, rows of src
+    order_ptr: int,  # [num_order] int64, rows of src
+    num_order: int,
     offsets_ptr: int,  # [m+1] int64
     m: int,
     out_ptr: int,  # [m, width] out_dtype
@@ -86,8 +90,8 @@ def gather_sum(
 ) -> None:
     """out[j] = sum of src[order[i]] for i in offsets[j] .. offsets[j+1], added in that order in fp32; 0 for none.
 
-    The same bits for every number of threads. ValueError: offsets that decrease. Entries of `order` are not
-    checked: for the inverse of a gather, len(order) equals the rows of src.
+    The same bits for every number of threads. ValueError: offsets that decrease or end after `order`, an entry of
+    `order` that is no row of src.
     """
 
 def thin_linear(

@@ -18,8 +18,9 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
+from vdengine import errors
 from vdengine.errors import InputError
 
 MIB = 2**20
@@ -49,14 +50,20 @@ def read_bytes(path: str | Path, limit: int = SMALL) -> bytes:
     Raises:
         InputError: as `open_regular`; it has more than `limit` bytes.
     """
+    data, left = bytearray(), limit + 1
     with open_regular(path) as file:
         try:
-            data = file.read(limit + 1)
+            if os.fstat(file.fileno()).st_size > limit:
+                left = 0
+            # in blocks: read(n) asks for n bytes of memory, however short the file; some have a size of 0, as in /proc
+            while left and (block := file.read(min(left, MIB))):
+                data += block
+                left -= len(block)
         except OSError as error:
             raise InputError(f"{printable(path)}: {_why(error)}") from None
-    if len(data) > limit:
+    if not left:
         raise InputError(f"{printable(path)}: has more than {limit // MIB} MiB, the most that is read of such a file")
-    return data
+    return bytes(data)
 
 
 def read_text(path: str | Path, limit: int = SMALL) -> str:
@@ -77,8 +84,9 @@ def decode(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{where}: line {line}: not UTF-8") from None
+        number = data.count(b"\n", 0, error.start) + 1
+        line = f"line {number}: " if b"\n" in data else ""
+        raise InputError(f"{where}: {line}not UTF-8") from None
 
 
 def parse_json(data: str | bytes, where: str) -> Any:
@@ -125,6 +133,31 @@ def json_object(path: str | Path, limit: int = SMALL) -> dict[str, Any]:
     return value
 
 
+def json_lines(path: str | Path, limit: int = LARGE) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each line of a log of JSON; place: "FILE, line 3".
+
+    Lines are split at newlines alone (a JSON text may hold U+2028). What follows the last newline was cut short by a
+    crash, perhaps inside a character, and is left out; blank lines are skipped.
+
+    Raises:
+        InputError: as `read_bytes` and `parse_json`.
+    """
+    for number, line in enumerate(read_bytes(path, limit).split(b"\n")[:-1], start=1):
+        if line.strip():
+            place = f"{printable(path)}, line {number}"
+            yield place, parse_json(line, place)
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value from a JSON text is one that a file can hold: no half of a surrogate pair is in it."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))
+
+
+def is_count(value: Any, limit: int = 2**53) -> TypeGuard[int]:
+    """Whether a value from a JSON text is a whole number from 0 to below `limit`."""
+    return type(value) is int and 0 <= value < limit
+
+
 @contextmanager
 def parsing(where: str | Path, what: str) -> Iterator[None]:
     """A context for another library's parser of something from outside: any error of it means bad input, because such
@@ -154,7 +187,7 @@ def first_line(error: BaseException, width: int = 200) -> str:
 
 def printable(text: str | Path) -> str:
     """A path or a text on one line, without control characters."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
+    return errors.printable(str(text))
 
 
 def _why(error: Exception) -> str:
