@@ -10,7 +10,20 @@ import vdengine
 PACKAGE = Path(vdengine.__file__).parent
 # From the ground up, as in CONTRIBUTING.md; a room is a folder, or a file beside the folders.
 LADDER = (
-    ("errors", "outside", "files", "noise", "hub", "gguf", "runfolder", "settings", "kernels", "_native"),
+    (
+        "errors",
+        "outside",
+        "files",
+        "noise",
+        "hub",
+        "signals",
+        "gguf",
+        "progress",
+        "runfolder",
+        "settings",
+        "kernels",
+        "_native",
+    ),
     ("trees",),
     ("text", "objectives"),
     ("recipe", "models"),

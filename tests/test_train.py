@@ -27,6 +27,11 @@ def recipe(tmp_path, tiny_models) -> Path:
     return path
 
 
+def nothing_begun(folder: Path) -> bool:
+    """Whether a run folder is not there, or has only been locked."""
+    return not folder.exists() or set(os.listdir(folder)) <= {"lock"}
+
+
 def damaged(folder: Path, source: Path, name: str, change) -> Path:
     """A copy of a model folder with one file changed."""
     folder.mkdir()
@@ -54,13 +59,13 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_damaged_models(case, recipe, tmp_path, tiny_models, capsys):
-    """Guards model folders from outside: one line that names the file or key; no run folder appears."""
+    """Guards model folders from outside: one line that names the file or key; no run begins."""
     name, change, word = CASES[case]
     folder = damaged(tmp_path / "damaged", tiny_models["llama"], name, change)
     assert main([str(recipe), f"model.source={folder}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and word in error, error
-    assert not (tmp_path / "run").exists()
+    assert nothing_begun(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,7 @@ def test_bad_values(override, message, recipe, tmp_path, capsys):
     assert main([str(recipe), override]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error, error
-    assert not (tmp_path / "run").exists()
+    assert nothing_begun(tmp_path / "run")
 
 
 def test_a_budget_below_the_longest_tree(recipe, tmp_path, capsys):
@@ -89,7 +94,7 @@ def test_a_budget_below_the_longest_tree(recipe, tmp_path, capsys):
     assert main([str(recipe), *keys]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: batch.tokens: ") and "long.jsonl" in error and "budget of 70" in error, error
-    assert not (tmp_path / "run").exists()
+    assert nothing_begun(tmp_path / "run")
 
 
 def test_broken_json_and_panel_lines(recipe, tmp_path, capsys):
@@ -117,9 +122,11 @@ def test_a_whole_run_and_its_resume(recipe, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
-def test_show_batch(recipe, capsys):
-    """Guards the look at the data: labels and texts, and no training."""
-    assert main([str(recipe), "--show-batch", "2"]) == 0
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 2, 3, 0), (0, 3, 1, 2), (3, 0, 1, 2)])
+def test_show_batch(order, recipe, tmp_path, capsys):
+    """Guards the look at the data: labels and texts, no training, and words in any order."""
+    words = [str(recipe), "--show-batch", "2", f"data.cache={tmp_path / 'cache'}"]
+    assert main([words[i] for i in order]) == 0
     out = capsys.readouterr().out
     assert "chosen" in out and "rejected" in out and "yes it is" in out
 

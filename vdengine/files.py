@@ -1,44 +1,89 @@
-"""Our own files: writing them whole, lines by step, locking, hashes."""
+"""Our own files: written whole or not at all, logs of lines by step, locks, hashes, free space."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
+import warnings
+import weakref
 from pathlib import Path
 
 from vdengine.errors import InputError
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically and durably: under a temporary name, synced, then renamed. After a crash there is the old
+    file or the new one, whole."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: under a temporary name, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable: after a rename, which a power cut could undo otherwise."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:  # some network file systems cannot; the rename is theirs to keep then
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
+
+
+def bytes_before(path: Path, step: int, name: str = "step") -> int:
+    """The bytes at the start of a JSONL file that are lines of steps below `step`: those that a run which continues
+    there keeps. Lines are split at newlines alone; the first that is no JSON object with a step, as one that a crash
+    cut short, ends them. 0 where there is no file. name: of the step in a line."""
+    kept = 0
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                    if not line.endswith(b"\n") or row[name] >= step:
+                        break
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    break
+                kept += len(line)
+    except FileNotFoundError:
+        return 0
+    return kept
+
+
+def cut(path: Path, size: int) -> None:
+    """Leave the first `size` bytes of a file, if there is one."""
+    if path.exists() and path.stat().st_size != size:
+        os.truncate(path, size)
 
 
 def rewind(path: Path, step: int) -> None:
     """Remove the lines of a JSONL file that a run which continues at `step` will write again, and a last line that is
     cut short."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            break
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    cut(path, bytes_before(path, step))
 
 
 class Lock:
     """A lock on a file, held until `close` or the end of the process. It is the operating system's (flock): what the
-    file says is for people.
+    file says is for people. Readers take none.
 
     Raises:
         InputError: another process, or another object of this one, holds it; or it cannot be made.
@@ -47,27 +92,69 @@ class Lock:
     def __init__(self, path: Path, what: str) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a+", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path.parent}: cannot be written ({error.strerror}); name another folder") from None
+            self._file = open(path, "a+", encoding="utf-8", errors="replace")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{path.parent}: cannot be written ({reason}); name another folder") from None
         me = f"process {os.getpid()} on {socket.gethostname()}"
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.seek(0)
-            holder = self._file.readline().strip() or "another process"
+            holder = self._file.readline(200).strip() or "another process"
             self._file.close()
             raise InputError(f"{path.parent}: {what} by {'this process' if holder == me else holder}") from None
+        except OSError as error:  # a file system without locks
+            warnings.warn(
+                f"{path}: cannot be locked ({error.strerror}): let one process alone write here", stacklevel=3
+            )
+        # A forked child shares the lock, and would hold it after this process has been killed.
+        held = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _close_in_child(held()))
         self._file.truncate(0)
         self._file.write(f"{me}\n")
         self._file.flush()
 
+    @property
+    def removed(self) -> bool:
+        """Whether someone has removed the file, or the folder around it, meanwhile."""
+        return not self._file.closed and os.fstat(self._file.fileno()).st_nlink == 0
+
     def close(self) -> None:
         """Release it. Again is nothing."""
-        self._file.close()
+        if not self._file.closed:
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # whatever a child that was forked just now still holds
+            self._file.close()
 
 
-def digest(path: Path) -> str:
-    """BLAKE2b of a file's bytes: 32 hex digits."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+def _close_in_child(lock: Lock | None) -> None:
+    if lock is not None:
+        lock._file.close()
+
+
+def check_space(folder: Path, num_bytes: float, what: str) -> None:
+    """Check that there is room for a file or folder before it is begun.
+
+    Raises:
+        InputError: there is less room where `folder` is, or will be.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < num_bytes:
+        raise InputError(
+            f"{folder}: no room for {what}: it takes {num_bytes / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free"
+        )
+
+
+def digest(path: Path, size: int | None = None) -> str:
+    """BLAKE2b of a file's bytes, or of its first `size`: 32 hex digits."""
+    hasher = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        if size is None:
+            return hashlib.file_digest(file, lambda: hasher).hexdigest()
+        while size > 0 and (block := file.read(min(size, 2**20))):
+            hasher.update(block)
+            size -= len(block)
+    return hasher.hexdigest()

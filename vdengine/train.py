@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
+import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vdengine.cli.arguments import RecipeParser
 from vdengine.cli.common import verb
-from vdengine.recipe import Recipe, load_recipe
+from vdengine.recipe import Recipe
+from vdengine.signals import SIGNALS, Requests
 
 if TYPE_CHECKING:
     from vdengine.engine.trainer import Trainer
@@ -18,47 +22,76 @@ if TYPE_CHECKING:
 @verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input, with one line on stderr that says what and where."""
-    parser = argparse.ArgumentParser(prog="vdengine train", description="Train a recipe and trace the model's values.")
-    parser.add_argument("recipe", help="a TOML file; see recipes/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace keys of the recipe")
+    parser = RecipeParser(
+        prog="vdengine train",
+        description="Train a recipe and trace the model's values. A run folder that exists is resumed.",
+        epilog="On several GPUs: torchrun --standalone --nproc-per-node 8 -m vdengine.train RECIPE",
+    )
     parser.add_argument(
         "--show-batch", type=int, metavar="N", help="print the first N rows as the model will see them, and stop"
     )
-    args = parser.parse_args(argv)
-    recipe = load_recipe(args.recipe, args.overrides)
+    args, recipe = parser.read(argv)
+    if args.show_batch is not None and args.show_batch < 1:
+        parser.error("--show-batch takes a number of rows, 1 or more")
+    if os.environ.get("RANK", "0") == "0":  # before torch is imported, which takes a while
+        from vdengine.engine.preflight import preflight
+
+        preflight(recipe)
     if args.show_batch is not None:
         return show_batch(recipe, args.show_batch)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{recipe.run.folder}: loading torch, the model and the data", flush=True)
     return train(recipe)
 
 
 def train(recipe: Recipe) -> int:
-    """The whole run, in order."""
-    from vdengine.engine import console
-    from vdengine.engine.clocks import profiler
-    from vdengine.engine.trainer import Trainer
+    """The whole run, in order. Exit status 128 + the signal's number where one has stopped it."""
+    main_rank = os.environ.get("RANK", "0") == "0"
+    with Requests(SIGNALS, announce=main_rank) as requests:
+        from vdengine.engine import console
+        from vdengine.engine.clocks import profiler
+        from vdengine.engine.trainer import Trainer
+        from vdengine.engine.trouble import NothingLearned
 
-    started = time.perf_counter()
-    t = Trainer(recipe)
-    screen = console.Console(t)
-    try:
-        screen.say(console.plan(t) + "\n")
-        with profiler(t.folder, recipe.log.profile, t.world.rank) as profile:
-            while t.step_count < t.total_steps:
-                t.step()
-                profile.step()
-                screen.step()
-                if every(recipe.data.eval_every, t):
-                    screen.evaluation(t.evaluate())
-                if every(recipe.checkpoint.every, t):
-                    t.save()
-        if t.step_count > t.resumed_at:  # not when a finished run is started again
-            screen.evaluation(t.evaluate())
-        t.finish()
-        screen.end(time.perf_counter() - started)
-    finally:
-        screen.close()
-        t.close()
+        started = time.perf_counter()
+        t = Trainer(recipe)
+        requests.tell(t.stopping.ask)
+        screen = console.Console(t)
+        try:
+            screen.say(console.plan(t) + "\n")
+            with profiler(t.folder, recipe.log.profile, t.world.rank) as profile:
+                while t.step_count < t.total_steps and not t.stopping.signal:
+                    t.step()
+                    profile.step()
+                    screen.step()
+                    if every(recipe.data.eval_every, t):
+                        screen.evaluation(t.evaluate())
+                    if every(recipe.checkpoint.every, t) or t.stopping.failed:  # that says what has failed
+                        t.save()
+            if t.stopping.signal and t.step_count < t.total_steps:
+                t.save()
+                t.saver.wait()
+                screen.stopped(t.stopping.signal, again())
+                return 128 + t.stopping.signal
+            if t.step_count > t.resumed_at:  # not when a finished run is started again
+                screen.evaluation(t.evaluate())
+            t.finish()
+            screen.end(time.perf_counter() - started)
+        except NothingLearned:
+            t.save()  # with the count, so that a run that is started again by itself gives up at once
+            raise
+        finally:
+            screen.close()
+            t.close()
     return 0
+
+
+def again() -> str:
+    """The command that goes on with this run."""
+    words = sys.argv[1:] if Path(sys.argv[0]).stem in ("vdengine", "__main__") else ["train", *sys.argv[1:]]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"torchrun ... -m vdengine.train {shlex.join(words[1:])}"
+    return f"vdengine {shlex.join(words)}"
 
 
 def every(n: int, t: Trainer) -> bool:

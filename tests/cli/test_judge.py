@@ -82,7 +82,7 @@ def test_bad_arguments(tmp_path, tiny_models, capsys):
         (["--models", model, "--out", str(tmp_path / "o"), "--samples", "0"], "at least 1 answer"),
         (["--models", str(tmp_path / "gone"), "--out", str(tmp_path / "o")], "no such folder"),
         ([str(tmp_path / "run"), "--judge", "vibes"], "unknown judge 'vibes'"),
-        ([str(tmp_path / "run"), "--import-sheet", str(tmp_path / "no.csv")], "no such sheet"),
+        ([str(tmp_path / "run"), "--import-sheet", str(tmp_path / "no.csv")], "no such file"),
     ):
         assert main(command) == 2
         error = capsys.readouterr().err

@@ -30,10 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["{first}", "--smoothing", "lots"], "'lots' is not one of"),
         (["{first}", "--labels", "a,b"], "1 runs need as many different names"),
         (["{first}", "{first}"], "named twice"),
-        (["{first}", "--gap", "{empty}/none.json"], "cannot be read"),
+        (["{first}", "--gap", "{empty}/none.json"], "no such file"),
         (["{first}", "--gap", "{bad}"], "is an audit of kind 'prior'"),
         (["{other}", "{first}", "--gap", "{stranger}"], "which none of these runs was trained on"),
         (["{silent}", "--readout", "answers"], "no answers to show"),
+        (["{first}", "--topics", ","], "topics: none is named; there are topic 0, topic 1, topic 2"),
+        (["a\0b"], "a\\x00b: no such folder"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -55,3 +57,14 @@ def test_bad_input_is_one_line_and_status_2(
     if "{different}" in argv:
         assert str(paths["first"]) in error and str(paths["different"]) in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["{file}", "{file}/x", "a\0b", "x" * 300])
+def test_a_place_that_cannot_be_written_is_one_line(
+    out: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against a traceback after a minute of analysis, where --out is a file or no name of a folder."""
+    (tmp_path / "file").write_text("")
+    assert main([str(folder / "first"), "--no-figures", "--out", out.format(file=tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "cannot be written" in error

@@ -5,6 +5,8 @@ The formulas are in tests/objectives/test_ppo.py, sampling in tests/models/test_
 
 import json
 import math
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -151,7 +153,7 @@ def test_a_rollout_by_hand(recipe):
     trainer.step()  # away from the reference
     got, metrics = trainer.ppo.rollout(trainer.model, 1)
     o, t = recipe.objective, recipe.rollout.temperature
-    plain, stop = vd.load_model(recipe.model.source), set(trainer.tokenizer.stop_ids)
+    plain, stop = vd.load_model(recipe.model.source), set(trainer.renderer.stop_ids)
     plain.load_state_dict({n: p.full_tensor() for n, p in trainer.model.named_parameters()}, strict=False)
     reference = vd.load_model(recipe.model.source)
     reference.lm_head.temperature = plain.lm_head.temperature = t
@@ -373,7 +375,7 @@ def test_a_nan_gradient_is_skipped(recipe):
     trainer.ppo.rollout = lambda model, step: (rollout, metrics)
     before = [p.full_tensor().detach().clone() for t in trainer.trained for p in t.parameters]
     row = trainer.step()
-    assert row["skipped_updates"] == 4 and "rows [" in trainer.warning
+    assert row["skipped_updates"] == 4 and "pairs.jsonl row " in trainer.warning
     after = [p.full_tensor() for t in trainer.trained for p in t.parameters]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     trainer.close()
@@ -383,7 +385,7 @@ def test_a_nan_gradient_is_skipped(recipe):
     "change, message",
     [
         (lambda r: setattr(r.reward, "source", ""), "ppo needs one reward"),
-        (lambda r: setattr(r.reward, "source", "regex:["), "not a regular expression"),
+        (lambda r: setattr(r.reward, "source", "regex:["), "not a usable regular expression"),
         (lambda r: setattr(r.reward, "source", r.model.source), "is a language model"),
         (lambda r: setattr(r.rollout, "temperature", 0.0), "rollout.temperature = 0.0 is out of range; allowed: > 0"),
         (lambda r: setattr(r.rollout, "temperature", -1.0), "rollout.temperature = -1.0 is out of range"),
@@ -400,6 +402,50 @@ def test_bad_recipes(recipe, change, message):
     """Guards one clear line, before the first step."""
     change(recipe)
     with pytest.raises(InputError, match=message):
+        Trainer(recipe)
+
+
+@pytest.mark.parametrize("pattern, text, share", [
+    ("[ab]+", "xaab", 0.75), ("", "abc", 0.0), ("x*", "axxb", 0.5), (r"\b", "a b", 0.0), ("a", "", 0.0),
+    (r"(?i)yes|no\b", "YES no not", 0.5), ("(a|a)*b", "b" + "a" * 40 + "c", 1 / 42), ("(a+)+$", "a" * 40 + "b", 0.0),
+])  # fmt: skip
+def test_a_pattern_as_reward(pattern, text, share):
+    """Guards the share that is matched, empty matches too, and patterns that take exponential time elsewhere."""
+    assert pattern_reward(pattern)(["", ""], [text, text]) == [pytest.approx(share)] * 2
+
+
+@pytest.mark.parametrize("pattern, message", [
+    ("(", "reward.source: '.': not a usable regular expression"),
+    ("(?R)a", "takes more than 0.1 s on the completion 'aaa'"),
+    ("(a{10000}){10000}", "may repeat things 1000000 times in all"),
+    ("a{" + "9" * 5000 + "}", "may repeat things"),
+    ("(" * 20_000, "may repeat things"),
+])  # fmt: skip
+def test_patterns_that_would_not_end(pattern, message, monkeypatch):
+    """Guards against a run that hangs on its first completion, or before it."""
+    monkeypatch.setattr("vdengine.engine.ppo.PATTERN_SECONDS", 0.1)
+    with pytest.raises(InputError, match=r"^[^\n]{0,400}$") as error:
+        pattern_reward(pattern)([""], ["aaa"])
+    assert re.search(message, str(error.value))
+
+
+def test_the_templates_end_of_turn_ends_a_completion(recipe, tmp_path):
+    """Guards PPO on a base model: the end of turn of the recipe's template stops a completion, beside the tokenizer's
+    own EOS, and is said where it is no token."""
+    folder = tmp_path / "base"
+    shutil.copytree(recipe.model.source, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    template = config.pop("chat_template")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|endoftext|>"}))
+    (tmp_path / "chatml.jinja").write_text(template)
+    recipe.model.source, recipe.data.template = str(folder), str(tmp_path / "chatml.jinja")
+    trainer = Trainer(recipe)
+    token_id = trainer.tokenizer.token_id
+    assert trainer.ppo.sampling.stop_ids == (token_id("<|im_end|>"), token_id("<|endoftext|>"))
+    trainer.close()
+    (tmp_path / "chatml.jinja").write_text(template.replace("<|im_end|>", "<|done|>"))
+    recipe.run.folder = str(tmp_path / "other")
+    with pytest.raises(InputError, match=r"ends an assistant turn with '<\|done\|>', which is no single token"):
         Trainer(recipe)
 
 

@@ -1,11 +1,16 @@
 """What the policy is compared with."""
 
+import hashlib
+import io
+
 import numpy as np
 import pytest
 import torch
 from helpers.runs import recipe_of
 from helpers.scenarios import same_bits
 
+from vdengine.engine import reference
+from vdengine.engine.reference import DIGEST
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 
@@ -41,7 +46,7 @@ def test_a_wrong_reference_stops_before_the_first_update(tmp_path, tiny_models, 
 
 def test_reference_sums_are_never_replaced(tmp_path, tiny_models, data):
     """Guards a resumed run's bits: what the run folder holds wins over the shared cache, and a run along other packs
-    adds what is missing without touching what is there. A damaged file is named."""
+    adds what is missing without touching what is there."""
     make = lambda name: recipe_of(name, tmp_path, str(tiny_models["qwen3"]), str(data))  # noqa: E731
     Trainer(make("base")).close()
     (mine,) = (tmp_path / "base" / "reference").iterdir()
@@ -54,10 +59,48 @@ def test_reference_sums_are_never_replaced(tmp_path, tiny_models, data):
     assert (
         np.array_equal(then[~np.isnan(first)], first[~np.isnan(first)]) and np.isnan(then).sum() < np.isnan(first).sum()
     )
-    np.save(shared, then + 1)
+    buffer = io.BytesIO()
+    np.save(buffer, then + 1)
+    shared.write_bytes(buffer.getvalue() + hashlib.blake2b(buffer.getvalue(), digest_size=DIGEST).digest())
     again = Trainer(make("base"))
     assert np.array_equal(again.reference.sums[:-2].numpy()[~np.isnan(first)], first[~np.isnan(first)])
     again.close()
-    mine.write_bytes(mine.read_bytes()[:100])
-    with pytest.raises(InputError, match=f"{mine.name}: damaged"):
-        Trainer(make("base"))
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "cut", "another length", "empty"])
+def test_sums_that_are_not_whole_are_computed_anew(tmp_path, tiny_models, data, damage):
+    """Guards training against a cache that a full disk or a copy has spoilt, with its size kept too: the same sums
+    again, and a line that says so."""
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    first = Trainer(recipe)
+    sums = first.reference.sums.clone()
+    first.close()
+    for folder in ("base", "cache"):
+        (path,) = (tmp_path / folder / "reference").iterdir()
+        whole = path.read_bytes()
+        spoilt = {"zeroed": bytes(len(whole)), "cut": whole[:100], "another length": whole + b"0", "empty": b""}
+        path.write_bytes(spoilt[damage])
+    again = Trainer(recipe)
+    assert torch.equal(again.reference.sums.nan_to_num(), sums.nan_to_num())
+    assert len(again.notes) == 2 and all("computed anew" in note for note in again.notes)
+    again.close()
+    assert (tmp_path / "base" / "reference" / path.name).read_bytes() == whole
+    third = Trainer(recipe)
+    assert not third.notes
+    third.close()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, tiny_models, data, monkeypatch):
+    """Guards a run whose shared cache is read-only: it has its own copy, and says that others have none."""
+    recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
+    write = reference.write_bytes
+
+    def read_only(path, content):
+        if path.is_relative_to(tmp_path / "cache"):
+            raise OSError(30, "Read-only file system", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(reference, "write_bytes", read_only)
+    trainer = Trainer(recipe)
+    assert "not kept for other runs (Read-only file system)" in trainer.notes[0]
+    trainer.close()

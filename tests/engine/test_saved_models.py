@@ -1,11 +1,18 @@
 """Saved models score as the run did, to the bit: checkpoints, folders, exports."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from vdengine.drift.opening_log import DriftLog
-from vdengine.engine.saved_models import SavedModel, score, steps_of
+from vdengine.engine.saved_models import SavedModel, sample_answers, score, steps_of
 from vdengine.errors import InputError
+from vdengine.judges import open_judge
+from vdengine.judges.base import Item
+from vdengine.models.generate import Completion
 from vdengine.panels.panel import Panel
 
 
@@ -70,3 +77,35 @@ def test_a_tokenizer_that_transformers_has_saved_is_the_same_one(tiny_models, tm
     assert np.array_equal(found[0], found[1])
     with pytest.raises(InputError, match="checkpoint-4: another tokenizer or chat template than .*; score it apart"):
         score([str(base), str(other)], str(tmp_path / "two.jsonl"), controls=False, say=lambda text: None)
+
+
+def test_a_model_that_overflows_is_no_table(tiny_models, tmp_path):
+    """Guards against "no clear shift" of a model whose weights are finite and whose log-probs are not."""
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_models["llama"], folder)
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {"model.norm.weight": torch.full((40,), 3e38)}, folder / "model.safetensors")
+    for run in (
+        lambda: score([str(folder)], panel="values-mini", controls=False, say=lambda text: None),
+        lambda: sample_answers([str(folder)], tmp_path / "out", panel="values-mini", samples=1, max_tokens=2),
+        lambda: list(open_judge(f"model:{folder}").judge([Item(Panel.load("values-mini").probes[0], "Yes.")])),
+    ):
+        with pytest.raises(InputError, match="log-probs .*not finite"):
+            run()
+
+
+def test_each_model_stops_where_its_own_files_say(tiny_models, tmp_path, monkeypatch):
+    """Guards answers of a base model and its checkpoint: one template, other ends of a text."""
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_models["llama"], folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 256}')
+    stops = []
+    monkeypatch.setattr("vdengine.engine.saved_models.score", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "vdengine.engine.saved_models.generate",
+        lambda model, prompts, sampling, **_: (
+            stops.append(sampling.stop_ids) or [[Completion([65], [-1.0], False)]] * 48
+        ),
+    )
+    sample_answers([str(tiny_models["llama"]), str(folder)], tmp_path / "out", panel="values-mini", samples=1)
+    assert stops == [(258,), (258, 256)]

@@ -6,12 +6,12 @@ does (arXiv 2510.26707), 5 answers to a question at temperature 0.7, up to 256 t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vdengine.cli.arguments import Parser
 from vdengine.cli.common import verb
 from vdengine.errors import InputError
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vdengine.judges.base import JudgeOptions
 
     default = JudgeOptions()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vdengine judge",
         description="Judge the answers that runs have sampled, or sample some from saved models.",
         epilog="judges: rule (rules that can be read), model:SOURCE (a model in this engine), server:MODEL[@URL] (an "
@@ -74,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.models:
         if not args.out:
             raise InputError("--models needs --out FOLDER, where the answers are kept")
+        from vdengine.engine.preflight import check_names
+
+        check_names(args.models, args.panel)
         from vdengine.engine.saved_models import sample_answers
 
         sample_answers(

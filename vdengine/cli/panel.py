@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vdengine.cli.arguments import Parser
 from vdengine.cli.common import names, verb
 from vdengine.errors import InputError
 
@@ -15,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input; `check` gives 1 where it has warnings."""
     from vdengine.panels.importers import CONVERSATION_TYPES, KINDS
 
-    parser = argparse.ArgumentParser(prog="vdengine panel", description="Import a panel, or check one.")
+    parser = Parser(prog="vdengine panel", description="Import a panel, or check one.")
     verbs = parser.add_subparsers(dest="verb", metavar="import | check", required=True)
     kinds = "\n".join(f"  {kind:8} {what}" for kind, what in KINDS.items())
     get = verbs.add_parser(

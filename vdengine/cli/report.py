@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from vdengine.cli.arguments import Parser
 from vdengine.cli.common import names, verb
 
 READOUTS = ("openings", "answers")
@@ -13,7 +13,7 @@ READOUTS = ("openings", "answers")
 @verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input, with one line on stderr that says what and where."""
-    parser = argparse.ArgumentParser(prog="vdengine report", description="A page, figures and tables of runs.")
+    parser = Parser(prog="vdengine report", description="A page, figures and tables of runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or that score or judge wrote")
     parser.add_argument("--out", metavar="FOLDER", help="default: RUN/report for one run, ./report for several")
     parser.add_argument("--readout", choices=READOUTS, help="shown first (default: answers, where they are judged)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from vdengine.cli.arguments import Parser
 from vdengine.cli.common import verb
 from vdengine.errors import InputError
 
@@ -12,7 +13,7 @@ from vdengine.errors import InputError
 @verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input; `--check-panel` gives 1 where it has warnings."""
-    parser = argparse.ArgumentParser(prog="vdengine score", description="Score a panel on saved models, or check one.")
+    parser = Parser(prog="vdengine score", description="Score a panel on saved models, or check one.")
     parser.add_argument("models", nargs="*", help="folders, hub ids, .gguf files, or checkpoints of a run")
     parser.add_argument("--panel", help="a built-in name or .jsonl file (default: the run's own, else values-mini)")
     parser.add_argument("--out", metavar="FOLDER", help="keep the raw scores there, as a run does in its drift/")
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=None,
         help="also score the controls on the first and the last model (default: as the run did, else yes)",
     )
+    parser.add_argument("--json", action="store_true", help="print shifts since the first model as JSON")
     parser.add_argument("--check-panel", metavar="PANEL", help="the same as `vdengine panel check PANEL`")
     parser.add_argument("--tokenizer", help="with --check-panel: also look at its tokens, with this tokenizer")
     args = parser.parse_args(argv)
@@ -36,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if warnings else 0
     if not args.models:
         raise InputError("name at least one model to score, or --check-panel PANEL")
+    from vdengine.engine.preflight import check_names
+
+    check_names(args.models, args.panel)
     from vdengine.engine.saved_models import score
 
-    score(args.models, args.panel, args.out, args.template, args.tokens, args.dtype, args.controls)
+    score(args.models, args.panel, args.out, args.template, args.tokens, args.dtype, args.controls, args.json)
     return 0

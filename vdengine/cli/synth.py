@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from vdengine.cli.arguments import Parser
 from vdengine.cli.common import names, verb
 from vdengine.data.synthesis import KINDS, PLACES, SynthesisOptions, write
 from vdengine.errors import InputError
@@ -14,7 +14,7 @@ from vdengine.errors import InputError
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input, with one line on stderr that says what and where."""
     default = SynthesisOptions()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vdengine synth", description="Write a data set whose stances are known: for runs whose drift must show."
     )
     parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="a manifest is put beside it")

@@ -70,7 +70,7 @@ class Anchors:
             renderer.prompt_ids([{"role": "user", "content": p.prompt}], opening=True) for p in self.panel.probes
         ]
         sampler.expect(max(map(len, self.prompts)))
-        self.sampling = Sampling(settings.max_tokens, 1.0, stop_ids=tuple(renderer.tokenizer.stop_ids))
+        self.sampling = Sampling(settings.max_tokens, 1.0, stop_ids=tuple(renderer.stop_ids))
         self.base = settings.base or 3 * settings.samples
         self.pack_tokens = max(pack_tokens, max(map(len, self.prompts)) + settings.max_tokens)
         if wrong := [k for k in settings.anchors if not 0 < k < total_steps]:

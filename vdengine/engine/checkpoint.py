@@ -1,36 +1,39 @@
-"""Checkpoints: `<run>/checkpoints/step-NNNNNN/`, sharded (torch.distributed.checkpoint) and written atomically.
+"""Checkpoints as they are on disk: `<run>/checkpoints/step-NNNNNN/`, and how they are read. `engine.saver` writes them.
 
-A checkpoint is written under a temporary name and renamed when every rank has finished. Its manifest has the step, the
-versions and a hash of every file. Step N means after N steps. Only the master weights, AdamW's moments and a few
-numbers (tokens seen, PPO's adaptive ones) are saved: data order, probes and the noise of samples are functions of the
-step. A run with another number of ranks can load it.
+Step N means after N steps. A checkpoint holds the shards of torch.distributed.checkpoint (the master weights, AdamW's
+moments and a few numbers) and a manifest, written last:
 
-A run folder is trusted: DCP's metadata is a pickle.
+    step, world_size, vdengine, torch
+    files   bytes and hash of every other file
+    logs    of every log of the run, by its path in the run folder: bytes and hash of the part before this step
+
+Data order, probes and the noise of samples are functions of the step, so nothing else is needed. A run with another
+number of ranks can load it. Nothing of it is trusted: its metadata, a pickle, is read by `engine.metadata`.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 
-import vdengine
+from vdengine.engine.metadata import cause, read_state
 from vdengine.engine.parallel import World, broadcast
 from vdengine.errors import InputError
 from vdengine.files import digest
+from vdengine.outside import json_object
 from vdengine.runfolder import CHECKPOINT, MANIFEST, RunFolder
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+_NAME = re.compile(rf"{CHECKPOINT}(\d{{6,}})")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,17 @@ class Trained:
         return list(self.model.parameters())
 
 
-def _state(trained: Sequence[Trained], numbers: dict[str, float]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Found:
+    """A whole checkpoint to go on from."""
+
+    folder: Path
+    step: int
+    logs: Mapping[str, Mapping[str, Any]]  # of the manifest
+    notes: Sequence[str]  # of newer ones that were passed over, a line each
+
+
+def state_of(trained: Sequence[Trained], numbers: Mapping[str, float]) -> dict[str, Any]:
     """The tensors to save, or to load into, by Hugging Face name (a tied weight once); the numbers as [] float64. A
     frozen parameter has no moments."""
     state: dict[str, Any] = {f"numbers.{k}": torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
@@ -66,84 +79,54 @@ def _state(trained: Sequence[Trained], numbers: dict[str, float]) -> dict[str, A
     return state
 
 
-def save(
-    run_folder: Path, step: int, trained: Sequence[Trained], numbers: dict[str, float], world: World, keep: int
-) -> Path:
-    """Save a checkpoint, and remove all but the newest `keep`. Returns its folder. A collective.
-
-    A complete checkpoint of this step is left as it is, because equal steps have equal bits.
-    """
-    final = RunFolder(run_folder).checkpoint(step)
-    temporary = final.with_name(final.name + ".tmp")
-    if broadcast(world, world.is_main and final.exists() and _damage(final) is None):
-        return final
-    if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed during a save
-        temporary.mkdir(parents=True)
-    dist.barrier()
-    dcp.save(_state(trained, numbers), checkpoint_id=temporary)  # a collective: every rank writes its shards
-    rank_hashes = {p.name: digest(p) for p in sorted(temporary.glob(f"__{world.rank}_*"))}
-    hashes: list[Any] = [None] * world.size  # of every rank
-    dist.all_gather_object(hashes, rank_hashes)
-    if world.is_main:
-        files = {".metadata": digest(temporary / ".metadata")} | {k: v for part in hashes for k, v in part.items()}
-        manifest = {
-            "step": step,
-            "world_size": world.size,
-            "vdengine": vdengine.__version__,
-            "torch": torch.__version__,
-            "files": files,
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        for old in _checkpoints(run_folder)[:-keep]:
-            shutil.rmtree(old)
-    dist.barrier()
-    return final
+def size_of(trained: Sequence[Trained]) -> int:
+    """Bytes of a checkpoint of all ranks together, but for names and numbers."""
+    return sum(
+        p.numel() * p.element_size() * (1 + len(MOMENTS) * p.requires_grad) for t in trained for p in t.parameters
+    )
 
 
-def newest(run_folder: Path, world: World) -> tuple[Path, int] | None:
-    """The newest complete checkpoint and its step; None if there are no checkpoints. A collective: rank 0 looks, and
-    tells the other ranks.
+def newest(run_folder: Path, world: World) -> Found | None:
+    """The newest whole checkpoint; None if there are no checkpoints. A collective: rank 0 looks, and tells the others.
 
     Newer ones that are damaged are renamed to `step-N.damaged`, because the run will write these steps again.
 
     Raises:
         InputError: there are checkpoints, but all are damaged.
     """
-    damaged, complete = [], None
+    found: Found | str | None = None
     if world.is_main:
-        for folder in reversed(_checkpoints(run_folder)):
-            if (reason := _damage(folder)) is None:
-                complete = folder
-                break
-            damaged.append((folder, reason))
-        if complete is not None:
-            for folder, _ in damaged:
-                shutil.rmtree(renamed := folder.with_suffix(".damaged"), ignore_errors=True)
-                folder.rename(renamed)
-    reasons = [f"{folder.name} ({reason})" for folder, reason in damaged]
-    complete, reasons = broadcast(world, (complete, reasons))
-    if complete is not None:
-        return complete, _step(complete)
-    if reasons:
-        raise InputError(f"{RunFolder(run_folder).checkpoints}: no whole checkpoint: {'; '.join(reasons)}")
-    return None
+        damaged: list[tuple[Path, str]] = []
+        for folder in reversed(checkpoints(run_folder)):
+            manifest, reason = inspect(folder)
+            if reason:
+                damaged.append((folder, reason))
+                continue
+            for other, _ in damaged:
+                shutil.rmtree(renamed := other.with_suffix(".damaged"), ignore_errors=True)
+                other.rename(renamed)
+            notes = [f"checkpoint {other.name} was passed over: {why}" for other, why in damaged]
+            found = Found(folder, step_of(folder), manifest["logs"], notes)
+            break
+        else:
+            if damaged:
+                reasons = "; ".join(f"{folder.name} ({reason})" for folder, reason in damaged)
+                found = f"{RunFolder(run_folder).checkpoints}: no whole checkpoint: {reasons}"
+    found = broadcast(world, found)
+    if isinstance(found, str):
+        raise InputError(found)
+    return found
 
 
-def load(folder: Path, trained: Sequence[Trained], numbers: dict[str, float]) -> dict[str, float]:
+def load(folder: Path, trained: Sequence[Trained], numbers: Mapping[str, float]) -> dict[str, float]:
     """Load models and optimizers in place; every rank reads its own shards. Returns the saved numbers that have the
     names of `numbers`. A collective.
 
     Raises:
         InputError: the checkpoint does not fit the model.
     """
-    state = _state(trained, numbers)
-    try:
-        dcp.load(state, checkpoint_id=folder)
-    except (RuntimeError, ValueError, dcp.api.CheckpointException) as e:
-        raise InputError(f"{folder}: does not fit this model: {str(e).splitlines()[0]}") from e
+    state = state_of(trained, numbers)
+    read_state(folder, state)
     for t in trained:
         for name, p in t.model.named_parameters():
             if p.requires_grad:
@@ -157,35 +140,50 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     Raises:
         InputError: the checkpoint is damaged or does not fit the model.
     """
-    if (reason := _damage(folder)) is not None:
+    _, reason = inspect(folder)
+    if reason:
         raise InputError(f"{folder}: not a whole checkpoint: {reason}")
-    state = {f"model.{name}": p.data for name, p in model.named_parameters()}
+    read_state(folder, {f"model.{name}": p.data for name, p in model.named_parameters()}, no_dist=True)
+
+
+def inspect(folder: Path) -> tuple[dict[str, Any], str]:
+    """The manifest of a checkpoint, and "" if all is whole, else what is wrong: a file that is missing, or has other
+    bytes than the manifest says."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # by no_dist
-            dcp.load(state, checkpoint_id=folder, no_dist=True)
-    except (RuntimeError, ValueError, dcp.api.CheckpointException) as e:
-        raise InputError(f"{folder}: does not fit this model: {str(e).splitlines()[0]}") from e
+        manifest = json_object(folder / MANIFEST)
+        if manifest.get("step") != step_of(folder):
+            return manifest, f"{MANIFEST} is of step {manifest.get('step')}"
+        files, logs = manifest.get("files"), manifest.get("logs")
+        for entries in (files, logs):
+            if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
+                return manifest, f"{MANIFEST} has no list of files and logs"
+        for name, entry in dict(files or {}).items():
+            path = folder / name
+            if Path(name).name != name or path.is_symlink() or not path.is_file():
+                return manifest, f"{name} is missing"
+            if (size := path.stat().st_size) != entry["bytes"]:
+                return manifest, f"{name} has {size:,} bytes of {entry['bytes']:,}"
+            if digest(path) != entry["hash"]:
+                return manifest, f"{name} does not match its hash"
+    except InputError as error:
+        return {}, str(error).removeprefix(f"{folder}/")
+    except (OSError, ValueError) as error:
+        return {}, cause(error)
+    return manifest, ""
 
 
-def _damage(folder: Path) -> str | None:
-    """The reason if a checkpoint is not complete (a file is missing or has another hash than in the manifest), else
-    None."""
-    try:
-        for name, expected in json.loads((folder / MANIFEST).read_text())["files"].items():
-            if digest(folder / name) != expected:
-                return f"{name} does not match its hash"
-    except (OSError, ValueError, KeyError) as e:
-        return str(e)
-    return None
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("hash"), str)
 
 
-def _checkpoints(run_folder: Path) -> list[Path]:
-    """The folders of all checkpoints, oldest first."""
-    paths = RunFolder(run_folder).checkpoints.glob(f"{CHECKPOINT}*")
-    return sorted((path for path in paths if path.is_dir() and not path.suffix), key=_step)
+def checkpoints(run_folder: Path) -> list[Path]:
+    """The folders of all checkpoints, whole or not, oldest first. Other names are none."""
+    folder = RunFolder(run_folder).checkpoints
+    found = [path for path in folder.glob(f"{CHECKPOINT}*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
 
 
-def _step(folder: Path) -> int:
-    """The step in the name of a checkpoint."""
-    return int(folder.name.removeprefix(CHECKPOINT))
+def step_of(folder: Path) -> int:
+    """The step in the name of a checkpoint; -1 where there is none."""
+    match = _NAME.fullmatch(folder.name)
+    return int(match[1]) if match else -1

@@ -1,26 +1,39 @@
-"""What a person sees: the plan before the run, a line per logged step, and a last screen."""
+"""What a person sees: the plan before the run, a line per logged step, and a last screen.
+
+A terminal gets a bar too, which moves with every pack; a pipe or a file gets lines alone. No line of a step is wider
+than 100 columns: what is left out there is in metrics.jsonl.
+"""
 
 from __future__ import annotations
 
+import math
+import signal
 import sys
+import textwrap
+from itertools import zip_longest
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.intervals import Estimate
 from vdengine.drift.live import Live
 from vdengine.drift.summary import drift_table
 from vdengine.engine.anchors import Anchors
+from vdengine.engine.eta import duration, expect
 from vdengine.engine.trainer import Trainer
 from vdengine.objectives import Objective
+from vdengine.outside import printable
 from vdengine.runfolder import RunFolder
+
+WIDTH = 100  # columns of a line
 
 
 class Console:
     """Prints on rank 0 only, and keeps a copy in `log.txt`. A progress bar where there is a terminal."""
 
     def __init__(self, trainer: Trainer, stream: TextIO | None = None) -> None:
-        self.trainer, trainer.on_row = trainer, self.row
+        self.trainer, trainer.on_row, trainer.on_pack = trainer, self.row, self.pack
         self.main, self.shown = trainer.world.is_main, 0  # step of the last sample shown; the first one shows nothing
         self.stream = stream or sys.stdout
         self.file = open(RunFolder(trainer.folder).console, "a") if self.main else None
@@ -31,8 +44,9 @@ class Console:
             file=self.stream,
             dynamic_ncols=True,
             disable=not (self.main and self.stream.isatty()),
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {remaining}",
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {remaining} left{postfix}",
         )
+        self.bar.set_description(f"step {trainer.step_count + 1}/{trainer.total_steps}", refresh=True)
 
     def say(self, text: str) -> None:
         if self.file is None:
@@ -54,11 +68,23 @@ class Console:
             self.shown = probes.latest.step
             self.say(f"        {movers(probes.latest)}")
 
+    def pack(self, done: int, total: int) -> None:
+        """After every pack of a step, of one of its updates."""
+        if self.bar.disable:
+            return
+        if self.trainer.ppo is None:  # with PPO a step has several updates, each with its packs
+            self.bar.n = self.trainer.step_count + done / total
+        self.bar.set_postfix_str(f"pack {done}/{total}" if total > 1 else "")
+
     def step(self) -> None:
         """After every step."""
-        if self.trainer.probes is not None and self.trainer.probes.note:
-            self.say(f"        {self.trainer.probes.note}")
-        self.bar.update()
+        t = self.trainer
+        if t.probes is not None and t.probes.note:
+            self.say(f"        {t.probes.note}")
+        if not self.bar.disable:
+            self.bar.n = t.step_count
+            self.bar.set_description(f"step {min(t.step_count + 1, t.total_steps)}/{t.total_steps}", refresh=False)
+            self.bar.set_postfix_str("")
 
     def evaluation(self, row: dict[str, Any]) -> None:
         t = self.trainer
@@ -74,7 +100,9 @@ class Console:
             return
         if t.probes is not None:
             self.say("\n" + drift_table(t.folder))
-        self.say(f"\nDone in {seconds:.0f} s. Everything is in {t.folder}/")
+            if t.probes.answers is not None and (said := words(AnswerLog.open(t.folder))):
+                self.say("\n" + said)
+        self.say(f"\nDone in {duration(seconds)}. Everything is in {t.folder}/")
         files = RunFolder(t.folder)
         kept = {
             files.metrics: "a line per step",
@@ -92,36 +120,86 @@ class Console:
             judged = f"vdengine judge {t.folder}, then " if t.probes.answers is not None else ""
             self.say(f"To look at the drift: {judged}vdengine report {t.folder}")
 
+    def stopped(self, signum: signal.Signals, command: str) -> None:
+        """A signal has ended the run in the middle."""
+        t = self.trainer
+        self.say(
+            f"\n{signum.name}: stopped after step {t.step_count} of {t.total_steps}, and saved. To go on:\n  {command}"
+        )
+
     def close(self) -> None:
         self.bar.close()
         if self.file is not None:
             self.file.close()
 
 
-def step_line(row: dict[str, Any], total: int, objective: Objective) -> str:
-    """One logged step on one line."""
+def step_line(row: dict[str, Any], total: int, objective: Objective, width: int = WIDTH) -> str:
+    """One logged step on one line of at most `width` columns: what a reader can do without is left out first."""
     parts = [f"step {row['step']:>{len(str(total))}}/{total}", f"loss {row['loss']:.4f}"]
-    parts += [f"{label} {row[metric]:{form}}" for label, metric, form in objective.shown if metric in row]
-    parts += [
-        f"grad {row['grad_norm']:.2f}",
-        f"lr {row['learning_rate']:.1e}",
-        f"{row['step_seconds']:.2f} s",
-        f"{row['tokens_per_second']:,.0f} tok/s",
-    ]
+    # Parts that may go, the first to go with the highest number.
+    may_go: dict[int, int] = {}
+
+    def add(text: str, rank: int) -> None:
+        may_go[len(parts)] = rank
+        parts.append(text)
+
+    for number, (label, metric, form) in enumerate(s for s in objective.shown if s[1] in row):
+        add(f"{label} {row[metric]:{form}}", number if number < 2 else 40 + number)
+    add(f"grad {row['grad_norm']:.2f}", 20)
+    add(f"lr {row['learning_rate']:.1e}", 70)
+    add(f"{row['step_seconds']:.2f} s", 3)
+    add(f"{row['tokens_per_second']:,.0f} tok/s", 10)
     if "mfu" in row:
-        parts.append(f"MFU {row['mfu']:.1%}")
-    parts.append(f"{row['memory_bytes'] / 2**30:.1f} GiB")
+        add(f"MFU {row['mfu']:.1%}", 30)
+    add(f"{row['memory_bytes'] / 2**30:.1f} GiB", 60)
     if row["probe_seconds"]:
-        parts.append(f"probes {row['probe_seconds']:.2f} s")
+        add(f"probes {row['probe_seconds']:.2f} s", 25)
     if "answers_seconds" in row:
-        parts.append(f"answers {row['answers_seconds']:.1f} s")
+        add(f"answers {row['answers_seconds']:.1f} s", 35)
     if "answers/kl" in row:
-        parts.append(f"weights {'hold' if row['answers/open'] else 'do not reach'} (KL {row['answers/kl']:.2f})")
+        # without a Pareto k nothing says whether the weights hold
+        known = math.isfinite(row.get("answers/pareto_k", math.nan))
+        gate = ("hold" if row["answers/open"] else "do not reach") if known else "not known"
+        add(f"weights {gate}" + f" (KL {row['answers/kl']:.2f})" * known, 15)
     if "rollout_seconds" in row:
-        parts.append(
-            " + ".join(f"{name} {row[f'{name}_seconds']:.1f}" for name in ("rollout", "score", "train")) + " s"
-        )
+        phases = " + ".join(f"{name} {row[f'{name}_seconds']:.1f}" for name in ("rollout", "score", "train"))
+        add(phases + " s", 80)
+    while len(" | ".join(parts)) > width and may_go:
+        gone = max(may_go, key=lambda i: may_go[i])
+        parts.pop(gone)
+        del may_go[gone]
+        may_go = {i - (i > gone): rank for i, rank in may_go.items()}
     return " | ".join(parts)
+
+
+def words(log: AnswerLog, probes: int = 2, lines: int = 6) -> str:
+    """What the model says at its first and its last anchor, side by side, to the first probes that were asked; "" where
+    there are not two anchors."""
+    if len(log.anchors) < 2:
+        return ""
+    first, last = log.anchors[0], log.anchors[-1]
+    width = (WIDTH - 5) // 2
+    said = {(a.anchor, a.probe): a.text for a in reversed(log.answers)}  # the first of each
+    out = [f"{f'What the model says, step {first}':{width + 2}} | step {last}"]
+    asked = [p for p in log.panel.probes if (first, p.id) in said and (last, p.id) in said]
+    by_topic = {p.topic: p for p in reversed(asked)}  # the first of each
+    for probe in sorted(by_topic.values(), key=asked.index)[:probes]:
+        out.append(f"  {printable(probe.prompt)}")
+        columns = []
+        for step in (first, last):
+            text = printable(" ".join(said[step, probe.id].split())) or "(nothing)"
+            columns.append(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))
+        out += [f"  {a:{width}} | {b}".rstrip() for a, b in zip_longest(*columns, fillvalue="")]
+    return "\n".join([*out, "  One sample of each, at temperature 1: much of this is chance."])
+
+
+def count(n: float) -> str:
+    """A number of parameters: 8.03B, 135M, 66K."""
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if n >= unit:
+            value = n / unit
+            return f"{value:.2f}{letter}" if value < 10 else f"{value:.0f}{letter}"
+    return f"{n:.0f}"
 
 
 def movers(live: Live, count: int = 3) -> str:
@@ -132,7 +210,11 @@ def movers(live: Live, count: int = 3) -> str:
 
     ranked = sorted(live.stance.items(), key=lambda item: -sure(item[1]))
     shown = [f"{topic} {e.mean * 100:+.2f} [{e.low * 100:+.2f}, {e.high * 100:+.2f}]" for topic, e in ranked[:count]]
-    return f"openings at step {live.step}, nats per 100 bytes: {', '.join(shown)}"
+    line = f"openings at step {live.step}, nats per 100 bytes: {shown[0] if shown else '-'}"
+    for text in shown[1:]:
+        if len(line) + len(text) + 2 <= WIDTH - 8:  # it is indented
+            line += f", {text}"
+    return line
 
 
 def plan(t: Trainer) -> str:
@@ -143,7 +225,7 @@ def plan(t: Trainer) -> str:
     dtype = str(t.dtype).removeprefix("torch.")
     lines = [
         f"model   {r.model.source}",
-        f"        {c.model_type}, {c.num_parameters / 1e6:,.0f}M parameters, {dtype} on {where}",
+        f"        {c.model_type}, {count(c.num_parameters)} parameters, {dtype} on {where}",
         *_labelled("data", t.store.summary()),
         f"train   {t.objective.name}, {t.total_steps} steps of {r.batch.examples} {t.objective.unit} "
         f"({t.total_steps / t.loader.steps_per_epoch:.2f} epochs), lr {r.optimizer.lr:g} {r.optimizer.schedule}",
@@ -173,9 +255,12 @@ def plan(t: Trainer) -> str:
             lines += _answers_plan(p.answers, p.answers_cost)
     else:
         lines.append("probes  off")
+    if expected := expect(t):
+        lines.append(f"time    {expected}")
     lines.append(f"folder  {t.folder}")
     if t.resumed_at:
         lines.append(f"        resuming at step {t.resumed_at}")
+    lines += [f"        {note}" for note in t.notes]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from vdengine import recipe as recipes
 from vdengine.errors import InputError
-from vdengine.files import rewind
+from vdengine.files import bytes_before, rewind
 from vdengine.runfolder import RunFolder
 
 
@@ -102,7 +102,7 @@ class MetricsLog:
 
     def __init__(self, run_folder: Path, start_step: int, recipe: recipes.Recipe) -> None:
         files = RunFolder(run_folder)
-        self.path = files.metrics
+        self.path, self._completions = files.metrics, files.completions
         rewind(self.path, start_step + 1)
         rewind(files.completions, start_step)
         self.file = open(self.path, "a", encoding="utf-8")
@@ -119,6 +119,13 @@ class MetricsLog:
         self.file.write(json.dumps(finite, allow_nan=False) + "\n")  # JSON has no NaN
         self.file.flush()
         self.track({k: v for k, v in row.items() if k != "step" and isinstance(v, int | float)}, row["step"])
+
+    def bytes_before(self, step: int) -> dict[Path, int]:
+        """Of each file the bytes that are of the steps before this one."""
+        return {
+            self.path: bytes_before(self.path, step + 1),  # a row counts its own update
+            self._completions: bytes_before(self._completions, step),
+        }
 
     def track(self, scalars: dict[str, float], step: int) -> None:
         """Send scalars to the trackers alone. Steps must not decrease, because wandb drops scalars of earlier steps."""

@@ -11,8 +11,11 @@ from torch import Tensor
 from vdengine.data.batching import Batch, balanced_packs, pack_cost
 from vdengine.data.formats import check_branches
 from vdengine.data.memory import check_ids
+from vdengine.data.store import Store
 from vdengine.engine.parallel import World
 from vdengine.errors import InputError
+from vdengine.objectives import Objective
+from vdengine.recipe import Recipe
 from vdengine.trees import Pack, Tree, pack
 
 Counts = tuple[int, int, int, int, float]  # packs, trees, tokens, scored tokens, FLOPs of one forward
@@ -135,3 +138,45 @@ def own_probes(probes: Pack | Sequence[Pack] | None, vocab_size: int) -> list[Pa
         if len(distinct) and not 0 <= int(distinct[-1]) < vocab_size:
             raise InputError(f"step: probes: token id {int(distinct[-1])}; the model has the ids 0 to {vocab_size - 1}")
     return [p for p in given if p.num_trees]
+
+
+def misused(
+    batch: Sequence[Tree] | Pack | None, reference: Tensor | None, *, objective: Objective, has_data: bool, cached: bool
+) -> str:
+    """What is wrong with what a step is given, before the batch itself is looked at; "" if nothing is.
+
+    Args:
+        cached: the run's reference is that of rows of its data.
+    """
+    if batch is None and not has_data:
+        return "step: the run has no data (data.train, or data=); give the step its batch"
+    if batch is not None and objective.rollout:
+        return f"step: a batch has no effect with {objective.name}, which learns from its rollouts"
+    if batch is not None and cached and reference is None:
+        return (
+            'step: objective.reference = "cached" is of rows of the data; give the batch\'s own log-prob sums as '
+            'reference=, or set objective.reference = "live"'
+        )
+    if reference is not None and not (batch is not None and cached):
+        return 'step: reference has no effect without a batch and objective.reference = "cached"'
+    if reference is not None and not isinstance(reference, Tensor):
+        return f"step: reference is a {type(reference).__name__}; a tensor of log-prob sums is needed"
+    return ""
+
+
+def no_rows(recipe: Recipe) -> Store:
+    """The store of a run that is given all its batches.
+
+    Raises:
+        InputError: a recipe that cannot do without rows.
+    """
+    objective: Objective = recipe.objective.declaration
+    if objective.rollout:
+        raise InputError(f"data.train is missing: {objective.name} reads prompts")
+    if recipe.run.steps is None:
+        raise InputError("run.steps is needed: without data nothing says how long run.epochs are")
+    if recipe.probes.budget is not None:
+        raise InputError("probes.every is needed: without data nothing says what a step costs (probes.budget)")
+    if recipe.data.eval_fraction:
+        raise InputError("data.eval_fraction: without data there is nothing to hold out; give eval_data")
+    return Store.empty(objective.rows)

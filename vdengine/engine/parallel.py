@@ -136,7 +136,7 @@ def join_group() -> bool:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # torchrun sets LOCAL_RANK
     if dist.is_initialized():
         return False
-    backend = "nccl" if cuda else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"  # checkpoints are written from CPU memory
     timeout = datetime.timedelta(minutes=30)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, timeout=timeout)

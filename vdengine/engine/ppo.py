@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import regex
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -39,8 +39,9 @@ from vdengine.models.generate import Completion, Sampling
 from vdengine.models.transformer import Transformer
 from vdengine.noise import MINIBATCH_ORDER, counted_hash
 from vdengine.objectives import Sampled
+from vdengine.outside import parsing
 from vdengine.runfolder import RunFolder
-from vdengine.text.tokenizer import Tokenizer
+from vdengine.text.renderer import Renderer
 from vdengine.trees import Pack, Tree, pack, tree_cost
 
 # (prompts, completions) as text, of this rank -> a score for each. A completion comes without its stop token.
@@ -82,7 +83,8 @@ class PPO:
     """Everything a PPO run has beside its policy.
 
     Raises:
-        InputError: a prompt that, with its completions, is above `batch.tokens`.
+        InputError: a prompt that, with its completions, is above `batch.tokens`; a template whose end of a turn is no
+            token, so that no completion could end.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class PPO:
         recipe: recipes.Recipe,
         world: World,
         loader: Loader,
-        tokenizer: Tokenizer,
+        renderer: Renderer,
         idle: Pack,
         *,
         sampler: Sampler,
@@ -100,14 +102,15 @@ class PPO:
         flops: dict[str, float],  # of the policy
         critic_flops: dict[str, float],
     ) -> None:
-        self.recipe, self.world, self.loader, self.tokenizer, self.idle = recipe, world, loader, tokenizer, idle
+        self.recipe, self.world, self.loader, self.idle = recipe, world, loader, idle
+        self.tokenizer = renderer.tokenizer
         self.critic, self.reference, self.reward = critic, reference, reward
         self.flops = {name: flops[name] + critic_flops[name] for name in flops}
         self.kl_coef = recipe.objective.kl_coef
         self.episodes = 0  # completions sampled since the run began
         self.score_scale: tuple[float, float] | None = None  # mean and deviation of the first rollout's scores
         r = recipe.rollout
-        self.sampling = Sampling(r.max_new_tokens, r.temperature, stop_ids=tuple(tokenizer.stop_ids))
+        self.sampling = Sampling(r.max_new_tokens, r.temperature, stop_ids=tuple(renderer.stop_ids))
         longest = int(loader.store.prompt_len.max()) + r.samples * r.max_new_tokens
         if longest > recipe.batch.tokens:
             raise InputError(
@@ -365,18 +368,33 @@ class PPO:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+PATTERN_SECONDS = 5.0  # that matching one completion may take: some patterns need exponential time
+PATTERN_REPEATS = 10**6  # product of a pattern's repeat counts: compiling takes 2 us for each
+
+
 def pattern_reward(pattern: str) -> RewardFunction:
     """The share of a completion's characters that a regular expression matches: a reward for tests and first steps.
 
     Raises:
-        InputError: the pattern is not a regular expression.
+        InputError: the pattern is not a regular expression, or asks for more than PATTERN_REPEATS. Later: it takes more
+            than PATTERN_SECONDS on a completion.
     """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"reward.source: {pattern!r} is not a regular expression: {error}") from None
+    counts = [int(n[:9]) if n.isascii() else 0 for n in regex.findall(r"\{[^\d{}]*0*(\d+)", pattern)]
+    if len(pattern) > 10_000 or math.prod(n or 1 for n in counts) > PATTERN_REPEATS:
+        raise InputError(f"reward.source: {pattern[:80]!r}: a pattern may repeat things {PATTERN_REPEATS} times in all")
+    with parsing(f"reward.source: {pattern[:80]!r}", "regular expression"):
+        compiled = regex.compile(pattern)
+
+    def matched(completion: str) -> int:
+        try:
+            return sum(len(m[0]) for m in compiled.finditer(completion, timeout=PATTERN_SECONDS))
+        except TimeoutError:
+            raise InputError(
+                f"reward.source: the pattern {pattern[:80]!r} takes more than {PATTERN_SECONDS:g} s on the completion "
+                f"{completion[:80]!r}"
+            ) from None
 
     def reward(prompts: list[str], completions: list[str]) -> list[float]:
-        return [sum(len(m[0]) for m in compiled.finditer(c)) / max(1, len(c)) for c in completions]
+        return [matched(c) / max(1, len(c)) for c in completions]
 
     return reward

@@ -23,6 +23,7 @@ from vdengine.engine.clocks import Later
 from vdengine.engine.parallel import World
 from vdengine.engine.rollouts import Sampler
 from vdengine.errors import InputError
+from vdengine.files import bytes_before
 from vdengine.models.transformer import Transformer
 from vdengine.panels.panel import Panel
 from vdengine.text.renderer import Renderer
@@ -156,6 +157,23 @@ class Probes:
                 before = np.flatnonzero(steps < self.answers.anchors[-1])
                 self.answers.reference = stance(self.live.pool(logp[before[-1] if len(before) else 0]))
                 self.answers.watch(stance(self.live.pool(logp[-1])))
+
+    def bytes_before(self, step: int) -> dict[Path, int]:
+        """Of each file of the logs the bytes that are of the steps before this one; {} on ranks that write none."""
+        if self.log is None:
+            return {}
+        own = {
+            channel.path: int((channel.steps < step).sum()) * channel.record_bytes
+            for channel in self.log.channels.values()
+        }
+        answers = self.answers.log if self.answers is not None else None
+        if answers is None:
+            return own
+        readings = int((answers.readings()["step"] < step).sum()) * answers.record_bytes
+        return own | {
+            answers.weights_path: readings,
+            answers.answers_path: bytes_before(answers.answers_path, step, "anchor"),
+        }
 
     def begin(self, step: int, micro_steps: int) -> list[list[Rider]]:
         """This rank's probe packs in each micro-step of `step`; empty lists if the step has no sample."""

@@ -9,8 +9,8 @@ rows find them. Another run has other packs, so these are equal to its own up to
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -18,15 +18,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 import vdengine
 from vdengine.data.store import Store
 from vdengine.engine.parallel import World, main_first
 from vdengine.errors import InputError
+from vdengine.files import write_bytes
 from vdengine.models.transformer import Transformer
+from vdengine.outside import read_bytes
+from vdengine.progress import progress
 from vdengine.runfolder import RunFolder
 from vdengine.trees import Pack
+
+DIGEST = 16  # bytes of BLAKE2b behind the sums in a file
 
 
 class LiveReference:
@@ -96,6 +100,7 @@ def cache_reference(
     weights_hash: str,
     dtype: torch.dtype,
     kernels: str,
+    notes: list[str],
 ) -> CachedReference:
     """Compute the branch sums of all rows that a run will visit. Sums in the file of an earlier run are not computed
     again, and a known value is never replaced. A collective.
@@ -108,9 +113,7 @@ def cache_reference(
         folders: where sums are looked for, in this order, and stored: the run's, then the shared one.
         weights_hash, dtype, kernels: of the reference model, part of the file's name. `kernels` names the backends,
             because two of them agree up to rounding only.
-
-    Raises:
-        InputError: a file is damaged.
+        notes: what is worth saying is added, on rank 0: a file that is damaged, or could not be written.
     """
     key = {
         "weights": weights_hash,
@@ -124,10 +127,14 @@ def cache_reference(
     name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
     paths = [RunFolder(folder).reference / f"{name}.npy" for folder in folders]
     cached = np.full(int(store.tree_start[-1]), np.nan, dtype=np.float32)  # [branches of the store]; NaN: missing
+    known: list[np.ndarray] = []  # of each file, on rank 0
     with main_first(world):
         if world.is_main:
             for path in paths:
-                cached = np.where(np.isnan(cached), _read(path, cached), cached)
+                found, fault = _read(path, cached)
+                known.append(found)
+                notes += [fault] if fault else []
+                cached = np.where(np.isnan(cached), found, cached)
     sums = torch.from_numpy(cached).to(world.device)
     if world.size > 1:
         dist.broadcast(sums, 0)
@@ -140,12 +147,12 @@ def cache_reference(
             missing[rows] = False
             remaining.append(packs)
     if not remaining:
-        _write(paths, sums, world)
+        _write(paths, sums, known, world, notes)
         return CachedReference(sums, tree_start)
 
     # computed sums, and 1.0 where a branch was computed: [branches of the store] each
     reference, computed, is_computed = model(), torch.zeros_like(sums), torch.zeros_like(sums)
-    for packs in tqdm(remaining, desc="reference log-probs", unit="step", disable=not world.is_main, leave=False):
+    for packs in progress(remaining, "reference log-probs" if world.is_main else None, "step"):
         for rank_pack in packs():
             pack = (idle if rank_pack is None else rank_pack).to(world.device)
             logp = reference(pack).logp
@@ -156,34 +163,46 @@ def cache_reference(
         dist.all_reduce(computed)
         dist.all_reduce(is_computed)
     sums = torch.where((is_computed > 0) & sums.isnan(), computed, sums)
-    _write(paths, sums, world)
+    _write(paths, sums, known, world, notes)
     return CachedReference(sums, tree_start)
 
 
-def _read(path: Path, like: np.ndarray) -> np.ndarray:
-    """The sums in a file, of the shape and dtype of `like`; all NaN if there is no file.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+def _read(path: Path, like: np.ndarray) -> tuple[np.ndarray, str]:
+    """The sums in a file, of the shape and dtype of `like`, and what is wrong with it. All NaN, and no fault, if there
+    is no file; all NaN if it is not whole."""
+    none = np.full_like(like, np.nan)
     if not path.exists():
-        return np.full_like(like, np.nan)
+        return none, ""
     try:
-        sums = np.load(path, allow_pickle=False)
+        data = read_bytes(path, like.nbytes + 4096)
+        body, check = data[:-DIGEST], data[-DIGEST:]
+        if hashlib.blake2b(body, digest_size=DIGEST).digest() != check:
+            raise InputError(f"{path}: does not match its hash")
+        sums = np.load(io.BytesIO(body), allow_pickle=False)
         if sums.shape != like.shape or sums.dtype != like.dtype:
-            raise ValueError(f"holds {sums.dtype} {sums.shape}, not {like.dtype} {like.shape}")
-    except (OSError, ValueError, EOFError) as e:
-        raise InputError(f"{path}: damaged reference log-probs ({e}); remove the file to compute them again") from None
-    return sums
+            raise InputError(f"{path}: holds {sums.dtype} {sums.shape}, not {like.dtype} {like.shape}")
+    except (InputError, OSError, ValueError, EOFError) as error:
+        return none, f"{error}: these reference log-probs are computed anew, equal up to rounding"
+    return sums, ""
 
 
-def _write(paths: Sequence[Path], sums: Tensor, world: World) -> None:
-    """Write the sums [branches of the store] to the files, atomically, on rank 0."""
+def _write(paths: Sequence[Path], sums: Tensor, known: Sequence[np.ndarray], world: World, notes: list[str]) -> None:
+    """Write the sums [branches of the store] to the files on rank 0, each with its hash behind it, but to those that
+    have them already. The first file is the run's own; of another that cannot be written only a note is made."""
+    values = sums.cpu().numpy()
     with main_first(world):
-        if world.is_main:
-            for path in paths:
+        if not world.is_main:
+            return
+        buffer = io.BytesIO()
+        np.save(buffer, values)
+        body = buffer.getvalue()
+        for path, old in zip(paths, known, strict=True):
+            if np.array_equal(old, values, equal_nan=True):
+                continue
+            try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_suffix(f".{os.getpid()}.tmp")
-                with open(temporary, "wb") as f:
-                    np.save(f, sums.cpu().numpy())
-                os.replace(temporary, path)
+                write_bytes(path, body + hashlib.blake2b(body, digest_size=DIGEST).digest())
+            except OSError as error:
+                if path is paths[0]:
+                    raise
+                notes.append(f"{path}: reference log-probs are not kept for other runs ({error.strerror})")

@@ -11,19 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from vdengine.drift.answer_log import Answer, AnswerLog
+from vdengine.drift.model_shifts import model_shifts, models_table
 from vdengine.drift.opening_log import DriftLog
 from vdengine.drift.openings import Openings
 from vdengine.drift.summary import drift_table
-from vdengine.engine.checkpoint import load_weights
+from vdengine.engine.checkpoint import checkpoints, inspect, load_weights, step_of
 from vdengine.errors import InputError
 from vdengine.models.device import compute_dtype, default_device
+from vdengine.models.export import check_replaceable, save_model
 from vdengine.models.generate import Sampling, generate
 from vdengine.models.transformer import Transformer
-from vdengine.models.weights import build_model, open_causal
+from vdengine.models.weights import ScalarWeights, build_model, open_causal, open_weights
+from vdengine.objectives import Objective
+from vdengine.outside import json_object
 from vdengine.panels.panel import Panel
-from vdengine.recipe import Recipe, load_scoring_recipe
+from vdengine.recipe import Recipe, load_scoring_recipe, saved_recipe
 from vdengine.runfolder import CHECKPOINT, MANIFEST, RunFolder
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
@@ -112,6 +117,15 @@ def _check_ids(panel: Panel, names: Sequence[str], renderers: Sequence[Renderer]
                 raise InputError(f"{name}: another tokenizer or chat template than {names[0]}; {done} it apart")
 
 
+def _check_finite(
+    logp: np.ndarray,  # [n], nats
+    name: str,
+) -> None:
+    """Raises InputError for log-probs that are NaN or infinite: they would become a table without a shift."""
+    if bad := int((~np.isfinite(logp)).sum()):
+        raise InputError(f"{name}: {bad} of {len(logp)} log-probs are not finite; its weights overflow in this dtype")
+
+
 def score(
     names: Sequence[str],
     panel: str | None = None,
@@ -120,9 +134,11 @@ def score(
     tokens: int | None = None,
     dtype: str | None = None,
     controls: bool | None = None,
+    as_json: bool = False,
     say: Callable[[str], None] = tell,
 ) -> np.ndarray:  # [models, branches] fp32
-    """The log-prob sum of every opening by every model, and a printed table of the shifts from the first to the last.
+    """The log-prob sum of every opening by every model, and a printed table: of two models the shifts with intervals
+    and controls, of more the shift of each since the first.
 
     The scores of a checkpoint have the bits that its run logged at that step, on the same kind of machine. Only the
     first and the last model score the controls; for the others they are NaN.
@@ -135,12 +151,15 @@ def score(
         tokens: of a pack of openings; default: that of the run, else 2048.
         dtype: that the models compute in; default: that of the run, else "auto".
         controls: whether to score them; default: as in the run, else yes.
+        as_json: print `drift.model_shifts` as JSON instead of tables.
         say: prints.
 
     Raises:
         InputError: a model, panel or template that cannot be read; models with different tokenizers or templates; a
-            folder that has scores already.
+            folder that has scores already; scores that are not finite.
     """
+    if as_json and len(names) < 2:
+        raise InputError("--json: shifts need two models; one has levels alone, which mean nothing")
     models, run, renderers = _open(names, template)
     chosen, renderer = Panel.load(panel or (run.probes.panel if run else "values-mini")), renderers[0]
     _check_ids(chosen, names, renderers, "score")
@@ -159,15 +178,86 @@ def score(
             with_controls = model in (models[0], models[-1])  # as in a run
             packs = None if with_controls else openings.part(0, 1)
             rows.append(openings.score(model.model(dtype), packs, model.name).cpu().numpy())
+            scored = [with_controls or b.variant == "question" for b in openings.branches]
+            _check_finite(rows[-1][scored], model.name)
             log.append(step, rows[-1])
+        if as_json:
+            say(json.dumps(model_shifts(folder, names), indent=2, ensure_ascii=False))
+            return np.stack(rows)
         for model, step in zip(models, steps, strict=True):
             say(f"step {step}: {model.name}")
         count = sum(b.variant == "question" for b in openings.branches)
         say(f"panel {chosen.name}: {len(chosen.probes)} probes, {count} openings\n")
-        say(drift_table(folder) if len(models) > 1 else "One model: a level says nothing, a shift needs two.")
+        if len(models) > 2:
+            say(models_table(model_shifts(folder, names)))
+        else:
+            say(drift_table(folder) if len(models) > 1 else "One model: a level says nothing, a shift needs two.")
         if out:
             say(f"\nRaw scores: {RunFolder(folder).drift}/")
     return np.stack(rows)
+
+
+def export(
+    run: str | Path, step: int | None = None, to: str | Path | None = None, dtype: str | None = None
+) -> tuple[int, Path]:
+    """Write a checkpoint of a run as a Hugging Face folder, as the end of the run does: with its tokenizer, its chat
+    template and the tokens that end its turns. Returns the step and the folder.
+
+    Args:
+        step: of the checkpoint; default: of the newest whole one.
+        to: default: the run's own `export`, or with a step `export-STEP` beside it. An earlier export is replaced.
+        dtype: of the tensors in the files; default: "float32", that of the weights.
+
+    Raises:
+        InputError: no run, no such checkpoint or none that is whole, a run whose model was in memory, contents of model
+            or template that have changed since, or a folder that is no export.
+    """
+    files = RunFolder.at(run)
+    recipe = load_scoring_recipe(files.recipe)
+    found = _whole_checkpoint(files, step)
+    target = Path(to) if to else files.export if step is None else files.path / f"{files.export.name}-{step}"
+    check_replaceable(target)
+    weights = open_weights(recipe.model.source)
+    if _head(files) == "scalar" and weights.config.head == "causal":
+        weights = ScalarWeights(weights, None)
+    tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source)
+    renderer = Renderer(tokenizer, template=recipe.data.template)
+    key = "model.tokenizer or data.template"
+    if json_object(files.inputs).get(key, renderer.hash) != renderer.hash:
+        raise InputError(f"{files.inputs}: {key} has other contents now than in the run")
+    model = build_model(weights)
+    load_weights(found, model)
+    save_model(model, tokenizer, target, getattr(torch, dtype) if dtype else None, renderer=renderer)
+    return step_of(found), target
+
+
+def _whole_checkpoint(files: RunFolder, step: int | None) -> Path:
+    """The checkpoint of that step, or the newest whole one."""
+    kept = checkpoints(files.path)
+    if not kept:
+        raise InputError(f"{files.checkpoints}: no checkpoint")
+    if step is not None:
+        folder = files.checkpoint(step)
+        if folder not in kept:
+            steps = ", ".join(str(step_of(other)) for other in kept)
+            raise InputError(f"{files.checkpoints}: no checkpoint of step {step}; there are {steps}")
+        return folder
+    reasons = []
+    for folder in reversed(kept):
+        _, reason = inspect(folder)
+        if not reason:
+            return folder
+        reasons.append(f"{folder.name} ({reason})")
+    raise InputError(f"{files.checkpoints}: no whole checkpoint: {'; '.join(reasons)}")
+
+
+def _head(files: RunFolder) -> str:
+    """The head of a run's model. That of an objective which is not known here is taken to be a language model's."""
+    try:
+        objective: Objective = saved_recipe(files.recipe).objective.declaration
+    except InputError:
+        return "causal"
+    return objective.head
 
 
 def sample_answers(
@@ -195,8 +285,8 @@ def sample_answers(
         panel, template, dtype, say: as in `score`, but the default panel is "values".
 
     Raises:
-        InputError: a model or panel that cannot be read, options out of range, or a folder that has answers of other
-            models.
+        InputError: a model or panel that cannot be read, options out of range, a folder that has answers of other
+            models, a template whose end of a turn is no token, or log-probs that are not finite.
     """
     if samples < 1:
         raise InputError(f"--samples {samples}: at least 1 answer to a question")
@@ -204,8 +294,8 @@ def sample_answers(
     chosen, renderer = Panel.load(panel or (run.probes.panel if run else "values")), renderers[0]
     _check_ids(chosen, names, renderers, "sample")
     steps = steps_of(models)
-    try:
-        sampling = Sampling(max_tokens, temperature, stop_ids=tuple(renderer.tokenizer.stop_ids))
+    try:  # a checkpoint may end its answers with other tokens than the model that it came from
+        samplings = [Sampling(max_tokens, temperature, stop_ids=tuple(r.stop_ids)) for r in renderers]
     except ValueError as error:
         raise InputError(f"sampling: {error}") from None
     count = len(chosen.probes) * samples
@@ -218,19 +308,20 @@ def sample_answers(
         return
     folder = RunFolder(out)
     model_names = {str(step): model.name for step, model in zip(steps, models, strict=True)}
-    if folder.models.exists() and json.loads(folder.models.read_text(encoding="utf-8")) != model_names:
+    if folder.models.exists() and json_object(folder.models) != model_names:
         raise InputError(f"{out}: holds answers of other models (see {folder.models.name}); give --out a new name")
     log = AnswerLog.create(out, chosen, renderer.hash, samples=samples, max_tokens=max_tokens, temperature=temperature)
     folder.models.write_text(json.dumps(model_names, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     prompts = [renderer.prompt_ids([{"role": "user", "content": p.prompt}], opening=True) for p in chosen.probes]
     decode = renderer.tokenizer.decode
-    for model, step in zip(models, steps, strict=True):
+    for model, sampling, step in zip(models, samplings, steps, strict=True):
         if step in log.anchors:
             continue
         say(f"step {step}: {model.name}")
         completions = generate(
             model.model(dtype), prompts, sampling, samples=samples, seed=seed, step=step, slots=slots
         )
+        _check_finite(np.array([x for cs in completions for c in cs for x in c.logp]), model.name)
         log.append(
             [
                 Answer(step, p.id, k, c.tokens, c.stopped, decode(c.tokens[: len(c.tokens) - c.stopped]).strip())

@@ -21,19 +21,25 @@ from vdengine.data.loader import Loader
 from vdengine.data.locate import Source
 from vdengine.data.memory import rows_in_memory
 from vdengine.data.store import Store, build_store
+from vdengine.drift.opening_log import DriftLog
 from vdengine.engine import checkpoint
-from vdengine.engine.checkpoint import Trained
+from vdengine.engine.checkpoint import Found, Trained, size_of
 from vdengine.engine.clocks import SectionClock
 from vdengine.engine.given import Given, read_recipe
 from vdengine.engine.metrics import MetricsLog
 from vdengine.engine.optim import make_optimizer
+from vdengine.engine.own_batch import no_rows
 from vdengine.engine.parallel import World, main_first, shard_model, start_world
 from vdengine.engine.ppo import PPO, RewardFunction, pattern_reward
 from vdengine.engine.probes import Probes
 from vdengine.engine.reference import CachedReference, LiveReference, cache_reference
+from vdengine.engine.resuming import LENGTH, check_fresh, check_length, check_logs, differing, holds_a_run
 from vdengine.engine.rollouts import Sampler
+from vdengine.engine.saver import Saver
+from vdengine.engine.skips import Skips
+from vdengine.engine.trouble import MAX_SKIPPED, NothingLearned, given_up
 from vdengine.errors import InputError
-from vdengine.files import write_text
+from vdengine.files import Lock, check_space, write_text
 from vdengine.kernels._triton import INTERPRETED, resolve
 from vdengine.models.attention import flash_attn_problem
 from vdengine.models.device import compute_dtype
@@ -70,6 +76,8 @@ def open_store(r: recipes.Recipe, paths: Sequence[str | Source], renderer: Rende
         objective.rows,
         renderer,
         max_tokens=r.data.max_tokens - room,
+        reserved=room,
+        verify=progress,  # once is enough: on the rank that opens it first
         overlong=r.data.overlong,
         cache=r.data.cache,
         progress=progress,
@@ -95,8 +103,11 @@ class Setup:
         self.world: World = start_world(recipe.parallel, recipe.run.deterministic)
         self.files = RunFolder.at(recipe.run.folder)
         self.folder = self.files.path
+        self.lock: Lock | None = None
+        self.notes: list[str] = []  # what is worth saying of a folder that the run goes on in
         torch.manual_seed(recipe.run.seed)
         try:
+            self._lock_folder()
             self._check_folder()
             self._check_kernels()
             self._open_weights(given)
@@ -110,25 +121,37 @@ class Setup:
             self._open_run()
             self._open_reference()
             self._open_extras()
+            self._open_saver()
             if self._live is not None:
                 self._live.release()
         except BaseException:
+            if self.lock is not None:
+                self.lock.close()
             self.world.close()
             raise
 
     # ------------------------------------------------------------------------------------------------ set-up
 
+    def _lock_folder(self) -> None:
+        """One run at a time writes to a folder."""
+        with main_first(self.world):
+            if self.world.is_main:
+                self.lock = Lock(self.files.lock, "a run is being written here")
+
     def _check_folder(self) -> None:
         """A run folder may be taken up again only by a recipe that gives the same numbers."""
         r, saved = self.recipe, self.files.recipe
+        self._old_recipe: recipes.Recipe | None = None  # of the run that goes on
         if r.checkpoint.export:
             check_replaceable(self.files.export)
-        if not saved.exists():
+        if not holds_a_run(self.files):
             return
         if not r.run.resume:
             raise InputError(f"{self.folder}: exists already; give run.folder a new name or set run.resume = true")
-        if changed := recipes.differences(recipes.saved_recipe(saved, self.objective), r):
+        old = recipes.saved_recipe(saved, self.objective)
+        if changed := recipes.differences(old, r, but=LENGTH):
             raise InputError(f"{self.folder}: cannot resume, the recipe differs: {'; '.join(changed)}")
+        self._old_recipe = old
 
     def _check_kernels(self) -> None:
         """Backends that cannot run here are said before data is tokenised."""
@@ -206,6 +229,7 @@ class Setup:
     def _open_data(self, given: Given) -> None:
         r, vocab_size = self.recipe, self.weights.config.vocab_size
         self.renderer = Renderer(self.tokenizer, template=r.data.template)
+        check_vocabulary(vocab_size, self.tokenizer, self.renderer)
         train: Sequence[str | Source] = r.data.train
         evaluation: str | Source = r.data.eval
         with main_first(self.world):  # rank 0 tokenises, the others open what it wrote
@@ -214,7 +238,7 @@ class Setup:
                 train = [rows_in_memory(given.data, "data", vocab_size)]
             if given.eval_data is not None:
                 evaluation = rows_in_memory(given.eval_data, "eval_data", vocab_size)
-            self.store = open_store(r, train, self.renderer, progress) if self.has_data else self._no_rows()
+            self.store = open_store(r, train, self.renderer, progress) if self.has_data else no_rows(r)
             held_out: Store | float = r.data.eval_fraction
             if evaluation:
                 held_out = open_store(r, [evaluation], self.renderer, progress)
@@ -235,23 +259,6 @@ class Setup:
         self.total_steps = r.run.steps or math.ceil((r.run.epochs or 0) * self.loader.steps_per_epoch)
         # What a rank runs when a micro step has no rows for it: forwards are collectives. Its loss counts zero.
         self.idle = pack([Tree([0], [[0]] * self.objective.branches, id=-1)])
-
-    def _no_rows(self) -> Store:
-        """The store of a run that is given all its batches.
-
-        Raises:
-            InputError: a recipe that cannot do without rows.
-        """
-        r = self.recipe
-        if self.objective.rollout:
-            raise InputError(f"data.train is missing: {self.objective.name} reads prompts")
-        if r.run.steps is None:
-            raise InputError("run.steps is needed: without data nothing says how long run.epochs are")
-        if r.probes.budget is not None:
-            raise InputError("probes.every is needed: without data nothing says what a step costs (probes.budget)")
-        if r.data.eval_fraction:
-            raise InputError("data.eval_fraction: without data there is nothing to hold out; give eval_data")
-        return Store.empty(self.objective.rows)
 
     def _check_inputs(self, panel: Panel | None) -> None:
         """A run folder may be taken up again only with the same contents of data, weights and tokenizer, which must be
@@ -274,11 +281,11 @@ class Setup:
         if self.world.size > 1:
             dist.all_gather_object(everyone, self.inputs)
         for rank, inputs in enumerate(everyone):
-            if differing := _differing(everyone[0], inputs):
-                raise InputError(f"rank {rank} has other contents than rank 0: {', '.join(differing)}")
+            if others := differing(everyone[0], inputs):
+                raise InputError(f"rank {rank} has other contents than rank 0: {', '.join(others)}")
         if not (saved := self.files.inputs).exists():
             return
-        if changed := _differing(json_object(saved), self.inputs):
+        if changed := differing(json_object(saved), self.inputs):
             raise InputError(f"{self.folder}: cannot resume, the contents have changed: {', '.join(changed)}")
 
     def _open_model(self) -> None:
@@ -341,7 +348,7 @@ class Setup:
             r,
             self.world,
             self.loader,
-            self.tokenizer,
+            self.renderer,
             self.idle,
             sampler=self.sampler,
             critic=critic,
@@ -373,34 +380,60 @@ class Setup:
     def _open_run(self) -> None:
         """Make the run folder, or go on where its newest checkpoint stands."""
         self.step_count, self.tokens_seen = 0, 0
-        if newest := checkpoint.newest(self.folder, self.world):
-            path, self.step_count = newest
-            self._set_numbers(checkpoint.load(path, self.trained, self._numbers()))
+        self._skips = Skips.start(self.world.device)
+        found = checkpoint.newest(self.folder, self.world)
+        if found is not None:
+            self.step_count = found.step
+            self._set_numbers(checkpoint.load(found.folder, self.trained, self._numbers()))
+            self._check_resumed(found)
+            self.notes += found.notes
             if self.own_batches and self.world.is_main:
                 warnings.warn(
                     f"{self.folder}: {self.own_batches} of its {self.step_count} steps took batches given to step(); "
                     f"for the same numbers give those of step {self.step_count + 1} and on as before",
                     stacklevel=4,
                 )
-        self.resumed_at = self.step_count
+        self.resumed_at, self._resumed = self.step_count, found is not None
         self.metrics_log: MetricsLog | None = None
         with main_first(self.world):
             if self.world.is_main:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                if found is None and self._old_recipe is not None:
+                    self.notes += check_fresh(self.files, self._old_recipe.checkpoint.every)
+                check_space(self.folder, size_of(self.trained), "a checkpoint (master weights and AdamW's moments)")
                 write_text(self.files.inputs, json.dumps(self.inputs, indent=2) + "\n")
                 write_text(self.files.recipe, recipes.to_toml(self.recipe))
                 self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe)
             if self.probes is not None:
                 self.probes.open_log(self.folder, self.step_count)
 
+    def _check_resumed(self, found: Found) -> None:
+        """The logs must be whole, and what has been done so far what this recipe would have done, and worth going on
+        with."""
+        with main_first(self.world):
+            if self.world.is_main:
+                check_logs(self.files, found)
+        in_a_row = int(self._skips.numbers()["skipped_in_a_row"])
+        if in_a_row >= MAX_SKIPPED:
+            proven = int(self._skips.numbers()["proven_step"])
+            raise NothingLearned(f"{found.folder}: {given_up(self.folder, in_a_row, proven)}")
+        old, per_epoch = self._old_recipe, self.loader.steps_per_epoch
+        if old is None:
+            return
+        before = old.run.steps or math.ceil((old.run.epochs or 0) * per_epoch)
+        odd: list[int] = []
+        if self.probes is not None and RunFolder.at(self.folder).has_openings:
+            taken = {int(k) for k in DriftLog.open(self.folder).steps if k < found.step}
+            odd = sorted(taken ^ {k for k in self.probes.schedule.steps if k < found.step})
+        check_length(old, self.recipe, totals=(before, self.total_steps), done=found.step, sampled=odd)
+
     def _numbers(self) -> dict[str, float]:
         """What a checkpoint holds beside tensors."""
-        return {"num_tokens": self.tokens_seen, "own_batches": self.own_batches} | (
-            self.ppo.state() if self.ppo else {}
-        )
+        numbers = {"num_tokens": self.tokens_seen, "own_batches": self.own_batches} | self._skips.numbers()
+        return numbers | (self.ppo.state() if self.ppo else {})
 
     def _set_numbers(self, numbers: dict[str, float]) -> None:
         self.tokens_seen, self.own_batches = int(numbers["num_tokens"]), int(numbers["own_batches"])
+        self._skips = Skips.of_numbers(numbers, self.world.device)
         if self.ppo:
             self.ppo.load_state(numbers)
 
@@ -433,6 +466,7 @@ class Setup:
                 weights_hash=self.weights.hash,
                 dtype=self.dtype,
                 kernels=str(self.kernels),
+                notes=self.notes,
             )
 
         if self.has_data:
@@ -440,6 +474,17 @@ class Setup:
         else:  # of no rows: each step is given its own sums
             self.reference = CachedReference(torch.zeros(0), torch.zeros(1, dtype=torch.int64))
         self.eval_reference = self.reference if same else cached(loader.eval_store, evals)
+
+    def _open_saver(self) -> None:
+        c = self.recipe.checkpoint
+        self.saver = Saver(
+            self.files,
+            self.world,
+            self.lock,
+            keep=c.keep,
+            keep_every=c.keep_every,
+            newest=self.resumed_at if self._resumed else None,
+        )
 
     def _open_extras(self) -> None:
         """What training and held-out rows bring to their losses."""
@@ -457,8 +502,3 @@ class Setup:
         self.eval_extras = RowExtras(self.eval_reference, margins(self.loader.eval_store))
         live = self.reference if isinstance(self.reference, LiveReference) else None
         self.own_extras = RowExtras(live, ones)  # of rows that are given to `step`
-
-
-def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
-    """The keys whose values differ, or that only one has."""
-    return [name for name in {**a, **b} if a.get(name) != b.get(name)]

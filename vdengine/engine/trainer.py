@@ -6,6 +6,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ from torch import Tensor, nn
 
 from vdengine import recipe as recipes
 from vdengine.data.batching import Batch
-from vdengine.engine import checkpoint
+from vdengine.engine import trouble
 from vdengine.engine.clocks import Later, Totals, memory_bytes, peak_flops
 from vdengine.engine.given import Given
 from vdengine.engine.metrics import Metrics
 from vdengine.engine.optim import apply_update, learning_rate
-from vdengine.engine.own_batch import own_batch, own_probes
+from vdengine.engine.own_batch import misused, own_batch, own_probes
 from vdengine.engine.parallel import grad_norm, ordered
 from vdengine.engine.ppo import RewardFunction, Rollout
 from vdengine.engine.reference import CachedReference, GivenReference
 from vdengine.engine.setup import RowExtras, Setup
+from vdengine.engine.stopping import Stopping
+from vdengine.engine.trouble import MAX_SKIPPED, NothingLearned
 from vdengine.errors import InputError
 from vdengine.models.export import save_model
 from vdengine.models.head import Scores
@@ -33,15 +36,13 @@ from vdengine.panels.panel import Panel
 from vdengine.runfolder import RunFolder
 from vdengine.trees import Pack, Tree
 
-MAX_SKIPPED = 20  # consecutive updates skipped as not finite before the run gives up
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Logged:
     """A logged step whose numbers are on their way from the device."""
 
     metrics: Metrics
-    skipped: Later  # [2]: updates skipped in a row, and since the last logged step
+    skipped: Later  # `Skips.counts`
     finite: Later  # [packs]: whether the losses of each were
     packs: list[tuple[int, Tensor]]  # step and tree ids of each
 
@@ -101,10 +102,12 @@ class Trainer(Setup):
     def _start_clock(self) -> None:
         self.probe_logp: Tensor | None = None
         self._unlogged: list[tuple[int, Tensor, Tensor]] = []  # step, tree ids and losses of packs not yet logged
-        self._skipped = torch.zeros(2, device=self.world.device)  # updates skipped in a row; and since the last log
         self._since_log = Totals()
         self.lag = self.world.device.type == "cuda"  # a row is written a step after its own
         self._waiting: Logged | None = None  # the last logged step, where it is not yet written
+        self.stopping = Stopping(self.world.device, self.lag)
+        self._memory_for = partial(trouble.memory_for, recipe=self.recipe, store=self.store, world=self.world)
+        self.on_pack: Callable[[int, int], None] = lambda done, total: None  # told of each pack of a step
         self.on_row: Callable[[dict[str, Any], str], None] = lambda row, warning: None  # told of each row when written
         self.warning = ""  # the last one
 
@@ -150,36 +153,40 @@ class Trainer(Setup):
             sums: dict[str, Tensor] = {}
 
             # Under FSDP every forward and backward is a collective: all ranks run the same number, rows or no rows.
-            for share, rider in zip(update.packs, riders, strict=True):
+            for number, (share, rider) in enumerate(zip(update.packs, riders, strict=True), 1):
                 pack, counts = (self.idle, 0.0) if share is None else (share, 1.0)
                 pack = pack.to(device, non_blocking=True)
                 scheduled = self.probes.packs(rider) if self.probes else []
-                scores = self.model(pack, [*scheduled, *own_packs], entropy=True)
+                with self._memory_for(k, pack, scheduled):
+                    scores = self.model(pack, [*scheduled, *own_packs], entropy=True)
+                    losses, metrics = self._losses(pack, scores, extras, rollout)
+                    with ordered(self.recipe.run.deterministic):
+                        (losses.sum() * (counts / denominator)).backward()  # global, known before the first forward
                 if own_packs and scores.probe_logp is not None:
                     self.probe_logp = scores.probe_logp[sum(p.num_scored for p in scheduled) :]
                     own_packs = []  # with the weights before the first update
                 if self.probes:
                     self.probes.collect(rider, scores.probe_logp)
-                losses, metrics = self._losses(pack, scores, extras, rollout)
-                with ordered(self.recipe.run.deterministic):
-                    (losses.sum() * (counts / denominator)).backward()  # global, known before the first forward
                 if scores.entropy is not None:
                     metrics = {**metrics, "entropy": scores.entropy.detach()}
                 for name, values in {**metrics, "loss": losses.detach()}.items():
                     sums[name] = sums.get(name, torch.zeros((), device=device)) + counts * values.sum()
                 if share is not None:
                     self._unlogged.append((k, share.tree_ids, losses.detach()))  # of own batches: `Tree.id`
+                self.on_pack(number, len(update.packs))
             if self.probes and sampling:
                 self.probes.end()
 
             # One small all-reduce, so that every rank skips, or does not skip, the same update.
-            names = sorted(sums)
-            totals = torch.stack([sums[name] for name in names])
+            names, asked = sorted(sums), self.stopping.flags(self.saver.failed)
+            totals = torch.cat([torch.stack([sums[name] for name in names]), asked])
             if w.size > 1:
                 dist.all_reduce(totals)
+            totals, asked = totals[: len(names)], totals[len(names) :]
             norms = [grad_norm(t.parameters) for t in self.trained]
             finite = torch.isfinite(sum(norms, totals.sum()))
-            self._skipped = torch.stack([torch.where(finite, 0.0, self._skipped[0] + 1), self._skipped[1] + ~finite])
+            self._skips = self._skips.after(finite, k)
+            self.saver.staged()  # a checkpoint's copy of the weights is made before they move
             if k == 0 and not logged and not isinstance(extras.reference, GivenReference):  # that may be any model's
                 self._check_start({name: total / denominator for name, total in zip(names, totals, strict=True)})
             for t, norm in zip(self.trained, norms, strict=True):
@@ -189,6 +196,7 @@ class Trainer(Setup):
             self._since_log.flops += 3 * update.cost
 
         self.step_clock.__exit__()
+        self.stopping.agree(asked)
         seen = [update] if rollout is None else rollout.batches
         num_tokens, num_scored = sum(b.num_tokens for b in seen), sum(b.num_scored for b in seen)
         self.step_count += 1
@@ -220,7 +228,10 @@ class Trainer(Setup):
                 "start it with more run.steps (or run.epochs) and a new run.folder"
             )
         cached = isinstance(self.reference, CachedReference)
-        problem, packs = self._wrong(batch, reference, cached), []
+        problem, packs = (
+            misused(batch, reference, objective=self.objective, has_data=self.has_data, cached=cached),
+            [],
+        )
         try:
             packs = own_probes(probes, self.weights.config.vocab_size)
             if packs and self.objective.head == "scalar":
@@ -246,23 +257,6 @@ class Trainer(Setup):
         extras = dataclasses.replace(self.own_extras, reference=GivenReference(sums)) if cached else self.own_extras
         return made, extras, packs
 
-    def _wrong(self, batch: Sequence[Tree] | Pack | None, reference: Tensor | None, cached: bool) -> str:
-        """What is wrong with what a step is given, before the batch itself is looked at; "" if nothing is."""
-        if batch is None and not self.has_data:
-            return "step: the run has no data (data.train, or data=); give the step its batch"
-        if batch is not None and self.ppo is not None:
-            return f"step: a batch has no effect with {self.objective.name}, which learns from its rollouts"
-        if batch is not None and cached and reference is None:
-            return (
-                'step: objective.reference = "cached" is of rows of the data; give the batch\'s own log-prob sums as '
-                'reference=, or set objective.reference = "live"'
-            )
-        if reference is not None and not (batch is not None and cached):
-            return 'step: reference has no effect without a batch and objective.reference = "cached"'
-        if reference is not None and not isinstance(reference, Tensor):
-            return f"step: reference is a {type(reference).__name__}; a tensor of log-prob sums is needed"
-        return ""
-
     def _work(self, k: int, given: Batch | None) -> tuple[Rollout | None, Iterable[Batch], dict[str, float]]:
         """The batches of step k, one update each, and what is known before them."""
         if given is not None:
@@ -282,8 +276,8 @@ class Trainer(Setup):
         packs, self._unlogged = self._unlogged, []
         fine = [torch.isfinite(losses).all() for _, _, losses in packs]
         totals = Later(torch.cat([numbers for _, numbers, _ in logged]))
-        skipped, whole = Later(self._skipped), Later(torch.stack(fine) if fine else self._skipped[:0])
-        self._skipped[1] = 0.0
+        skipped, whole = Later(self._skips.counts), Later(torch.stack(fine) if fine else self._skips.counts[:0])
+        self._skips = self._skips.logged()
         step, step_seconds, probe_seconds = self.step_count, self.step_clock.cut(), self.probe_clock.cut()
         row: dict[str, Any] = {"step": step}
         if self.has_data:
@@ -376,11 +370,11 @@ class Trainer(Setup):
         Raises:
             InputError: too many in a row; the run would only burn time.
         """
-        in_a_row, skipped = (int(n) for n in logged.skipped.get().tolist())
+        in_a_row, skipped, proven = (int(n) for n in logged.skipped.get().tolist())
         if not skipped:
             return ""
         bad = [
-            f"step {k + 1}, rank {self.world.rank}, rows {self._rows(k, ids)[:8]}"
+            f"step {k + 1}, rank {self.world.rank}: {self._rows(k, ids)}"
             for (k, ids), finite in zip(logged.packs, logged.finite.get().tolist(), strict=True)
             if not finite
         ]
@@ -390,13 +384,30 @@ class Trainer(Setup):
         updates = "1 update" if skipped == 1 else f"{skipped} updates"
         self.warning = f"step {step}: {updates} skipped, not finite ({places})"
         if in_a_row >= MAX_SKIPPED:
-            raise InputError(f"{self.warning}; {in_a_row} in a row: lower optimizer.lr or look at these rows")
+            raise NothingLearned(f"{self.warning}; {trouble.given_up(self.folder, in_a_row, proven)}")
         return self.warning
 
-    def _rows(self, k: int, tree_ids: Tensor) -> list[int]:
-        """Rows of the store (of a given batch, `Tree.id`); a rollout's trees are numbered by their place in the
-        step."""
-        return (tree_ids if self.ppo is None else torch.from_numpy(self.loader.rows(k))[tree_ids]).tolist()
+    def _rows(self, k: int, tree_ids: Tensor) -> str:
+        """The rows of a pack, for messages. A rollout's trees are numbered by their place in the step."""
+        ids = (tree_ids if self.ppo is None else torch.from_numpy(self.loader.rows(k))[tree_ids.cpu()]).tolist()
+        return trouble.row_names(self.store, ids)
+
+    def _check_learned(self) -> None:
+        """The end of a run is a good one if some update was applied, and the model gives finite numbers. A collective.
+
+        Raises:
+            NothingLearned: it is none.
+        """
+        in_a_row, _, proven = (int(n) for n in self._skips.counts.tolist())
+        with torch.no_grad():
+            scores = self.model(self.idle.to(self.world.device))
+        whole = all(bool(x.isfinite().all()) for x in (scores.logp, scores.values) if x is not None)
+        if proven < 0 or not whole:
+            self.save()
+            self.saver.wait()
+            raise NothingLearned(
+                f"step {self.step_count}: {trouble.given_up(self.folder, in_a_row, proven)}; nothing is exported"
+            )
 
     def _check_start(self, row: dict[str, Tensor]) -> None:
         """The first update knows one of its metrics (`Objective.at_start`). A rollout was made by the policy: every
@@ -454,26 +465,49 @@ class Trainer(Setup):
         return {f"eval/{name}": v / count for name, v in zip(names, totals.tolist(), strict=True)}
 
     def save(self) -> Path:
-        """A checkpoint of this step; the logs are written up to it. All ranks together."""
+        """Begin a checkpoint of this step, whose folder is returned; the logs are written up to it. The next steps go
+        on meanwhile. `close`, `finish` and the next save wait until it is complete. A collective.
+
+        Raises:
+            InputError: there is no room for it, or the one before could not be written.
+        """
         self.flush()
-        return checkpoint.save(
-            self.folder, self.step_count, self.trained, self._numbers(), self.world, self.recipe.checkpoint.keep
-        )
+        logs = {} if self.metrics_log is None else self.metrics_log.bytes_before(self.step_count)
+        if self.probes is not None:
+            logs |= self.probes.bytes_before(self.step_count)
+        numbers = self._numbers()
+        return self.saver.save(self.step_count, self.trained, numbers, logs, proven=int(numbers["proven_step"]))
 
     def finish(self) -> None:
-        """The last probe sample (theta after the last update), the last checkpoint, and the export."""
+        """The last probe sample (theta after the last update), the last checkpoint, and the export. A collective.
+
+        Raises:
+            InputError: nothing was learned, so nothing is exported; no room.
+        """
+        self.flush()
+        self._check_learned()
         if self.probes:
             self.probes.sample(self.model, self.step_count)
             self.probes.anchor(self.model, self.step_count)
         self.save()
+        self.saver.wait()
         if self.recipe.checkpoint.export:
-            save_model(self.model, self.tokenizer, self.files.export)
+            save_model(self.model, self.tokenizer, self.files.export, renderer=self.renderer)
 
     def close(self) -> None:
-        """Release the loader's thread, the logs and, after the last trainer of those that share it, the process group
-        that they started. In the middle of a run a row that is not yet written is lost, as after a crash (a resumed run
-        writes it again): `flush` first."""
-        self.loader.close()
-        if self.metrics_log is not None:
-            self.metrics_log.close()
-        self.world.close()
+        """Wait for the last checkpoint, and release the folder, the loader's thread, the logs and, after the last
+        trainer of those that share it, the process group that they started. In the middle of a run a row that is not
+        yet written is lost, as after a crash (a resumed run writes it again): `flush` first.
+
+        Raises:
+            InputError: the last checkpoint could not be written.
+        """
+        try:
+            self.saver.close()
+        finally:
+            self.loader.close()
+            if self.metrics_log is not None:
+                self.metrics_log.close()
+            if self.lock is not None:
+                self.lock.close()
+            self.world.close()

@@ -1,0 +1,75 @@
+"""`vdengine export`: checkpoints of a run as Hugging Face folders."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from vdengine.cli.export import main
+from vdengine.text.renderer import Renderer
+from vdengine.text.tokenizer import load_tokenizer
+
+
+@pytest.fixture
+def run(finished_run, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def test_the_newest_and_a_named_step(run, tmp_path, capsys):
+    """Guards the tensors: the newest is the run's own export to the bit, an earlier step has other weights; dtype; what
+    is there already is replaced if it is an export."""
+    own = load_file(run / "export" / "model.safetensors")
+    shutil.rmtree(run / "export")
+    assert main([str(run)]) == 0 and "step 4: " in capsys.readouterr().out
+    newest = load_file(run / "export" / "model.safetensors")
+    assert newest.keys() == own.keys() and all(newest[name].equal(own[name]) for name in own)
+    assert main(["--dtype", "bfloat16", str(run), "2"]) == 0 and "export-2" in capsys.readouterr().out
+    earlier = load_file(run / "export-2" / "model.safetensors")
+    assert {str(t.dtype) for t in earlier.values()} == {"torch.bfloat16"}
+    assert any(not earlier[name].equal(own[name].bfloat16()) for name in own)
+    assert main([str(run), "2", "--to", str(run / "export")]) == 0
+    again = load_file(run / "export" / "model.safetensors")
+    assert all(again[name].bfloat16().equal(earlier[name]) for name in own)
+
+
+def test_the_runs_template_goes_with_it(run, tmp_path):
+    """Guards the words: the template that the run trained with, and the tokens that end its turns."""
+    template = tmp_path / "other.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|endoftext|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+    )
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('template = "auto"', f'template = "{template}"'))
+    assert main([str(run), "--to", str(tmp_path / "out")]) == 2  # another template than the run's
+    inputs = json.loads((run / "inputs.json").read_text())
+    source = next(line.split('"')[1] for line in recipe.read_text().splitlines() if line.startswith("source ="))
+    inputs["model.tokenizer or data.template"] = Renderer(load_tokenizer(source), template=str(template)).hash
+    (run / "inputs.json").write_text(json.dumps(inputs))
+    assert main([str(run), "--to", str(tmp_path / "out")]) == 0
+    assert load_tokenizer(str(tmp_path / "out")).chat_template == template.read_text()
+    ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
+    assert 256 in (ends if isinstance(ends, list) else [ends])  # <|endoftext|>
+
+
+def test_what_is_refused(run, tmp_path, capsys):
+    """Guards one line: no run, no such step, a word for a step, a folder that is no export, damaged checkpoints."""
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.tex").write_text("do not lose")
+    for words, said in (
+        ([str(tmp_path / "none")], "not the folder of a run"),
+        ([str(run), "3"], "no checkpoint of step 3; there are 2, 4"),
+        ([str(run), "newest"], "STEP is the number of a step"),
+        ([str(run), "--to", str(full)], "thesis.tex"),
+        ([str(run), "--dtype", "int8"], "int8"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err.strip()
+        assert said in error and error.startswith("error: ") and "\n" not in error, error
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "manifest.json").write_text("{}")
+    assert main([str(run)]) == 2 and "no whole checkpoint" in capsys.readouterr().err
+    assert (full / "thesis.tex").exists()

@@ -1,0 +1,142 @@
+"""What only the recipe and the files say, looked at before anything else: what is wrong with them is said within two
+seconds, for this imports no torch. `vdengine train` begins with it, and `vdengine check` goes on from it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from vdengine.data.formats import choose_format
+from vdengine.data.locate import FileSource, resolve, resolve_here
+from vdengine.errors import InputError
+from vdengine.gguf import read_gguf
+from vdengine.hub import locate_here
+from vdengine.models.families import ModelConfig
+from vdengine.models.hf_config import read_config
+from vdengine.objectives import Objective
+from vdengine.panels.panel import Panel
+from vdengine.recipe import IN_MEMORY, OWN_BATCHES, Recipe
+from vdengine.text.renderer import Renderer
+from vdengine.text.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a recipe names, opened without its weights and rows. None where it is not named, or given in memory."""
+
+    train: tuple[FileSource, ...]  # those on this machine
+    formats: tuple[str, ...]  # of each
+    eval: FileSource | None
+    tokenizer: Tokenizer | None
+    renderer: Renderer | None
+    panel: Panel | None
+
+
+def preflight(recipe: Recipe) -> Found:
+    """Check what a recipe names: model, tokenizer, template, data and their format, panel, reward and value model.
+
+    What is on the hub is looked at if this is the only process of the run: the other ranks would wait for a download.
+
+    Raises:
+        InputError: something is not there, cannot be read, or does not fit the objective.
+    """
+    objective: Objective = recipe.objective.declaration
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if recipe.model.source != IN_MEMORY:
+        with _of_key("model.source"):
+            check_model(recipe.model.source, objective.head)
+    tokenizer = renderer = None
+    named = recipe.model.tokenizer or recipe.model.source
+    if named != IN_MEMORY and (alone or locate_here(named) is not None):
+        tokenizer = load_tokenizer(named)
+        renderer = Renderer(tokenizer, template=recipe.data.template)
+    sources, formats = [], []
+    for name in recipe.data.train:
+        if name in (IN_MEMORY, OWN_BATCHES):
+            continue
+        with _of_key("data.train"):
+            source = resolve(name) if alone else resolve_here(name)
+            if source is not None:
+                sources.append(source)
+                formats.append(choose_format(source, recipe.data.format, objective.rows))
+    held_out = None
+    if recipe.data.eval and recipe.data.eval != IN_MEMORY:
+        with _of_key("data.eval"):
+            held_out = resolve(recipe.data.eval) if alone else resolve_here(recipe.data.eval)
+            if held_out is not None:
+                choose_format(held_out, recipe.data.format, objective.rows)
+    panel = None
+    if recipe.probes.every != 0 and recipe.probes.panel != IN_MEMORY:
+        with _of_key("probes.panel"):
+            panel = Panel.load(recipe.probes.panel)
+    if objective.rollout:
+        _check_reward(recipe.reward.source)
+        if recipe.value.source:
+            with _of_key("value.source"):
+                check_model(recipe.value.source, None)
+    return Found(tuple(sources), tuple(formats), held_out, tokenizer, renderer, panel)
+
+
+def check_names(models: Sequence[str], panel: str | None = None) -> None:
+    """Check that saved models and a panel are there, before torch is imported to read them.
+
+    Raises:
+        InputError: one is not.
+    """
+    for name in models:
+        locate_here(name)
+    if panel is not None:
+        Panel.load(panel)
+
+
+def check_model(source: str, head: str | None) -> ModelConfig | None:
+    """The config of a Hugging Face folder on this machine, whose weights are there; None for a GGUF file, whose header
+    is read, and for a hub id.
+
+    Args:
+        head: "causal" refuses a reward model.
+
+    Raises:
+        InputError: there is no such model, or it is not supported.
+    """
+    path = locate_here(source)
+    if path is None:
+        return None
+    if path.is_file():
+        read_gguf(path)
+        return None
+    config = read_config(path)
+    if not any((path / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise InputError(f"{path}: no model.safetensors and no model.safetensors.index.json")
+    if head == "causal" and config.head == "scalar":
+        raise InputError(f"{source}: a reward model (it gives one score, no tokens); a language model is needed here")
+    return config
+
+
+def _check_reward(source: str) -> None:
+    if not source:
+        raise InputError("reward.source is missing: a reward model, or regex:PATTERN")
+    if source.startswith("regex:"):
+        pattern = source.removeprefix("regex:")
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise InputError(f"reward.source: {pattern!r} is not a regular expression: {error}") from None
+        return
+    with _of_key("reward.source"):
+        config = check_model(source, None)
+        if config is not None and config.head == "causal":
+            raise InputError(f"{source} is a language model; a reward model (one label) is needed")
+
+
+@contextmanager
+def _of_key(key: str) -> Iterator[None]:
+    """Errors inside name the key of the recipe."""
+    try:
+        yield
+    except InputError as error:
+        named = str(error).startswith((f"{key}:", "data.format:"))
+        raise InputError(str(error) if named else f"{key}: {error}") from None

@@ -1,0 +1,140 @@
+"""What must hold before a run goes on in its folder: the folder is whole, its logs are those of the checkpoint, and
+what has been done so far is what the recipe would do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vdengine import recipe as recipes
+from vdengine.engine.checkpoint import Found
+from vdengine.engine.optim import learning_rate
+from vdengine.errors import InputError
+from vdengine.files import digest
+from vdengine.outside import parse_json, read_bytes
+from vdengine.runfolder import RunFolder
+
+# Keys in which a run that goes on may differ, as long as the steps so far are the same (`check_length`).
+LENGTH = ("run.steps", "run.epochs", "optimizer.warmup")
+
+
+def holds_a_run(files: RunFolder) -> bool:
+    """Whether the folder is one that a run goes on in. Nothing or a lock alone is none.
+
+    Raises:
+        InputError: there are logs or checkpoints, but not what says what they are of.
+    """
+    begun = [p for p in (files.metrics, files.checkpoints, files.drift) if p.exists()]
+    for needed in (files.recipe, files.inputs):
+        if not needed.exists() or not needed.stat().st_size:
+            if begun:
+                state = "empty" if needed.exists() else "missing"
+                raise InputError(
+                    f"{needed}: {state}, and {begun[0].name} beside it is of a run: put the file back, or name another "
+                    "run.folder"
+                )
+            return False
+    return True
+
+
+def check_logs(files: RunFolder, found: Found) -> None:
+    """Check that the logs have what they had when the checkpoint was saved.
+
+    Raises:
+        InputError: one has lost something of the steps before it; it names the log.
+    """
+    for name, entry in found.logs.items():
+        path, size = files.path / name, entry["bytes"]
+        if ".." in name.split("/") or name.startswith("/"):
+            raise InputError(f"{found.folder}: names the log {name!r}, which is not in the run folder")
+        wrong = ""
+        if not path.is_file():
+            wrong = "missing"
+        elif (now := path.stat().st_size) < size:
+            wrong = f"has {now:,} bytes of the {size:,}"
+        elif digest(path, size) != entry["hash"]:
+            wrong = "differs from what"
+        if wrong:
+            raise InputError(
+                f"{path}: {wrong} that it had at the checkpoint of step {found.step}: the run would go on with a hole "
+                "in its log; put the file back, or name another run.folder"
+            )
+
+
+def check_fresh(files: RunFolder, every: int) -> list[str]:
+    """What is worth saying of a run that starts over because it has no checkpoint.
+
+    Args:
+        every: `checkpoint.every`.
+
+    Raises:
+        InputError: there must have been checkpoints, or there is an export: starting over would remove what was done.
+    """
+    step = last_step(files)
+    # The checkpoint of step n is complete before that of step n + every begins.
+    saved = files.export.exists() or (every > 0 and step > 2 * every)
+    if saved:
+        raise InputError(
+            f"{files.checkpoints}: no checkpoint, though the run came to step {step}; starting over would overwrite "
+            "its logs: put the checkpoints back, or name another run.folder"
+        )
+    return [f"no checkpoint yet (the run came to step {step}): starting over"] if step else []
+
+
+def last_step(files: RunFolder) -> int:
+    """The step of the last whole line of metrics; 0 where there is none."""
+    if not files.metrics.exists():
+        return 0
+    for line in reversed(read_bytes(files.metrics, 2**40).split(b"\n")[:-1]):
+        try:
+            row = parse_json(line, str(files.metrics))
+        except InputError:
+            continue  # of a crash; the line before it counts
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            return row["step"]
+    return 0
+
+
+def check_length(
+    old: recipes.Recipe, new: recipes.Recipe, *, totals: tuple[int, int], done: int, sampled: Sequence[int]
+) -> None:
+    """Check that a run of another length is the same up to where it stands.
+
+    Args:
+        totals: planned steps, of the old recipe and the new one.
+        done: steps so far.
+        sampled: of these, those before which the new schedule samples probes and the log has no sample, or the other
+            way round.
+
+    Raises:
+        InputError: it is not; the message says what could be done.
+    """
+    before, after = totals
+    if before == after and old.optimizer.warmup == new.optimizer.warmup:
+        return
+    what = f"run.steps: {before} -> {after}"
+    if after < done:
+        raise InputError(f"{what}: cannot resume, {done} steps are done already")
+    for k in range(done):
+        rates = [learning_rate(r.optimizer, k, total) for r, total in ((old, before), (new, after))]
+        if rates[0] != rates[1]:
+            if new.optimizer.schedule == "constant":
+                same = old.optimizer.warmup * before / after
+                advice = f"the warm-up is another; the same one is optimizer.warmup = {same:.6g}"
+            else:
+                advice = (
+                    f"the {new.optimizer.schedule} schedule of {after} steps has another learning rate already at step "
+                    f'{k + 1}; only optimizer.schedule = "constant" can be made longer. To train on from the end of '
+                    "this run, start another: model.source = its export, and a new run.folder"
+                )
+            raise InputError(f"cannot resume with {what}: {advice}")
+    if sampled:
+        raise InputError(
+            f"cannot resume with {what}: the samples of probes would be at other steps (as at step {sampled[0]}); set "
+            "probes.every to what the plan says instead of probes.budget"
+        )
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The keys whose values differ, or that only one has."""
+    return [name for name in {**a, **b} if a.get(name) != b.get(name)]

@@ -1,0 +1,232 @@
+"""Saving beside training: a checkpoint's tensors are copied while the next step computes, and written behind it.
+
+    save        returns at once: a thread copies the tensors, and then writes them (`dcp.async_save`)
+    staged      is called before weights move: waits for the copy, which by then has had a forward and a backward
+    wait        the checkpoint is on disk, or it is said why not
+
+Files are written under a temporary name, synced and hashed by each rank; rank 0 writes the manifest and renames the
+folder. The collectives of all this have a process group of their own, so that they never meet those of training.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+import vdengine
+from vdengine.engine.checkpoint import Trained, checkpoints, size_of, state_of, step_of
+from vdengine.engine.metadata import cause
+from vdengine.engine.parallel import World, broadcast
+from vdengine.errors import InputError
+from vdengine.files import Lock, check_space, digest, sync_folder, write_text
+from vdengine.runfolder import MANIFEST, RunFolder
+
+SPARE = 64 * 2**20  # bytes that are left free beside a checkpoint: names, manifests, logs
+
+
+class Saver:
+    """Writes the checkpoints of a run. Every rank has one, and calls the same methods at the same steps.
+
+    Args:
+        lock: of the run folder, on rank 0.
+        keep: the newest so many stay, and the newest one that an update has followed: weights whose next update was
+            skipped as not finite may be spoilt already, and are no ground to give up the ones before.
+        keep_every: those of every so many steps stay as well; 0: none.
+        newest: step of the checkpoint that the run went on from.
+    """
+
+    def __init__(
+        self, files: RunFolder, world: World, lock: Lock | None, *, keep: int, keep_every: int, newest: int | None
+    ) -> None:
+        self.files, self.world, self.lock = files, world, lock
+        self.keep, self.keep_every, self.newest = keep, keep_every, newest
+        cuda = world.device.type == "cuda"
+        self.group: Any = dist.new_group(backend="gloo")
+        # A CUDA device copies to pinned memory on a stream of its own.
+        options = StagingOptions(
+            use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=True, use_non_blocking_copy=cuda
+        )
+        self._stager = DefaultStager(options)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._copied: Future[None] | None = None  # of the save that is going on
+        self._written: Future[None] | None = None
+        if world.is_main:  # what a run that was killed in the middle of a save has left
+            for leftover in files.checkpoints.glob("*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def save(
+        self, step: int, trained: Sequence[Trained], numbers: Mapping[str, float], logs: Mapping[Path, int], proven: int
+    ) -> Path:
+        """Begin a checkpoint, after the one before is complete. Returns the folder that it will have. A collective.
+
+        Equal steps have equal bits, so a checkpoint of this step is not written again.
+
+        Args:
+            logs: of rank 0: bytes of each log that are of the steps before this one.
+            proven: the newest step whose weights an update that was not skipped has followed; -1: none.
+
+        Raises:
+            InputError: the checkpoint before failed, there is no room, or the run folder is gone.
+        """
+        self.wait()
+        final = self.files.checkpoint(step)
+        if step == self.newest:
+            return final
+        temporary, problem = final.with_name(final.name + ".tmp"), ""
+        if self.world.is_main:
+            try:
+                if self.lock is not None and self.lock.removed:
+                    raise InputError(f"{self.files.path}: was removed while the run wrote to it")
+                check_space(self.files.checkpoints, size_of(trained) + SPARE, f"the checkpoint of step {step}")
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            except (InputError, OSError) as error:
+                problem = self._sentence(step, error)
+        if problem := broadcast(self.world, problem):
+            raise InputError(problem)
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()  # the stream that copies does not wait for the one that computes
+        with warnings.catch_warnings():
+            # torch says that it will change what an existing folder means
+            warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
+            saving: Any = dcp.async_save(  # its answer has two futures where the stager is asynchronous
+                state_of(trained, numbers),
+                storage_writer=dcp.FileSystemWriter(temporary, sync_files=True),
+                process_group=self.group,
+                async_stager=self._stager,
+            )
+        self._copied = saving.staging_completion
+        self._written = self._thread.submit(self._complete, saving.upload_completion, step, logs, proven)
+        return final
+
+    def staged(self) -> None:
+        """Wait until the tensors of a save that is going on are copied. Before weights move."""
+        if self._copied is not None:
+            copied, self._copied = self._copied, None
+            copied.result()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a save has ended, and not well, so that `wait` says why."""
+        return self._written is not None and self._written.done() and self._written.exception() is not None
+
+    def wait(self) -> None:
+        """Wait until the save that is going on is complete, if there is one.
+
+        Raises:
+            InputError: it failed, on this rank or another.
+        """
+        self.staged()
+        if self._written is not None:
+            written, self._written = self._written, None
+            written.result()
+
+    def close(self) -> None:
+        """`wait`, and end the threads.
+
+        Raises:
+            InputError: as `wait`.
+        """
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._stager.close()
+            if dist.is_initialized() and self.group is not None:
+                dist.destroy_process_group(self.group)
+                self.group = None
+
+    # ------------------------------------------------------------------------------------- in the saving thread
+
+    def _complete(self, upload: Future[None], step: int, logs: Mapping[Path, int], proven: int) -> None:
+        """Hash and publish what has been written. All ranks learn of an error of any."""
+        final = self.files.checkpoint(step)
+        temporary, problem = final.with_name(final.name + ".tmp"), ""
+        entries: dict[str, Any] = {}
+        try:
+            upload.result()
+            own = sorted(temporary.glob(f"__{self.world.rank}_*")) + [temporary / ".metadata"] * self.world.is_main
+            entries = {path.name: _entry(path) for path in own}
+        except (OSError, RuntimeError, ValueError, dcp.api.CheckpointException) as error:
+            problem = self._sentence(step, error)
+        parts: list[Any] = [None] * self.world.size
+        dist.all_gather_object(parts, (entries, problem), group=self.group)
+        problem = next((told for _, told in parts if told), "")
+        if self.world.is_main and not problem:
+            try:
+                files = {name: entry for part, _ in parts for name, entry in part.items()}
+                self._publish(step, temporary, final, files, logs)
+                self._prune(proven)
+            except OSError as error:
+                problem = self._sentence(step, error)
+        outcome = [problem]
+        if self.world.size > 1:
+            dist.broadcast_object_list(outcome, src=0, group=self.group)
+        if outcome[0]:
+            if self.world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise InputError(outcome[0])
+        self.newest = step
+
+    def _publish(
+        self, step: int, temporary: Path, final: Path, files: dict[str, Any], logs: Mapping[Path, int]
+    ) -> None:
+        manifest = {
+            "step": step,
+            "world_size": self.world.size,
+            "vdengine": vdengine.__version__,
+            "torch": torch.__version__,
+            "files": files,
+            "logs": {
+                path.relative_to(self.files.path).as_posix(): {"bytes": size, "hash": digest(path, size)}
+                for path, size in logs.items()
+                if size
+            },
+        }
+        write_text(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        _remove(final)
+        temporary.rename(final)
+        sync_folder(final.parent)
+        _remove(final.with_suffix(".damaged"))
+
+    def _prune(self, proven: int) -> None:
+        """Remove the checkpoints that need not stay."""
+        found = checkpoints(self.files.path)
+        good = [folder for folder in found if step_of(folder) <= proven]
+        stay = {*found[-self.keep :], *good[-1:]}
+        for folder in found:
+            if folder not in stay and not (self.keep_every and step_of(folder) % self.keep_every == 0):
+                _remove(folder)
+
+    def _sentence(self, step: int, error: BaseException) -> str:
+        if isinstance(error, InputError):
+            reason = str(error)
+        else:
+            reason = f"{self.files.checkpoint(step)}: cannot be written: {cause(error)}"
+        whole = [step_of(folder) for folder in checkpoints(self.files.path)]
+        kept = f"the newest one is of step {whole[-1]}" if whole else "there is none before it"
+        return f"{reason} ({kept}); started again, the run goes on from there"
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    """Of a file, for a manifest."""
+    return {"bytes": path.stat().st_size, "hash": digest(path)}
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint. It loses its name first: killed in the middle, none is left that looks whole."""
+    if folder.exists():
+        going = folder.with_name(folder.name + ".old.tmp")
+        shutil.rmtree(going, ignore_errors=True)
+        folder.rename(going)
+        shutil.rmtree(going)

@@ -1,0 +1,72 @@
+"""What is said of a run that is in trouble: which rows, what to lower, what is left that is good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from vdengine.data.store import Store
+from vdengine.engine import checkpoint
+from vdengine.engine.parallel import World
+from vdengine.errors import InputError
+from vdengine.recipe import Recipe
+from vdengine.trees import Pack
+
+MAX_SKIPPED = 20  # updates in a row; then a run gives up
+
+_FULL = ("can't allocate memory", "not enough memory", "Cannot allocate memory")  # torch's words for a CPU's memory
+
+
+class NothingLearned(InputError):
+    """The run goes on, or has gone on, without learning: its end is no good one, and nothing is exported."""
+
+
+def row_names(store: Store, ids: Sequence[int]) -> str:
+    """Rows by file and line, a few of them. Ids that are none of the store's (of a batch that was given) are told as
+    they are; negative ones are of no row."""
+    names = [store.where(i) if i < len(store) else f"row {i}" for i in ids if i >= 0]
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def given_up(run_folder: Path, in_a_row: int, proven: int) -> str:
+    """What to do after updates that were skipped; proven: the last step whose weights a good update has followed."""
+    good = [k for k in map(checkpoint.step_of, checkpoint.checkpoints(run_folder)) if k <= proven]
+    kept = f"the checkpoint of step {good[-1]} is from before it" if good else "no checkpoint is from before it"
+    counted = f"the last {in_a_row} updates were skipped" if in_a_row else "the weights are not usable"
+    never = ", and none was ever applied" if proven < 0 else ""
+    return f"{counted}{never}: lower optimizer.lr or look at the rows named, with a new run.folder; {kept}"
+
+
+@contextmanager
+def memory_for(
+    step: int, pack: Pack, probes: Sequence[Pack], *, recipe: Recipe, store: Store, world: World
+) -> Iterator[None]:
+    """A context in which running out of memory is an error that names the pack, its rows, and what to lower.
+
+    Raises:
+        InputError: there was not enough memory.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        gpu = isinstance(error, torch.OutOfMemoryError)
+        if not gpu and not isinstance(error, MemoryError) and not any(text in str(error) for text in _FULL):
+            raise
+        beside = f" beside {sum(p.num_tokens for p in probes):,} tokens of probes" if probes else ""
+        place = "this GPU" if world.device.type == "cuda" else "this machine"
+        raise InputError(
+            f"step {step + 1}, rank {world.rank}: a pack of {pack.num_tokens:,} tokens{beside} does not fit the memory "
+            f"of {place} ({row_names(store, pack.tree_ids.tolist()) or 'no rows'}); {_lower(recipe)}"
+        ) from error
+
+
+def _lower(r: Recipe) -> str:
+    """What to do where a pack does not fit."""
+    saving = [] if r.parallel.activation_checkpoint == "full" else ['parallel.activation_checkpoint = "full"']
+    saving += [] if r.parallel.head_saved_bytes == 0 else ["parallel.head_saved_bytes = 0"]
+    resumable = f"set {' and '.join(saving)}, which a run that goes on may change, or " if saving else ""
+    longest = "" if r.batch.tokens > r.data.max_tokens else " and data.max_tokens"
+    return f"{resumable}lower batch.tokens ({r.batch.tokens}){longest} with a new run.folder"
