@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers.mutations import damage, read_or_refused
 from helpers.tiny import fill
 from helpers.weights import one_line, same_weights
 
@@ -28,14 +31,15 @@ def write_gguf(path: Path, config: ModelConfig, state: dict[str, torch.Tensor], 
     w.add_embedding_length(config.hidden_size)
     w.add_feed_forward_length(config.intermediate_size)
     w.add_head_count(config.num_attention_heads)
-    w.add_head_count_kv(config.num_key_value_heads)
+    if "llama__attention__head_count_kv" not in meta:
+        w.add_head_count_kv(config.num_key_value_heads)
     w.add_key_length(config.head_dim)
     w.add_value_length(config.head_dim)
     w.add_rope_freq_base(config.rope_theta)
     w.add_layer_norm_rms_eps(config.rms_norm_eps)
+    adders = {str: w.add_string, bool: w.add_bool, float: w.add_float32, int: w.add_uint32}
     for key, value in meta.items():
-        key = key.replace("__", ".")
-        w.add_string(key, value) if isinstance(value, str) else w.add_uint32(key, value)
+        adders[type(value)](key.replace("__", "."), value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], 99)
     for name, tensor in state.items():
         if name == "rope_freqs.weight":
@@ -108,6 +112,21 @@ def test_gguf_keeps_llama3_rope_scaling(tmp_path):
     ({"llama__rope__scaling__type": "yarn"}, "scaling.type"),
     ({"llama__rope__dimension_count": 16}, "rope.dimension_count"),
     ({"llama__attention__sliding_window": 128}, "sliding_window"),
+    ({"llama__rope__scaling__factor": 4.0}, "rope.scaling.factor = 4.0 is not supported"),  # linear, in llama.cpp
+    ({"llama__rope__scaling__type": "none", "llama__rope__scaling__factor": 4.0}, "rope.scaling.factor"),
+    ({"llama__rope__scale_linear": 2.0}, "rope.scale_linear"),
+    ({"llama__rope__scaling__attn_factor": 0.5}, "attn_factor"),
+    ({"llama__attention__scale": 0.5}, "attention.scale"),
+    ({"llama__attention__clamp_kqv": 8.0}, "clamp_kqv"),
+    ({"llama__attention__causal": False}, "attention.causal"),
+    ({"llama__attention__max_alibi_bias": 8.0}, "max_alibi_bias"),
+    ({"llama__logit_scale": 0.5}, "logit_scale"),
+    ({"llama__final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ({"llama__a_key_of_tomorrow": 1}, "a_key_of_tomorrow"),
+    ({"llama__vocab_size": 38}, "vocab_size = 38 is not supported; the embedding has 37 rows"),
+    ({"llama__attention__head_count_kv": "2"}, "attention.head_count_kv"),
+    ({"general__type": "adapter"}, "general.type = 'adapter'"),
+    ({"split__count": 3}, "split.count = .3.: one part"),
 ])  # fmt: skip
 def test_gguf_of_other_kinds_is_refused(meta, reason, tmp_path):
     """Guards against a model whose numbers would come out wrong without a word."""
@@ -115,6 +134,39 @@ def test_gguf_of_other_kinds_is_refused(meta, reason, tmp_path):
     write_gguf(tmp_path / "m.gguf", config, state, **meta)
     with one_line(reason):
         open_weights(str(tmp_path / "m.gguf"))
+
+
+def test_gguf_keys_that_change_nothing(tmp_path):
+    """Guards against a refusal of what converters write into every file."""
+    config, state = small("llama")
+    meta = {
+        "rope__scaling__type": "none", "rope__scaling__factor": 1.0, "expert_count": 0, "vocab_size": 37,
+        "rope__dimension_count": 32, "attention__causal": True, "logit_scale": 1.0, "attention__sliding_window": 0,
+    }  # fmt: skip
+    write_gguf(tmp_path / "m.gguf", config, state, **{f"llama__{k}": v for k, v in meta.items()})
+    assert open_weights(str(tmp_path / "m.gguf")).config == config
+
+
+@pytest.mark.parametrize("quantise", ["F32", "F16", "Q8_0"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_gguf_values_that_are_not_finite(quantise, bad, tmp_path):
+    """Guards against scores of a broken model: NaN among weights, or as the scale of a block of quantised ones."""
+    config, state = small("llama")
+    write_gguf(tmp_path / "m.gguf", config, state, quantise)
+    tensor = read_gguf(tmp_path / "m.gguf").tensors["blk.1.ffn_up.weight"]
+    data = bytearray((tmp_path / "m.gguf").read_bytes())
+    value = np.array(bad, np.float32 if quantise == "F32" else np.float16).tobytes()
+    data[tensor.offset : tensor.offset + len(value)] = value
+    (tmp_path / "m.gguf").write_bytes(bytes(data))
+    with one_line("model.layers.1.mlp.up_proj.weight has values that are not finite"):
+        load_model(str(tmp_path / "m.gguf"))
+
+
+def test_gguf_that_is_no_file(tmp_path):
+    """Guards against a FIFO that is waited for."""
+    os.mkfifo(tmp_path / "m.gguf")
+    with one_line("m.gguf: not a regular file"):
+        read_gguf(tmp_path / "m.gguf")
 
 
 def test_gguf_with_missing_or_foreign_tensors(tmp_path):
@@ -151,6 +203,10 @@ def test_gguf_cut_short_or_damaged(tmp_path):
             return str(error)
         return None
 
+    rng = random.Random(1)
+    for _ in range(150):  # runs of eight bytes too: lengths and offsets of 2^60
+        bad.write_bytes(damage(whole, rng, header))
+        read_or_refused(lambda: load_model(str(bad)))
     rng = random.Random(0)
     for size in [0, 3, 4, 23, 24, header - 1, header, len(whole) - 64, *(rng.randrange(len(whole)) for _ in range(60))]:
         assert attempt(whole[:size]) is not None, size

@@ -10,6 +10,7 @@ outermost dimension first.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vdengine.errors import InputError
+from vdengine.outside import open_regular, parsing
 
 # Bounds far above any real model. Everything else is bounded by the size of the file.
 MAX_ENTRIES = 1 << 16  # of metadata keys, and of tensors
@@ -78,10 +80,13 @@ class GGUFFile:
             return np.empty((0, t.shape[-1]), np.float32)
         kind = GGMLQuantizationType(t.type_id)
         try:
-            # copied, because the memory map is read-only and rows chosen by index are not contiguous
-            return np.asarray(dequantize(np.array(packed), kind), np.float32).reshape(-1, t.shape[-1])
+            with np.errstate(all="ignore"):  # scales that are not finite: who asks for the rows sees the values
+                # copied, because the memory map is read-only and rows chosen by index are not contiguous
+                return np.asarray(dequantize(np.array(packed), kind), np.float32).reshape(-1, t.shape[-1])
         except NotImplementedError:
-            raise InputError(f"{self.path}: tensor {name} has type {kind.name}, which cannot be dequantised") from None
+            raise InputError(
+                f"{self.path}: tensor {name[:80]!r} has type {kind.name}, which cannot be dequantised"
+            ) from None
 
 
 class _Reader:
@@ -153,12 +158,11 @@ def read_gguf(path: Path) -> GGUFFile:
     """
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    try:
-        if path.stat().st_size < 24:
-            raise InputError(f"{path}: {path.stat().st_size} bytes; not a whole GGUF file")
-        data = np.memmap(path, np.uint8, mode="r")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    with open_regular(path) as opened:
+        if (size := os.fstat(opened.fileno()).st_size) < 24:
+            raise InputError(f"{path}: {size} bytes; not a whole GGUF file")
+        with parsing(path, "GGUF file"):
+            data = np.memmap(opened, np.uint8, mode="r")
     r = _Reader(path, data)
     if bytes(r.take(4)) != b"GGUF":
         raise InputError(f"{path}: not a GGUF file (it does not begin with 'GGUF')")
@@ -172,13 +176,13 @@ def read_gguf(path: Path) -> GGUFFile:
     for _ in range(num_keys):
         key = r.string()
         if key in metadata:
-            raise r.fail(f"metadata key {key!r} occurs twice")
+            raise r.fail(f"metadata key {key[:80]!r} occurs twice")
         metadata[key] = r.value(r.u32())
     headers: list[tuple[str, tuple[int, ...], int, int]] = []  # name, shape, type, offset from the first tensor
     for _ in range(num_tensors):
         name, dims = r.string(), r.u32()
         if not 1 <= dims <= 4:
-            raise r.fail(f"tensor {name!r} has {dims} dimensions; 1 to 4 are allowed")
+            raise r.fail(f"tensor {name[:80]!r} has {dims} dimensions; 1 to 4 are allowed")
         shape = tuple(r.u64() for _ in range(dims))[::-1]
         headers.append((name, shape, r.u32(), r.u64()))
     alignment = metadata.get("general.alignment", 32)
@@ -190,15 +194,15 @@ def read_gguf(path: Path) -> GGUFFile:
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(type_id)]
         except (ValueError, KeyError):
-            raise InputError(f"{path}: tensor {name!r} has the unknown type {type_id}") from None
+            raise InputError(f"{path}: tensor {name[:80]!r} has the unknown type {type_id}") from None
         if name in tensors:
-            raise InputError(f"{path}: tensor {name!r} occurs twice")
+            raise InputError(f"{path}: tensor {name[:80]!r} occurs twice")
         if not all(1 <= n <= MAX_DIMENSION for n in shape) or shape[-1] % block:
-            raise InputError(f"{path}: tensor {name!r} has shape {shape}, not whole blocks of {block}")
+            raise InputError(f"{path}: tensor {name[:80]!r} has shape {shape}, not whole blocks of {block}")
         tensor = GGUFTensor(name, shape, type_id, start + offset, shape[-1] // block * block_bytes)
         if offset % alignment or tensor.offset + tensor.num_bytes > len(data):
             raise InputError(
-                f"{path}: tensor {name!r} needs bytes {tensor.offset} to {tensor.offset + tensor.num_bytes} of "
+                f"{path}: tensor {name[:80]!r} needs bytes {tensor.offset} to {tensor.offset + tensor.num_bytes} of "
                 f"{len(data)}; the file is cut short or its header is wrong"
             )
         tensors[name] = tensor

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
 from vdengine.errors import InputError
+from vdengine.outside import first_line, printable
 
 
 def locate(source: str, patterns: tuple[str, ...] = ("*.json", "*.jinja", "*.safetensors")) -> Path:
@@ -18,28 +20,43 @@ def locate(source: str, patterns: tuple[str, ...] = ("*.json", "*.jinja", "*.saf
     Raises:
         InputError: there is nothing of that name, or the download failed.
     """
-    if source.startswith("package://"):
-        return _in_package(source)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.suffix == ".gguf":
-        if path.is_file():
-            return path
-        raise InputError(f"{source}: no such file")
-    if path.exists():
-        raise InputError(f"{source}: not a folder, .gguf file, package://pkg/file.gguf or hub id")
-    match = re.fullmatch(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@((?!.*\.\.)[\w.-]+(?:/[\w.-]+)*))?", source)
-    if match is None:
-        allowed = "a .gguf file, package://pkg/file.gguf or hub id org/name or org/name@revision"
-        raise InputError(f"{source}: no such folder (nor {allowed})")
+    if (here := locate_here(source)) is not None:
+        return here
     from huggingface_hub import snapshot_download
 
+    repo, _, revision = source.partition("@")
     try:
-        return Path(snapshot_download(match[1], revision=match[2], allow_patterns=list(patterns)))
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns)))
     except Exception as error:  # the hub client has many types: offline, missing, gated, a full disk
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"{source}: no such folder, and the hub gave nothing under that id: {reason}") from error
+
+
+def locate_here(source: str) -> Path | None:
+    """`locate` on this machine: None for what can only be the id of a hub repository.
+
+    Raises:
+        InputError: there is nothing of that name, and it is no hub id.
+    """
+    if source.startswith("package://"):
+        return _in_package(source)
+    path = Path(os.path.expanduser(source))
+    try:
+        is_folder, is_file, is_there = path.is_dir(), path.is_file(), path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long or has a NUL, a folder that may not be entered
+        raise InputError(f"{printable(source)[:200]}: {first_line(error)}") from None
+    if is_folder:
+        return path
+    if path.suffix == ".gguf":
+        if is_file:
+            return path
+        raise InputError(f"{printable(source)}: no such file")
+    if is_there:
+        raise InputError(f"{printable(source)}: not a folder, .gguf file, package://pkg/file.gguf or hub id")
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?:@(?!.*\.\.)[\w.-]+(?:/[\w.-]+)*)?", source) is None:
+        allowed = "a .gguf file, package://pkg/file.gguf or hub id org/name or org/name@revision"
+        raise InputError(f"{printable(source)}: no such folder (nor {allowed})")
+    return None
 
 
 def _in_package(source: str) -> Path:
@@ -48,7 +65,10 @@ def _in_package(source: str) -> Path:
     parts = Path(inner).parts
     if not package.isidentifier() or not inner.endswith(".gguf") or ".." in parts or Path(inner).is_absolute():
         raise InputError(f"{source}: not of the form package://pkg/file.gguf")
-    spec = importlib.util.find_spec(package)  # imports nothing, because the name is top-level
+    try:
+        spec = importlib.util.find_spec(package)  # imports nothing, because the name is top-level
+    except ValueError:  # __main__ has none
+        spec = None
     folders = list(spec.submodule_search_locations or []) if spec else []
     if not folders:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from vdengine.models import export as module
 from vdengine.models.export import save_model
 from vdengine.models.weights import load_model
+from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
 
 # --- the same numbers as transformers ---
@@ -53,6 +55,28 @@ def test_export_opens_in_transformers(kind, shard_bytes, tmp_path, tiny_models, 
     again = load_model(str(tmp_path / "out"))
     same_weights(again, ours.state_dict())
     assert again.config == ours.config
+
+
+def test_export_has_the_template_of_the_run(tmp_path, tiny_models):
+    """Guards a base model that was trained on a template of the recipe: its export answers in this template, and stops
+    where its turns end. A template whose end is no token is written all the same."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_models["qwen3"], folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    template = config.pop("chat_template")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|endoftext|>"}))
+    (tmp_path / "chatml.jinja").write_text(template)
+    model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
+    assert tokenizer.chat_template is None and tokenizer.stop_ids == [256]
+    save_model(model, tokenizer, tmp_path / "out", renderer=Renderer(tokenizer, str(tmp_path / "chatml.jinja")))
+    again = load_tokenizer(str(tmp_path / "out"))
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == again.chat_template == template
+    assert again.stop_ids == [258, 256] and again.eos_id == 256
+    for name in ("generation_config.json", "config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == [258, 256]
+    (tmp_path / "text.jinja").write_text(template.replace("<|im_end|>", "<|done|>"))
+    save_model(model, tokenizer, tmp_path / "text", renderer=Renderer(tokenizer, str(tmp_path / "text.jinja")))
+    assert load_tokenizer(str(tmp_path / "text")).stop_ids == [256]
 
 
 def test_export_dtype_and_replacement(tmp_path, tiny_models):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.mutations import mutate, read_or_refused
 from helpers.tiny import family_configs, tiny_config
 from helpers.weights import one_line, same_weights
 
@@ -356,6 +358,39 @@ def folder(tmp_path, tiny_models) -> Path:
     ("llama", {"num_key_value_heads": 4}, "num_key_value_heads"),
     ("llama", {"head_dim": 15}, "head_dim"),
     ("llama", {"rms_norm_eps": -1}, "rms_norm_eps"),
+    ("llama", {"tie_word_embeddings": "false"}, "tie_word_embeddings = \"false\" is not supported; true or false"),
+    ("llama", {"tie_word_embeddings": 0}, "tie_word_embeddings"),
+    ("llama", {"tie_word_embeddings": [True]}, "tie_word_embeddings"),
+    ("llama", {"vocab_size": 259.0}, "vocab_size"),
+    ("llama", {"vocab_size": True}, "vocab_size"),
+    ("llama", {"hidden_size": 10**30}, "hidden_size"),
+    ("llama", {"hidden_size": [40]}, "hidden_size"),
+    ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+    ("llama", {"rope_theta": 10**400}, "rope_theta"),
+    ("llama", {"architectures": "LlamaForCausalLM"}, "architectures"),
+    ("llama", {"architectures": ["LlamaModel"]}, "architectures"),
+    ("llama", {"attention_bias": "false"}, "attention_bias"),
+    ("llama", {"attention_bias": 0}, "attention_bias"),
+    ("llama", {"mlp_bias": True}, "mlp_bias"),
+    ("llama", {"logit_scale": 0.0625}, "logit_scale = 0.0625 is not supported; only 1"),
+    ("llama", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ("qwen3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ("llama", {"residual_multiplier": 0.2}, "residual_multiplier"),
+    ("llama", {"num_local_experts": 8}, "num_local_experts"),
+    ("llama", {"quantization": {"group_size": 64, "bits": 4}}, "quantization"),
+    ("llama", {"attention_dropout": "0.1"}, "attention_dropout"),
+    ("llama", {"rope_scaling": {"factor": 4.0}}, "factor"),
+    ("llama", {"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 4.0}}, "rope_type"),
+    ("llama", {"rope_scaling": {"rope_type": ["linear"], "factor": 4.0}}, "rope_type"),
+    ("llama", {"rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section"),
+    ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "full_attention"),
+    ("llama", {"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 1e4}, "rope_theta .* different values"),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_scaling": {
+        "rope_type": "linear", "factor": 4.0}}, "rope_parameters and rope_scaling differ"),
+    ("qwen2", {"original_max_position_embeddings": 128, "rope_scaling": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, "its rotary embedding says 64"),
+    ("qwen3", {"max_window_layers": -1, "use_sliding_window": True, "sliding_window": 8}, "max_window_layers"),
+    ("qwen3", {"use_sliding_window": "false", "sliding_window": 8}, "use_sliding_window"),
 ])  # fmt: skip
 def test_unsupported_configs_are_refused(kind, change, reason):
     """Guards against a config key that changes the numbers and is passed over."""
@@ -363,6 +398,32 @@ def test_unsupported_configs_are_refused(kind, change, reason):
     with one_line(reason) as error:
         config_from_hf(raw, "m/config.json")
     assert str(error.value).startswith("m/config.json: ")
+
+
+def test_numbers_of_labels():
+    """Guards against a classifier of two labels read as a reward model, or a number that contradicts the labels."""
+    raw = config_to_hf(replace(tiny_config("qwen3"), head="scalar"), "float32", None)
+    assert config_from_hf(raw | {"num_labels": 1}, "m").head == "scalar"
+    for change in ({"id2label": None}, {"num_labels": 2}, {"num_labels": True}, {"id2label": {"0": "a", "1": "b"}}):
+        with one_line("num_labels"):
+            config_from_hf(raw | change, "m")
+
+
+def test_dropout_is_said():
+    """Guards against a dropout that transformers would train with and this engine does not, without a word."""
+    raw = config_to_hf(tiny_config("llama"), "float32", None)
+    with pytest.warns(UserWarning, match="attention_dropout = 0.1: nothing is dropped out here"):
+        config_from_hf(raw | {"attention_dropout": 0.1}, "m")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_any_config_is_read_or_refused(seed):
+    """Guards the kind: whatever the values are, the end is a config whose numbers are in range, or one line."""
+    rng = random.Random(seed)
+    raws = [config_to_hf(config, "float32", None) for config in CONFIGS.values()]
+    for _ in range(400):
+        raw = mutate(rng.choice(raws), rng)
+        read_or_refused(lambda raw=raw: expected_shapes(config_from_hf(raw, "m")))
 
 
 def test_broken_config_file(folder):

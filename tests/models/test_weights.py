@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.mutations import damage, mutate, read_or_refused
 from helpers.tiny import fill, tiny_config
 from helpers.weights import one_line, same_weights, their_model
 from safetensors.torch import load_file, save_file
@@ -101,11 +105,11 @@ def test_safetensors_cut_short_or_damaged(folder):
     whole = file.read_bytes()
     for size in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:size])
-        with one_line("model.safetensors: cut short"):
+        with one_line("model.safetensors: not a usable safetensors file"):
             open_weights(str(folder))
     for data in (b"\xff" * 8 + whole[8:], whole[:8] + b"x" + whole[9:], whole + b"more"):
         file.write_bytes(data)
-        with one_line("model.safetensors: cut short"):
+        with one_line("model.safetensors: not a usable safetensors file"):
             open_weights(str(folder))
 
 
@@ -156,6 +160,121 @@ def test_sharded_index(folder):
     index.unlink()
     with one_line("no model.safetensors"):
         open_weights(str(folder))
+
+
+def test_an_index_that_is_wrong_about_its_files(folder):
+    """Guards against tensors of an older checkpoint: files that hold others than the index says, or one twice."""
+    index = folder / "model.safetensors.index.json"
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    first = "model.norm.weight"
+    index.write_text(json.dumps({"weight_map": {n: "a.safetensors" for n in state if n != first}}))
+    with one_line("says that model.norm.weight is in no file; it is in a.safetensors"):
+        open_weights(str(folder))
+    index.write_text(json.dumps({"weight_map": {n: "a.safetensors" for n in [*state, "x"]}}))
+    with one_line("says that x is in a.safetensors; it is in none of the files"):
+        open_weights(str(folder))
+    save_file({first: state[first]}, folder / "b.safetensors")
+    index.write_text(json.dumps({"weight_map": {n: "ab"[n == first] + ".safetensors" for n in state}}))
+    with one_line("tensor model.norm.weight is in a.safetensors too"):
+        open_weights(str(folder))
+
+
+def test_a_single_file_beside_an_index(folder):
+    """Guards against the shards of an older checkpoint: the single file goes first, as in transformers, with a word; an
+    index that names that very file is none."""
+    index = folder / "model.safetensors.index.json"
+    state = load_file(folder / "model.safetensors")
+    index.write_text(json.dumps({"weight_map": {n: "model-00001-of-00002.safetensors" for n in state}}))
+    with pytest.warns(
+        UserWarning, match="model.safetensors is read, as .*; model.safetensors.index.json beside it names"
+    ):
+        same_weights(load_model(str(folder)), state)
+    index.write_text(json.dumps({"weight_map": {n: "model.safetensors" for n in state}}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_weights(str(folder))
+
+
+def test_a_head_that_config_and_file_disagree_on(tmp_path, tiny_models):
+    """Guards against a trained head that is passed over because the config says it is tied, and missing in the export;
+    and against a random one where the file has none."""
+    folder = Path(shutil.copytree(tiny_models["llama"], tmp_path / "m"))
+    file, state = folder / "model.safetensors", load_file(tiny_models["llama"] / "model.safetensors")
+    embedding = state["model.embed_tokens.weight"]
+    save_file(state | {"lm_head.weight": embedding.clone()}, file)
+    tied = load_model(str(folder))
+    assert tied.config.tie_word_embeddings and tied.lm_head.weight is tied.model.embed_tokens.weight
+    head = embedding.clone()
+    head[-1, -1] += 1
+    save_file(state | {"lm_head.weight": head}, file)
+    with pytest.warns(UserWarning, match="tie_word_embeddings = true, but lm_head.weight is not the embedding"):
+        model = load_model(str(folder))
+    assert torch.equal(model.lm_head.weight, head) and not model.config.tie_word_embeddings
+    save_model(model, None, tmp_path / "out")
+    same_weights(load_model(str(tmp_path / "out")), state | {"lm_head.weight": head})
+    save_file(state, file)
+    raw = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(raw))
+    with one_line("no lm_head.weight, and the config does not say tie_word_embeddings = true"):
+        open_weights(str(folder))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e39])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_that_are_not_finite(folder, bad, dtype):
+    """Guards against scores and training of a broken model: NaN, infinities, and what overflows in the dtype."""
+    state = {n: t.double() if bad == 1e39 else t for n, t in load_file(folder / "model.safetensors").items()}
+    state["model.layers.1.mlp.up_proj.weight"][-1, -1] = bad
+    save_file(state, folder / "model.safetensors")
+    with one_line("model.layers.1.mlp.up_proj.weight has values that are not finite"):
+        load_model(str(folder), dtype)
+
+
+def test_folders_that_are_no_checkpoint(folder):
+    """Guards against a FIFO that is waited for, a pickle that is run, an adapter that is left out, code of a hub."""
+    file, config = folder / "model.safetensors", folder / "config.json"
+    (folder / "adapter_config.json").write_text("{}")
+    with one_line("adapter_config.json: an adapter; merge it"):
+        open_weights(str(folder))
+    (folder / "adapter_config.json").unlink()
+    file.rename(folder / "pytorch_model.bin")
+    with one_line("no model.safetensors .* .there is pytorch_model.bin: pickles are not read."):
+        open_weights(str(folder))
+    os.mkfifo(file)
+    with one_line("model.safetensors: not a regular file"):
+        open_weights(str(folder))
+    file.unlink()
+    (folder / "pytorch_model.bin").rename(file)
+    raw = json.loads(config.read_text())
+    config.write_text(json.dumps(raw | {"auto_map": {"AutoModelForCausalLM": "x.Y"}}))
+    with pytest.warns(UserWarning, match="auto_map names code of the checkpoint, which is not run"):
+        open_weights(str(folder))
+    config.unlink()
+    os.mkfifo(config)
+    with one_line("config.json: not a regular file"):
+        open_weights(str(folder))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_any_change_of_a_header_is_read_or_refused(folder, seed):
+    """Guards the kind: whatever stands in a safetensors file's header or an index, the end is a model or one line."""
+    rng, file, index = random.Random(seed), folder / "model.safetensors", folder / "model.safetensors.index.json"
+    whole = file.read_bytes()
+    size = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:size])
+    for _ in range(40):
+        changed = json.dumps(mutate(header, rng)).encode()
+        file.write_bytes(len(changed).to_bytes(8, "little") + changed + whole[size:])
+        read_or_refused(lambda: load_model(str(folder)))
+        file.write_bytes(damage(whole, rng, size))
+        read_or_refused(lambda: load_model(str(folder)))
+    file.rename(folder / "a.safetensors")
+    (folder / "a.safetensors").write_bytes(whole)
+    mapping = {"weight_map": {name: "a.safetensors" for name in header if name != "__metadata__"}}
+    for _ in range(40):
+        index.write_text(json.dumps(mutate(mapping, rng)))
+        read_or_refused(lambda: open_weights(str(folder)))
 
 
 # --- where weights are ---

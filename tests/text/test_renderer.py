@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -173,6 +175,135 @@ def test_special_tokens_inside_messages_are_text(pair):
     assert evil in ours.renderer.text(turns(evil))
 
 
+THINKING = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello.", "reasoning_content": "A greeting <|im_end|>.\n"},
+    {"role": "user", "content": "More"},
+    {"role": "assistant", "content": "Much more.", "reasoning_content": "They want more.\nSo be it."},
+]
+
+
+@pytest.mark.parametrize("messages", [THINKING, THINKING[:2], [*THINKING[:3], turns("", "x")[1]]])
+def test_thinking_is_rendered_as_transformers_does(qwen3, messages):
+    """Guards against an empty thinking block where a row has thinking; the turn is scored with it, as it was written
+    there, and special tokens in it are text."""
+    theirs = transformers.AutoTokenizer.from_pretrained(qwen3.source)
+    plain = [dict(m, reasoning_content=m.get("reasoning_content", "").replace("<|im_end|>", "end")) for m in messages]
+    plain = [m if m["reasoning_content"] else {k: m[k] for k in ("role", "content")} for m in plain]
+    expected = their_turns(theirs, plain)
+    trees = qwen3.renderer.conversation_trees(plain)
+    assert [(t.prompt + t.branches[0], [False] * len(t.prompt) + t.scored[0]) for t in trees] == expected
+    assert qwen3.renderer.render(plain).ids == their_ids(theirs, plain)
+    texts = [qwen3.decode(t.branches[0]) for t in qwen3.renderer.conversation_trees(messages)]
+    if messages == THINKING:
+        assert texts == [
+            "<think>\nA greeting <|im_end|>.\n</think>\n\nHello.<|im_end|>",
+            "<think>\nThey want more.\nSo be it.\n</think>\n\nMuch more.<|im_end|>",
+        ]
+        first = qwen3.renderer.conversation_trees(messages)[0]
+        assert first.branches[0].count(qwen3.token_id("<|im_end|>")) == 1
+    pair = qwen3.renderer.response_tree(messages[:1], [messages[-1], "No."]) if messages[0]["role"] == "user" else None
+    if pair is not None and "reasoning_content" in messages[-1]:
+        assert qwen3.decode(pair.branches[0]).startswith("<think>\n" + messages[-1]["reasoning_content"].strip())
+        assert qwen3.decode(pair.branches[1]) == "<think>\n\n</think>\n\nNo.<|im_end|>"
+
+
+def test_thinking_that_a_template_does_not_write(llama3, qwen3):
+    """Guards against thinking that is dropped without a word; thinking of an earlier turn that none of the scored ones
+    sees is the template's own business."""
+    assert qwen3.renderer.reads_reasoning and not llama3.renderer.reads_reasoning
+    for render in (llama3.renderer.conversation_trees, llama3.renderer.render):
+        with pytest.raises(InputError, match="it does not write reasoning_content"):
+            render(THINKING)
+    with pytest.raises(InputError, match="it does not write reasoning_content"):
+        llama3.renderer.response_tree(THINKING[:1], [THINKING[1]])
+    for wrong in (5, ["x"]):
+        with pytest.raises(InputError, match="reasoning_content is .*, not text"):
+            qwen3.renderer.conversation_trees([THINKING[0], THINKING[1] | {"reasoning_content": wrong}])
+
+
+@pytest.mark.parametrize("template", ["auto", "plain", "twice"])
+def test_turns_that_are_not_scored(pair, template, tmp_path):
+    """Guards against loss on turns that a row excludes, or on none; with templates that mark their turns themselves
+    too. The text is that of the same conversation without exclusions."""
+    ours, _ = pair
+    (tmp_path / "twice.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<{{ m.content }}{% endgeneration %}|"
+        "{% generation %}>{{ eos_token }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    renderer = Renderer(ours, str(tmp_path / "twice.jinja") if template == "twice" else template)
+    messages = CONVERSATIONS["multi"]
+
+    def scored(*left_out: int) -> str:
+        chosen = [dict(m, scored=i not in left_out) if m["role"] == "assistant" else m for i, m in enumerate(messages)]
+        assert ours.decode(renderer.render(chosen).ids) == ours.decode(renderer.render(messages).ids)
+        trees = renderer.conversation_trees(chosen)
+        wholes = [ours.decode(t.prompt + t.branches[0]) for t in renderer.conversation_trees(messages)]
+        assert all(any(w.startswith(ours.decode(t.prompt + t.branches[0])) for w in wholes) for t in trees)
+        ids = [i for t in trees for i, s in zip(t.branches[0], t.scored[0], strict=True) if s]
+        return ours.decode(ids)
+
+    for left_out, kept, gone in (((1,), ("Now this", "Bye"), ("Hello",)), ((3, 5), ("Hello",), ("Now this", "Bye"))):
+        text = scored(*left_out)
+        assert all(k in text for k in kept) and not any(g in text for g in gone)
+    with pytest.raises(InputError, match="no scored assistant turn|no scored token"):
+        scored(1, 3, 5)
+    with pytest.raises(InputError, match="scored is 'false', not true or false"):
+        renderer.conversation_trees([messages[0], messages[1] | {"scored": "false"}])
+    with pytest.raises(InputError, match="marked as not scored"):
+        renderer.response_tree(messages[:1], [messages[1] | {"scored": False}])
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_stop_ids_are_those_of_the_template(qwen3, llama3, tmp_path):
+    """Guards against answers of a base model that run past the end of turn of the template it is given."""
+    (tmp_path / "t.jinja").write_text(CHATML)
+    (tmp_path / "bare.jinja").write_text("{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    base = load_tokenizer(qwen3.source)
+    base.chat_template, base.special_tokens = None, {"eos_token": "<|endoftext|>"}
+    base.eos_id = end = base.token_id("<|endoftext|>")
+    assert base.stop_ids == base.end_ids == [end]
+    assert Renderer(base, str(tmp_path / "t.jinja")).stop_ids == [base.token_id("<|im_end|>"), end]
+    assert Renderer(base, "plain").stop_ids == Renderer(base, str(tmp_path / "bare.jinja")).stop_ids == [end]
+    # a template of other special tokens than the tokenizer has
+    foreign = Renderer(llama3, str(tmp_path / "t.jinja"))
+    assert foreign.end_of_turn_id is None
+    with pytest.raises(InputError, match=r"ends an assistant turn with '<\|im_end\|>', which is no single token"):
+        _ = foreign.stop_ids
+    [tree] = foreign.conversation_trees(turns("a", "b"))  # text that can be trained on all the same
+    assert llama3.decode(tree.branches[0]) == "b<|im_end|>"
+    # a token that ends turns without being a special one
+    (tmp_path / "think.jinja").write_text(CHATML.replace("<|im_end|>", "</think>").replace("<|im_start|>", ""))
+    assert not next(t for t in qwen3.added_tokens if t.content == "</think>").special
+    assert Renderer(qwen3, str(tmp_path / "think.jinja")).end_of_turn == "</think>"
+
+
+def test_a_saved_template_gives_transformers_our_ids(tiny_models, tmp_path):
+    """Guards the export of a base model: BOS, which `plain` has from the tokenizer's settings, not from its text."""
+    for add_bos, name in ((True, "plain"), (True, "auto"), (False, "plain")):
+        folder = tmp_path / f"{name}-{add_bos}"
+        shutil.copytree(tiny_models["llama"], folder)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config |= {"bos_token": "<|endoftext|>", "add_bos_token": add_bos}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        tokenizer = load_tokenizer(str(folder))
+        renderer = Renderer(tokenizer, name)
+        tokenizer.save(tmp_path / "out", renderer.saved_template)
+        again = load_tokenizer(str(tmp_path / "out"))
+        ids = renderer.render(turns("Hi", "Hello.")).ids
+        assert (ids[0] == tokenizer.bos_id) == add_bos and ids == again.render(turns("Hi", "Hello.")).ids
+        if name == "plain":  # the checkpoint's own template is saved as it was, without a BOS that it has not
+            theirs = transformers.PreTrainedTokenizerFast.from_pretrained(str(tmp_path / "out"))
+            assert ids == their_ids(theirs, turns("Hi", "Hello."))
+        with pytest.raises(InputError, match="variables .enable_thinking. cannot be saved"):
+            _ = Renderer(tokenizer, variables={"enable_thinking": False}).saved_template
+
+
 def trl_templates() -> list[str]:
     spec = importlib.util.find_spec("trl")  # imports nothing
     folders = (spec.submodule_search_locations or []) if spec else []
@@ -306,7 +437,7 @@ def test_template_choice(qwen3, tmp_path):
     """Guards against a template name that is silently replaced."""
     with pytest.raises(InputError, match="auto, plain, alpaca"):
         Renderer(qwen3, "chatml")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="none.jinja: no such file"):
         Renderer(qwen3, str(tmp_path / "none.jinja"))
     bare = load_tokenizer(qwen3.source)
     bare.chat_template = None

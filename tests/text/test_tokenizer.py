@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 
 import numpy as np
 import pytest
+from helpers.mutations import mutate, read_or_refused
 
 from vdengine.errors import InputError
 from vdengine.gguf import GGUFFile
@@ -166,11 +168,16 @@ def test_config_files(tmp_path, tiny_models):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<|endoftext|>"}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 258, 10**7]}))
-    tokenizer = load_tokenizer(str(folder))
+    with pytest.warns(UserWarning, match=r"generation_config.json: eos_token_id \[10000000\]: the tokenizer has no"):
+        tokenizer = load_tokenizer(str(folder))
     assert tokenizer.chat_template == "d" and tokenizer.eos_id == 258 and tokenizer.pad_id == 256
     assert tokenizer.stop_ids == [258, 256]
+    (folder / "generation_config.json").unlink()
     (folder / "chat_template.jinja").write_text("file")
-    assert load_tokenizer(str(folder)).chat_template == "file"
+    with pytest.warns(
+        UserWarning, match="chat_template.jinja is used; the chat_template in tokenizer_config.json is anot"
+    ):
+        assert load_tokenizer(str(folder)).chat_template == "file"
 
 
 def test_truncation_and_dropout_are_off(tmp_path, tiny_models):
@@ -182,7 +189,8 @@ def test_truncation_and_dropout_are_off(tmp_path, tiny_models):
     raw["model"]["vocab"]["ab"] = 300
     raw["model"]["merges"], raw["model"]["dropout"] = [["a", "b"]], 0.5
     (folder / "tokenizer.json").write_text(json.dumps(raw))
-    tokenizer = load_tokenizer(str(folder))
+    with pytest.warns(UserWarning, match="the added token '<.endoftext.>' has the id 256; it has the id 257"):
+        tokenizer = load_tokenizer(str(folder))
     assert {tuple(tokenizer.encode("abababab")) for _ in range(20)} == {(300,) * 4}
 
 
@@ -204,7 +212,7 @@ def test_bad_folders(tmp_path, tiny_models):
         return str(error.value)
 
     whole = (tiny_models["llama"] / "tokenizer.json").read_text()
-    assert "tokenizer.json: not a tokenizer" in broken("tokenizer.json", whole[: len(whole) // 2])
+    assert "broken JSON" in broken("tokenizer.json", whole[: len(whole) // 2])
     assert "line 2: broken JSON" in broken("tokenizer_config.json", '{"eos_token":\n"x')
     assert "not in the vocabulary" in broken("tokenizer_config.json", '{"eos_token": "<eos>"}')
     assert "not a JSON object" in broken("tokenizer_config.json", "[]")
@@ -241,3 +249,126 @@ def test_a_tokenizer_in_memory_is_that_of_the_folder_it_is_saved_to(tiny_models,
     assert load_tokenizer(Processor()).hash == found.hash
     with pytest.raises(InputError, match="a dict is not a tokenizer; give one of transformers or of vdengine"):
         load_tokenizer({})
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_models):
+    return shutil.copytree(tiny_models["llama"], tmp_path / "copy")
+
+
+def change(file, **keys) -> None:
+    raw = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({k: v for k, v in (raw | keys).items() if v is not ...}))
+
+
+@pytest.mark.parametrize("file, keys, reason", [
+    ("tokenizer_config.json", {"add_bos_token": "false"}, "add_bos_token is 'false', not true or false"),
+    ("tokenizer_config.json", {"eos_token": 5}, "eos_token is 5, not a token"),
+    ("tokenizer_config.json", {"eos_token": "\ud83d"}, "not in the vocabulary"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"5": {"content": "<|im_end|>"}}}, "has the id 5 in .*, 258 in"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {"content": "x"}}}, "is no token and its id"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"900": {"content": "<new>"}}}, "has the id 900 in .*, 259 in"),
+    ("tokenizer_config.json", {"chat_template": [{"name": "default"}, "x"]}, "not a list of names and templates"),
+    ("added_tokens.json", {"<|im_end|>": 4}, "has the id 4 in added_tokens.json, 258 in"),
+    ("generation_config.json", {"eos_token_id": "2"}, "eos_token_id = '2'; token ids are needed"),
+    ("generation_config.json", {"eos_token_id": [2, True]}, "token ids are needed"),
+    ("config.json", {"eos_token_id": 2.0}, "token ids are needed"),
+    ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 2**32 - 1}, "merges": []}}, "id 4294967295; whole num"),
+    ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "has the id -1"),
+    ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 1.0}, "merges": []}}, "has the id 1.0"),
+    ("tokenizer.json", {"added_tokens": [{"id": 2**32 - 2, "content": "x"}]}, "has the id 4294967294"),
+    ("tokenizer.json", {"model": [1]}, "it has no model"),
+    ("tokenizer.json", {"normalizer": {"type": "Sequence", "normalizers": [
+        {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaa"}] * 40}}, "more than 4096 times as long"),
+])  # fmt: skip
+def test_what_files_say_is_checked(file, keys, reason, folder):
+    """Guards against a tokenizer's word that is passed over, other ids than a file says, or a request for gigabytes
+    that ends the process."""
+    change(folder / file, **keys)
+    with pytest.raises(InputError, match=f"^[^\n]*{reason}[^\n]*$"):
+        load_tokenizer(str(folder))
+
+
+def test_files_that_disagree(folder):
+    """Guards against a choice between two files without a word; the choice is that of transformers."""
+    change(folder / "special_tokens_map.json", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]})
+    with pytest.warns(UserWarning) as said:
+        assert load_tokenizer(str(folder)).eos_id == 258
+    texts = [str(w.message) for w in said]
+    assert any("eos_token is '<|im_end|>' in tokenizer_config.json, which is used, and '<|endo" in t for t in texts)
+    assert any("auto_map names code of the checkpoint, which is not run" in t for t in texts)
+
+
+def test_ends_of_a_text(folder):
+    """Guards stop ids: generation_config.json goes first, as in transformers; config.json counts where it has none, but
+    not the default of a config class that the tokenizer knows nothing of."""
+    change(folder / "config.json", eos_token_id=[256, 2])
+    assert load_tokenizer(str(folder)).end_ids == [258, 256]
+    change(folder / "generation_config.json", eos_token_id=257)
+    assert load_tokenizer(str(folder)).end_ids == [258, 257]
+
+
+def test_tokens_that_only_the_config_declares(folder):
+    """Guards against a special token that transformers adds from tokenizer_config.json and is text here."""
+    transformers = pytest.importorskip("transformers")
+    new = {"content": "<tool>", "special": True, "normalized": False, "lstrip": False, "rstrip": False,
+           "single_word": False}  # fmt: skip
+    change(folder / "tokenizer_config.json", added_tokens_decoder={"259": new})
+    ours, theirs = load_tokenizer(str(folder)), transformers.PreTrainedTokenizerFast.from_pretrained(str(folder))
+    ids = ours.encode("a<tool>b", special=True)
+    assert ids == theirs.encode("a<tool>b", add_special_tokens=False) and 259 in ids
+
+
+def test_templates_in_a_folder_of_their_own(folder):
+    """Guards against the newest place of several templates: unread, or another one than the default in use."""
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    change(folder / "tokenizer_config.json", chat_template=...)
+    with pytest.raises(InputError, match="no default.jinja, only tool_use"):
+        load_tokenizer(str(folder))
+    (folder / "additional_chat_templates" / "default.jinja").write_text("default")
+    assert load_tokenizer(str(folder)).chat_template == "default"
+
+
+@pytest.mark.parametrize("model, pattern, text", [
+    ({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<unk>"}, None, "b"),
+    ({"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "<unk>", "continuing_subword_prefix": "##",
+      "max_input_chars_per_word": 9}, None, "b"),
+    ({"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}, "(a+)+$", "a" * 30 + "b"),
+])  # fmt: skip
+def test_texts_that_a_tokenizer_cannot_express(model, pattern, text, folder):
+    """Guards against an error of the library, some of which are no `Exception`, in the middle of a run."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    keys = {"model": model, "added_tokens": [], "pre_tokenizer": split if pattern else None}
+    change(folder / "tokenizer.json", **keys, post_processor=None, decoder=None, normalizer=None)
+    (folder / "tokenizer_config.json").write_text("{}")
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.encode("a") == [0]
+    with pytest.raises(InputError, match="not a usable tokenizer"):
+        tokenizer.encode(text)
+    with pytest.raises(InputError, match="not a usable tokenizer"):
+        tokenizer.decode([2**40])
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"])
+def test_files_that_are_no_files(name, folder):
+    """Guards against a FIFO that is waited for."""
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(InputError, match=f"{name}: not a regular file"):
+        load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_change_of_a_file_is_read_or_refused(seed, folder):
+    """Guards the kind: whatever stands in a tokenizer's files, the end is a tokenizer or one line."""
+    rng = random.Random(seed)
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json")]
+    files[2].write_text('{"eos_token_id": [258, 256]}')
+    wholes = {file: json.loads(file.read_text()) for file in files}
+    for _ in range(60):
+        file = rng.choice(files)
+        file.write_text(json.dumps(mutate(wholes[file], rng)))
+        read_or_refused(lambda: load_tokenizer(str(folder)).encode("a b <|im_end|>"))
+        file.write_text(json.dumps(wholes[file]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vdengine.errors import InputError
+from vdengine.settings import shown
 
 if TYPE_CHECKING:
     from vdengine.judges.base import Judge, JudgeOptions
@@ -39,4 +40,5 @@ def open_judge(name: str, options: JudgeOptions | None = None) -> Judge:
         from vdengine.judges.server import ServerJudge
 
         return ServerJudge(rest, options)
-    raise InputError(f"unknown judge {name!r}; there are rule, model:SOURCE and server:MODEL[@URL]")
+    # What follows the colon is not shown: there may be a password in it.
+    raise InputError(f"unknown judge {shown(kind)}; there are rule, model:SOURCE and server:MODEL[@URL]")

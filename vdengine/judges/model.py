@@ -14,9 +14,10 @@ import numpy as np
 
 from vdengine.data.batching import Forest
 from vdengine.drift.judgements import Stance
+from vdengine.errors import InputError
 from vdengine.judges.base import MEANING, TASK, Item, JudgeOptions, task
 from vdengine.models.device import compute_dtype, default_device
-from vdengine.models.weights import load_model
+from vdengine.models.weights import build_model, check_vocabulary, open_causal
 from vdengine.panels.panel import STANCES
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
@@ -30,14 +31,16 @@ class ModelJudge:
     """A local model; source: as `load_model` takes it.
 
     Raises:
-        InputError: a model, tokenizer or template that cannot be read.
+        InputError: a model, tokenizer or template that cannot be read, or that do not belong together.
     """
 
     def __init__(self, source: str, options: JudgeOptions) -> None:
         device = default_device()
         dtype = compute_dtype(options.dtype, device)
-        self.renderer = Renderer(load_tokenizer(source), options.template)
-        self.model = load_model(source, dtype, device)
+        tokenizer = load_tokenizer(source)
+        self.renderer = Renderer(tokenizer, options.template)
+        self.model = build_model(open_causal(source), dtype, device)
+        check_vocabulary(self.model.config.vocab_size, tokenizer, self.renderer)
         self.tokens = options.tokens
         self.name = f"model:{source}"
         self.identity: dict[str, Any] = {
@@ -57,7 +60,11 @@ class ModelJudge:
         return f"{len(items):,} answers, about {num_tokens:,.0f} tokens through {self.name}"
 
     def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Stance]]:
-        """(index, stance) of each item, in order."""
+        """(index, stance) of each item, in order.
+
+        Raises:
+            InputError: log-probs that are not finite.
+        """
         labels = [self.renderer.opening_ids(stance) for stance in STANCES]
         for start in range(0, len(items), _BATCH):
             batch = items[start : start + _BATCH]
@@ -67,6 +74,8 @@ class ModelJudge:
             slots = [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(len(trees))]
             forest = Forest.plant(trees, slots, max(self.tokens, longest))
             logp = forest.score(self.model).view(-1, len(ORDERS), 3)  # [items, orders, labels] fp32
+            if not bool(logp.isfinite().all()):
+                raise InputError(f"{self.name}: log-probs that are not finite; its weights overflow in this dtype")
             stances = logp.double().softmax(-1).mean(1).cpu().numpy()  # [items, 3]
             for i, (support, neutral, oppose) in enumerate(np.asarray(stances)):
                 yield start + i, (float(support), float(neutral), float(oppose))

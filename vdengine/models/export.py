@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,30 @@ from vdengine.models.transformer import Transformer
 from vdengine.models.weights import check_vocabulary, named_parameters
 
 if TYPE_CHECKING:
+    from vdengine.text.renderer import Renderer
     from vdengine.text.tokenizer import Tokenizer
 
 SHARD_BYTES = 5 * 10**9  # largest safetensors file, the Hugging Face hub's convention
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What an export says of its texts."""
+
+    tokenizer: Tokenizer | None
+    template: str | None  # None: the tokenizer's own
+    ends: list[int]  # ids that end a text
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer | None, renderer: Renderer | None) -> _Words:
+        """Raises InputError for a renderer with variables."""
+        if tokenizer is None or renderer is None:
+            return cls(tokenizer, None, [] if tokenizer is None else tokenizer.stop_ids)
+        try:
+            ends = renderer.stop_ids
+        except InputError:  # a template that ends a turn with no token: the model can be trained on it all the same
+            ends = tokenizer.end_ids
+        return cls(tokenizer, renderer.saved_template, ends)
 
 
 def save_model(
@@ -31,6 +53,8 @@ def save_model(
     tokenizer: Tokenizer | None,
     folder: str | os.PathLike[str],
     dtype: torch.dtype | None = None,
+    *,
+    renderer: Renderer | None = None,
 ) -> None:
     """Write a Hugging Face folder: safetensors, config.json, generation_config.json and the tokenizer.
 
@@ -42,15 +66,18 @@ def save_model(
     Args:
         tokenizer: None writes none.
         dtype: of the tensors in the files; default: that of the parameters.
+        renderer: of the run that trained the model: its template is written as the tokenizer's, and the token that
+            ends its turns as one that ends a text. Default: the tokenizer's own template.
 
     Raises:
-        InputError: the folder holds files that are not part of an export, or the tokenizer has ids beyond the
-            embedding.
+        InputError: the folder holds files that are not part of an export, the tokenizer has ids beyond the embedding,
+            or the renderer has variables.
         ValueError: the model has parameters that its family has not (an adapter's).
         OSError: writing failed, on this rank or on rank 0.
     """
     if tokenizer is not None:
-        check_vocabulary(model.config.vocab_size, tokenizer)
+        check_vocabulary(model.config.vocab_size, tokenizer, renderer)
+    words = _Words.of(tokenizer, renderer)
     parameters = list(named_parameters(model))
     if foreign := sorted({name for name, _ in parameters} - expected_shapes(model.config).keys()):
         raise ValueError(f"save_model: {foreign[0]} is no parameter of a {model.config.model_type}: merge it first")
@@ -84,7 +111,7 @@ def save_model(
             failure = _attempt(_write_tensors, tensors, partial / file)
         del tensors
     if writer and failure is None:
-        failure = _attempt(_finish_folder, model.config, parameters, files, tokenizer, partial, target, dtype)
+        failure = _attempt(_finish_folder, model.config, parameters, files, words, partial, target, dtype)
     if writer and failure is not None:
         shutil.rmtree(partial, ignore_errors=True)
     if sharded and dist.is_initialized():  # every rank learns of rank 0's error
@@ -132,7 +159,7 @@ def _finish_folder(
     config: ModelConfig,
     parameters: list[tuple[str, Tensor]],
     files: dict[str, set[str]],
-    tokenizer: Tokenizer | None,
+    words: _Words,
     partial: Path,
     target: Path,
     dtype: torch.dtype | None,
@@ -144,13 +171,14 @@ def _finish_folder(
         mapping = {name: file for file, names in files.items() for name in sorted(names)}
         index = {"metadata": {"total_size": total}, "weight_map": mapping}
         _write_json(partial / "model.safetensors.index.json", index)
-    _write_json(partial / "config.json", config_to_hf(config, str(written).removeprefix("torch."), tokenizer))
+    tokenizer = words.tokenizer
+    raw = config_to_hf(config, str(written).removeprefix("torch."), tokenizer, words.ends)
+    _write_json(partial / "config.json", raw)
     if tokenizer is not None and config.head == "causal":
-        bos, eos, pad = tokenizer.bos_id, tokenizer.stop_ids, tokenizer.pad_id
-        generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+        generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": words.ends, "pad_token_id": tokenizer.pad_id}
         _write_json(partial / "generation_config.json", {k: v for k, v in generation.items() if v not in (None, [])})
     if tokenizer is not None:
-        tokenizer.save(partial)
+        tokenizer.save(partial, words.template)
     if target.exists():  # a rename cannot replace a folder that is not empty
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,38 @@ from vdengine.models.families import (
     RopeScaling,
     YarnScaling,
 )
-from vdengine.outside import json_object
+from vdengine.outside import json_object, printable
 
 if TYPE_CHECKING:
     from vdengine.text.tokenizer import Tokenizer
 
-_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}  # in config.json
-# Keys that change what any decoder computes, with the only value that is supported.
-_FIXED = {"attention_bias": False, "mlp_bias": False, "clip_qkv": None, "partial_rotary_factor": 1.0}
+_ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}  # names in config.json, ours first
+# Keys that change what a decoder computes in some model of the field, with the values that change nothing; null always
+# does. A family's own keys are read below.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    # attention
+    "attention_bias": (False,), "qkv_bias": (False,), "o_bias": (False,), "clip_qkv": (), "attention_multiplier": (),
+    "attn_logit_softcapping": (), "attn_logits_soft_cap": (), "use_bidirectional_attention": (False,),
+    "is_causal": (True,), "add_cross_attention": (False,), "attn_temperature_tuning": (False,), "attn_scale": (),
+    "use_qk_norm": (False,), "qk_layernorm": (False,), "alibi": (False,), "use_alibi": (False,),
+    "attention_sink": (False,), "attention_sink_size": (0,), "no_rope_layers": ([],), "no_rope_layer_interval": (),
+    "attention_chunk_size": (), "num_kv_shared_layers": (0,), "scale_attn_by_inverse_layer_idx": (False,),
+    # rotary embedding
+    "partial_rotary_factor": (1,), "rotary_pct": (1,), "rope_pct": (1,), "rope_percent": (1,),
+    "rope_interleaved": (False,),
+    "rope_interleave": (False,), "use_mrope": (False,), "use_dynamic_ntk": (False,), "use_logn_attn": (False,),
+    # MLP and residual stream
+    "mlp_bias": (False,), "use_bias": (False,), "num_experts": (0, 1), "num_local_experts": (0, 1),
+    "n_routed_experts": (0,), "embedding_multiplier": (1,), "residual_multiplier": (1,), "scale_emb": (1,),
+    "scale_depth": (), "scale_embeddings": (False,), "parallel_residual": (False,), "use_parallel_residual": (False,),
+    "mup_scale": (1,), "use_mup": (False,), "hidden_size_per_layer_input": (0,), "altup_num_inputs": (0, 1),
+    # head
+    "logit_scale": (1,), "logits_scaling": (1,), "final_logit_softcapping": (), "lm_head_bias": (False,),
+    "lm_head_multiplier": (1,), "output_multiplier_scale": (1,),
+    # weights in another form
+    "quantization_config": (), "compression_config": (), "quantization": (),
+}  # fmt: skip
+_DROPOUTS = ("attention_dropout", "hidden_dropout", "hidden_dropout_prob", "resid_pdrop", "embd_pdrop")
 
 
 # --- config.json, read ---------------------------------------------------------------------------------------
@@ -42,10 +67,13 @@ def read_config(folder: Path) -> ModelConfig:
     Raises:
         InputError: there is no such file, it is not JSON, or as `config_from_hf`.
     """
-    return config_from_hf(json_object(folder / "config.json"), str(folder / "config.json"))
+    raw, where = json_object(folder / "config.json"), str(folder / "config.json")
+    if "auto_map" in raw:
+        warnings.warn(f"{where}: auto_map names code of the checkpoint, which is not run", stacklevel=4)
+    return config_from_hf(raw, where)
 
 
-class _Keys:
+class Keys:
     """The keys of a config.json; `where` names it in errors."""
 
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
@@ -53,13 +81,15 @@ class _Keys:
 
     def refuse(self, key: str, value: Any, allowed: str) -> InputError:
         """An error that says which key has a value that is not supported, and what is."""
-        return InputError(f"{self.where}: {key} = {json.dumps(value, default=str)} is not supported; {allowed}")
+        text = json.dumps(value, default=str)
+        text = text if len(text) <= 80 else text[:77] + "..."
+        return InputError(f"{self.where}: {printable(key)} = {text} is not supported; {allowed}")
 
     def number(self, key: str, default: int | None = None) -> int:
         """A positive whole number."""
         value = self.raw.get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+        if type(value) is not int or not 1 <= value < 2**31:
             raise self.refuse(key, value, "a positive whole number is needed")
         return value
 
@@ -67,17 +97,25 @@ class _Keys:
         """A positive number."""
         value = self.raw.get(key)
         value = default if value is None else value
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e300:
             raise self.refuse(key, value, "a positive number is needed")
         return float(value)
 
-    def inner(self, key: str) -> _Keys:
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self.raw.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise self.refuse(key, value, "true or false is needed")
+        return value
+
+    def inner(self, key: str) -> Keys:
         """The keys of an object; none if it is absent."""
         value = self.raw.get(key)
         value = {} if value is None else value
         if not isinstance(value, dict):
             raise self.refuse(key, value, "an object is needed")
-        return _Keys(value, self.where)
+        return Keys(value, self.where)
 
 
 def config_from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
@@ -87,29 +125,22 @@ def config_from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
         InputError: a key with a value that changes the model's output and is not supported: another model type,
             biases that the family does not have, another rotary embedding, quantised weights. It names the key.
     """
-    keys = _Keys(raw, where)
+    keys = Keys(raw, where)
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise keys.refuse("model_type", kind, f"supported: {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
-    architectures = raw.get("architectures") or [family.causal]
+    architectures = raw.get("architectures")
+    architectures = [family.causal] if architectures in (None, []) else architectures
     scalar = architectures == [family.scalar]
     if architectures != [family.causal] and not scalar:
         raise keys.refuse("architectures", architectures, f"supported: {family.causal}, {family.scalar}")
-    if scalar:  # transformers writes the number of labels as the length of id2label; its default is 2
-        labels = raw.get("id2label")
-        num_labels = len(labels) if isinstance(labels, dict) else raw.get("num_labels", 2)
-        if num_labels != 1:
-            raise keys.refuse("num_labels", num_labels, "a reward model has one label")
-    if raw.get("quantization_config") is not None:
-        raise keys.refuse("quantization_config", "...", "only float32, float16 and bfloat16 weights (or a .gguf file)")
-    for key, only in (_FIXED | dict(family.fixed) | {family.activation_key: _ACTIVATIONS[family.activation]}).items():
-        if raw.get(key) not in (None, only):
-            raise keys.refuse(key, raw[key], f"only {json.dumps(only)}")
-
+    if scalar:
+        _check_labels(keys)
+    _check_neutral(keys, family)
     # a key that is null is as if absent; but sliding_window = null says that there is none
     given = {key: value for key, value in raw.items() if value is not None or key == "sliding_window"}
-    keys = _Keys({**family.defaults, **given}, where)
+    keys = Keys({**family.defaults, **given}, where)
     layers = keys.number("num_hidden_layers")
     hidden, heads = keys.number("hidden_size"), keys.number("num_attention_heads")
     kv_heads = keys.number("num_key_value_heads", heads)
@@ -123,7 +154,7 @@ def config_from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
     if "head_dim" not in keys.raw and hidden % heads:
         raise keys.refuse("hidden_size", hidden, f"it must be a multiple of num_attention_heads = {heads}")
     window, layer_types = _windows(keys, family, layers)
-    rope, local_theta = _ropes(keys, family)
+    rope, local_theta = _ropes(keys, family, Keys(given, where))
     separate = window is not None and local_theta is not None and Rope(local_theta, None) != rope
     scalar_product = "query_pre_attn_scalar" in family.defaults
     return ModelConfig(
@@ -138,7 +169,7 @@ def config_from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
         rms_norm_eps=keys.real("rms_norm_eps", 1e-6),
         rope_theta=rope.theta,
         rope_scaling=rope.scaling,
-        tie_word_embeddings=bool(keys.raw.get("tie_word_embeddings", False)) and not scalar,
+        tie_word_embeddings=keys.flag("tie_word_embeddings") and not scalar,
         max_position_embeddings=keys.number("max_position_embeddings"),
         head="scalar" if scalar else "causal",
         sliding_window=window,
@@ -148,7 +179,42 @@ def config_from_hf(raw: dict[str, Any], where: str) -> ModelConfig:
     )
 
 
-def _windows(keys: _Keys, family: Family, layers: int) -> tuple[int | None, tuple[str, ...] | None]:
+def _check_labels(keys: Keys) -> None:
+    """Raises InputError if a sequence classifier has more than one label. transformers writes their number as the
+    length of id2label; its default is 2."""
+    labels, number = keys.inner("id2label").raw, keys.raw.get("num_labels")
+    stated = [len(labels)] if labels else []
+    stated += [] if number is None else [number]
+    if stated not in ([1], [1, 1]) or any(type(n) is not int for n in stated):
+        raise keys.refuse("num_labels", stated[-1] if stated else 2, "a reward model has one label")
+
+
+def _check_neutral(keys: Keys, family: Family) -> None:
+    """Checks keys of which only values that change nothing are supported.
+
+    Raises:
+        InputError: one has another value.
+    """
+    names = _ACTIVATIONS[family.activation]
+    fixed = {key: () if only is None else (only,) for key, only in family.fixed.items()}
+    for key, allowed in {**_NEUTRAL, **fixed, family.activation_key: names}.items():
+        value = keys.raw.get(key)
+        if value is None or any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
+            continue
+        quantised = key in ("quantization_config", "compression_config", "quantization")
+        hint = " (weights are float32, float16, bfloat16, or in a .gguf file)" if quantised else ""
+        raise keys.refuse(key, value, f"only {', '.join(map(json.dumps, allowed)) or 'null'}{hint}")
+    for key in _DROPOUTS:
+        value = keys.raw.get(key)
+        if value is not None and (type(value) not in (int, float) or not 0 <= value < 1):
+            raise keys.refuse(key, value, "a number from 0 up to 1 is needed")
+        if value:
+            warnings.warn(
+                f"{keys.where}: {key} = {value}: nothing is dropped out here, in training either", stacklevel=4
+            )
+
+
+def _windows(keys: Keys, family: Family, layers: int) -> tuple[int | None, tuple[str, ...] | None]:
     """`ModelConfig.sliding_window` and `.layer_types`.
 
     Raises:
@@ -163,8 +229,8 @@ def _windows(keys: _Keys, family: Family, layers: int) -> tuple[int | None, tupl
             raise keys.refuse("layer_types", name, f"supported: {FULL}, {SLIDING}")
     has_window = raw.get("sliding_window") is not None
     if family.window in ("none", "upper"):
-        has_window = has_window and bool(raw.get("use_sliding_window"))
-    if family.window == "none" and (raw.get("use_sliding_window") or SLIDING in (types or [])):
+        has_window = has_window and keys.flag("use_sliding_window")
+    if family.window == "none" and (keys.flag("use_sliding_window") or SLIDING in (types or [])):
         key = "use_sliding_window" if raw.get("use_sliding_window") else "layer_types"
         raise keys.refuse(key, raw[key], f"{family.causal} has full attention only")
     if family.window == "all":
@@ -176,8 +242,8 @@ def _windows(keys: _Keys, family: Family, layers: int) -> tuple[int | None, tupl
         types = [FULL] * layers
     elif types is None and family.window == "upper":
         first = raw["max_window_layers"]
-        if not isinstance(first, int):
-            raise keys.refuse("max_window_layers", first, "a whole number is needed")
+        if type(first) is not int or first < 0:
+            raise keys.refuse("max_window_layers", first, "a whole number from 0 on is needed")
         types = [SLIDING if i >= first else FULL for i in range(layers)]
     elif types is None:
         period = keys.number("sliding_window_pattern")
@@ -189,57 +255,105 @@ def _windows(keys: _Keys, family: Family, layers: int) -> tuple[int | None, tupl
     return keys.number("sliding_window"), tuple(types) if FULL in types else None
 
 
-def _ropes(keys: _Keys, family: Family) -> tuple[Rope, float | None]:
+def _ropes(keys: Keys, family: Family, given: Keys) -> tuple[Rope, float | None]:
     """The rotary embedding of a config, and the theta of layers with a window; None where they have no other.
 
     transformers 5 keeps everything in rope_parameters, with an object for each type of layer where they differ; 4 has
     rope_theta, rope_local_base_freq and rope_scaling.
 
+    Args:
+        keys: of the config, with the family's defaults; given: without them.
+
     Raises:
-        InputError: a rotary embedding that is not supported.
+        InputError: a rotary embedding that is not supported, or given twice with different numbers.
     """
-    scaling, local = keys.inner("rope_parameters").raw, _Keys({}, keys.where)
+    newer, older, local = keys.inner("rope_parameters"), keys.inner("rope_scaling"), Keys({}, keys.where)
     if family.local_rope:
-        if other := scaling.keys() - {FULL, SLIDING}:
+        if other := newer.raw.keys() - {FULL, SLIDING}:
             raise keys.refuse("rope_parameters", sorted(other), f"supported: {FULL}, {SLIDING}, an object each")
-        local = _Keys(scaling, keys.where).inner(SLIDING)
-        scaling = _Keys(scaling, keys.where).inner(FULL).raw
-        if local.raw.get("rope_type", "default") != "default":
-            raise keys.refuse("rope_type", local.raw["rope_type"], f"only default for {SLIDING}")
-    whole = _Keys({**scaling, **keys.inner("rope_scaling").raw}, keys.where)
+        newer, local = newer.inner(FULL), newer.inner(SLIDING)
+        if _rope_type(local) != "default":
+            raise keys.refuse("rope_type", _rope_type(local), f"only default for {SLIDING}")
+    for part in (newer, older, local):
+        if other := part.raw.keys() - _ROPE_KEYS:
+            raise keys.refuse("rope_parameters", sorted(other), "these are not computed")
+    whole = Keys({**newer.raw, **older.raw}, keys.where)
+    _check_said_twice(given, newer, older)
     for part in (whole, local):
-        if part.raw.get("partial_rotary_factor") not in (None, 1):
+        if part.real("partial_rotary_factor", 1.0) != 1:
             raise keys.refuse("partial_rotary_factor", part.raw["partial_rotary_factor"], "only 1.0")
     theta = whole.real("rope_theta") if "rope_theta" in whole.raw else keys.real("rope_theta", 10000.0)
     rope = Rope(theta, _scaling(whole, keys))
     if not family.local_rope:
         return rope, None
-    return rope, local.real("rope_theta") if "rope_theta" in local.raw else keys.real("rope_local_base_freq", theta)
+    here, before = local.raw.get("rope_theta"), given.raw.get("rope_local_base_freq")
+    if None not in (here, before) and here != before:
+        raise keys.refuse("rope_local_base_freq", before, f"rope_parameters says {here} of {SLIDING}")
+    return rope, keys.real("rope_local_base_freq", theta) if here is None else local.real("rope_theta")
 
 
-def _scaling(rope: _Keys, config: _Keys) -> RopeScaling | None:
+_ROPE_KEYS = frozenset(
+    "rope_type type rope_theta partial_rotary_factor factor low_freq_factor high_freq_factor attention_factor "
+    "beta_fast beta_slow mscale mscale_all_dim truncate original_max_position_embeddings finetuned".split()
+)
+
+
+def _rope_type(rope: Keys) -> str:
+    """The kind of a rotary embedding.
+
+    Raises:
+        InputError: it is no text, or the key's old and new name have different values.
+    """
+    kinds = [rope.raw[key] for key in ("rope_type", "type") if rope.raw.get(key) is not None]
+    for kind in kinds:
+        if not isinstance(kind, str) or kind != kinds[0]:
+            raise rope.refuse("rope_type", kinds if len(kinds) > 1 else kind, "one name is needed")
+    return kinds[0] if kinds else "default"
+
+
+def _check_said_twice(config: Keys, newer: Keys, older: Keys) -> None:
+    """Checks numbers that transformers 4 and 5 keep in different places, and a config may have in both.
+
+    Raises:
+        InputError: they differ.
+    """
+    for key in ("rope_theta", "partial_rotary_factor"):
+        values = [part.raw[key] for part in (newer, older, config) if part.raw.get(key) is not None]
+        if any(value != values[0] for value in values):
+            raise config.refuse(key, values, "it is given in several places, with different values")
+    for key in newer.raw.keys() & older.raw.keys():
+        if newer.raw[key] != older.raw[key]:
+            raise config.refuse(key, [newer.raw[key], older.raw[key]], "rope_parameters and rope_scaling differ")
+
+
+def _scaling(rope: Keys, config: Keys) -> RopeScaling | None:
     """The scaling of a rotary embedding, from its own keys and those of its model.
 
     Raises:
         InputError: it is not supported, or lacks a number.
     """
-    kind = rope.raw.get("rope_type", rope.raw.get("type", "default"))
+    kind, own = _rope_type(rope), rope.raw
     if kind == "default":
+        if own.get("factor") not in (None, 1):
+            raise rope.refuse("factor", own["factor"], "only with a rope_type that uses it: linear, llama3, yarn")
         return None
     if kind not in ("linear", "llama3", "yarn"):
         raise rope.refuse("rope_type", kind, "supported: default, linear, llama3, yarn")
     factor = rope.real("factor")
     if kind == "linear":
         return LinearScaling(factor)
-    own, key = rope.raw, "original_max_position_embeddings"
-    original = _Keys(own if own.get(key) else config.raw, rope.where)
+    key = "original_max_position_embeddings"
+    inside, outside = own.get(key), config.raw.get(key)
+    if None not in (inside, outside) and inside != outside:
+        raise config.refuse(key, outside, f"its rotary embedding says {inside}")
+    original = Keys({key: outside if inside is None else inside}, rope.where)
     positions = original.number(key, config.number("max_position_embeddings"))
     if kind == "llama3":
         low, high = rope.real("low_freq_factor"), rope.real("high_freq_factor")
         if high <= low:
             raise rope.refuse("high_freq_factor", high, "it must be above low_freq_factor")
         return Llama3Scaling(factor, low, high, positions)
-    if not own.get("truncate", True):
+    if not rope.flag("truncate", True):
         raise rope.refuse("truncate", own["truncate"], "only true")
     fast, slow = rope.real("beta_fast", 32.0), rope.real("beta_slow", 1.0)
     if fast <= slow:
@@ -258,8 +372,15 @@ def _scaling(rope: _Keys, config: _Keys) -> RopeScaling | None:
 # --- config.json, written ------------------------------------------------------------------------------------
 
 
-def config_to_hf(config: ModelConfig, dtype: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """The content of a config.json that transformers 4.x and 5.x read alike; `dtype` as they write it ("bfloat16")."""
+def config_to_hf(
+    config: ModelConfig, dtype: str, tokenizer: Tokenizer | None, ends: Sequence[int] = ()
+) -> dict[str, Any]:
+    """The content of a config.json that transformers 4.x and 5.x read alike.
+
+    Args:
+        dtype: as they write it ("bfloat16").
+        ends: ids that end a text.
+    """
     family = config.family
     scalar = config.head == "scalar"
     raw = {
@@ -272,7 +393,7 @@ def config_to_hf(config: ModelConfig, dtype: str, tokenizer: Tokenizer | None) -
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
-        family.activation_key: _ACTIVATIONS[family.activation],
+        family.activation_key: _ACTIVATIONS[family.activation][0],
         "rms_norm_eps": config.rms_norm_eps,
         "max_position_embeddings": config.max_position_embeddings,
         "tie_word_embeddings": config.tie_word_embeddings,
@@ -282,7 +403,7 @@ def config_to_hf(config: ModelConfig, dtype: str, tokenizer: Tokenizer | None) -
         "dtype": dtype,  # 5.x
         "torch_dtype": dtype,  # 4.x
         "bos_token_id": None if tokenizer is None else tokenizer.bos_id,
-        "eos_token_id": None if tokenizer is None else tokenizer.eos_id,
+        "eos_token_id": list(ends) if len(ends) > 1 else ends[0] if ends else None,
         "pad_token_id": None if tokenizer is None else tokenizer.pad_id,
     }
     raw |= _rope_to_hf(config) | _windows_to_hf(config) | dict(family.fixed)
@@ -290,7 +411,7 @@ def config_to_hf(config: ModelConfig, dtype: str, tokenizer: Tokenizer | None) -
         value = float(config.query_pre_attn_scalar or config.head_dim)
         raw["query_pre_attn_scalar"] = int(value) if value.is_integer() else value  # transformers 5 wants whole ones
     if scalar:
-        raw |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "pad_token_id": _score_pad(tokenizer)}
+        raw |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "pad_token_id": _score_pad(tokenizer, ends)}
     return raw
 
 
@@ -328,7 +449,7 @@ def _windows_to_hf(config: ModelConfig) -> dict[str, Any]:
     return used if window is None else used | {"layer_types": types}
 
 
-def _score_pad(tokenizer: Tokenizer | None) -> int | None:
+def _score_pad(tokenizer: Tokenizer | None, ends: Sequence[int]) -> int | None:
     """The padding token of a reward model.
 
     transformers reads the score at the last token that is not padding, so padding must not be a token that ends an
@@ -337,6 +458,6 @@ def _score_pad(tokenizer: Tokenizer | None) -> int | None:
     """
     if tokenizer is None:
         return None
-    excluded = {*tokenizer.stop_ids, tokenizer.bos_id}
+    excluded = {*ends, tokenizer.bos_id}
     special = (tokenizer.token_id(token.content) for token in tokenizer.added_special_tokens)
     return next((token for token in (tokenizer.pad_id, *special) if token is not None and token not in excluded), None)

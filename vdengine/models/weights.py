@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -27,26 +29,28 @@ from vdengine.errors import InputError
 from vdengine.gguf import GGUFFile, GGUFTensor, read_gguf
 from vdengine.hub import locate
 from vdengine.models.families import FAMILIES, ModelConfig, expected_shapes
-from vdengine.models.hf_config import config_from_hf, read_config
+from vdengine.models.hf_config import Keys, config_from_hf, read_config
 from vdengine.models.transformer import Kernels, Transformer
-from vdengine.outside import json_object
+from vdengine.outside import LARGE, json_object, open_regular, parsing, printable
 
 if TYPE_CHECKING:
+    from vdengine.text.renderer import Renderer
     from vdengine.text.tokenizer import Tokenizer
 
 CHUNK_BYTES = 64 << 20  # of fp32, that are read, converted and copied at a time
 HASH_BYTES = 64 << 20  # of a file, that one thread hashes at a time
 
 
-def check_vocabulary(num_rows: int, tokenizer: Tokenizer) -> None:
-    """Check that the embedding has a row for every id that text can have. Special tokens may lie beyond it: Gemma-3's
-    text models lack the row of the image token that their tokenizer has.
+def check_vocabulary(num_rows: int, tokenizer: Tokenizer, renderer: Renderer | None = None) -> None:
+    """Check that the embedding has a row for every id that text can have, and for those that the renderer's template
+    writes. Other special tokens may lie beyond it: Gemma-3's text models lack the row of the image token that their
+    tokenizer has.
 
     Raises:
         InputError: it has not.
     """
     special = {tokenizer.token_id(token.content) for token in tokenizer.added_special_tokens}
-    special -= {tokenizer.bos_id, *tokenizer.stop_ids}  # these are used
+    special -= {tokenizer.bos_id, *tokenizer.stop_ids, *([] if renderer is None else renderer.written_ids)}  # are used
     beyond = range(num_rows, tokenizer.vocab_size)
     if any(tokenizer.token(i) is not None and i not in special for i in beyond):
         raise InputError(
@@ -72,6 +76,11 @@ class Weights:
         self.source, self.config, self.files = source, config, files
         expected = expected_shapes(config)
         missing, unexpected = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
+        if missing == {"lm_head.weight"} and not unexpected:
+            raise InputError(
+                f"{source}: no lm_head.weight, and the config does not say tie_word_embeddings = true: which head the "
+                "model has is not known"
+            )
         if missing or unexpected:
             both = ((missing, "missing"), (unexpected, "unexpected"))
             parts = [f"{len(names)} {what} ({_some(names)})" for names, what in both if names]
@@ -120,7 +129,7 @@ def _hash_chunk(chunk: tuple[Path, int]) -> bytes:
 
 def _some(names: set[str]) -> str:
     """The first names in alphabetical order, for a message."""
-    first = sorted(names)[:4]
+    first = [printable(name)[:100] for name in sorted(names)[:4]]
     return ", ".join(first) + (", ..." if len(names) > len(first) else "")
 
 
@@ -176,57 +185,109 @@ def open_causal(source: str) -> Weights:
 
 
 class SafetensorsWeights(Weights):
-    """Weights in model.safetensors, or in the files that model.safetensors.index.json names.
+    """Weights in model.safetensors, or in the files that model.safetensors.index.json names. Where both are there the
+    single file is read, as transformers does, and a warning says so.
+
+    A config with a tied head whose file has another `lm_head.weight` than the embedding gives an untied model, and a
+    warning.
 
     Raises:
-        InputError: no such files, a file that is cut short or holds another dtype than F32, F16, BF16 and F64, an index
-            that names files elsewhere, or as `Weights`.
+        InputError: no such files, an adapter, a file that is cut short or holds another dtype than F32, F16, BF16 and
+            F64, an index that does not say which tensors its files hold, or as `Weights`.
     """
 
     def __init__(self, source: str, folder: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
         config = read_config(folder)
-        index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-        if index.exists():
-            mapping = json_object(index).get("weight_map")
-            if not isinstance(mapping, dict) or not all(isinstance(f, str) for f in mapping.values()):
-                raise InputError(f"{index}: weight_map is missing; it must map each tensor to a file")
-            for file in mapping.values():
-                # the name is checked, not resolve(): files of a hub cache are links into another folder
-                if Path(file).name != file or not file.endswith(".safetensors"):
-                    raise InputError(f"{index}: {file!r} is not the name of a .safetensors file in this folder")
-            files = sorted({folder / f for f in mapping.values()})
-        elif single.exists():
-            files = [single]
-        else:
-            raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+        if (folder / "adapter_config.json").exists():
+            raise InputError(f"{folder}: adapter_config.json: an adapter; merge it into its model first")
+        mapping, files = _files_of(folder)
         self._slices: dict[str, Any] = {}
-        shapes: dict[str, tuple[int, ...]] = {}
+        where: dict[str, str] = {}  # the file of each tensor
         for file in files:
-            if not file.is_file():
-                raise InputError(f"{index}: names {file.name}, which is not there")
-            try:
-                handle = safe_open(file, framework="pt", device="cpu")
-                for name in handle.keys():
-                    part = handle.get_slice(name)
-                    if name.endswith(".rotary_emb.inv_freq"):
-                        continue  # a buffer that old versions of transformers saved
-                    if config.tie_word_embeddings and name == "lm_head.weight":
-                        continue  # a copy of the embedding
-                    if name in shapes:
-                        raise InputError(f"{file}: tensor {name} is in another file too")
-                    if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                        raise InputError(f"{file}: {name} is {part.get_dtype()}; F32, F16, BF16 and F64 are read")
-                    self._slices[name], shapes[name] = part, tuple(part.get_shape())
-            except (SafetensorError, OSError) as error:
-                reason = str(error).splitlines()[0]
-                raise InputError(f"{file}: cut short or not a safetensors file: {reason}") from None
-        super().__init__(source, config, shapes, files)
+            for name, part in _open_file(file).items():
+                if name in where:
+                    raise InputError(f"{file}: tensor {name} is in {where[name]} too")
+                where[name] = file.name
+                if name.endswith(".rotary_emb.inv_freq"):
+                    continue  # a buffer that old versions of transformers saved
+                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    raise InputError(f"{file}: {name} is {part.get_dtype()}; F32, F16, BF16 and F64 are read")
+                self._slices[name] = part
+        if mapping is not None:
+            for name in sorted({*where, *mapping}):
+                if where.get(name) != mapping.get(name):
+                    raise InputError(
+                        f"{folder / _INDEX}: says that {name} is in {mapping.get(name, 'no file')}; it is in "
+                        f"{where.get(name, 'none of the files')}"
+                    )
+        if config.tie_word_embeddings and "lm_head.weight" in self._slices:
+            if self._same("lm_head.weight", "model.embed_tokens.weight"):
+                del self._slices["lm_head.weight"]  # a copy
+            else:
+                warnings.warn(
+                    f"{folder}: config.json says tie_word_embeddings = true, but lm_head.weight is not the embedding: "
+                    "the head is used as it is, and not tied",
+                    stacklevel=3,
+                )
+                config = dataclasses.replace(config, tie_word_embeddings=False)
+        super().__init__(source, config, {n: tuple(part.get_shape()) for n, part in self._slices.items()}, files)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """As `Weights.read`, in the file's dtype."""
         return self._slices[name][start : self.shape(name)[0] if stop is None else stop]
+
+    def _same(self, name: str, other: str) -> bool:
+        """Whether two tensors have equal values; False if the second is not there."""
+        a, b = self._slices[name], self._slices.get(other)
+        if b is None or a.get_shape() != b.get_shape() or not a.get_shape():
+            return False
+        rows, row_bytes = a.get_shape()[0], 8 * max(1, math.prod(a.get_shape()[1:]))
+        step = max(1, CHUNK_BYTES // row_bytes)
+        return all(torch.equal(a[i : i + step], b[i : i + step].to(a[:1].dtype)) for i in range(0, rows, step))
+
+
+_INDEX = "model.safetensors.index.json"
+
+
+def _files_of(folder: Path) -> tuple[dict[str, str] | None, list[Path]]:
+    """The weight files of a folder, and what its index says: the file of each tensor; None for a single file."""
+    index, single = folder / _INDEX, folder / "model.safetensors"
+    mapping = json_object(index, LARGE).get("weight_map") if index.exists() else {}
+    if not isinstance(mapping, dict) or not all(isinstance(f, str) for f in mapping.values()):
+        raise InputError(f"{index}: weight_map is missing; it must map each tensor to a file")
+    for file in mapping.values():
+        # the name is checked, not resolve(): files of a hub cache are links into another folder
+        if Path(file).name != file or not file.endswith(".safetensors") or not printable(file) == file:
+            raise InputError(f"{index}: {file!r} is not the name of a .safetensors file in this folder")
+    if single.exists():
+        if others := {*mapping.values()} - {single.name}:
+            warnings.warn(
+                f"{single} is read, as transformers does; {index.name} beside it names other files ({_some(others)})",
+                stacklevel=4,
+            )
+        return None, [single]
+    if not index.exists():
+        other = next((f" (there is {p.name}: pickles are not read)" for p in _pickles(folder)), "")
+        raise InputError(f"{folder}: no model.safetensors and no {_INDEX}{other}")
+    files = sorted({folder / f for f in mapping.values()})
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"{index}: names {path.name}, which is not there")
+    return mapping, files
+
+
+def _pickles(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"))
+
+
+def _open_file(file: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file by name, none of them read."""
+    from safetensors import safe_open
+
+    open_regular(file).close()
+    with parsing(file, "safetensors file"):
+        handle = safe_open(file, framework="pt", device="cpu")
+        return {name: handle.get_slice(name) for name in handle.keys()}
 
 
 # GGUF's names of the modules of a layer, and Hugging Face's. A family has some of them.
@@ -272,7 +333,8 @@ class GGUFWeights(Weights):
         self._tensors: dict[str, GGUFTensor] = {}
         for name, tensor in tensors.items():
             if self._tensors.setdefault(_hf_name(name), tensor) is not tensor:
-                raise InputError(f"{file.path}: {name} and {self._tensors[_hf_name(name)].name} are the same tensor")
+                both = _some({name, self._tensors[_hf_name(name)].name})
+                raise InputError(f"{file.path}: these are the same tensor: {both}")
         config = _config_from_gguf(file, self._tensors, frequencies)
         super().__init__(source, config, {name: t.shape for name, t in self._tensors.items()}, [file.path])
 
@@ -303,55 +365,78 @@ def _config_from_gguf(file: GGUFFile, tensors: dict[str, GGUFTensor], frequencie
         InputError: a config that is not supported.
     """
     meta, path = file.metadata, file.path
+    whole, count = meta.get("general.type", "model"), meta.get("split.count", 1)
+    if not isinstance(whole, str) or whole != "model":
+        raise InputError(f"{path}: general.type = {str(whole)[:80]!r}: it holds no whole model")
+    if type(count) is not int or count > 1:
+        raise InputError(f"{path}: split.count = {str(count)[:80]!r}: one part of a model; merge its files first")
     arch = meta.get("general.architecture")
     kinds = {family.gguf: kind for kind, family in FAMILIES.items() if family.gguf is not None}
-    if arch not in kinds:
+    if not isinstance(arch, str) or arch not in kinds:
         allowed = ", ".join(kinds)
-        raise InputError(f"{path}: general.architecture = {arch!r} is not supported; supported: {allowed}")
-
-    def get(key: str, default: Any = None) -> Any:
-        return meta.get(f"{arch}.{key}", default)
-
-    for key in ("expert_count", "attention.sliding_window"):
-        if get(key):
-            raise InputError(
-                f"{path}: {arch}.{key} = {get(key)!r}: a .gguf file must hold a dense model with full attention"
-            )
-    if get("rope.scaling.type", "none") != "none":
-        raise InputError(f"{path}: {arch}.rope.scaling.type = {get('rope.scaling.type')!r} is not supported; only none")
+        raise InputError(f"{path}: general.architecture = {str(arch)[:80]!r} is not supported; supported: {allowed}")
+    keys = Keys({k.removeprefix(f"{arch}."): v for k, v in meta.items() if k.startswith(f"{arch}.")}, f"{path}: {arch}")
+    for key, value in keys.raw.items():
+        neutral = isinstance(value, int | float | str) and value in (0, "", *_GGUF_NEUTRAL.get(key, ()))
+        if key not in _GGUF_KEYS and not neutral:
+            raise keys.refuse(key, value, "a .gguf file must hold a dense model with full, unscaled attention")
+    if keys.raw.get("attention.causal") is False:
+        raise keys.refuse("attention.causal", False, "only true")
     embedding = tensors.get("model.embed_tokens.weight")
-    heads, hidden = get("attention.head_count"), get("embedding_length")
-    if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:
-        raise InputError(f"{path}: {arch}.attention.head_count and {arch}.embedding_length must be whole numbers")
-    head_dim = get("attention.key_length", hidden // heads)
+    rows = keys.number("vocab_size") if embedding is None else embedding.shape[0]
+    if keys.number("vocab_size", rows) != rows:
+        raise keys.refuse("vocab_size", keys.raw["vocab_size"], f"the embedding has {rows} rows")
+    heads, hidden = keys.number("attention.head_count"), keys.number("embedding_length")
+    head_dim = keys.number("attention.key_length", max(1, hidden // heads))
     for key in ("attention.value_length", "rope.dimension_count"):
-        if get(key, head_dim) != head_dim:
-            raise InputError(
-                f"{path}: {arch}.{key} = {get(key)!r} differs from the head size {head_dim}: not supported"
-            )
-    raw = {
+        if keys.number(key, head_dim) != head_dim:
+            raise keys.refuse(key, keys.raw[key], f"it must be the size of a head, {head_dim}")
+    raw: dict[str, Any] = {
         "model_type": kinds[arch],
-        "vocab_size": embedding.shape[0] if embedding is not None else get("vocab_size"),
+        "vocab_size": rows,
         "hidden_size": hidden,
-        "intermediate_size": get("feed_forward_length"),
-        "num_hidden_layers": get("block_count"),
+        "intermediate_size": keys.number("feed_forward_length"),
+        "num_hidden_layers": keys.number("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": get("attention.head_count_kv", heads),
+        "num_key_value_heads": keys.number("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
-        "rope_theta": get("rope.freq_base", 10000.0),
-        "max_position_embeddings": get("context_length"),
+        "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.real("rope.freq_base", 10000.0),
+        "max_position_embeddings": keys.number("context_length"),
         "tie_word_embeddings": "lm_head.weight" not in tensors,
     }
     if frequencies is not None:
+        if math.prod(frequencies.shape) != head_dim // 2:
+            raise InputError(f"{path}: rope_freqs.weight has shape {frequencies.shape}; {head_dim // 2} are needed")
         factors = file.rows(frequencies.name, slice(None)).ravel()
-        raw["rope_scaling"] = _llama3_scaling(factors, head_dim, float(raw["rope_theta"]), path)
+        raw["rope_scaling"] = _llama3_scaling(factors, head_dim, raw["rope_theta"], path)
     return config_from_hf(raw, str(path))
+
+
+# Metadata that is read, or that says nothing about the numbers of a model. Any other key of the architecture may change
+# them: it is refused unless it is 0, false or empty, or has one of the values that change nothing.
+_GGUF_KEYS = frozenset(
+    "vocab_size context_length embedding_length block_count feed_forward_length attention.head_count "
+    "attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon "
+    "attention.causal rope.freq_base rope.dimension_count rope.scaling.original_context_length rope.scaling.finetuned "
+    "tensor_data_layout".split()
+)
+_GGUF_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (1,),  # without a type llama.cpp takes it as linear
+    "rope.scaling.attn_factor": (1,),
+    "rope.scale_linear": (1,),  # the factor's older name
+    "logit_scale": (1,),
+    "residual_scale": (1,),
+    "embedding_scale": (1,),
+    "expert_count": (1,),
+    "use_parallel_residual": (False,),
+}
 
 
 def _llama3_scaling(
     factors: np.ndarray,  # [head_dim / 2] fp32, what each frequency is divided by
-    head_dim: Any,
+    head_dim: int,
     theta: float,
     path: Path,
 ) -> dict[str, Any] | None:
@@ -367,7 +452,7 @@ def _llama3_scaling(
     if (factors == 1).all():
         return None
     low, high, original, factor = 1.0, 4.0, 8192, float(factors.max())
-    frequencies = theta ** (-np.arange(0, int(head_dim), 2) / int(head_dim))  # radians per position
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)  # radians per position
     keep = np.clip((original * frequencies / (2 * np.pi) - low) / (high - low), 0, 1)  # as in `rope_frequencies`
     expected = 1 / (keep + (1 - keep) / factor)
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
@@ -392,7 +477,8 @@ def load_into(model: Transformer, weights: Weights) -> None:
     rows, a chunk at a time; this is not a collective. Buffers and the head of a tied model are left as they are.
 
     Raises:
-        InputError: a parameter of the model that the weights lack or have in another shape.
+        InputError: a parameter of the model that the weights lack or have in another shape; NaN, an infinity, or a
+            value beyond the parameter's dtype.
         RuntimeError: a parameter on the meta device, sharded along another dimension, or a head that is no longer tied.
     """
     for name, parameter in named_parameters(model):
@@ -409,6 +495,13 @@ def load_into(model: Transformer, weights: Weights) -> None:
         for start in range(0, local.shape[0], chunk_rows):
             chunk = local[start : start + chunk_rows]
             chunk.copy_(weights.read(name, first_row + start, first_row + start + chunk.shape[0]))
+            if not _all_finite(chunk):
+                raise InputError(f"{weights.source}: {name} has values that are not finite (as {chunk.dtype})")
+
+
+def _all_finite(x: Tensor) -> bool:
+    """Whether a tensor of any shape has only finite values: one pass, without a tensor of its size."""
+    return not x.numel() or all(bool(torch.isfinite(bound)) for bound in torch.aminmax(x))
 
 
 def named_parameters(model: Transformer) -> Iterator[tuple[str, Tensor]]:

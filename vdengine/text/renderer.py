@@ -16,13 +16,15 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from vdengine.errors import InputError
+from vdengine.outside import read_text
 from vdengine.text.template_worker import CLOSE_MARK, CPU_SECONDS, DATE, OPEN_MARK, TemplateWorker
 
-Messages = Sequence[dict[str, Any]]  # {"role": ..., "content": ...} and other keys that the template reads
+# {"role": ..., "content": ...}; "reasoning_content", the thinking before an answer; "scored", False for an assistant
+# turn that counts in no objective, which the template does not see; and other keys that the template reads
+Messages = Sequence[dict[str, Any]]
 
 RENDER_VERSION = 1  # part of the hash of stored rows; increase it when ids or masks change
 # The content of an answer whose place in the rendered text is to be found. A noncharacter: valid in a Python string,
@@ -81,10 +83,15 @@ class Vocabulary(Protocol):
     def added_special_tokens(self) -> list[Any]: ...
 
     @property
-    def stop_ids(self) -> list[int]: ...
+    def added_tokens(self) -> list[Any]: ...
+
+    @property
+    def end_ids(self) -> list[int]: ...
 
     @property
     def hash(self) -> str: ...
+
+    def token_id(self, token: str) -> int | None: ...
 
     def encode(self, text: str, special: bool = False) -> list[int]: ...
 
@@ -174,19 +181,21 @@ class Renderer:
     # ----------------------------------------------------------------------------------- for data and for probes
 
     def conversation_trees(self, messages: Messages) -> list[Rendered]:
-        """The SFT trees of a conversation, scored on every assistant turn through its end-of-turn token.
+        """The SFT trees of a conversation, scored on every assistant turn, its thinking included, through its
+        end-of-turn token; not on turns whose "scored" is False.
 
-        In general one tree of one branch, which starts after the first assistant header and ends with the last scored
-        token. If the template rewrites earlier turns once others follow (Qwen-3 drops their thinking), one tree per
-        assistant turn instead, each as the model sees it at that turn.
+        In general one tree of one branch, which starts after the first scored turn's header and ends with the last
+        scored token. If the template rewrites earlier turns once others follow (Qwen-3 drops their thinking), one tree
+        per scored turn instead, each as the model sees it at that turn.
 
         Raises:
-            InputError: no assistant turn, or nothing to score.
+            InputError: no assistant turn, nothing to score, or thinking that the template does not write.
         """
         turns = self._turns(messages)
+        self._check_reasoning([messages[i] for i in turns])
         if self._marks:
             full = self._render([(messages, False)])[0]
-            return [self._tree(full, 0, full.spans)]
+            return [self._tree(full, 0, self._marked(full, messages))]
         full, prompts, answers = self._turn_by_turn(messages, turns)
         spans = self._spans(full, prompts, answers, messages, turns)
         if all(span is not None for span in spans):
@@ -197,20 +206,25 @@ class Renderer:
             trees.append(self._tree(answer, 0, [(start, self._end(answer, start))]))
         return trees
 
-    def response_tree(self, messages: Messages, responses: Sequence[str]) -> Rendered:
-        """The messages with the generation prompt, and each response (with its end-of-turn token) as a branch.
+    def response_tree(self, messages: Messages, responses: Sequence[str | dict[str, Any]]) -> Rendered:
+        """The messages with the generation prompt, and each response (with its end-of-turn token) as a branch. A
+        response is the content of an assistant turn, or such a turn.
 
         A branch is what the template renders for a final assistant turn, without the prompt: with Qwen-3 it begins with
         the empty thinking block. It ends with the end-of-turn token; a newline after that is left out. A response that
         renders to nothing is an empty branch.
 
         Raises:
-            InputError: no response, or a template that renders the prompt differently for different responses.
+            InputError: no response or one that is not scored, thinking that the template does not write, or a template
+                that renders the prompt differently for different responses.
         """
         if not responses:
             raise InputError("response_tree: no response")
-        jobs = [(messages, True)] + [([*messages, {"role": "assistant", "content": r}], False) for r in responses]
-        prompt, *answers = self._render(jobs)
+        turns = [r if isinstance(r, dict) else {"role": "assistant", "content": r} for r in responses]
+        self._check_reasoning(turns)
+        if not all(map(_is_scored, turns)):
+            raise InputError("response_tree: a response is marked as not scored")
+        prompt, *answers = self._render([(messages, True), *(([*messages, turn], False) for turn in turns)])
         if all(a.text.startswith(prompt.text) for a in answers):
             start = len(prompt.text)
         else:
@@ -244,11 +258,13 @@ class Renderer:
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> RenderedText:
         """The ids of a conversation as the template renders it, and the mask of the scored ones. Earlier turns that the
-        template has rewritten, so that the model did not see them like this, are not scored."""
-        turns = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
+        template has rewritten, so that the model did not see them like this, are not scored; nor are those whose
+        "scored" is False."""
+        turns = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and _is_scored(m)]
+        self._check_reasoning([messages[i] for i in turns])
         if self._marks or not turns:
             full = self._render([(messages, add_generation_prompt)])[0]
-            spans = full.spans
+            spans = self._marked(full, messages)
         else:
             full, prompts, answers = self._turn_by_turn(messages, turns, add_generation_prompt)
             spans = [s for s in self._spans(full, prompts, answers, messages, turns) if s is not None]
@@ -268,10 +284,84 @@ class Renderer:
 
     @cached_property
     def end_of_turn(self) -> str | None:
-        """The special token that ends an assistant turn; None if the template writes none."""
-        turn, start = self._answer_probe([{"role": "user", "content": "?"}])
-        match = self._special.search(turn.text, start + 1) if self._special else None
+        """The token that ends an assistant turn: the first special one that the template writes after an answer, else
+        the first that was added to the vocabulary; None if it writes neither."""
+        after = self._after_answer
+        match = self._special.search(after) if self._special else None
+        if match is None and (added := sorted((t.content for t in self.tokenizer.added_tokens), key=len, reverse=True)):
+            match = re.search("|".join(map(re.escape, added)), after)
         return match[0] if match else None
+
+    @cached_property
+    def end_of_turn_id(self) -> int | None:
+        """The id of `end_of_turn`; where the template writes nothing after an answer, EOS."""
+        if self.end_of_turn is None:
+            return None if self._after_answer.strip() else self.tokenizer.eos_id
+        return self.tokenizer.token_id(self.end_of_turn)
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """The ids that end sampling: the template's end of a turn, then the tokenizer's own (EOS, and what the
+        checkpoint's generation config names).
+
+        Raises:
+            InputError: the template ends a turn with text that is no single token of the tokenizer, so that no token
+                would end an answer; or neither has any end.
+        """
+        after, name = self._after_answer.strip(), self.tokenizer.source
+        if self.end_of_turn_id is None and after:
+            raise InputError(
+                f"{self.name}: it ends an assistant turn with {after[:40]!r}, which is no single token of the "
+                f"tokenizer {name}: no token could end a sampled answer; name a template that ends turns with a token"
+            )
+        ids = [self.end_of_turn_id, *self.tokenizer.end_ids]
+        found = list(dict.fromkeys(i for i in ids if i is not None))
+        if not found:
+            raise InputError(f"{self.name}: it writes no end of a turn, and the tokenizer {name} has no EOS")
+        return found
+
+    @cached_property
+    def written_ids(self) -> frozenset[int]:
+        """The ids of a question and its answer with what the template writes around them; none if it cannot render
+        these (rows that it cannot render are refused one by one)."""
+        try:
+            turn = self._render([([{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}], False)])[0]
+        except InputError:
+            return frozenset()
+        return frozenset(self._encode_start(turn.text, turn.hidden))
+
+    @property
+    def saved_template(self) -> str:
+        """The template as a chat_template.jinja that gives transformers the ids that this renderer gives: a BOS that
+        the template does not write itself stands before it.
+
+        Raises:
+            InputError: the renderer has variables, which a file cannot hold.
+        """
+        if self.variables:
+            raise InputError(f"{self.name}: variables ({', '.join(self.variables)}) cannot be saved with a template")
+        if self._bos is None or self.template == self.tokenizer.chat_template:
+            return self.template
+        turn = self._render([([{"role": "user", "content": "?"}], True)])[0]
+        writes_it = turn.text.startswith(self.tokenizer.special_tokens["bos_token"])
+        return self.template if writes_it else "{{- bos_token -}}" + self.template
+
+    @cached_property
+    def reads_reasoning(self) -> bool:
+        """Whether the template writes a message's "reasoning_content"."""
+        turn = {"role": "assistant", "content": "!", "reasoning_content": _HOLE}
+        return _HOLE in self._render([([{"role": "user", "content": "?"}, turn], False)], holes=True)[0].text
+
+    def _check_reasoning(self, turns: Messages) -> None:
+        """Raises InputError for thinking that would be left out without a word."""
+        if any(turn.get("reasoning_content") for turn in turns) and not self.reads_reasoning:
+            raise InputError(f"{self.name}: it does not write reasoning_content; take it out, or name another template")
+
+    @cached_property
+    def _after_answer(self) -> str:
+        """What the template writes after the words of an answer."""
+        turn, start = self._answer_probe([{"role": "user", "content": "?"}])
+        return turn.text[start + 1 :]
 
     @cached_property
     def _lead(self) -> str:
@@ -315,10 +405,11 @@ class Renderer:
         return position + len(self.end_of_turn)
 
     def _turns(self, messages: Messages) -> list[int]:
-        """The indexes of the assistant turns; InputError if there is none."""
-        turns = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
+        """The indexes of the assistant turns that are scored; InputError if there is none."""
+        turns = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and _is_scored(m)]
         if not turns:
-            raise InputError("no assistant turn among the messages")
+            any_turn = any(m.get("role") == "assistant" for m in messages)
+            raise InputError(f"no {'scored ' if any_turn else ''}assistant turn among the messages")
         return turns
 
     def _turn_by_turn(
@@ -345,6 +436,23 @@ class Renderer:
             end = self._end(answer, start)
             spans.append((start, end) if full.text.startswith(answer.text[:end]) else None)
         return spans
+
+    def _marked(self, full: _Turn, messages: Messages) -> list[tuple[int, int]]:
+        """The spans that the template itself marks, without those of turns that are not scored. Which spans a turn has
+        follows from how many there are without it and with it.
+
+        Raises:
+            InputError: the template marks other turns once others follow, so that this cannot be known.
+        """
+        unscored = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and not _is_scored(m)]
+        if not unscored or not full.spans:
+            return full.spans
+        counts = [len(t.spans) for t in self._render([(messages[: i + 1], False) for i in range(len(messages))])]
+        if counts[-1] != len(full.spans) or sorted(counts) != counts:
+            raise InputError(f"{self.name}: its marks do not tell which turn they belong to, and one is not scored")
+        first = {i: counts[i - 1] if i else 0 for i in unscored}
+        left_out = {k for i in unscored for k in range(first[i], counts[i])}
+        return [span for k, span in enumerate(full.spans) if k not in left_out]
 
     # ------------------------------------------------------------------------------------------------ text to ids
 
@@ -429,10 +537,9 @@ class Renderer:
         for messages, add_generation_prompt in jobs:
             for message in messages:
                 if id(message) not in numbers:
-                    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                        raise InputError(f"a message must have a role and a content; this one is {str(message)[:60]!r}")
+                    _check_message(message)
                     numbers[id(message)] = len(cleaned)
-                    cleaned.append(hide(message))
+                    cleaned.append({key: hide(value) for key, value in message.items() if key != "scored"})
             numbered_jobs.append(([numbers[id(m)] for m in messages], add_generation_prompt))
         turns = []
         for text in self._worker.render(cleaned, numbered_jobs):
@@ -456,10 +563,22 @@ def _find_template(tokenizer: Vocabulary, template: str) -> str:
         return _BUILT_IN[template]
     if not template.endswith(".jinja"):
         raise InputError(f"template: unknown value {template!r}; use auto, plain, alpaca or name a .jinja file")
-    try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{template}: cannot be read: {error}") from None
+    return read_text(os.path.expanduser(template))
+
+
+def _check_message(message: Any) -> None:
+    """Raises InputError for what is no message, or has a key of another type than the renderer reads."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise InputError(f"a message must have a role and a content; this one is {str(message)[:60]!r}")
+    if not isinstance(message.get("reasoning_content"), str | None):
+        raise InputError(f"reasoning_content is {str(message['reasoning_content'])[:60]!r}, not text")
+    if not isinstance(message.get("scored", True), bool):
+        raise InputError(f"scored is {str(message['scored'])[:60]!r}, not true or false")
+
+
+def _is_scored(message: dict[str, Any]) -> bool:
+    """Whether an assistant turn counts in the objective."""
+    return message.get("scored") is not False
 
 
 def _restore(text: str, hidden: dict[str, str]) -> str:

@@ -10,15 +10,18 @@ import hashlib
 import json
 import tempfile
 import threading
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vdengine.errors import InputError
 from vdengine.gguf import GGUFFile, read_gguf
 from vdengine.hub import locate
-from vdengine.outside import json_object
+from vdengine.outside import LARGE, json_object, parse_json, parsing, read_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from vdengine.text.renderer import RenderedText, Renderer
 
 MAX_TEMPLATE_CHARS = 1 << 20
+MAX_IDS = 1 << 24  # far above any vocabulary
+MAX_GROWTH, MAX_STEPS = 1 << 12, 1 << 10  # of a text, by the steps of a normalizer or decoder; how many they may be
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -61,8 +66,8 @@ class Tokenizer:
         self.source, self.special_tokens, self.add_bos = source, special_tokens, add_bos
         self._backend, self._config, self._lock = backend, dict(config or {}), threading.Lock()
         for name, text in special_tokens.items():
-            if backend.token_to_id(text) is None:
-                raise InputError(f"{source}: {name} is {text!r}, which is not in the vocabulary")
+            if _id_of(backend, text) is None:
+                raise InputError(f"{source}: {name} is {_short(text)}, which is not in the vocabulary")
         self.bos_id = self._special_id("bos_token")
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token")
@@ -80,19 +85,22 @@ class Tokenizer:
         """The ids of `text`, without additions. '<|im_end|>' and the like are plain text unless `special` is True.
 
         Raises:
-            InputError: text that is not valid Unicode (a lone surrogate).
+            InputError: text that is not valid Unicode (a lone surrogate), or that this tokenizer cannot express (it
+                lacks an unknown token, or its pattern takes too long).
         """
-        try:
-            with self._lock:  # `encode_special_tokens` is a property of the backend, which threads share
-                if self._backend.encode_special_tokens == special:
-                    self._backend.encode_special_tokens = not special
-                return self._backend.encode(text, add_special_tokens=False).ids
-        except (UnicodeEncodeError, TypeError):
-            raise InputError(f"{text[:40]!r}: not Unicode text") from None
+        with parsing(self.source, "tokenizer"):
+            try:
+                with self._lock:  # `encode_special_tokens` is a property of the backend, which threads share
+                    if self._backend.encode_special_tokens == special:
+                        self._backend.encode_special_tokens = not special
+                    return self._backend.encode(text, add_special_tokens=False).ids
+            except (UnicodeEncodeError, TypeError):
+                raise InputError(f"{text[:40]!r}: not Unicode text") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens included."""
-        return self._backend.decode(list(ids), skip_special_tokens=False)
+        with parsing(self.source, "tokenizer"):
+            return self._backend.decode(list(ids), skip_special_tokens=False)
 
     def token(self, id: int) -> str | None:
         """A token as the vocabulary spells it; None for an id it does not have."""
@@ -110,8 +118,19 @@ class Tokenizer:
     @cached_property
     def added_special_tokens(self) -> list[Any]:
         """The special tokens as `tokenizers.AddedToken`s, by id."""
+        return [token for token in self.added_tokens if token.special]
+
+    @cached_property
+    def added_tokens(self) -> list[Any]:
+        """The tokens beside the model's vocabulary, special or not, as `tokenizers.AddedToken`s, by id."""
         added = self._backend.get_added_tokens_decoder()
-        return [added[i] for i in sorted(added) if added[i].special]
+        return [added[i] for i in sorted(added)]
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The ids that end a text by the checkpoint's own word: EOS, and those of its generation config. What ends an
+        answer is `Renderer.stop_ids`."""
+        return list(dict.fromkeys([*([] if self.eos_id is None else [self.eos_id]), *self._generation_eos]))
 
     @cached_property
     def uses_bos(self) -> bool:
@@ -121,7 +140,8 @@ class Tokenizer:
             return False
         if self.add_bos is not None:
             return self.add_bos
-        added_ids = self._backend.encode("", add_special_tokens=True).ids
+        with parsing(self.source, "tokenizer"):
+            added_ids = self._backend.encode("", add_special_tokens=True).ids
         return added_ids[:1] == [self.bos_id] or "bos_token" in (self.chat_template or "")
 
     @cached_property
@@ -153,24 +173,27 @@ class Tokenizer:
 
     @cached_property
     def end_of_turn_id(self) -> int | None:
-        """The token that ends an assistant turn: that of the chat template, or EOS without a template."""
-        if self.chat_template is None:
-            return self.eos_id
-        token = self.renderer.end_of_turn
-        return self.eos_id if token is None else self.token_id(token)
+        """The token that ends an assistant turn of its own chat template (`Renderer.end_of_turn_id`); EOS without
+        one."""
+        return self.eos_id if self.chat_template is None else self.renderer.end_of_turn_id
 
     @cached_property
     def stop_ids(self) -> list[int]:
-        """The ids that end sampling: the end of a turn, EOS, and those of the checkpoint's generation config."""
+        """`Renderer.stop_ids` of its own chat template; `end_ids` without one, or with one that cannot render an answer
+        or ends it with no token."""
+        if self.chat_template is None:
+            return self.end_ids
         try:
-            turn_end = self.end_of_turn_id
-        except InputError:  # the template cannot render a question with an answer
-            turn_end = None
-        ids = [turn_end, self.eos_id, *self._generation_eos]
-        return list(dict.fromkeys(i for i in ids if i is not None))
+            return self.renderer.stop_ids
+        except InputError:
+            return self.end_ids
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, which AutoTokenizer can open."""
+    def save(self, folder: str | Path, template: str | None = None) -> None:
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, which AutoTokenizer can open.
+
+        Args:
+            template: Jinja text in place of the tokenizer's own.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._backend.encode_special_tokens = False
@@ -179,9 +202,10 @@ class Tokenizer:
         config |= self.special_tokens
         if self.add_bos is not None:
             config["add_bos_token"] = self.add_bos
-        if self.chat_template is not None:
-            config["chat_template"] = self.chat_template  # for transformers before 4.45; later ones read the file
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        template = self.chat_template if template is None else template
+        if template is not None:
+            config["chat_template"] = template  # for transformers before 4.45; later ones read the file
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
@@ -189,12 +213,14 @@ class Tokenizer:
 def load_tokenizer(source: Any) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, hub id, .gguf path or package://pkg/file.gguf; or one that is in memory.
 
+    Where two files of a folder disagree, the one that transformers goes by is used and a warning names both.
+
     Args:
         source: a name; or a tokenizer or processor of transformers, which is copied as `save_pretrained` writes it, so
             that the copy is the tokenizer of a checkpoint saved with it. A `Tokenizer` is returned as it is.
 
     Raises:
-        InputError: there is none, or it is of a kind that is not supported.
+        InputError: there is none, it is broken, or of a kind that is not supported.
     """
     if isinstance(source, Tokenizer):
         return source
@@ -203,6 +229,10 @@ def load_tokenizer(source: Any) -> Tokenizer:
     source = str(source)
     path = locate(source, ("*.json", "*.jinja"))
     return _from_gguf(source, read_gguf(path)) if path.is_file() else _from_folder(source, path)
+
+
+def _say(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
 
 
 # ------------------------------------------------------------------------------------------------- Hugging Face folders
@@ -220,60 +250,219 @@ def _from_memory(live: Any) -> Tokenizer:
 
 
 def _from_folder(source: str, folder: Path) -> Tokenizer:
-    import tokenizers
-
     file = folder / "tokenizer.json"
-    if not file.is_file():
+    if not file.exists():
         raise InputError(f"{folder}: no tokenizer.json (a SentencePiece tokenizer.model alone is not supported)")
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exceptions
-        raise InputError(f"{file}: not a tokenizer: {_first_line(error)}") from None
+    backend = _backend(read_text(file, LARGE), file)
     config = _optional_json(folder / "tokenizer_config.json")
-    special_map = _optional_json(folder / "special_tokens_map.json")
-    special_tokens = {}
-    for name in _SPECIAL_NAMES:
-        value = config[name] if name in config else special_map.get(name)
-        if isinstance(value, dict):  # a serialised AddedToken
-            value = value.get("content")
-        if isinstance(value, str):
-            special_tokens[name] = value
+    if "auto_map" in config:
+        _say(f"{folder}/tokenizer_config.json: auto_map names code of the checkpoint, which is not run")
+    _add_declared(backend, folder, config)
     add_bos = config.get("add_bos_token")
-    eos = _optional_json(folder / "generation_config.json").get("eos_token_id")
-    eos = eos if isinstance(eos, list) else [eos]
+    if not isinstance(add_bos, bool | None):
+        raise InputError(f"{folder}/tokenizer_config.json: add_bos_token is {_short(add_bos)}, not true or false")
     return Tokenizer(
         backend,
         source,
-        special_tokens=special_tokens,
+        special_tokens=_special_tokens(folder, config),
         chat_template=_chat_template(folder, config),
-        add_bos=add_bos if isinstance(add_bos, bool) else None,
-        generation_eos=[i for i in eos if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31],
+        add_bos=add_bos,
+        generation_eos=_eos_of_configs(backend, folder),
         config=config,
     )
 
 
+def _backend(text: str, file: Path) -> tokenizers.Tokenizer:
+    """The tokenizer in the text of a tokenizer.json.
+
+    Raises:
+        InputError: it is none, or has ids that are out of bounds.
+    """
+    import tokenizers
+
+    raw = parse_json(text, str(file))
+    if not isinstance(raw, dict) or not isinstance(raw.get("model"), dict):
+        raise InputError(f"{file}: not a tokenizer: it has no model")
+    added = raw.get("added_tokens") or []
+    vocab = raw["model"].get("vocab")
+    numbers = list(vocab.values()) if isinstance(vocab, dict) else []
+    if not isinstance(added, list) or not all(isinstance(t, dict) for t in added):
+        raise InputError(f"{file}: added_tokens is not a list of objects")
+    # the library makes room for all ids up to the largest, and ends the process where there is none
+    for number in [*numbers, *(t.get("id") for t in added)]:
+        if type(number) is not int or not 0 <= number < MAX_IDS:
+            raise InputError(f"{file}: a token has the id {_short(number)}; whole numbers below {MAX_IDS} are allowed")
+    _check_growth(raw, file)
+    with parsing(file, "tokenizer"):
+        backend = tokenizers.Tokenizer.from_str(text)
+    for token in added:
+        found = backend.token_to_id(str(token.get("content")))
+        if found != token["id"]:
+            _say(
+                f"{file}: says that the added token {_short(token.get('content'))} has the id {token['id']}; it has "
+                f"the id {found}, in transformers too, because added ids follow those of the vocabulary without a gap"
+            )
+    return backend
+
+
+def _check_growth(raw: dict[str, Any], file: Path) -> None:
+    """A chain of replacements can turn a letter into gigabytes.
+
+    Raises:
+        InputError: the steps before or after the model can make a text more than MAX_GROWTH times as long.
+    """
+    for part in ("normalizer", "decoder"):
+        growth, steps, todo = 1.0, 0, [raw.get(part)]
+        while todo:
+            step, steps = todo.pop(), steps + 1
+            if not isinstance(step, dict):
+                continue
+            for key in ("normalizers", "decoders"):
+                if isinstance(step.get(key), list):
+                    todo += step[key]
+            added = sum(
+                len(step[k].encode(errors="replace")) for k in ("content", "prepend") if isinstance(step.get(k), str)
+            )
+            pattern = step.get("pattern")
+            literal = pattern.get("String") if isinstance(pattern, dict) else None
+            growth *= (
+                max(1.0, added / max(1, len(literal.encode(errors="replace"))))
+                if isinstance(literal, str)
+                else 1.0 + added
+            )
+            if growth > MAX_GROWTH or steps > MAX_STEPS:
+                raise InputError(f"{file}: its {part} can make a text more than {MAX_GROWTH} times as long")
+
+
+def _add_declared(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]) -> None:
+    """Add the tokens that tokenizer_config.json and added_tokens.json name and tokenizer.json lacks, as transformers
+    does.
+
+    Raises:
+        InputError: a token that has another id, or an id that has another token, than the files say.
+    """
+    import tokenizers
+
+    declared: dict[str, tuple[int, dict[str, Any], str]] = {}
+    for name, table in (
+        ("added_tokens.json", _optional_json(folder / "added_tokens.json")),
+        ("tokenizer_config.json", config.get("added_tokens_decoder") or {}),
+    ):
+        if not isinstance(table, dict):
+            raise InputError(f"{folder}/{name}: added_tokens_decoder is not an object")
+        for key, value in table.items():
+            content, number = (key, value) if name == "added_tokens.json" else (value, key)
+            options = content if isinstance(content, dict) else {"content": content}
+            text, number = (
+                options.get("content"),
+                int(number) if str(number).isdecimal() and len(str(number)) < 10 else -1,
+            )
+            if not isinstance(text, str) or not 0 <= number < MAX_IDS:
+                raise InputError(f"{folder}/{name}: {_short(key)}: {_short(value)} is no token and its id")
+            declared[text] = (number, options, name)
+    for text, (number, options, name) in sorted(declared.items(), key=lambda item: item[1][0]):
+        found = _id_of(backend, text)
+        if found is None:
+            flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+            chosen = {k: options[k] for k in flags if isinstance(options.get(k), bool)}
+            with parsing(f"{folder}/{name}", "tokenizer"):
+                backend.add_tokens([tokenizers.AddedToken(text, **chosen)])
+            found = backend.token_to_id(text)
+        if found != number:
+            raise InputError(f"{folder}: {text!r} has the id {number} in {name}, {found} in tokenizer.json")
+
+
+def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token, ...: of tokenizer_config.json, else of special_tokens_map.json."""
+    found: dict[str, dict[str, str | None]] = {}
+    for file, table in (("tokenizer_config.json", config), ("special_tokens_map.json", None)):
+        values = _optional_json(folder / file) if table is None else table
+        for name in _SPECIAL_NAMES:
+            if name not in values:
+                continue
+            value = values[name]
+            if isinstance(value, dict):  # a serialised AddedToken
+                value = value.get("content")
+            if not isinstance(value, str | None):
+                raise InputError(f"{folder}/{file}: {name} is {_short(values[name])}, not a token")
+            found.setdefault(name, {})[file] = value
+    tokens = {}
+    for name, by_file in found.items():
+        value = next(iter(by_file.values()))
+        if len(set(by_file.values())) > 1 and None not in by_file.values():
+            other = by_file["special_tokens_map.json"]
+            _say(
+                f"{folder}: {name} is {value!r} in tokenizer_config.json, which is used, and {other!r} in "
+                "special_tokens_map.json"
+            )
+        if value is not None:
+            tokens[name] = value
+    return tokens
+
+
+def _eos_of_configs(backend: tokenizers.Tokenizer, folder: Path) -> list[int]:
+    """The ids that end a text: those of generation_config.json; if it has none, those of config.json that are added
+    tokens (config classes have a default there, which the tokenizer need not have)."""
+
+    def eos(file: str) -> list[int]:
+        value = _optional_json(folder / file).get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(i) is int for i in ids):
+            raise InputError(f"{folder}/{file}: eos_token_id = {_short(value)}; token ids are needed")
+        return ids
+
+    named, configs = eos("generation_config.json"), eos("config.json")
+    known = [i for i in named if 0 <= i < MAX_IDS and backend.id_to_token(i) is not None]
+    if lost := sorted(set(named) - set(known)):
+        _say(f"{folder}/generation_config.json: eos_token_id {_short(lost)}: the tokenizer has no such token")
+    return known if named else [i for i in configs if i in backend.get_added_tokens_decoder()]
+
+
 def _optional_json(path: Path) -> dict[str, Any]:
-    return json_object(path) if path.is_file() else {}
+    return json_object(path, LARGE) if path.exists() else {}
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else the chat_template of the config: text, or the one named "default" of a list."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: cannot be read: {error}") from None
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        by_name = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = by_name.get("default")
-        if template is None:
-            names = ", ".join(sorted(str(name) for name in by_name))
-            raise InputError(f"{folder}/tokenizer_config.json: chat_template has no 'default', only {names}")
-    if template is not None and not isinstance(template, str):
+    """The template that transformers goes by: chat_template.jinja, or additional_chat_templates/default.jinja; else the
+    chat_template of the config, text or the one named "default" of several.
+
+    Raises:
+        InputError: there are several and none is named "default", or one is not text.
+    """
+    named = config.get("chat_template")
+    if isinstance(named, list):
+        if not all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in named):
+            raise InputError(f"{folder}/tokenizer_config.json: chat_template is not a list of names and templates")
+        named = {t["name"]: t.get("template") for t in named}
+    if isinstance(named, dict) and named and "default" not in named:
+        names = ", ".join(sorted(named))
+        raise InputError(f"{folder}/tokenizer_config.json: chat_template has no 'default', only {names}")
+    template = named.get("default") if isinstance(named, dict) else named
+    if not isinstance(template, str | None):
         raise InputError(f"{folder}/tokenizer_config.json: chat_template is a {type(template).__name__}, not text")
+    for file in (folder / "chat_template.jinja", folder / "additional_chat_templates" / "default.jinja"):
+        if file.exists():
+            text = read_text(file)
+            if template not in (None, text):
+                _say(f"{file} is used; the chat_template in tokenizer_config.json is another one")
+            return text
+    if template is None and (more := sorted(p.stem for p in folder.glob("additional_chat_templates/*.jinja"))):
+        raise InputError(f"{folder}/additional_chat_templates: no default.jinja, only {', '.join(more)}")
     return template
+
+
+def _id_of(backend: tokenizers.Tokenizer, token: str) -> int | None:
+    """The id of a token, None if there is none; half a character (JSON can spell one) is none."""
+    try:
+        return backend.token_to_id(token)
+    except UnicodeEncodeError:
+        return None
+
+
+def _short(value: Any) -> str:
+    """A value for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # ----------------------------------------------------------------------------------------------------------------- GGUF
@@ -308,23 +497,25 @@ def _from_gguf(source: str, file: GGUFFile) -> Tokenizer:
     def get(key: str) -> Any:
         return meta.get(f"tokenizer.ggml.{key}")
 
-    if get("model") != "gpt2":
-        raise InputError(f"{path}: tokenizer.ggml.model = {get('model')!r} is not supported; only gpt2 (byte BPE)")
-    if get("pre") not in _PRE:
-        raise InputError(f"{path}: tokenizer.ggml.pre = {get('pre')!r} is not supported; supported: {', '.join(_PRE)}")
+    if not isinstance(get("model"), str) or get("model") != "gpt2":
+        raise InputError(
+            f"{path}: tokenizer.ggml.model = {_short(get('model'))} is not supported; only gpt2 (byte BPE)"
+        )
+    if not isinstance(get("pre"), str) or get("pre") not in _PRE:
+        raise InputError(
+            f"{path}: tokenizer.ggml.pre = {_short(get('pre'))} is not supported; supported: {', '.join(_PRE)}"
+        )
     regex, digits, ignore_merges, nfc = _PRE[get("pre")]
     tokens, merges, types = get("tokens"), get("merges"), get("token_type")
-    if not isinstance(tokens, list) or not isinstance(merges, list) or types is None or len(types) != len(tokens):
+    if not _is_texts(tokens) or not _is_texts(merges) or not isinstance(types, np.ndarray) or len(types) != len(tokens):
         raise InputError(f"{path}: tokenizer.ggml.tokens, .merges and .token_type must be lists, one type per token")
     # converters name unused rows of the embedding with "unused" tokens, which the model's own tokenizer does not have
     vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind != _UNUSED}
     if len(vocab) != int((types != _UNUSED).sum()):
         raise InputError(f"{path}: tokenizer.ggml.tokens has a token twice")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    try:
+    with parsing(f"{path}: tokenizer.ggml.merges", "list of pairs of tokens"):
+        pairs = [tuple(merge.split(" ")) for merge in merges]
         backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=ignore_merges))
-    except Exception as error:  # the library raises bare Exceptions
-        raise InputError(f"{path}: tokenizer.ggml.merges do not fit the tokens: {_first_line(error)}") from None
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     if regex is not None:
         steps.append(pre_tokenizers.Split(tokenizers.Regex(regex), behavior="isolated", invert=False))
@@ -334,27 +525,35 @@ def _from_gguf(source: str, file: GGUFFile) -> Tokenizer:
     if nfc:
         backend.normalizer = normalizers.NFC()
     added = [(t, int(kind)) for t, kind in zip(tokens, types, strict=True) if kind in (_CONTROL, _USER_DEFINED)]
-    backend.add_tokens([tokenizers.AddedToken(t, special=k == _CONTROL, normalized=False) for t, k in added])
+    with parsing(f"{path}: tokenizer.ggml.tokens", "list of tokens"):
+        backend.add_tokens([tokenizers.AddedToken(t, special=k == _CONTROL, normalized=False) for t, k in added])
+    if any(backend.token_to_id(t) != vocab[t] for t, _ in added):
+        raise InputError(f"{path}: tokenizer.ggml.tokens: the control tokens come out with other ids than they have")
 
-    special_tokens = {}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+    def token_id(key: str) -> int | None:
         number = get(f"{key}_token_id")
         if number is None:
-            continue
-        if not isinstance(number, int) or not 0 <= number < len(tokens) or types[number] == _UNUSED:
-            raise InputError(f"{path}: tokenizer.ggml.{key}_token_id = {number!r} is not the id of a token")
-        special_tokens[f"{name}_token"] = tokens[number]
-    template = meta.get("tokenizer.chat_template")
-    end_of_turn = get("eot_token_id")
+            return None
+        if type(number) is not int or not 0 <= number < len(tokens) or types[number] == _UNUSED:
+            raise InputError(f"{path}: tokenizer.ggml.{key}_token_id = {_short(number)} is not the id of a token")
+        return number
+
+    names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    ids = {f"{name}_token": token_id(key) for name, key in names.items()}
+    template, add_bos = meta.get("tokenizer.chat_template"), get("add_bos_token")
+    if not isinstance(template, str | None):
+        raise InputError(f"{path}: tokenizer.chat_template is a {type(template).__name__}, not text")
+    if not isinstance(add_bos, bool | None):
+        raise InputError(f"{path}: tokenizer.ggml.add_bos_token = {_short(add_bos)}, not true or false")
     return Tokenizer(
         backend,
         source,
-        special_tokens=special_tokens,
-        chat_template=template if isinstance(template, str) else None,
-        add_bos=bool(get("add_bos_token")) if get("add_bos_token") is not None else None,
-        generation_eos=[end_of_turn] if isinstance(end_of_turn, int) and 0 <= end_of_turn < len(tokens) else [],
+        special_tokens={name: tokens[i] for name, i in ids.items() if i is not None},
+        chat_template=template,
+        add_bos=add_bos,
+        generation_eos=[i for i in (token_id("eot"), token_id("eom")) if i is not None],
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
