@@ -82,7 +82,7 @@ def test_defaults_that_depend_on_the_objective(tmp_path):
         (GOOD + "weights = [1.0, 2.0]\n", ":9: data.weights has 2 values for 1 sources in data.train"),
         (GOOD + "eval_every = 5\n", ":9: data.eval_every has no effect without data.eval or data.eval_fraction"),
         (GOOD + "[run\n", ": not valid TOML: "),
-        ("steps = 3\n", ": unknown section [steps]"),
+        ("steps = 3\n", ":1: unknown section [steps]"),
     ],
 )
 def test_bad_recipes_give_one_line_with_the_place(tmp_path, text, message):
@@ -111,7 +111,7 @@ def test_bad_overrides(tmp_path, override, message):
 def test_the_verb_prints_one_line_and_fails(tmp_path, capsys):
     """Guards the exit status and that no traceback reaches a user."""
     assert main([str(tmp_path / "none.toml")]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'none.toml'}: no such recipe\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none.toml'}: no such file\n"
 
 
 def test_differences_name_keys_that_change_numbers():
@@ -214,3 +214,147 @@ def test_sources_in_memory(tmp_path):
         load_recipe(write(tmp_path, to_toml(own)))
     with pytest.raises(InputError, match="the run's model was in memory"):
         load_scoring_recipe(write(tmp_path, to_toml(recipe)))
+
+
+WORST = {  # of what may stand in any file; by what it is
+    "4,400 digits": "9" * 4400, "600 brackets": "[" * 600 + "]" * 600, "10^5 brackets": "[" * 10**5,
+    "10^5 tables": "{a=" * 10**5, "10^6 hexadecimal digits": "0x" + "f" * 10**6, "an infinity": "inf", "NaN": "nan",
+    "2^64": str(2**64), "-1": "-1", "10^9": str(10**9), "10^400": "1e400", "a date": "2026-01-31", "true": "true",
+    "an empty text": '""', "a list": "[1]", "lists in lists": "[[1]]", "a table": "{a = 1}", "a NUL": '"a\\u0000b"',
+    "a text": '"x"', "nothing": "", "a bare word": "x", "no date": "2026-99-99", "several": '[1, "a", nan]',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("worst", WORST.values(), ids=WORST)
+def test_no_value_of_any_key_ends_in_a_traceback(tmp_path, worst):
+    """Guards every key against every kind of value: a recipe, or one line with file, line and key; the same on the
+    command line."""
+    (base := tmp_path / "base.toml").write_text(GOOD)
+    keys = [f"{s.name}.{f.name}" for s in dataclasses.fields(Recipe) for f in dataclasses.fields(s.default_factory())]
+    for dotted in keys[:: 30 if len(worst) > 10**4 else 4]:
+        section, _, name = dotted.partition(".")
+        path = write(tmp_path, f"[{section}]\n{name} = {worst}\n")
+        for arguments in ((path, []), (base, [f"{dotted}={worst}"])):
+            try:
+                load_recipe(*arguments)
+            except InputError as error:
+                message = str(error)
+                assert "\n" not in message and len(message) < 700, dotted
+                assert message.startswith((str(path), "command line", str(base))), message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("3", str(10**9)), ":2: run.steps = 1000000000 is out of range; allowed: >= 1 and <= 10000000"),
+        (GOOD.replace("3", "nan"), ":2: run.steps must be a whole number; got nan"),
+        (GOOD + f"[run]\nseed = {2**64}\n", "not valid TOML: "),  # a table twice
+        (
+            GOOD.replace("steps", f"seed = {2**64}\nsteps"),
+            f":2: run.seed = {2**64} is out of range; allowed: >= 0 and <= {2**63 - 1}",
+        ),
+        (GOOD + f"[batch]\nexamples = {2**31}\n", f":10: batch.examples = {2**31} is out of range; allowed: >= 1 and"),
+        (GOOD + "[optimizer]\nlr = inf\n", ":10: optimizer.lr = inf is out of range; allowed: >= 0.0 and finite"),
+        (GOOD + "[optimizer]\nlr = " + "9" * 400 + "\n", ":10: optimizer.lr = inf is out of range"),
+        (GOOD + '[log]\ntrackers = "a\\u0000"\n', ":10: log.trackers must be text; got 'a\\x00'"),
+        (GOOD + "[parallel]\nshard = -1\n", ":10: parallel.shard = -1 is out of range; allowed: >= 1"),
+        (GOOD + "weights = [nan]\n", ":9: data.weights = nan is out of range; allowed: > 0 and <= 10000.0"),
+        (GOOD + "weights = [0]\n", ":9: data.weights = 0.0 is out of range"),
+        ("optimizer.lr = -1\n" + GOOD, ":1: optimizer.lr = -1.0 is out of range"),
+        (GOOD + '[ "optimizer" ]\n"lr" = -1\n', ":10: optimizer.lr = -1.0 is out of range"),
+        (GOOD + "[optimizer]\n# a line that is none\u2028\u0085\x0c\nlr = -1\n", "not valid TOML: "),
+        (GOOD + "[optimizer]\n# not three\u2028\u0085lines\nlr = -1\n", ":11: optimizer.lr = -1.0 is out of range"),
+        (GOOD + '["run\\nsteps"]\n', r": unknown section [run\x0asteps]"),
+        (GOOD + f"{'k' * 10**5} = 1\n", ":9: unknown key data.kkk"),
+        (GOOD.replace('"m"', '["m"]'), ":5: model.source must be a string; got ['m']"),
+        (GOOD.replace('"m"', "2026-01-31"), ":5: model.source must be a string; got datetime.date(2026, 1, 31)"),
+    ],
+)
+def test_hostile_recipes_give_one_line_with_the_place(tmp_path, text, message):
+    """Guards values that numbers of the machine cannot hold, and places that TOML may write in several ways."""
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as error:
+        load_recipe(path)
+    assert message in str(error.value) and str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff\xfe[run]\n", "line 1: not UTF-8"),
+        (GOOD.encode() + b'[log]\ntrackers = "\xe9"\n', "line 10: not UTF-8"),
+        (GOOD.encode() + b"\0", "not valid TOML"),
+        (b"#" * 2**20 + b"\n", "has more than 1 MiB"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path, data, message):
+    """Guards what is not even text, or too long for a recipe."""
+    (path := tmp_path / "r.toml").write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        load_recipe(path)
+
+
+def test_line_ends_and_marks_of_other_editors_are_read(tmp_path):
+    """Guards recipes from Windows: a byte order mark and CRLF."""
+    (path := tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert load_recipe(path).run.steps == 3
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 300, "."])
+def test_a_path_that_is_no_file(tmp_path, name):
+    """Guards the readers of a path: none, one with a NUL, one too long, a folder."""
+    with pytest.raises(InputError):
+        load_recipe(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('data.train=["a', "data.train=[\"a': not valid TOML"),
+        ('data.train="a', "not valid TOML"),
+        ("data.train={a", "not valid TOML"),
+        ("run.steps=3\n[run]\nseed=1", "is more than one value"),
+        ("run.steps=3\nseed=1", "is more than one value"),
+        ("run.steps=", "run.steps must be a whole number; got ''"),
+        ("run.steps=1_", "run.steps must be a whole number; got '1_'"),
+        ("run.steps.x=1", "unknown key run.steps.x"),
+        ("run-steps=1", "is not an override"),
+        ("r\u00fcn.steps=1", "unknown section [r\u00fcn]; did you mean run?"),
+        ("run.seed=" + "9" * 5000, "run.seed must be a whole number; got '999"),
+        ("model.source=a\udcff", "model.source must be text"),
+    ],
+)
+def test_an_override_is_a_value_or_an_error(tmp_path, override, message):
+    """Guards the command line: what begins as a list or a quoted text never becomes a bare word, nothing after a value
+    is lost, and what no file can hold is refused."""
+    with pytest.raises(InputError) as error:
+        load_recipe(write(tmp_path, GOOD), [override])
+    assert message in str(error.value) and "command line" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("run.folder=2026-01-31", "2026-01-31"),
+        ("run.folder= runs/a b ", "runs/a b"),
+        ("run.folder='x' # why", "x"),
+        ("run.folder=a#b", "a#b"),
+        ("run.folder=caf\u00e9=1", "caf\u00e9=1"),
+        ("run.folder=7b-base", "7b-base"),
+    ],
+)
+def test_bare_words_are_taken_as_they_are(tmp_path, override, value):
+    """Guards names that look a little like TOML."""
+    assert load_recipe(write(tmp_path, GOOD), [override]).run.folder == value
+
+
+def test_a_lost_recipe_of_a_run_is_named(tmp_path):
+    """Guards resuming: a run's recipe that is gone, empty or cut is an error with its name, and never the defaults."""
+    path = tmp_path / "recipe.toml"
+    with pytest.raises(InputError, match=r"recipe\.toml: no such file"):
+        saved_recipe(path)
+    whole = to_toml(load_recipe(write(tmp_path, GOOD)))
+    for text, message in (("", "is empty"), ("\n", "is empty"), (whole[: len(whole) // 2 - 1] + "=", "not valid TOML")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            saved_recipe(path)

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,12 @@ from typing import Any
 from vdengine import objectives
 from vdengine.errors import InputError
 from vdengine.objectives import Objective
+from vdengine.outside import MIB, parse_toml, printable, read_text
 from vdengine.runfolder import RunFolder
-from vdengine.settings import Where, key, nearest, read_section
+from vdengine.settings import Where, coerce, key, nearest, read_section, shown
+
+MOST_STEPS = 10_000_000  # of a run: four months at a second each; the steps of its samples are a list in memory
+MOST_SAMPLES = 4096  # of one prompt, in a rollout or at an anchor
 
 FORMATS = (
     "auto", "preference", "messages", "prompt_completion", "alpaca", "hh_rlhf", "ultrafeedback", "wildchat", "prompt",
@@ -73,9 +76,9 @@ def is_fused(o: Objective) -> bool:
 @dataclass
 class RunKeys:
     folder: str = key("runs/run", result=False)
-    seed: int = key(0, low=0)
-    steps: int | None = key(None, low=1)  # optimizer steps; or
-    epochs: float | None = key(None, above=0)  # passes over the data
+    seed: int = key(0, low=0, high=2**63 - 1)  # one word of the hash that numbers are drawn by
+    steps: int | None = key(None, low=1, high=MOST_STEPS)  # optimizer steps; or
+    epochs: float | None = key(None, above=0, high=1e6)  # passes over the data; MOST_STEPS at most
     resume: bool = key(True, result=False)  # an existing folder goes on from its newest checkpoint
     deterministic: bool = key(True)
 
@@ -90,7 +93,7 @@ class ModelKeys:
 @dataclass
 class DataKeys:
     train: list[str] = key([])  # files, folders, hub ids or built-in names
-    weights: list[float] = key([])  # passes over each source per epoch; default 1.0 each
+    weights: list[float] = key([], above=0, high=1e4)  # passes over each source per epoch; default 1.0 each
     format: str = key("auto", choices=FORMATS)
     template: str = key("auto")  # chat template: auto (the tokenizer's) | plain | alpaca | a .jinja file
     max_tokens: int = key(1024, low=2)  # of prompt + one branch
@@ -104,10 +107,12 @@ class DataKeys:
 
 @dataclass
 class RolloutKeys:  # what an objective that rolls out samples at each step
-    samples: int = key(1, low=1, only=rolls_out)  # completions of a prompt
+    samples: int = key(1, low=1, high=MOST_SAMPLES, only=rolls_out)  # completions of a prompt
     max_new_tokens: int = key(53, low=1, only=rolls_out)
     temperature: float = key(0.7, above=0, only=rolls_out)  # also divides the logits of every log-prob that is compared
-    slots: int = key(64, low=1, only=rolls_out, result=False)  # completions that a rank samples side by side
+    slots: int = key(
+        64, low=1, high=MOST_SAMPLES, only=rolls_out, result=False
+    )  # completions that a rank samples side by side
     weights: str = key("auto", choices=("auto", "gathered", "sharded"), only=rolls_out, result=False)
     show_every: int = key(
         10, low=0, only=rolls_out, result=False
@@ -159,8 +164,10 @@ class ProbesKeys:
 
 @dataclass
 class AnswersKeys:  # to the panel's questions: what the model says, by a judge that reads them after the run
-    samples: int = key(0, low=0, only=has_log_probs)  # of a probe at an anchor, 16 or more; 0: none are drawn
-    base: int | None = key(None, low=1, only=has_log_probs)  # at step 0; default 3 x samples
+    samples: int = key(
+        0, low=0, high=MOST_SAMPLES, only=has_log_probs
+    )  # of a probe at an anchor, 16 or more; 0: none are drawn
+    base: int | None = key(None, low=1, high=MOST_SAMPLES, only=has_log_probs)  # at step 0; default 3 x samples
     max_tokens: int = key(64, low=1, only=has_log_probs)  # of an answer
     probes: int = key(0, low=0, only=has_log_probs)  # a stratified part of the panel; 0: all of it
     every: int = key(1, low=0, only=has_log_probs)  # weights at every n-th sample of the panel; 0: at anchors only
@@ -187,15 +194,18 @@ class KernelsKeys:  # a backend for each; "auto": by device
 @dataclass
 class ParallelKeys:
     replicate: int = key(1, low=1)  # HSDP: copies of the sharded model
-    shard: str | int = key("all")  # ranks to a copy; "all": world size / replicate
+    shard: str | int = key("all", low=1)  # ranks to a copy; "all": world size / replicate
     activation_checkpoint: str = key("selective", choices=("none", "selective", "full"), result=False)
-    head_saved_bytes: int | None = key(None, low=0, result=False)  # softmax chunks kept until backward; 0 recomputes
+    head_saved_bytes: int | None = key(
+        None, low=0, high=2**50, result=False
+    )  # softmax chunks kept until backward; 0 recomputes
 
 
 @dataclass
 class CheckpointKeys:
     every: int = key(100, low=0, result=False)  # steps; 0: at the end only
-    keep: int = key(2, low=1, result=False)
+    keep: int = key(2, low=1, result=False)  # the newest so many, and the newest one known to be good
+    keep_every: int = key(0, low=0, result=False)  # those of every so many steps stay as well; 0: none
     export: bool = key(True, result=False)  # a Hugging Face folder at the end
 
 
@@ -250,23 +260,17 @@ def saved_recipe(path: str | Path, objective: Objective | None = None) -> Recipe
     """The recipe in a run folder, which may say that a source was in memory.
 
     Raises:
-        InputError: as `load_recipe`.
+        InputError: as `load_recipe`; the file is empty.
     """
     tables, where = _read(Path(path))
+    if not tables:
+        raise InputError(f"{printable(path)}: is empty, so what the run's numbers belong to is lost")
     return _make(tables, where, objective)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Where]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: cannot be read as a recipe: {e}") from None
-    try:
-        return tomllib.loads(text), Where(str(path), text)
-    except tomllib.TOMLDecodeError as e:
-        raise InputError(f"{path}: not valid TOML: {e}") from None
+    text = read_text(path, MIB)
+    return parse_toml(text, printable(path)), Where(printable(path), text)
 
 
 def names_no_data(path: str | Path) -> bool:
@@ -361,12 +365,14 @@ def _make(tables: dict[str, dict[str, Any]], where: Where, objective: Objective 
     for name, table in tables.items():
         if name not in sections:
             known = f"sections: {', '.join(sorted(sections))}"
-            raise InputError(f"{where(name)}: unknown section [{name}]{nearest(name, sections)}; {known}")
+            told = printable(name[:100])
+            raise InputError(f"{where(name)}: unknown section [{told}]{nearest(name, sections)}; {known}")
         if not isinstance(table, dict):
             raise InputError(f"{where(name)}: {name} must be a section: write [{name}] above its keys")
     if "name" in (own := tables.get("objective", {})):
+        named = coerce(own["name"], str, "objective.name", where("objective", "name"))
         try:
-            recipe.objective = objectives.find(own["name"], objective).keys()
+            recipe.objective = objectives.find(named[:100], objective).keys()
         except InputError as error:
             raise InputError(f"{where('objective', 'name')}: {error}") from None
     elif objective is not None:
@@ -389,7 +395,7 @@ def _unknown(recipe: Recipe, section: str, name: str) -> str:
     known = {s.name: {f.name for f in dataclasses.fields(getattr(recipe, s.name))} for s in dataclasses.fields(Recipe)}
     others = sorted(f"{s}.{name}" for s, keys in known.items() if name in keys)
     hint = f"; did you mean {others[0]}?" if others else nearest(name, known[section])
-    return f"unknown key {section}.{name}{hint}"
+    return f"unknown key {section}.{printable(name[:100])}{hint}"
 
 
 def _names(readers: Sequence[Objective]) -> str:
@@ -433,8 +439,6 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
             f"{where('data', 'weights')}: data.weights has {len(r.data.weights)} values for "
             f"{len(r.data.train)} sources in data.train"
         )
-    if any(w <= 0 for w in r.data.weights):
-        raise InputError(f"{where('data', 'weights')}: data.weights must be > 0; got {r.data.weights}")
     if len(r.optimizer.betas) != 2:
         raise InputError(f"{where('optimizer', 'betas')}: optimizer.betas must be two numbers")
     if r.data.eval and r.data.eval_fraction:
@@ -474,7 +478,7 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
             f"{where('batch', 'tokens')}: batch.tokens = {r.batch.tokens} is smaller than data.max_tokens = "
             f"{r.data.max_tokens}: one row may not fit a pack"
         )
-    if isinstance(r.parallel.shard, str) and r.parallel.shard != "all" or r.parallel.shard == 0:
+    if isinstance(r.parallel.shard, str) and r.parallel.shard != "all":
         raise InputError(f'{where("parallel", "shard")}: parallel.shard must be "all" or a number of ranks')
     if objective.rollout and r.rollout.max_new_tokens >= r.data.max_tokens:
         raise InputError(
@@ -506,17 +510,28 @@ def _apply_override(tables: dict[str, Any], override: str, where: Where) -> None
     dotted, equals, text = override.partition("=")
     section, dot, name = dotted.strip().partition(".")
     if not (equals and dot and section and name):
-        raise InputError(f"command line: {override!r} is not an override; write section.key=value")
+        raise InputError(f"command line: {shown(override)} is not an override; write section.key=value")
     where.overridden.add((section, name))
     where.overridden.add((section, None))
-    try:
-        value = tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word or path
     table = tables.setdefault(section, {})
     if not isinstance(table, dict):
         raise InputError(f"{where.file}: {section} must be a section: write [{section}] above its keys")
-    table[name] = value
+    table[name] = _value(override, text.strip())
+
+
+def _value(override: str, text: str) -> Any:
+    """What is on the right of an override: a value of TOML, or a bare word. What begins as a list, a table or a quoted
+    text is meant as one."""
+    try:
+        tables = parse_toml(f"x = {text}", f"command line: {shown(override)}")
+    except InputError:
+        if text[:1] in ("[", "{", '"', "'") and text:
+            raise
+        return text
+    if len(tables) != 1 or "\n" in text and not isinstance(tables["x"], str | list):
+        raise InputError(f"command line: {shown(override)} is more than one value")
+    # A folder may be called 2026-01-31; no key is a date.
+    return tables["x"] if isinstance(tables["x"], str | int | float | list | dict) else text
 
 
 def to_tables(recipe: Recipe, *, result_only: bool = False) -> dict[str, dict[str, Any]]:
@@ -554,13 +569,13 @@ def _toml(value: Any) -> str:
     return repr(value)
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Keys that differ and change a run's numbers, as `section.key: old -> new`."""
+def differences(old: Recipe, new: Recipe, but: Collection[str] = ()) -> list[str]:
+    """Keys that differ and change a run's numbers, as `section.key: old -> new`; those of `but` aside."""
     a, b = to_tables(old, result_only=True), to_tables(new, result_only=True)
     out = []
     for section in a:
         for k in sorted(a[section].keys() | b[section].keys()):
             was, now = a[section].get(k), b[section].get(k)
-            if was != now:
+            if was != now and f"{section}.{k}" not in but:
                 out.append(f"{section}.{k}: {was!r} -> {now!r}")
     return out

@@ -21,6 +21,9 @@ from dataclasses import field
 from typing import Any
 
 from vdengine.errors import InputError
+from vdengine.outside import is_text, printable
+
+MOST = 2**31 - 1  # of a whole number whose key names no bound: what counts tokens, rows and ranks has 32 bits somewhere
 
 
 def key(
@@ -36,7 +39,7 @@ def key(
     """A field of settings: its default and what is allowed.
 
     Args:
-        low, high: inclusive bounds.
+        low, high: inclusive bounds. A whole number without `high` is at most `MOST`.
         above: an exclusive lower bound.
         choices: all that a string may be.
         only: of an objective's declaration, whether it reads this key. Default: every objective does.
@@ -52,20 +55,29 @@ class Where:
     """Names the file, and the line where a key stands, for error messages."""
 
     def __init__(self, file: str, text: str) -> None:
-        self.file, self.lines, self.overridden = file, text.splitlines(), set[tuple[str, str | None]]()
+        self.file, self.lines, self.overridden = file, text.split("\n"), set[tuple[str, str | None]]()
 
     def __call__(self, section: str, name: str | None = None) -> str:
         if (section, name) in self.overridden:
             return "command line"
-        current = ""
+        dotted = section if name is None else f"{section}.{name}"
+        table, current = re.compile(r"\s*\[([^\[\]]+)\]"), ""
+        assigned = re.compile(r"\s*([\w.\-\"' ]+?)\s*=")
         for number, line in enumerate(self.lines, 1):
-            if m := re.match(r"\s*\[([^\]]+)\]", line):
-                current = m[1].strip()
-                if current == section and name is None:
+            if m := table.match(line):
+                current = _bare(m[1])
+                if current == dotted:
                     return f"{self.file}:{number}"
-            elif name and current == section and re.match(rf"\s*{re.escape(name)}\s*=", line):
-                return f"{self.file}:{number}"
+            elif m := assigned.match(line):
+                path = f"{current}.{_bare(m[1])}" if current else _bare(m[1])
+                if path == dotted or path.startswith(f"{dotted}."):
+                    return f"{self.file}:{number}"
         return self.file
+
+
+def _bare(key: str) -> str:
+    """A TOML key without quotes and spaces: `"run" . seed` is run.seed."""
+    return re.sub(r"[\s\"']", "", key)
 
 
 def read_section(section: Any, name: str, table: dict[str, Any], where: Where, unknown: Callable[[str], str]) -> None:
@@ -91,7 +103,7 @@ def read_section(section: Any, name: str, table: dict[str, Any], where: Where, u
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the one that was meant, or all that there are."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
 
 
@@ -103,26 +115,48 @@ def coerce(value: Any, hint: Any, name: str, place: str) -> Any:
             (item,) = typing.get_args(option)
             return [coerce(v, item, name, place) for v in (value if isinstance(value, list) else [value])]
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return _float(value)
         if option is int and isinstance(value, int) and not isinstance(value, bool):
             return value
-        if option in (str, bool) and isinstance(value, option):
+        if option is str and isinstance(value, str):
+            if "\0" in value or not is_text(value):
+                raise InputError(f"{place}: {name} must be text; got {shown(value)}, which holds what no text has")
+            return value
+        if option is bool and isinstance(value, bool):
             return value
     words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     wanted = " or ".join(words[o] for o in options if o in words)
-    raise InputError(f"{place}: {name} must be {wanted}; got {value!r}")
+    raise InputError(f"{place}: {name} must be {wanted}; got {shown(value)}")
+
+
+def _float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer may have any number of digits
+        return math.inf if value > 0 else -math.inf
+
+
+def shown(value: Any, width: int = 80) -> str:
+    """A value for a message: on one line, cut to `width` characters."""
+    try:
+        text = printable(repr(value)[: 4 * width])
+    except (ValueError, RecursionError):  # thousands of digits, or nested so deep
+        text = f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def check_range(value: Any, meta: Any, name: str, place: str) -> None:
     """Raises InputError unless the value, or each of a list, is what the key's metadata allows."""
-    low, high, above, choices = meta["low"], meta["high"], meta["above"], meta["choices"]
+    low, above, choices = meta["low"], meta["above"], meta["choices"]
     for v in value if isinstance(value, list) else [value]:
         if choices is not None and v not in choices:
-            raise InputError(f"{place}: {name} = {v!r} is not known; allowed: {', '.join(choices)}")
+            raise InputError(f"{place}: {name} = {shown(v)} is not known; allowed: {', '.join(choices)}")
         if not isinstance(v, int | float) or isinstance(v, bool):
             continue
+        high = MOST if meta["high"] is None and isinstance(v, int) else meta["high"]
         too_low = (low is not None and v < low) or (above is not None and v <= above)
-        if not math.isfinite(v) or too_low or (high is not None and v > high):
+        infinite = isinstance(v, float) and not math.isfinite(v)
+        if infinite or too_low or (high is not None and v > high):
             bounds = [f">= {low}"] if low is not None else [f"> {above}"] if above is not None else []
-            bounds += [f"<= {high}"] if high is not None else []
-            raise InputError(f"{place}: {name} = {v} is out of range; allowed: {' and '.join(bounds) or 'finite'}")
+            bounds += [f"<= {high}"] if high is not None else ["finite"] if infinite else []
+            raise InputError(f"{place}: {name} = {shown(v)} is out of range; allowed: {' and '.join(bounds)}")

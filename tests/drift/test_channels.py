@@ -1,5 +1,6 @@
 """Channels of the raw log: what may be written, and that one readout leaves another's files alone."""
 
+import json
 import re
 
 import numpy as np
@@ -72,5 +73,38 @@ def test_a_damaged_channel_is_named(tmp_path, log):
     with pytest.raises(InputError, match=r"openings.jsonl: has \d+ items; the manifest says"):
         DriftLog.open(tmp_path)
     (log.folder / "openings.jsonl").unlink()
-    with pytest.raises(InputError, match="openings.jsonl: missing; manifest.json names it"):
+    with pytest.raises(InputError, match="openings.jsonl: no such file"):
         DriftLog.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [("../../x", {}), ("panel", {}), ("a b", {}), ("", {}), ("x" * 1000, {}), ("lead", []), ("lead", None),
+     ("lead", {"items": -1}), ("lead", {"items": 10**400}), ("lead", {"items": 0, "high": "1"}), ("lead", {"unit": 7}),
+     ("lead", {"items": 0, "high": 1e300}), ("lead", {"items": 0, "high": True}), ("lead", {"items": "0"})],
+)  # fmt: skip
+def test_channels_that_a_manifest_cannot_name(tmp_path, log, name, entry):
+    """Guards against files outside the folder, and numbers of another kind."""
+    path = log.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["channels"][name] = entry
+    path.write_text(json.dumps(manifest))
+    (log.folder / "lead.jsonl").write_text("")
+    with pytest.raises(InputError) as error:
+        DriftLog.open(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "records",
+    [[(-1, -1)], [(4, -1), (4, -1)], [(4, -1), (2, -1)], [(2**62, -1)], [(0, 0.5)], [(0, np.inf)], [(0, -np.inf)]],
+)
+def test_samples_that_cannot_be(log, records):
+    """Guards curves against a file that was overwritten: steps that do not ascend, values that no log-prob has."""
+    channel = log.channels["openings"]
+    array = np.zeros(len(records), channel._record)
+    for i, (step, value) in enumerate(records):
+        array[i] = step, value
+    channel.path.write_bytes(array.tobytes())
+    with pytest.raises(InputError, match=r"openings\.bin: damaged: "):
+        _ = channel.values

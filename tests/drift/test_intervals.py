@@ -12,7 +12,9 @@ from helpers.values import DRAWS, POLARITIES, probe_values, strata
 from scipy import optimize, stats
 
 from vdengine.drift.analysis import analyse
-from vdengine.drift.intervals import group_of, holm, mean_estimate
+from vdengine.drift.intervals import ROUNDING, group_of, holm, mean_estimate
+from vdengine.drift.live import LiveOpenings
+from vdengine.panels.panel import Panel
 
 # -------------------------------------------------------------------------------- against an independent implementation
 
@@ -223,3 +225,43 @@ def test_thin_parts():
     assert 0.93 <= ((low <= 0.4) & (0.4 <= high))[1:].mean() <= 0.97
     c = analyse(r, resamples=10).curves["t00", "stance"]
     assert np.isnan(c.mean[1:]).all() and c.mean[0] == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ rounding
+
+
+@pytest.mark.parametrize("readout", ["openings", "answers"])
+@pytest.mark.parametrize("kind", ["equal", "noise", "bias"])
+def test_what_rounding_alone_gives_is_no_shift(readout, kind):
+    """Guards runs of lr 0: differences of 1e-16 that are equal in all probes (no variance, so any mean of them was
+    significant), rounding noise, and rounding that leans one way have p = 1, an interval that holds 0, no drift time;
+    ten times the bound, as equal in all probes, is a shift."""
+    rng = np.random.default_rng(3)
+    x = np.tile(rng.normal(size=48), (4, 1))
+    bound = ROUNDING[probe_values(x, readout=readout).unit]
+    added = {
+        "equal": np.full(x.shape, 1e-16),
+        "noise": bound * rng.uniform(-1, 1, x.shape),
+        "bias": bound * rng.uniform(0.5, 1, x.shape),
+    }[kind]
+    added[0] = 0
+    drift = analyse(probe_values(x * 0 + added, readout=readout)).drift()
+    m = drift.magnitude
+    assert m.p == 1 and m.low <= 0 <= m.high and not m.significant and not drift.significant
+    assert drift.direction == 0 and all(time.step is None for time in drift.times.values())
+    added[1:] = 10 * bound
+    assert analyse(probe_values(x * 0 + added, readout=readout)).drift().direction == 1
+
+
+def test_the_live_shifts_and_the_table_share_the_rule():
+    """Guards a console that calls a topic moved where the report does not."""
+    panel = Panel.load("values-mini")
+    branches = panel.branches()
+    num_bytes = np.array([b.num_bytes for b in branches])
+    first = np.random.default_rng(1).normal(-40, 5, len(branches)).astype(np.float32)
+    live = LiveOpenings(panel, branches)
+    live.add(0, first)
+    side = np.array([{"support": 1, "neutral": 0, "oppose": -1}[b.stance] * b.probe.polarity for b in branches])
+    for size, moved in ((0.2 * ROUNDING["nats per byte"], False), (20 * ROUNDING["nats per byte"], True)):
+        shift = live.add(4, (first.astype(np.float64) + size * side * num_bytes)).stance
+        assert {e.significant for e in shift.values()} == {moved}

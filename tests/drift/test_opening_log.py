@@ -58,3 +58,46 @@ def test_a_log_of_another_version_says_so(tmp_path, log, field):
     (log.folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="schema is 2; this version reads 3|has no channel 'openings'"):
         DriftLog.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"probe": 7},
+        {"topic": None},
+        {"axis": []},
+        {"polarity": 0},
+        {"polarity": True},
+        {"polarity": "1"},
+        {"polarity": 1.0},
+        {"variant": "x"},
+        {"variant": []},
+        {"stance": "yes"},
+        {"stance": {}},
+        {"kind": 1},
+        {"num_tokens": -1},
+        {"num_tokens": "3"},
+        {"num_bytes": 0},
+        {"num_bytes": None},
+        {"num_bytes": 10**400},
+        {"text": "\ud800"},
+        {"topic": "another"},
+    ],
+)
+def test_openings_that_are_none(tmp_path, log, change):
+    """Guards estimates against a stranger's log: types and ranges of every field, and one topic for a probe."""
+    path = log.folder / "openings.jsonl"
+    lines = path.read_text().split("\n")
+    lines[1] = json.dumps(json.loads(lines[1]) | change)
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"openings\.jsonl, line 2: damaged: not an opening"):
+        DriftLog.open(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "", "{", "[" * 10**5, '{"schema": 3}', '{"schema": {}}', "\udcff"])
+def test_manifests_that_are_none(tmp_path, log, text):
+    """Guards the reader of a manifest: other kinds of JSON, broken JSON, missing keys."""
+    (log.folder / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError) as error:
+        DriftLog.open(tmp_path)
+    assert "\n" not in str(error.value) and str(log.folder) in str(error.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -283,7 +284,7 @@ def test_a_damaged_middle_is_an_error(copy):
     path = copy / "drift" / "judgements" / "rule.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:5], "{]\n", *lines[5:]]))
-    with pytest.raises(InputError, match=r"rule.jsonl.* line 6: damaged"):
+    with pytest.raises(InputError, match=r"rule.jsonl, line 6: broken JSON"):
         load_run(copy)
 
 
@@ -347,3 +348,46 @@ def test_looking_changes_nothing(folder, run):
         again.rows(table)
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*")} == before
     assert json.dumps(again.describe())
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "missing", "sparse"])
+def test_what_stands_in_place_of_a_file(copy, kind):
+    """Guards against a stranger's run folder: no reader waits for a FIFO, reads a device or a terabyte of nothing, and
+    none follows a name into a folder."""
+    for path in [p for p in copy.rglob("*") if p.suffix in (".json", ".jsonl", ".toml", ".bin")]:
+        path.rename(kept := path.with_name("kept"))
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "sparse":
+            with open(path, "wb") as file:
+                file.truncate(2**41)
+        try:
+            run = load_run(copy)
+            assert run.notes or kind == "missing" or path.name == "panel.jsonl", path  # a copy, not read
+        except InputError as error:
+            assert "\n" not in str(error)
+        if kind == "folder":
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+        kept.rename(path)
+
+
+def test_hostile_metrics_and_recipes_are_left_out(copy):
+    """Guards tables and axes of time: steps that no run has, and a recipe of other types than a recipe's."""
+    rows = [{"step": s, "loss": 1.0} for s in (-1, True, 1.5, "3", None, 10**400, [])]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + "[" * 10**5 + "\n")
+    (copy / "recipe.toml").write_text("run = 7\n[data]\ntrain = 5\n[model]\nsource = []\n[objective]\nname = nan\n")
+    run = load_run(copy)
+    assert "metrics.jsonl: 8 damaged lines are left out" in run.notes and run.metrics == [] and run.sources == ["5"]
+    assert run.total_steps == 40
+    for steps in ("-1", "true", str(10**30), "1e3"):
+        (copy / "recipe.toml").write_text(f"[run]\nsteps = {steps}\n")
+        assert load_run(copy).total_steps == 40
+    for name in ("none", "a\0b", "x" * 300):
+        with pytest.raises(InputError, match="no such folder"):
+            load_run(copy / name)

@@ -1,17 +1,30 @@
 """The table that a run ends with."""
 
 import json
+import math
 
+import pytest
 from helpers.values import fill
+
+from vdengine.drift.summary import drift_table
 
 
 def test_table_reads_well(tmp_path, log):
     """Guards the last screen: every topic, its axis, a verdict; and one sample gives no table."""
-    from vdengine.drift.summary import drift_table
-
     fill(log, (0,), lambda step, row: 0.0)
     assert drift_table(tmp_path) == "Fewer than two samples: no drift to show."
     fill(log, (4,), lambda step, row: 0.02 * row["polarity"] * (row["stance"] == "support") * row["num_bytes"])
     table = drift_table(tmp_path)
     assert "abortion" in table and "moved towards" in table and max(map(len, table.splitlines())) <= 120
     json.dumps(table)
+
+
+@pytest.mark.parametrize(
+    ("last", "says"), [(0.0, "no clear shift"), (math.nan, "not known: no number after the baseline, step 0")]
+)
+def test_a_run_that_did_not_move_and_one_that_broke(tmp_path, log, last, says):
+    """Guards the last screen of a run of lr 0, and of weights that are NaN, whose table has no "nan" and no verdict."""
+    fill(log, (0, 4), lambda step, row: last if step else 0.0)
+    verdicts = [line for line in drift_table(tmp_path).splitlines()[3:8]]
+    assert len(verdicts) == 5 and all(line.endswith((says, f"{says}*")) for line in verdicts)
+    assert "nan" not in drift_table(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 from helpers.values import probe_values, saturating, strata
 
 from vdengine.drift.analysis import analyse
+from vdengine.drift.trajectory import arrival
 from vdengine.errors import InputError
 
 # -------------------------------------------------------------------------------- against an independent implementation
@@ -132,3 +133,11 @@ def test_drift_time_error(num):
     late = np.array([f.fraction for f in found]) - truth
     assert abs(late.mean()) <= 0.025 and np.abs(late).mean() <= 0.06
     assert np.mean([f.low <= truth <= f.high for f in found]) >= 0.85
+
+
+def test_settled_is_on_the_side_it_moved_to():
+    """Guards "settled" against samples across 0, which a wide interval of the last holds too, and against a trajectory
+    that ends on the other side: it has not settled there."""
+    means = np.array([[-0.5, 0.2, 0.6], [0.2, -0.1, 0.6], [0.4, 0.5, 0.6], [0.6, 0.2, -0.1]])
+    wide = np.full(3, 2.0)
+    assert arrival("settled", means, wide, wide).tolist() == [1, 2, 0, -1]

@@ -8,7 +8,10 @@ import pytest
 from helpers.values import SIDE, noisy_pair, opening_log, probe_values, strata
 
 from vdengine.drift.analysis import analyse
+from vdengine.drift.checks import checks
+from vdengine.drift.intervals import UNKNOWN
 from vdengine.drift.probe_values import control_values, opening_values
+from vdengine.drift.validity import _reliability
 
 
 def test_controls(tmp_path):
@@ -90,3 +93,20 @@ def test_judges():
     _, (a, b) = noisy_pair(rng, noise=(0.2, 0.2))
     judges = analyse(a, resamples=5, judges={"other": b}).validity["judges"]
     assert set(judges) == {"other"} and judges["other"].matches["all"].magnitude.pearson > 0.8
+
+
+def test_a_reliability_that_is_not_known_is_marked():
+    """Guards a topic that moved and whose halves, or paraphrases, have no number: it is said and not passed over; and
+    correlations of rounding noise, which mean nothing and are not marked."""
+    r = probe_values(np.array([0.0, 1.0])[:, None] * np.ones(30))
+    drifts = analyse(r).drifts
+    marked = _reliability(r, 0, "a", drifts, math.nan, None, None)
+    assert marked.unreliable and "whether random halves of its probes agree is not known" in marked.reason
+    lost = _reliability(r, 0, "a", drifts, 1.0, None, UNKNOWN)
+    assert "whether paraphrased questions show the shift is not known" in lost.reason
+    rng = np.random.default_rng(0)
+    topics, polarity = strata([12] * 6)
+    noise = probe_values(np.stack([np.zeros(72), 1e-7 * rng.normal(size=72)]), topics, polarity)
+    a = analyse(noise, controls={"paraphrase": noise})
+    assert math.isnan(a.validity["half_panels"].whole) and math.isnan(a.validity["paraphrase"]["correlation"])
+    assert not any(check.warn for check in checks(a))

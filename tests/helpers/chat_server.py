@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -33,9 +33,21 @@ def failure(status: int, message: str, code: str | None = None) -> Reply:
 
 
 class ChatServer:
-    """`script(request number, text)` answers each; `texts` and `keys` are what was asked, in order of arrival."""
+    """`script(request number, text)` answers each; `texts` and `keys` are what was asked, in order of arrival.
 
-    def __init__(self, script: Callable[[int, str], Reply], seconds: float = 0.0) -> None:
+    Args:
+        seconds: before each reply.
+        headers: more of them.
+        drip: seconds between the bytes of a reply.
+    """
+
+    def __init__(
+        self,
+        script: Callable[[int, str], Reply],
+        seconds: float = 0.0,
+        headers: Mapping[str, str] | None = None,
+        drip: float = 0.0,
+    ) -> None:
         self.texts: list[str] = []
         self.keys: set[str | None] = set()
         self.most_at_once = self._now = 0
@@ -58,10 +70,13 @@ class ChatServer:
                     outer._now -= 1
                 try:
                     self.send_response(status)
-                    self.send_header("Content-Type", "application/json")
-                    self.send_header("Content-Length", str(len(data)))
+                    fields = {"Content-Type": "application/json", "Content-Length": str(len(data))}
+                    for name, value in (fields | dict(headers or {})).items():
+                        self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(data)
+                    for part in [data[i : i + 1] for i in range(len(data))] if drip else [data]:
+                        self.wfile.write(part)
+                        time.sleep(drip)
                 except (BrokenPipeError, ConnectionResetError):
                     pass  # the client no longer waits
 

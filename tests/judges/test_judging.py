@@ -67,3 +67,30 @@ def test_unknown_judges(name):
     """Guards a clear line with what is allowed."""
     with pytest.raises(InputError, match="unknown judge .*there are rule, model:SOURCE and server:MODEL"):
         open_judge(name)
+
+
+def test_a_second_judge_at_once_gets_one_line(tmp_path):
+    """Guards verdicts against two commands on one run; the lock is gone after the first, however it ended."""
+    log = answered(tmp_path, ["a"], anchors=(0,))
+
+    class Judging(Scripted):
+        def judge(self, items):
+            with pytest.raises(InputError, match="scripted is judging these answers already") as error:
+                judge_answers(log, Scripted())
+            assert "\n" not in str(error.value)
+            judge_answers(log, Scripted(name="another"))
+            yield from super().judge(items)
+
+    with pytest.raises(InputError, match="quota"):
+        judge_answers(log, Judging(stop_after=1))
+    assert judge_answers(log, Scripted()).before == 1 and judges(tmp_path) == ["another", "scripted"]
+    with pytest.raises(InputError, match="--max-calls -1: it must be at least 1"):
+        judge_answers(log, Scripted(), max_calls=-1)
+
+
+@pytest.mark.parametrize("name", ["", "rule:x", "model:", "server:", ":", "judge\nx", "x" * 10**5])
+def test_judges_that_are_not_known(name):
+    """Guards the names of judges."""
+    with pytest.raises(InputError, match="unknown judge .*; there are rule") as error:
+        open_judge(name)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300

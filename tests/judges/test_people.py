@@ -53,7 +53,7 @@ def test_every_anchor_and_topic_is_in_a_sheet(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("question,label\nq,s\n", "has no column id"),
+        ("question,label\nq,s\n", "no column 'id' among question, label"),
         ("id,label\nx,maybe\n", "line 2: label 'maybe' is not one of support, neutral, oppose"),
         ("id,label\nx,s\nx,o\n", "line 3: x is labelled in two ways"),
         ("id,label\nx,s\n", "none of its 1 labels"),

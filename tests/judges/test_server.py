@@ -1,8 +1,11 @@
 """A model behind an HTTP server as a judge: our own small server, and two that are not ours."""
 
+import gzip
 import importlib.util
+import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from vdengine.cli.judge import main
 from vdengine.errors import InputError
 from vdengine.judges import open_judge
 from vdengine.judges.base import Item, JudgeOptions
+from vdengine.judges.cache import VerdictCache
 
 openai = pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="openai is not installed")
 
@@ -95,8 +99,6 @@ def test_server_stops_midway(tmp_path, reply, message, capsys, monkeypatch):
         assert main(command) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and f"{good} of 36 answers are judged and kept" in error
-        import re
-
         assert re.search(message, error), error
         asked = len(server.texts)
         script_was, good = good, 99
@@ -138,6 +140,156 @@ def test_no_key(monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(InputError, match="set OPENAI_API_KEY"):
         open_judge("server:gpt-4o")
+
+
+SECRETS = (
+    "server:m@http://user:PASSWORD@host/v1", "server:m@https://PASSWORD@host", "server:m@HTTPS://u:PASSWORD@host",
+    "server:m@user:PASSWORD@host", "server:m@host:8000/PASSWORD", "server:m@http://host/v1?key=PASSWORD",
+    "server:m@http://host/#PASSWORD", "server:m@http://u:PASSWORD@[::1", "server:m@http://u:PASSWORD@host:port",
+    "server:m@ftp://u:PASSWORD@host", "http://u:PASSWORD@host", "servr:m@http://u:PASSWORD@host", "server:@http://host",
+    "server:m@http://", "server:m@http://host:99999", "server:m@http://ho st", "server:m@http://host/\u0430",
+    "server:a\nb",
+)  # fmt: skip
+
+
+@openai
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_url_with_a_secret_is_refused_and_not_shown(name, tmp_path, monkeypatch, capsys):
+    """Guards passwords: no message, no file and no name of a file has what stood in a URL; and addresses that are
+    none are refused before anything is asked."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    answered(tmp_path / "run", ["a"], anchors=(0,))
+    assert main([str(tmp_path / "run"), "--judge", name]) == 2
+    output = "".join(capsys.readouterr())
+    assert "PASSWORD" not in output and output.count("\n") == 1
+    assert all(
+        "PASSWORD" not in p.name and b"PASSWORD" not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()
+    )
+    if name.startswith("server:m@http"):
+        monkeypatch.setenv("OPENAI_BASE_URL", name.removeprefix("server:m@"))
+        with pytest.raises(InputError) as error:
+            open_judge("server:m")
+        assert "PASSWORD" not in str(error.value)
+
+
+@openai
+@pytest.mark.parametrize("name", ["@cf/meta/llama", "claude@20240620", "org/name", "a:b"])
+def test_models_whose_names_have_signs(name, monkeypatch):
+    """Guards names of models against being taken for URLs."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    assert open_judge(f"server:{name}").name == f"server:{name}"
+    with_url = open_judge(f"server:{name}@http://127.0.0.1:8/v1")
+    assert (with_url.model, with_url.url) == (name, "http://127.0.0.1:8/v1")
+
+
+@openai
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"concurrency": 0}, "--concurrency 0: allowed are 1 to 1024"),
+        ({"timeout_seconds": math.nan}, "--timeout nan"),
+        ({"timeout_seconds": -1.0}, "--timeout -1"),
+        ({"retries": -1}, "--retries -1"),
+        ({"labels": "words"}, "labels: 'words'"),
+    ],
+)
+def test_options_out_of_range(options, message, tmp_path):
+    """Guards the threads and the waits of a judge."""
+    with pytest.raises(InputError, match=message):
+        open_judge("server:m@http://127.0.0.1:9/v1", JudgeOptions(cache=tmp_path, **options))
+
+
+@openai
+def test_a_key_that_is_none_is_not_shown(monkeypatch, tmp_path):
+    """Guards the key: with a line end in it the http library would show it; and a server that repeats it."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key\n")
+    with pytest.raises(InputError, match="OPENAI_API_KEY holds a space") as error:
+        open_judge("server:m@http://127.0.0.1:9/v1")
+    assert "secret" not in str(error.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    with ChatServer(lambda i, text: failure(400, "bad key secret-key\x1b[31m")) as server:
+        with pytest.raises(InputError, match=r"status 400: bad key \*\*\*") as error:
+            list(server_judge(server, tmp_path).judge([Item(PANEL.probes[0], "a")]))
+    assert "secret" not in str(error.value) and str(error.value).isprintable()
+
+
+def first_token(top):
+    return chat("support", {"content": [{"token": "support", "logprob": 0.0, "top_logprobs": top}]})
+
+
+HOSTILE = {
+    "nested": (200, b'{"choices":' + b"[" * 10**5), "not UTF-8": (200, b"\xff"), "a list": (200, []),
+    "a number of 5,000 digits": (200, b'{"choices": ' + b"9" * 5000 + b"}"), "choices": (200, {"choices": {"0": 1}}),
+    "a choice": (200, {"choices": ["x"]}), "no message": (200, {"choices": [{"message": None}]}),
+    "content": (200, {"choices": [{"message": {"content": 7}}]}), "endless": (200, b" " * (5 * 2**20)),
+    "compressed": (200, {"gzip": gzip.compress(b" " * 2**20)}), "a huge error": (404, b"x" * (5 * 2**20)),
+    "a redirect": (307, {"location": "http://127.0.0.1:9/"}), "an error that is nested": (400, b"[" * 10**5),
+    "NaN": first_token([{"token": "support", "logprob": math.nan}]),
+    "log-probs above 0": first_token([{"token": "support", "logprob": 1e9}]),
+    "a log-prob in words": first_token([{"token": "support", "logprob": "0"}]),
+    "a log-prob of 400 digits": first_token([{"token": "support", "logprob": 10**400}]),
+    "a token that is none": first_token([{"token": 7, "logprob": -1.0}]), "candidates": first_token(["x"]),
+    "log-probs": chat("support", {"content": "x"}), "log-probs of nothing": chat("support", [1]),
+}  # fmt: skip
+
+
+@openai
+@pytest.mark.parametrize(
+    ("mode", "reply"),
+    [pytest.param("logprobs", reply, id=name) for name, reply in HOSTILE.items()]
+    + [pytest.param("text", HOSTILE[name], id=f"{name}, text") for name in ("nested", "content", "log-probs")],
+)
+def test_hostile_replies(reply, mode, tmp_path):
+    """Guards the judge: whatever a server answers, the end is verdicts that are probabilities, or one line, soon."""
+    status, body = reply
+    headers = {}
+    if isinstance(body, dict) and "gzip" in body:
+        body, headers = body["gzip"], {"Content-Encoding": "gzip"}
+    if isinstance(body, dict) and "location" in body:
+        headers = {"Location": body["location"]}
+    with ChatServer(lambda i, text: (status, body), headers=headers) as server:
+        judge = server_judge(server, tmp_path, labels=mode, concurrency=1)
+        try:
+            found = dict(judge.judge([Item(p, "a") for p in PANEL.probes]))
+        except InputError as error:
+            assert "\n" not in str(error) and len(str(error)) < 400
+        else:
+            assert mode == "text" and all(math.isnan(s[0]) or s == (1, 0, 0) for s in found.values())
+    assert all(json.loads(line) for p in tmp_path.rglob("*.jsonl") for line in p.read_text().split("\n") if line)
+
+
+@openai
+def test_a_reply_without_end(tmp_path):
+    """Guards time: a server that sends a byte now and then never lets a read time out."""
+    with ChatServer(lambda i, text: (200, b" " * 40), drip=0.05) as server:
+        judge = server_judge(server, tmp_path, timeout_seconds=0.3, concurrency=3)
+        with pytest.raises(InputError, match=r"no reply within 0\.3 s"):
+            list(judge.judge([Item(p, "a") for p in PANEL.probes]))
+
+
+def test_a_cache_that_others_wrote_to(tmp_path):
+    """Guards against verdicts that are none: lines that cannot be read, or are no probabilities, are asked again."""
+    cache = VerdictCache(tmp_path, "server:m", {"a": 1})
+    cache.add("q", (0.5, 0.25, 0.25))
+    cache.close()
+    good = cache.path.read_text()
+    key = json.loads(good)["asked"]
+    for value in (
+        "[2, -1, 0]",
+        "[NaN, 0, 1]",
+        "[1, 0]",
+        '"abc"',
+        "{}",
+        "[" * 10**5,
+        "9" * 5000,
+        "[true, 0, 0]",
+        "[1e400, 0, 0]",
+    ):
+        cache.path.write_text(f'{{"asked": "{key}", "stance": {value}}}\n[1]\n7\n{{"asked": [], "stance": null}}\n')
+        assert VerdictCache(tmp_path, "server:m", {"a": 1}).get("q") is None
+    cache.path.write_bytes(b"\xff\n" + good.encode() + b'{"asked": "\xc3')
+    assert VerdictCache(tmp_path, "server:m", {"a": 1}).get("q") == (0.5, 0.25, 0.25)
+    assert len(VerdictCache(tmp_path, "server:" + "m" * 5000, {"a": 1}).path.name) < 200
 
 
 @pytest.mark.slow

@@ -237,7 +237,7 @@ BAD_TABLES = [
     (b"topic,prompt\na,b\nc\n", "line 3: 1 cells, but the header names 2 columns"),
     (b"topic,prompt,prompt\na,b,c\n", "line 1: column 'prompt' is there twice"),
     (b'topic,prompt\na,b\nc,"open\n', "line 3: broken table"),
-    (b"topic,prompt\na,\xff\n", "line 2: not UTF-8 (byte 16 of the file)"),
+    (b"topic,prompt\na,\xff\n", "line 2: not UTF-8; save the table as CSV UTF-8"),
     (b"", "nothing to import"),
     (b"topic,prompt\n", "nothing to import"),
 ]
@@ -295,3 +295,37 @@ def test_real_persona_files(shared_data):
         found = import_panel("persona", path)
         assert len(found.panel.probes) + sum(found.duplicates.values()) + sum(found.dropped.values()) == 1000
         assert abs(sum(p.polarity for p in found.panel.probes)) <= 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("jsonl", {"prompt": 7}),
+        ("jsonl", {"x\n\x1b[31m": 1}),
+        ("jsonl", {"a" * 10**5: 1}),
+        ("jsonl", {"prompt": "Why?", "polarity": "x\n" * 10**4}),
+        ("jsonl", {"prompt": "Why?", "polarity": {}}),
+        ("jsonl", {"prompt": "Why?", "openings": [[]]}),
+        ("jsonl", {"prompt": "Why?", "openings": {"support": [{"text": 7, "kind": "a"}]}}),
+        ("jsonl", {"prompt": "Why?", "paraphrases": [None]}),
+        ("jsonl", {"prompt": "Why?", "topic": "\ud800"}),
+        ("prism", {"conversation_type": "x\n" * 10**4, "opening_prompt": "a", "conversation_id": "b"}),
+        ("prism", {"conversation_type": []}),
+        ("persona", {"statement": "a", "answer_matching_behavior": "\x1b" * 10**4}),
+        ("persona", [1]),
+    ],
+)
+def test_hostile_rows_give_one_printable_line(tmp_path, kind, row):
+    """Guards terminals and logs: what a stranger's row holds does not come out as lines, colours or pages."""
+    (path := tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError) as error:
+        import_panel(kind, path)
+    assert str(error.value).isprintable() and len(str(error.value)) < 800
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "a\0b.jsonl", "x" * 300 + ".jsonl", "."])
+def test_paths_that_are_no_files(tmp_path, name):
+    """Guards the reader of a path."""
+    for kind in ("jsonl", "vprism"):
+        with pytest.raises(InputError, match="no such file"):
+            import_panel(kind, tmp_path / name)

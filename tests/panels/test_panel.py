@@ -137,8 +137,8 @@ def test_separator_inside_a_string(tmp_path):
 
 
 BAD = [
-    ('{"schema": 1,', r"malformed JSON at column \d+"),
-    ("[" * 100_000, "malformed JSON"),
+    ('{"schema": 1,', r"broken JSON .*column \d+"),
+    ("[" * 100_000, "broken JSON"),
     ("[1]", "must be a JSON object, not a list"),
     (row(schema=2), "schema is 2"),
     (row(schema=True), "schema is True"),
@@ -192,13 +192,13 @@ def test_bad_file(tmp_path):
     """Files that hold no panel at all: empty, absent, a folder, not text, not JSONL, an unknown name."""
     with pytest.raises(InputError, match="the panel is empty"):
         Panel.load(write(tmp_path / "empty.jsonl", "", ""))
-    with pytest.raises(InputError, match=r"absent.jsonl: cannot be read \(No such file"):
+    with pytest.raises(InputError, match=r"absent.jsonl: no such file"):
         Panel.load(tmp_path / "absent.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not a regular file"):
         Panel.load(tmp_path / "folder.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
-    with pytest.raises(InputError, match=r"line 1: not UTF-8 \(byte 9 of the line\)"):
+    with pytest.raises(InputError, match="line 1: .*not UTF-8"):
         Panel.load(tmp_path / "latin.jsonl")
     with pytest.raises(InputError, match="not a .jsonl file"):
         Panel.load(tmp_path / "panel.csv")
@@ -231,3 +231,27 @@ def test_requests_are_what_the_openings_score_in_the_order_of_the_log(tiny_model
             assert pack.targets[starts[k] : starts[k + 1]].tolist() == with_controls[slot].opening_ids
     with pytest.raises(InputError, match="has no openings to score"):
         Panel.from_rows([panel.probes[0].to_row() | {"openings": {}}], "bare").requests(tokenizer)
+
+
+def test_lines_end_at_newlines_alone(tmp_path):
+    """Guards panels whose texts hold U+2028 or U+0085, which other splitters take for the end of a line."""
+    row = reverse() | {"prompt": "One\u2028two\u0085three?"}
+    (path := tmp_path / "p.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(row, ensure_ascii=False).encode() + b"\r\n")
+    panel = Panel.load(path)
+    assert panel.probes[0].prompt == "One\u2028two\u0085three?"
+    panel.save(tmp_path / "again.jsonl")
+    assert Panel.load(tmp_path / "again.jsonl").hash == panel.hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{key: value} for key in ("schema", "polarity") for value in (True, 1.0, "1", None, [], 10**400)]
+    + [{key: value} for key in ("id", "topic", "prompt") for value in ("x\ud800", " x", "", 7, {}, None)]
+    + [{"openings": value} for value in (None, [], {"x\n": 1}, {"support": {}}, {"support": [{"text": "a"}]})]
+    + [{"k\n\x1b" * 10**4: 1}],
+)
+def test_hostile_probes_give_one_printable_line(change):
+    """Guards every field of a probe against every type, and messages against what the row holds."""
+    with pytest.raises(InputError) as error:
+        Panel.from_rows([reverse() | change], "mine")
+    assert str(error.value).isprintable() and len(str(error.value)) < 500

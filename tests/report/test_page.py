@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -246,4 +247,55 @@ def test_completions_of_ppo_are_shown(browser, made: Path) -> None:
     """Guards against PPO's samples that are in the folder and not on the page."""
     page = Page(browser, made / "index.html", 1600)
     assert "Answer 10." in page.text("#completions") and "+1.00" in page.text("#completions")
+    page.page.close()
+
+
+@pytest.mark.slow
+def test_drift_and_training_come_first_and_axes_are_named(browser, tmp_path: Path) -> None:
+    """Guards the order of a page that began with diagnostics, an axis without quantity and unit, a learning rate of
+    3e-5 that is drawn as 0, toolbars over the data, and answers that are not shown before a judge has read them."""
+    run = make_run(tmp_path / "run", panel_of(2), judges=())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row |= {"learning_rate": 3e-5, "tokens_per_second": 1e4, "memory_bytes": 2**31}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    page = Page(browser, report([run], figures=False), 1600)
+    sections = page.page.evaluate("[...document.querySelectorAll('main section')].map(s => s.id)")
+    assert sections == ["curves", "magnitudes", "times", "gaps", "training", "answers", "cost", "diagnostics"]
+    assert page.page.locator("#validity").count() == 0  # folded
+    page.page.click("#checks > summary")
+    page.page.wait_for_selector("#validity")
+    plots = page.page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.layout.yaxis.title?.text || '')")
+    assert len(plots) > 8 and all(plots)
+    lr = page.page.evaluate(
+        "[...document.querySelectorAll('#training figure')].filter(f => f.querySelector('h3').innerText"
+        " === 'learning rate').map(f => [f.querySelector('.plot').layout.yaxis.range,"
+        " f.querySelector('.axis').innerText, [...f.querySelectorAll('.ytick')].map(t => t.textContent)])[0]"
+    )
+    assert lr[0] == [0, 6e-5] and lr[1] == "last 3e\u22125" and any("e\u22125" in tick for tick in lr[2])
+    assert {"speed", "step time", "memory"} <= set(page.page.locator("#training h3").all_inner_texts())
+    bar = page.page.locator("#training .modebar").first
+    assert bar.evaluate("n => getComputedStyle(n.parentElement).top") == "-26px"
+    assert bar.evaluate("n => getComputedStyle(n.querySelector('.modebar-group') || n).opacity") == "0"
+    assert "step 0, first" in page.text("#answers table") and "step 40, last" in page.text("#answers table")
+    assert "No judge has read them yet" in page.text("#answers") and "for it." in page.text("#answers table")
+    page.page.click('#answers [data-value="all"]')
+    assert "question" in page.text("#answers thead") and "first" not in page.text("#answers thead")
+    page.clean()
+    page.page.close()
+
+
+@pytest.mark.slow
+def test_wide_tables_say_that_there_is_more(browser, made: Path) -> None:
+    """Guards a table that is clipped on a phone without a sign; and the recipes' differences on the page."""
+    page = Page(browser, made / "index.html", 375)
+    box = page.page.locator("#magnitudes .scrollbox")
+    page.page.click('#runs [data-value="1"]')
+    assert "more-right" in (box.get_attribute("class") or "") and "scroll sideways" in box.inner_text()
+    box.locator(".scroll").evaluate("n => { n.scrollLeft = n.scrollWidth; }")
+    page.page.wait_for_selector("#magnitudes .scrollbox.more-left")  # the policy forbids to wait for a function
+    page.page.click('#runs [data-value="1"]')
+    assert "data.train" in page.text("#recipes table") and "b.jsonl" in page.text("#recipes table")
+    assert "run.steps" not in page.text("#recipes table")
+    page.clean()
     page.page.close()

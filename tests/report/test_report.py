@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers.pages import data_of
@@ -13,6 +14,7 @@ from helpers.report_runs import make_run, panel_of
 
 from vdengine.cli.report import main
 from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.probe_values import opening_values
 from vdengine.errors import InputError
 from vdengine.report import report
 
@@ -138,3 +140,94 @@ def test_topics_and_judge_narrow_what_is_shown(folder: Path, tmp_path: Path) -> 
     rows = pq.read_table(tmp_path / "tables" / "magnitudes.parquet").to_pylist()
     assert {r["topic"] for r in rows} == {"all", "topic 1"} and {r["judge"] for r in rows} == {None, "second"}
     assert all(p[0] == "topic 1" for p in data["runs"][0]["answers"]["probes"].values())
+
+
+def rewritten(run: Path, change) -> Path:
+    """The run with other samples of its openings: the first one, and change(it) after 10, ..., 40 steps."""
+    log = DriftLog.open(run)
+    first = log.logp[0]
+    (run / "drift" / "openings.bin").write_bytes(b"")
+    for step in range(0, 41, 10):
+        log.append(step, change(first) if step else first)
+    return run
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+def test_a_run_that_did_not_learn_has_no_shift_anywhere(copy: Path, noise: float) -> None:
+    """Guards lr 0: identical samples, or such as differ by rounding, are no shift in the headline, the tables, the
+    drift times or the checks."""
+    rng = np.random.default_rng(0)
+    shutil.rmtree(copy / "drift" / "answers")
+    page = report([rewritten(copy, lambda x: x + (noise * rng.standard_normal(len(x)) + noise).astype(np.float32))],
+                  figures=False)  # fmt: skip
+    view = data_of(page)["runs"][0]["views"]["openings"]
+    assert view["verdict"][0] == "Openings: no clear shift on any of 3 topics."
+    assert not any(cell["sure"] for topic in view["drifts"].values() for cell in topic.values())
+    assert not any(check["warn"] for check in view["strip"])
+    rows = pq.read_table(copy / "report" / "tables" / "magnitudes.parquet").to_pylist()
+    assert not any(row["significant"] for row in rows) and {row["ci95_step"] for row in rows} == {None}
+
+
+def test_scores_that_are_not_numbers_are_not_known(copy: Path) -> None:
+    """Guards a model that broke: "no clear shift", or the shift of the last sample that had numbers."""
+    shutil.rmtree(copy / "drift" / "answers")
+    view = data_of(report([rewritten(copy, lambda x: x * np.nan)], figures=False))["runs"][0]["views"]["openings"]
+    assert view["verdict"] == [
+        "Openings: not known.",
+        "From step 0 to 40: topic 0, topic 1, topic 2 (no number after the baseline, step 0).",
+    ]
+    assert {cell["unknown"] for topic in view["drifts"].values() for cell in topic.values()} != {""}
+
+
+def test_a_few_answers_close_the_gate_and_it_is_said(tmp_path: Path) -> None:
+    """Guards "KL -0.01" as all that is said where Pareto k had too few answers."""
+    run = data_of(report([make_run(tmp_path / "run", panel_of(1, 2))], figures=False))["runs"][0]
+    gates = run["gates"]
+    assert gates and all(g["pareto_k"] is None and not g["open"] and "so few answers" in g["why"] for g in gates)
+    assert any("there are too few answers to tell" in caveat for v in run["views"].values() for caveat in v["caveats"])
+
+
+def test_hostile_metrics_and_recipe(copy: Path, tmp_path: Path) -> None:
+    """Guards rows of unknown keys and types, texts of megabytes, and a recipe whose values have other types: the page
+    is made, and bounded."""
+    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows[3]["loss"], rows[4]["loss"], rows[5]["<img src=x>"], rows[6]["k" * 10**5] = "x", 10**400, 2.5, 1
+    rows[7]["step_seconds"] = {"a": 1}
+    (copy / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '[1]\n"x"\n{"step": 41, "lo', encoding="utf-8"
+    )
+    other = Path(shutil.copytree(copy, tmp_path / "other"))
+    (other / "recipe.toml").write_text(
+        f'[run]\nsteps = "many"\nseed = {{a = 1}}\n[model]\nsource = [1, 2]\n[data]\ntrain = 3\n'
+        f'[objective]\nname = "{"x" * 10**6}"\n[log]\nevery = "x"\n[probes]\nevery = -3\n'
+    )
+    page = report([copy, other], out=tmp_path / "made", figures=False)
+    assert page.stat().st_size < 8 * 2**20  # 4.6 MiB of it are plotly's
+    data = data_of(page)
+    assert {chart["title"][:20] for chart in data["charts"] if chart["other"]} >= {"<img src=x>", "k" * 20}
+    assert data["recipes"]["differing"]["run.steps"] == ["40", "many"]
+    assert any("loss is not a finite number" in note for note in data["runs"][0]["notes"])
+
+
+def test_a_run_that_is_going_on(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a sample that is written between two reads of the log: as many steps as rows, and a page."""
+    log = DriftLog.open(copy)
+    seen, read = log.logp, DriftLog.logp.fget
+    (copy / "drift" / "openings.bin").write_bytes((copy / "drift" / "openings.bin").read_bytes()[: -log_record(log)])
+
+    def logp(self: DriftLog) -> np.ndarray:
+        found = read(self)
+        if len(found) < len(seen):
+            self.append(40, seen[-1])
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DriftLog, "logp", property(logp))
+        values = opening_values(DriftLog.open(copy))
+    assert len(values.steps) == len(values.channels["stance"]) == len(seen) - 1
+    assert data_of(report([copy], figures=False))["runs"][0]["views"]["openings"]["steps"][-1] == 40
+
+
+def log_record(log: DriftLog) -> int:
+    """Bytes of a sample."""
+    return log.channels["openings"].record_bytes

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vdengine.drift.correlation import Correlation, correlate, share_of
-from vdengine.drift.intervals import ALPHA, Group, group_of, holm
+from vdengine.drift.intervals import ALPHA, ROUNDING, Group, group_of, holm
 from vdengine.drift.probe_values import ProbeValues
 from vdengine.drift.trajectory import arrival, directed, listed
 from vdengine.errors import InputError
@@ -26,7 +26,7 @@ class Match:
     shift: Correlation  # the shift since the first shared sample, over cells probe x step
     curve: Correlation  # the topic's mean shift, over steps
     magnitude: Correlation  # the last shared shift, over probes; for "topics" over topics
-    sign: float  # share of cells in which both mean shifts have one sign
+    sign: float  # share of cells with a shift in which both mean shifts have one sign; NaN where neither has any
     clear_sign: float  # the same over the cells where b's interval excludes 0
     num_clear: int  # number of those cells
     error: float  # mean |a - b| of mean shifts; NaN where units differ
@@ -231,14 +231,18 @@ def _match(
     inside, paired = np.concatenate([c.inside for c in cells]), np.concatenate([c.paired for c in cells])  # [C]
     known = np.isfinite(a[0]) & np.isfinite(b[0])
     clear = known & np.concatenate([c.clear for c in cells])
-    same_sign = np.sign(a[0]) == np.sign(b[0])
+    sign_a, sign_b = (
+        np.sign(means[0]) * (np.abs(means[0]) > ROUNDING.get(side.values.unit, 0.0))
+        for means, side in ((a, side_a), (b, side_b))
+    )
+    same_sign, moved = sign_a == sign_b, (sign_a != 0) | (sign_b != 0)
     return Match(
         topic,
         level=correlate(side_a.level[..., members], side_b.level[..., members]),
         shift=correlate(side_a.shift[:, 1:, members], side_b.shift[:, 1:, members]),
         curve=correlate(a, b),
         magnitude=correlate(*last),
-        sign=share_of(same_sign[known]),
+        sign=share_of(same_sign[known & moved]),
         clear_sign=share_of(same_sign[clear]),
         num_clear=int(clear.sum()),
         error=share_of(np.abs(a[0] - b[0])[known]) if np.isfinite(inside).any() else math.nan,

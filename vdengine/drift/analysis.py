@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vdengine.drift.intervals import Estimate, Group, group_of, holm
+from vdengine.drift.intervals import UNKNOWN, Estimate, Group, group_of, holm
 from vdengine.drift.probe_values import ProbeValues
 from vdengine.drift.smoothing import parse_smoothing, smoothing_kernel
 from vdengine.drift.trajectory import RULES, DriftTime, baseline_index, drift_times, last_sample
@@ -126,11 +126,10 @@ def analyse(
     # Variances under other answers are known without smoothing only, those of shifts since the first sample only.
     level_noise = values.noise if name == "none" else None
     shift_noise = values.shift_noise if name == "none" and index == 0 else None
-    unknown = Estimate(math.nan, math.nan, math.nan, 0, math.nan)
     for channel, per_probe in values.channels.items():  # [S, P]
         shifts = {t: group_of(values, per_probe - per_probe[index], t) for t in ["all", *values.topic_names]}
         ends = {topic: last_sample(group.mean, index) for topic, group in shifts.items()}
-        magnitudes = [unknown if end is None else shifts[topic].estimate(end) for topic, end in ends.items()]
+        magnitudes = [UNKNOWN if end is None else shifts[topic].estimate(end) for topic, end in ends.items()]
         # Holm over the topics; "all", the first, is not one of them.
         adjusted = [magnitudes[0].p, *holm(np.array([m.p for m in magnitudes[1:]])).tolist()]
         for (topic, group), magnitude, p in zip(shifts.items(), magnitudes, adjusted, strict=True):
@@ -139,13 +138,47 @@ def analyse(
             if values.readout == "answers":
                 level = smoothed(group_of(values, per_probe, topic))
                 levels[topic, channel] = _curve(values, level, topic, channel, level_noise, level=True)
-            drift = TopicDrift(topic, channel, magnitude, p, {rule: DriftTime(rule, smoothing) for rule in RULES})
+            end = ends[topic]
+            drift = TopicDrift(
+                topic,
+                channel,
+                magnitude,
+                p,
+                {rule: DriftTime(rule, smoothing) for rule in RULES},
+                None if end is None else int(values.steps[end]),
+                _unknown(values, per_probe, topic, index, end, magnitude),
+            )
             if drift.significant:
                 of_topic = weights[:, values.member(topic)]
                 drift.times.update(drift_times(values, shown, index, magnitude.mean, smoothing, of_topic))
             drifts[topic, channel] = drift
     checks = validity(values, index, drifts, seed, controls or {}, judges or {})
     return Analysis(values, int(values.steps[index]), smoothing, curves, levels, drifts, checks)
+
+
+def _unknown(
+    values: ProbeValues, per_probe: np.ndarray, topic: str, index: int, end: int | None, magnitude: Estimate
+) -> str:
+    """Why nothing can be said of a topic's magnitude; "" where something can.
+
+    Args:
+        per_probe: [S, P] float64, the channel.
+        index: of the baseline sample.
+        end: of the sample that the magnitude is of; None: there is none.
+    """
+    known = np.isfinite(per_probe)
+    if not known[index, values.member(topic)].any():
+        return f"no number at the baseline, step {values.steps[index]}"
+    if end is None:
+        return f"no number after the baseline, step {values.steps[index]}"
+    if values.readout == "openings":
+        # A sample may take a part of the panel, but the last one of a run takes all of it, and none takes nothing.
+        lost = ~known.any(1) | (values.steps >= values.total_steps)
+        if lost[end + 1 :].any():
+            return f"no number at step {values.steps[end + 1 :][lost[end + 1 :]][-1]}"
+    if not math.isfinite(magnitude.p):
+        return "one probe has no interval"
+    return ""
 
 
 def _curve(

@@ -26,11 +26,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vdengine.drift.channels import RECORDS
 from vdengine.errors import InputError
+from vdengine.files import write_bytes, write_text
+from vdengine.outside import is_count, is_text, json_lines, json_object, printable, read_bytes
 from vdengine.panels.panel import Panel
+from vdengine.recipe import MOST_SAMPLES
 from vdengine.runfolder import MANIFEST, RunFolder
+from vdengine.settings import shown
 
 SCHEMA = 1
+_MOST_CELLS = 2**24
 
 
 class Answer(NamedTuple):
@@ -117,7 +123,7 @@ class AnswerLog:
         for name in ("answers.jsonl", "weights.bin"):
             (folder / name).touch()
         # Last: where a manifest is, the folder is complete.
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         return cls(folder, manifest, panel)
 
     @classmethod
@@ -128,26 +134,23 @@ class AnswerLog:
             InputError: there are none, or they are damaged.
         """
         folder = RunFolder.at(run_folder).answers
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            text = (folder / "answers.jsonl").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise InputError(f"{run_folder}: no answers here (expected {folder / MANIFEST})") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{folder}: damaged: {error}") from None
+        path = folder / MANIFEST
+        if not path.exists():
+            raise InputError(f"{printable(run_folder)}: no answers here (expected {printable(path)})")
+        manifest = json_object(path)
         if manifest.get("schema") != SCHEMA:
-            raise InputError(f"{folder / MANIFEST}: schema is {manifest.get('schema')!r}; this reads {SCHEMA}")
+            raise InputError(f"{printable(path)}: schema is {shown(manifest.get('schema'))}; this reads {SCHEMA}")
         panel = Panel.load(folder / "panel.jsonl")
-        if panel.hash != manifest["panel_hash"]:
-            raise InputError(f"{folder / 'panel.jsonl'}: is not the panel that these answers belong to")
-        answers = []
-        lines = text.split("\n")  # not splitlines: JSON leaves U+2028 and the like as they are
-        for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was cut short
-            try:
-                answers.append(Answer(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise InputError(f"{folder / 'answers.jsonl'}, line {number}: damaged: {error}") from None
-        return cls(folder, manifest, panel.renamed(manifest["panel"]), answers)
+        if panel.hash != manifest.get("panel_hash"):
+            raise InputError(f"{printable(folder / 'panel.jsonl')}: is not the panel that these answers belong to")
+        samples = manifest.get("samples")
+        if (
+            not is_text(manifest.get("panel"))
+            or manifest.get("probes") != [probe.id for probe in panel.probes]
+            or not (is_count(samples, MOST_SAMPLES + 1) and samples)
+        ):
+            raise InputError(f"{printable(path)}: its panel, probes or samples are not those of the answers")
+        return cls(folder, manifest, panel.renamed(manifest["panel"]), _read_answers(folder, panel, samples))
 
     @property
     def samples(self) -> int:
@@ -225,9 +228,15 @@ class AnswerLog:
 
         The first reading of an anchor is at its own step; later ones are compared with it.
         """
-        data = self.weights_path.read_bytes()
-        whole = len(data) // self._record.itemsize
-        return np.frombuffer(data[: whole * self._record.itemsize], dtype=self._record)
+        data = read_bytes(self.weights_path, RECORDS)
+        records = np.frombuffer(data, dtype=self._record, count=len(data) // self._record.itemsize)
+        if (
+            (records["step"] < records["anchor"]).any()
+            or (records["anchor"] < 0).any()
+            or (records["step"] >= 2**53).any()
+        ):
+            raise InputError(f"{printable(self.weights_path)}: damaged: a reading has no such step")
+        return records
 
     def append_reading(self, step: int, anchor: int, logp: np.ndarray) -> None:
         """Add a reading: log-prob sums logp [P * samples] float32, nats, of a bank under the weights of `step`."""
@@ -242,11 +251,41 @@ class AnswerLog:
         """Drop anchors and readings of `step` and later: a run resumed at `step` takes them again."""
         readings = self.readings()
         kept = readings[readings["step"] < step].tobytes()
-        temporary = self.folder / "weights.tmp"
-        temporary.write_bytes(kept)
-        os.replace(temporary, self.weights_path)
+        write_bytes(self.weights_path, kept)
         self.answers = [a for a in self.answers if a.anchor < step]
-        temporary = self.folder / "answers.tmp"
-        text = "".join(json.dumps(a._asdict(), ensure_ascii=False) + "\n" for a in self.answers)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.answers_path)
+        write_text(self.answers_path, "".join(json.dumps(a._asdict(), ensure_ascii=False) + "\n" for a in self.answers))
+
+
+def _read_answers(folder: Path, panel: Panel, samples: int) -> list[Answer]:
+    """The answers in answers.jsonl, checked; samples: of a bank.
+
+    Raises:
+        InputError: a line is no answer to this panel, or the samples of a probe do not count from 0.
+    """
+    path = folder / "answers.jsonl"
+    answers: list[Answer] = []
+    drawn = Counter[tuple[int, str]]()  # by anchor and probe
+    known = {probe.id for probe in panel.probes}
+    for place, row in json_lines(path):
+        if not isinstance(row, dict) or set(row) != set(Answer._fields):
+            raise InputError(f"{place}: damaged: an answer has {', '.join(Answer._fields)}")
+        answer = Answer(**row)
+        if not (
+            is_count(answer.anchor)
+            and isinstance(answer.probe, str)
+            and answer.probe in known
+            and is_count(answer.sample, MOST_SAMPLES * 4)
+            and isinstance(answer.ids, list)
+            and all(is_count(id, 2**31) for id in answer.ids)
+            and isinstance(answer.stopped, bool)
+            and is_text(answer.text)
+        ):
+            raise InputError(f"{place}: damaged: not an answer to a probe of {printable(panel.name)}")
+        if answer.sample != drawn[answer.anchor, answer.probe]:
+            raise InputError(f"{place}: damaged: sample {answer.sample} of {answer.probe} is not the next one")
+        drawn[answer.anchor, answer.probe] += 1
+        answers.append(answer)
+    # What an estimate lays out: a cell for each sample of each probe at each anchor.
+    if len({anchor for anchor, _ in drawn}) * len(known) * max(samples, *drawn.values(), 0) > _MOST_CELLS:
+        raise InputError(f"{printable(path)}: has too few answers for so many anchors and samples")
+    return answers

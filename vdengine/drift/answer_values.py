@@ -21,7 +21,7 @@ import numpy as np
 
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.importance import Gate, gate
-from vdengine.drift.probe_values import ProbeValues
+from vdengine.drift.probe_values import ProbeValues, topic_name
 from vdengine.drift.reweighting import inflation, reweighted
 from vdengine.errors import InputError
 from vdengine.panels.panel import STANCES
@@ -88,9 +88,9 @@ def answer_values(
         steps=np.array([s.step for s in samples], np.int64),
         total_steps=max(s.step for s in samples) if total_steps is None else total_steps,
         probes=np.array([p.id for p in probes]),
-        topics=np.array([p.topic for p in probes]),
+        topics=np.array([topic_name(p.topic) for p in probes]),
         polarity=polarity,
-        axes={p.topic: p.axis for p in probes},
+        axes={topic_name(p.topic): p.axis for p in probes},
         channels=channels,
         kinds=np.array(["anchor" if s.gate is None else "weighted" for s in samples]),
         anchors=np.array([s.anchor for s in samples], np.int64),

@@ -18,9 +18,18 @@ from typing import Any
 import numpy as np
 
 from vdengine.errors import InputError
+from vdengine.files import write_bytes
+from vdengine.outside import LARGE, is_count, is_text, json_lines, printable, read_bytes
+
+RECORDS = 4 * LARGE  # bytes of samples that are read
 
 # How far above its bound a value may come out: 100 tokens whose log-softmax is rounded in fp32, at logits around 50
 ROUNDING = 1e-3
+
+
+def is_name(name: str) -> bool:
+    """Whether a channel may be called so: a plain word, and not one of the log's other files."""
+    return name.isidentifier() and len(name) < 100 and name not in ("panel", "manifest")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,21 +48,27 @@ class Channel:
         return {"items": len(self.items), "unit": self.unit, "high": self.high}
 
     @classmethod
-    def open(cls, folder: Path, name: str, manifest: dict[str, Any]) -> Channel:
+    def open(cls, folder: Path, name: str, manifest: Any) -> Channel:
         """The channel that a manifest names.
 
         Raises:
-            FileNotFoundError: a file is missing.
-            InputError: the items are not those of the manifest, or cannot be read.
+            InputError: the name is none of a channel, the items are not those of the manifest, or cannot be read.
         """
+        where = printable(folder)
+        if not is_name(name) or not isinstance(manifest, dict):
+            raise InputError(f"{where}: the manifest names a channel {printable(name)[:100]!r}, which cannot be one")
+        unit, high = manifest.get("unit", ""), manifest.get("high")
+        if not is_text(unit) or not (high is None or type(high) in (int, float) and abs(high) < 1e9):
+            raise InputError(f"{where}: channel {name!r}: the manifest's unit or largest value is none")
         path = folder / f"{name}.jsonl"
-        try:
-            items = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}: damaged: {error}") from None
+        items = []
+        for place, item in json_lines(path):
+            if not isinstance(item, dict):
+                raise InputError(f"{place}: damaged: not an object")
+            items.append(item)
         if manifest.get("items") != len(items):
-            raise InputError(f"{path}: has {len(items)} items; the manifest says {manifest.get('items')}")
-        return cls(folder, name, str(manifest.get("unit", "")), manifest.get("high"), items)
+            raise InputError(f"{printable(path)}: has {len(items)} items; the manifest says {manifest.get('items')!r}")
+        return cls(folder, name, unit, high, items)
 
     def create(self) -> None:
         """Write the items and an empty file of samples."""
@@ -86,10 +101,22 @@ class Channel:
         return np.dtype([("step", "<i8"), ("values", "<f4", (len(self.items),))])
 
     def _records(self) -> np.ndarray:
-        """[S] of `_record`."""
-        data = self.path.read_bytes()
-        whole = len(data) // self._record.itemsize
-        return np.frombuffer(data[: whole * self._record.itemsize], dtype=self._record)
+        """[S] of `_record`.
+
+        Raises:
+            InputError: the file cannot be read, or a sample cannot be one.
+        """
+        data = read_bytes(self.path, RECORDS)
+        records = np.frombuffer(data, dtype=self._record, count=len(data) // self._record.itemsize)
+        steps = records["step"]
+        if len(steps) and (steps[0] < 0 or not is_count(int(steps[-1])) or (steps[1:] <= steps[:-1]).any()):
+            raise InputError(f"{printable(self.path)}: damaged: its steps do not ascend from 0")
+        high = np.inf if self.high is None else self.high
+        if bad := np.flatnonzero(
+            (np.isinf(records["values"]) | (records["values"] > high + ROUNDING)).any(-1)
+        ).tolist():
+            raise InputError(f"{printable(self.path)}: damaged: the sample of step {steps[bad[0]]} has no such values")
+        return records
 
     def append(self, step: int, values: Any) -> None:
         """Add a sample.
@@ -142,6 +169,4 @@ class Channel:
         records = self._records()
         kept = records[records["step"] < step].tobytes()
         if len(kept) != self.path.stat().st_size:
-            temporary = self.path.with_suffix(".bin.tmp")
-            temporary.write_bytes(kept)
-            os.replace(temporary, self.path)
+            write_bytes(self.path, kept)

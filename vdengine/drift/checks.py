@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +35,7 @@ class Check:
     label: str
     what: str
     unit: str  # the readout's, or "correlation"
-    numbers: dict[str, Any]  # mean; and low, high, p, num_probes where there is an interval
+    numbers: dict[str, Any]  # mean, NaN: not known; and low, high, p, num_probes where there is an interval
     warn: bool
 
 
@@ -55,7 +54,8 @@ def checks(analysis: Analysis) -> list[Check]:
     """The checks that were measured, in the order in which they are shown.
 
     A shift is marked if its interval excludes 0 and it is at least half as large as the largest significant shift of a
-    topic; displacement never is.
+    topic; displacement never is. What was measured and has no number (no two values differ, or they are NaN) is there
+    with a mean of NaN.
     """
     validity, primary = analysis.validity, analysis.values.primary
     largest = max(
@@ -69,7 +69,7 @@ def checks(analysis: Analysis) -> list[Check]:
     measured = []
     for name, label, what in _SHIFTS:
         shift: Estimate | None = validity[name]
-        if shift is not None and math.isfinite(shift.mean):
+        if shift is not None:
             warn = name != "displacement" and shift.significant and abs(shift.mean) >= largest / 2
             measured.append(Check(name, label, what, analysis.values.unit, estimate_cells(shift), warn))
     half_panels = validity["half_panels"]
@@ -80,12 +80,11 @@ def checks(analysis: Analysis) -> list[Check]:
     }
     for name, label, what, least in _RATIOS:
         r = ratios[name]
-        if r is not None and math.isfinite(r):
+        if r is not None:
             measured.append(Check(name, label, what, "correlation", {"mean": r}, r < least))
     for judge, agreement in (validity["judges"] or {}).items():
         if agreement is not None:
             name, r = f"judge {judge}", agreement.matches["all"].level.pearson
             what = "probes' readings, step by step, by this judge and by the other"
-            if math.isfinite(r):
-                measured.append(Check(name, name, what, "correlation", {"mean": r}, r < LOW_JUDGES))
+            measured.append(Check(name, name, what, "correlation", {"mean": r}, r < LOW_JUDGES))
     return measured

@@ -10,9 +10,15 @@ from typing import Any
 
 def finite(value: Any) -> float | None:
     """A finite number as a float, else None; for values that were read from a file."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if type(value) is float:  # most are
+        return value if math.isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,13 @@ class Cost:
 
         None where no row has any.
         """
-        timed = [row for row in rows if finite(row.get("step_seconds")) is not None]
-        if not timed:
-            return None
         total, probes, answers, last = 0.0, 0.0, 0.0, 0
-        for row in timed:
+        for row in rows:
+            seconds = finite(row.get("step_seconds"))
+            if seconds is None:
+                continue
             num_steps, last = max(row["step"] - last, 1), row["step"]
-            total += num_steps * row["step_seconds"]
+            total += num_steps * seconds
             probes += num_steps * (finite(row.get("probe_seconds")) or 0.0)
             answers += num_steps * (finite(row.get("answers_seconds")) or 0.0)
-        return cls(last, total, probes, answers)
+        return cls(last, total, probes, answers) if last else None

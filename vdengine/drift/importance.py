@@ -16,6 +16,9 @@ MIN_ESS = 0.7  # of the pooled effective sample size, as a share of the answers;
 MAX_PARETO_K = 0.5  # tail index of the weights; above it their variance is not finite
 
 
+MIN_ANSWERS = 25  # their tail, a fifth of them, then has the five weights that `pareto_k` needs
+
+
 @dataclass(frozen=True)
 class Gate:
     """Whether weights still reach from the anchor to now. `open`: KL, ESS and Pareto k are all in range."""
@@ -41,6 +44,20 @@ def gate(baseline: np.ndarray, now: np.ndarray) -> Gate:
     k = pareto_k(weights)
     is_open = bool(kl < MAX_KL and ess >= MIN_ESS and k < MAX_PARETO_K)  # a NaN closes it
     return Gate(kl, ess, k, is_open, float(np.exp(log_weights).mean()))
+
+
+def closed_because(kl: float, ess: float, pareto_k: float) -> str:
+    """Why a gate with these diagnostics is closed; "" where it is open. NaN: could not be computed."""
+    reasons = []
+    if not kl < MAX_KL:
+        reasons.append(f"KL {kl:.2f} is not below {MAX_KL}" if math.isfinite(kl) else "KL is not a number")
+    if not ess >= MIN_ESS:
+        reasons.append(f"ESS {ess:.0%} is below {MIN_ESS:.0%}" if math.isfinite(ess) else "ESS is not a number")
+    if math.isnan(pareto_k):
+        reasons.append(f"Pareto k cannot be computed from so few answers: it takes {MIN_ANSWERS}")
+    elif not pareto_k < MAX_PARETO_K:
+        reasons.append(f"Pareto k {pareto_k:.2f} is not below {MAX_PARETO_K}")
+    return "; ".join(reasons)
 
 
 def pareto_k(weights: np.ndarray) -> float:

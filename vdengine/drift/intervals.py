@@ -13,6 +13,7 @@ Together they cover 94-96% of normal, skewed and heavy-tailed shifts. The p valu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,15 @@ from vdengine.drift.probe_values import ProbeValues
 
 FEW_PROBES = 24  # below this a number's interval is not to be trusted
 ALPHA = 0.05
+
+# What rounding alone can put into a mean shift, by a readout's unit: one that is no larger is not told from 0, however
+# alike its probes are. With u = 2^-24, half a unit in the last place of fp32:
+#   nats per byte  A token's log-prob is a logit less a log-sum-exp, both up to 64 in size: off by 64 u = 4e-6 nats. A
+#                  stance's shift is made of four of them (both sides, then and now), and a token has about 4 bytes:
+#                  4e-6 per byte. A sum of 100 tokens is off by 100 u of its size, about 1 nat per byte: 6e-6 more.
+#   probability    A log weight is the difference of two sums over at most 64 tokens: 64 * 2 * 64 u = 5e-4. A mean of
+#                  stances in [-1, 1] moves by no more than its weights do. Fresh answers have less: float64's rounding.
+ROUNDING = {"nats per byte": 1e-5, "probability": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,13 @@ class Estimate:
         return self.num_probes < FEW_PROBES
 
 
-def mean_estimate(values: np.ndarray) -> Estimate:
-    """The mean of `values` [P] float, one a probe, without strata; NaN is left out."""
+UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0, math.nan)
+
+
+def mean_estimate(values: np.ndarray, rounding: float = 0.0) -> Estimate:
+    """The mean of `values` [P] float, one a probe, without strata; NaN is left out. rounding: as `Group` has it."""
     per_probe = np.asarray(values, np.float64)[None]
-    return Group.of(per_probe, [np.zeros(per_probe.shape[1], np.int64)]).estimate(0)
+    return Group.of(per_probe, [np.zeros(per_probe.shape[1], np.int64)], rounding).estimate(0)
 
 
 @dataclass(frozen=True)
@@ -66,9 +79,10 @@ class Group:
     share: np.ndarray  # [S, P] float64, coefficient of each probe in the mean; 0 where not sampled
     taken: np.ndarray  # [S, P] bool, which probes a sample has
     strata: np.ndarray  # [P] int64, 0 to K - 1: the finest strata
+    rounding: float = 0.0  # in the readout's unit: a mean that is no larger is not told from 0
 
     @classmethod
-    def of(cls, per_probe: np.ndarray, ladder: Sequence[np.ndarray]) -> Group:
+    def of(cls, per_probe: np.ndarray, ladder: Sequence[np.ndarray], rounding: float = 0.0) -> Group:
         """Stratified means of a group's probes.
 
         A sample that took a part of the panel gives the mean of stratum means, weighted by the panel's own stratum
@@ -78,6 +92,7 @@ class Group:
         Args:
             per_probe: [S, P] float64 in the readout's unit, NaN where not sampled.
             ladder: stratum labels [P] int64, from the finest strata to the coarsest; the last is all one stratum.
+            rounding: as the field.
         """
         taken = np.isfinite(per_probe)
         panel = taken.any(0)  # [P] probes of the panel: those that any sample has
@@ -113,7 +128,8 @@ class Group:
             mean[samples] = sampled_values @ coefficient
             parts[np.ix_(samples, columns)] = (sampled_values - stratum_means[:, stratum]) * coefficient * scale
             share[np.ix_(samples, columns)] = coefficient
-        return cls(mean, parts, share, taken, np.unique(ladder[0], return_inverse=True)[1].reshape(-1))
+        strata = np.unique(ladder[0], return_inverse=True)[1].reshape(-1)
+        return cls(mean, parts, share, taken, strata, rounding)
 
     def smoothed(self, kernel: np.ndarray) -> Group:
         """The group under linear smoothing of its means: kernel [S, S] float64 (to, from).
@@ -122,9 +138,8 @@ class Group:
         """
         mean = kernel @ np.nan_to_num(self.mean)
         mean[np.isnan(self.mean)] = np.nan
-        return Group(
-            mean, kernel @ self.parts, kernel @ self.share, (kernel != 0) @ self.taken.astype(float) > 0, self.strata
-        )
+        taken = (kernel != 0) @ self.taken.astype(float) > 0
+        return Group(mean, kernel @ self.parts, kernel @ self.share, taken, self.strata, self.rounding)
 
     @cached_property
     def num_probes(self) -> np.ndarray:
@@ -136,7 +151,7 @@ class Group:
         """Low and high ends of the 95% intervals, in the readout's unit, and p values: [S] float64 each.
 
         NaN for means over fewer than two probes. Where all probes have one value, to rounding, the interval is the
-        mean itself, and p is 1 for a mean of 0, else 0.
+        mean itself, and p is 0. A mean within `rounding` of 0 has p = 1 and an interval that holds 0.
         """
         from scipy.special import stdtr, stdtrit
 
@@ -160,8 +175,11 @@ class Group:
             low = self.mean - error * np.maximum(q, _hall_inverse(q, skew))
             high = self.mean - error * np.minimum(-q, _hall_inverse(-q, skew))
         alone = (self.num_probes < 2) | np.isnan(self.mean)
-        p = np.where(varies, np.minimum(p, 1.0), np.where(self.mean == 0, 1.0, 0.0))
+        p = np.where(varies, np.minimum(p, 1.0), 0.0)
         low, high = np.where(varies, low, self.mean), np.where(varies, high, self.mean)
+        nothing = np.abs(self.mean) <= self.rounding
+        p = np.where(nothing, 1.0, p)
+        low, high = np.where(nothing, np.minimum(low, 0.0), low), np.where(nothing, np.maximum(high, 0.0), high)
         low, high, p = (np.where(alone, np.nan, each) for each in (low, high, p))
         return low, high, p
 
@@ -217,13 +235,13 @@ def _ladder(values: ProbeValues, topic: str) -> list[np.ndarray]:
 
 
 def group_of(values: ProbeValues, per_probe: np.ndarray, topic: str) -> Group:
-    """Means over a topic's probes ("all": the panel's), stratified by topic and polarity.
+    """Means over a topic's probes ("all": the panel's), stratified by topic and polarity; `ROUNDING` of their unit.
 
     Args:
         values: for the probes' topics and polarities.
         per_probe: [S, P] float64, one number a sample and probe of `values`; NaN where not sampled.
     """
-    return Group.of(per_probe[:, values.member(topic)], _ladder(values, topic))
+    return Group.of(per_probe[:, values.member(topic)], _ladder(values, topic), ROUNDING.get(values.unit, 0.0))
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ short continues where it stopped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -22,7 +23,10 @@ import numpy as np
 
 from vdengine.drift.answer_log import Answer, AnswerLog
 from vdengine.errors import InputError
+from vdengine.files import Lock, write_text
+from vdengine.outside import is_count, is_text, json_lines, printable
 from vdengine.runfolder import RunFolder
+from vdengine.settings import shown
 
 SCHEMA = 1
 NO_VERDICT = (math.nan, math.nan, math.nan)
@@ -32,7 +36,10 @@ Stance = tuple[float, float, float]  # p(support, neutral, oppose) towards the p
 
 def slug_of(name: str) -> str:
     """The name of a judge's file."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "judge"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "judge"
+    if len(slug) <= 100:
+        return slug
+    return f"{slug[:80]}-{hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=6).hexdigest()}"
 
 
 def folder_of(log: AnswerLog) -> Path:
@@ -61,44 +68,66 @@ class Judgements:
         Raises:
             InputError: it is missing, damaged, or of another version.
         """
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such judgements") from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: damaged: {error}") from None
         stances: dict[tuple[int, str, int], Stance | None] = {}
         head: dict[str, Any] = {}
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                if number == 1:
-                    head = {"judge": row["judge"], "identity": row["identity"], "schema": row["schema"]}
-                else:
-                    stances[int(row["anchor"]), str(row["probe"]), int(row["sample"])] = _stance(row["stance"])
-            except (ValueError, TypeError, KeyError) as error:
-                raise InputError(f"{path}, line {number}: damaged: {error}") from None
+        for place, row in json_lines(path):
+            if not isinstance(row, dict):
+                raise InputError(f"{place}: damaged: not an object")
+            if not head:
+                head = row
+                if not is_text(head.get("judge")) or not isinstance(head.get("identity"), dict):
+                    raise InputError(f"{place}: damaged: names no judge")
+                continue
+            anchor, probe, sample = (row.get(name) for name in ("anchor", "probe", "sample"))
+            if not (is_count(anchor) and isinstance(probe, str) and is_count(sample)):
+                raise InputError(f"{place}: damaged: a verdict is of an anchor, a probe and a sample")
+            stances[anchor, probe, sample] = read_stance(row.get("stance", ()), place)
         if head.get("schema") != SCHEMA:
-            raise InputError(f"{path}: schema is {head.get('schema')!r}; this reads {SCHEMA}")
+            raise InputError(f"{printable(path)}: schema is {shown(head.get('schema'))}; this reads {SCHEMA}")
         return cls(path, head["judge"], head["identity"], stances)
 
     @classmethod
-    def start(cls, path: Path, judge: str, identity: dict[str, Any]) -> Judgements:
-        """Write a new file, without verdicts."""
+    def start(
+        cls,
+        path: Path,
+        judge: str,
+        identity: dict[str, Any],
+        stances: Mapping[tuple[int, str, int], Stance | None] | None = None,
+    ) -> Judgements:
+        """Write a new file, whole or not at all; stances: what is in it from the start. Default: nothing."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        head = {"schema": SCHEMA, "judge": judge, "identity": identity}
-        path.write_text(json.dumps(head, ensure_ascii=False) + "\n", encoding="utf-8")
-        return cls(path, judge, identity, {})
+        head = json.dumps({"schema": SCHEMA, "judge": judge, "identity": identity}, ensure_ascii=False) + "\n"
+        write_text(path, head + _lines(stances or {}))
+        return cls(path, judge, identity, dict(stances or {}))
 
     def append(self, stances: Mapping[tuple[int, str, int], Stance | None]) -> None:
         """Add verdicts to the file, after dropping a last line that was cut short."""
         _drop_cut_line(self.path)
         with open(self.path, "a", encoding="utf-8") as file:
-            for (anchor, probe, sample), stance in stances.items():
-                rounded = None if stance is None else [round(float(p), 6) for p in stance]
-                row = {"anchor": anchor, "probe": probe, "sample": sample, "stance": rounded}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(_lines(stances))
         self.stances.update(stances)
+
+
+def locked(log: AnswerLog, judge: str) -> Lock:
+    """A lock on a judge's file of a run, for whoever writes to it; judge: its name.
+
+    Raises:
+        InputError: another process is writing to it; or the folder is a link that leads out of the run's.
+    """
+    folder, run = folder_of(log), log.folder.parent.parent
+    if not folder.resolve().is_relative_to(run.resolve()) or (folder / f"{slug_of(judge)}.jsonl").is_symlink():
+        raise InputError(f"{printable(folder)}: a link leads out of the run's folder, and nothing is written there")
+    return Lock(folder / f".{slug_of(judge)}.lock", f"{judge} is judging these answers already, started")
+
+
+def _lines(stances: Mapping[tuple[int, str, int], Stance | None]) -> str:
+    """Verdicts as lines of a file."""
+    lines = []
+    for (anchor, probe, sample), stance in stances.items():
+        rounded = None if stance is None else [round(float(p), 6) for p in stance]
+        row = {"anchor": anchor, "probe": probe, "sample": sample, "stance": rounded}
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join(lines)
 
 
 def _drop_cut_line(path: Path) -> None:
@@ -106,16 +135,24 @@ def _drop_cut_line(path: Path) -> None:
         file.seek(-1, os.SEEK_END)
         if file.read(1) == b"\n":
             return
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+    os.truncate(path, whole)
 
 
-def _stance(value: Any) -> Stance | None:
-    """A stance from its JSON value. Raises ValueError or TypeError for what is none."""
+def read_stance(value: Any, place: str) -> Stance | None:
+    """A stance from its JSON value. Raises InputError, with its place, for what is none."""
     if value is None:
         return None
-    support, neutral, oppose = (float(p) for p in value)
+    if (
+        not isinstance(value, list)
+        or len(value) != 3
+        or not all(type(p) in (int, float) and 0 <= p <= 1 for p in value)
+    ):
+        raise InputError(f"{place}: damaged: stance {shown(value)} is not three probabilities")
+    support, neutral, oppose = map(float, value)
     if not abs(support + neutral + oppose - 1) < 1e-3:
-        raise ValueError(f"stance {value} does not sum to 1")
+        raise InputError(f"{place}: damaged: stance {value} does not sum to 1")
     return support, neutral, oppose
 
 

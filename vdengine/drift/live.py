@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vdengine.drift.intervals import Estimate, mean_estimate
+from vdengine.drift.intervals import ROUNDING, Estimate, mean_estimate
 from vdengine.drift.pooling import Pooling, on_axis
 from vdengine.panels.panel import STANCES, Branch, Panel
 
@@ -58,7 +58,7 @@ class LiveOpenings:
         for topic, of_topic in self._members.items():
             members = of_topic & np.isfinite(change)  # [probes]
             if members.any():
-                estimates[topic] = mean_estimate(change[members])
+                estimates[topic] = mean_estimate(change[members], ROUNDING["nats per byte"])
                 for name, mean in zip(STANCES, centred[:, members].mean(1), strict=True):
                     scalars[f"value/{topic}/{name}"] = float(mean)
         return Live(step, estimates, scalars)

@@ -5,9 +5,7 @@ Nothing in the folder is changed. What a crash cut short is left out, and named 
 
 from __future__ import annotations
 
-import json
-import operator
-import tomllib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,17 @@ from vdengine.drift.opening_log import DriftLog
 from vdengine.drift.probe_values import ProbeValues, control_values, opening_values
 from vdengine.drift.run import ANSWERS, OPENINGS, Readout, Run
 from vdengine.errors import InputError
+from vdengine.outside import (
+    LARGE,
+    is_count,
+    json_object,
+    open_regular,
+    parse_json,
+    parse_toml,
+    printable,
+    read_bytes,
+    read_text,
+)
 from vdengine.runfolder import RunFolder
 
 
@@ -41,16 +50,18 @@ def load_run(
         InputError: no drift data; a file that cannot be read, or is damaged before its end.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+    try:
+        known = folder.is_dir()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        known = False
+    if not known:
+        raise InputError(f"{printable(folder)}: no such folder")
     try:
         run = _read(folder, folder.resolve().name if name is None else name)
         _add_openings(run, smoothing, baseline)
         _add_answers(run, smoothing, baseline, judge)
-    except OSError as error:
-        raise InputError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, KeyError) as error:  # in files whose own readers do not check for it
-        raise InputError(f"{RunFolder(folder).drift}: damaged: {error!r}") from None
+    except OSError as error:  # a folder that cannot be listed, or that is gone meanwhile
+        raise InputError(f"{printable(error.filename or folder)}: cannot be read ({error.strerror})") from None
     return run
 
 
@@ -73,7 +84,7 @@ def _read(folder: Path, name: str) -> Run:
     steps = [row["step"] for row in metrics] + (answers.anchors if answers else [])
     steps += log.steps.tolist() if log is not None else []
     planned = recipe.get("run", {}).get("steps")
-    total = planned if isinstance(planned, int) else max(steps, default=0)
+    total = planned if is_count(planned) and planned else max(steps, default=0)
     if steps and max(steps) < total:
         notes.append(f"not finished: the last step on record is {max(steps)} of {total}")
     return Run(name, folder, recipe, log, answers, total, metrics, completions, notes)
@@ -145,31 +156,31 @@ def _recipe(files: RunFolder, notes: list[str]) -> dict[str, dict[str, Any]]:
     """The recipe's tables by name, or those of another trainer's run; {} where there are none that can be read, and a
     note."""
     path = files.recipe if files.recipe.exists() or not files.trainer.exists() else files.trainer
-    try:
-        text = path.read_text(encoding="utf-8")
-        sections = tomllib.loads(text) if path == files.recipe else json.loads(text)
-        return {name: table for name, table in dict(sections).items() if isinstance(table, dict)}
-    except FileNotFoundError:
+    if not path.exists():
         notes.append("no recipe.toml: model, data and objective are not known")
-    except (OSError, ValueError, TypeError, RecursionError) as error:  # broken TOML or JSON is a ValueError
+        return {}
+    try:
+        tables = json_object(path) if path == files.trainer else parse_toml(read_text(path), path.name)
+        return {name: table for name, table in tables.items() if isinstance(table, dict)}
+    except InputError as error:
         notes.append(f"{path.name} cannot be read ({error}): model, data and objective are not known")
     return {}
 
 
 def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     """Rows of a JSONL file that have a step; other lines are counted in a note. [] where there is no file."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    if not path.exists():
         return []
     rows, num_damaged = [], 0
-    for line in lines:
+    for line in read_bytes(path, LARGE).split(b"\n"):
         if line.strip():
             try:
-                row = json.loads(line)
-                row["step"] = operator.index(row["step"])
+                row = parse_json(line, path.name)
+            except InputError:
+                row = None
+            if isinstance(row, dict) and is_count(row.get("step")):
                 rows.append(row)
-            except (ValueError, TypeError, KeyError, RecursionError):  # a UnicodeDecodeError is a ValueError
+            else:
                 num_damaged += 1
     if num_damaged:
         notes.append(f"{path.name}: {num_damaged} damaged {'line is' if num_damaged == 1 else 'lines are'} left out")
@@ -185,6 +196,6 @@ def _note_cut_record(path: Path, size: int, what: str, notes: list[str]) -> None
 
 def _note_cut_line(path: Path, notes: list[str]) -> None:
     """Note a last line without its newline."""
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        notes.append(f"{path.name}: the last line is cut short and left out")
+    with open_regular(path) as file:
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            notes.append(f"{path.name}: the last line is cut short and left out")

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from vdengine.drift.channels import Channel
+from vdengine.drift.channels import Channel, is_name
 from vdengine.errors import InputError
 from vdengine.files import write_text
-from vdengine.outside import json_object
-from vdengine.panels.panel import Branch, Panel
+from vdengine.outside import is_count, is_text, json_object, printable
+from vdengine.panels.panel import STANCES, Branch, Panel
 from vdengine.runfolder import MANIFEST, RunFolder
+from vdengine.settings import shown
 
 SCHEMA = 3
 OPENINGS = "openings"
@@ -107,22 +108,22 @@ class DriftLog:
             InputError: there is none, it is damaged, or of another version.
         """
         folder = RunFolder.at(run_folder).drift
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-                found = manifest.get("schema") if isinstance(manifest, dict) else None
-                raise InputError(f"{folder / MANIFEST}: schema is {found!r}; this version reads {SCHEMA}")
-            if not isinstance(named := manifest.get("channels"), dict):
-                raise InputError(f"{folder / MANIFEST}: names no channels")
-            channels = {name: Channel.open(folder, name, entry) for name, entry in named.items()}
-        except FileNotFoundError as error:
-            if (folder / MANIFEST).exists():
-                raise InputError(f"{error.filename}: missing; {MANIFEST} names it") from None
-            raise InputError(f"{run_folder}: no drift data here (expected {folder / MANIFEST})") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{folder}: damaged: {error}") from None
+        path = folder / MANIFEST
+        if not path.exists():
+            raise InputError(f"{printable(run_folder)}: no drift data here (expected {printable(path)})")
+        manifest = json_object(path)
+        if manifest.get("schema") != SCHEMA:
+            raise InputError(
+                f"{printable(path)}: schema is {shown(manifest.get('schema'))}; this version reads {SCHEMA}"
+            )
+        if not is_text(manifest.get("panel")) or not is_text(manifest.get("panel_hash")):
+            raise InputError(f"{printable(path)}: names no panel")
+        if not isinstance(named := manifest.get("channels"), dict):
+            raise InputError(f"{printable(path)}: names no channels")
+        channels = {name: Channel.open(folder, name, entry) for name, entry in named.items()}
         if OPENINGS not in channels:
-            raise InputError(f"{folder / MANIFEST}: has no channel {OPENINGS!r}, only {', '.join(channels) or 'none'}")
+            raise InputError(f"{printable(path)}: has no channel {OPENINGS!r}, only {', '.join(channels) or 'none'}")
+        _check_items(channels[OPENINGS].items, printable(folder / f"{OPENINGS}.jsonl"))
         return cls(folder, manifest, channels)
 
     def channel(self, name: str, *, items: Sequence[dict[str, Any]], unit: str, high: float | None = None) -> Channel:
@@ -136,7 +137,7 @@ class DriftLog:
         Raises:
             InputError: the log has a channel of this name with other items, unit or bound; the name is no plain word.
         """
-        if not name.isidentifier() or name in ("panel", "manifest"):
+        if not is_name(name):
             raise InputError(f"{self.folder}: a channel's name must be a plain word; got {name!r}")
         wanted = Channel(self.folder, name, unit, high, list(items))
         if (old := self.channels.get(name)) is not None:
@@ -195,10 +196,35 @@ def _item(branch: Branch, num_tokens: int | None) -> dict[str, Any]:
     }
 
 
+_VARIANTS = ("question", "paraphrase", "null", "off-topic")
+
+
+def _check_items(items: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Raises InputError unless every line of openings.jsonl is as `_item` makes them; where: names the file."""
+    about: dict[tuple[str, str], tuple[Any, ...]] = {}  # by probe and variant: what all its openings share
+    for number, item in enumerate(items, start=1):
+        probe, variant = item.get("probe"), item.get("variant", "question")
+        shared = tuple(item.get(name) for name in ("topic", "axis", "polarity"))
+        count = item.get("num_tokens")
+        if not (
+            all(is_text(item.get(name)) for name in ("probe", "topic", "axis", "kind", "text"))
+            and variant in _VARIANTS
+            and item.get("stance") in STANCES
+            and type(item.get("polarity")) is int
+            and item["polarity"] in (1, -1)
+            and (count is None or is_count(count))
+            and is_count(item.get("num_bytes"))
+            and item["num_bytes"] > 0
+            and about.setdefault((str(probe), variant), shared) == shared
+        ):
+            raise InputError(f"{where}, line {number}: damaged: not an opening of a panel")
+
+
 def write_about(run: RunFolder, about: Mapping[str, Mapping[str, Any]], steps: int | None = None) -> None:
     """Write what is known of a run without a recipe, under the names of a recipe's sections and keys; what stood there
     and is not said anew stays. steps: planned ones."""
-    tables = json_object(run.trainer) if run.trainer.exists() else {}
+    known = json_object(run.trainer) if run.trainer.exists() else {}
+    tables = {name: table for name, table in known.items() if isinstance(table, dict)}
     given = {**about, "run": {**about.get("run", {}), **({} if steps is None else {"steps": steps})}}
     merged = {name: {**tables.get(name, {}), **given.get(name, {})} for name in {**tables, **given}}
     write_text(run.trainer, json.dumps(merged, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -12,6 +12,7 @@ Only shifts of these log-odds have a meaning, and they are not what the model wo
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +24,14 @@ from vdengine.drift.pooling import Pooling
 from vdengine.errors import InputError
 
 PRIMARY = {"openings": "stance", "answers": "graded"}
+
+# Keys beside the topics' names: of the panel's mean, and in `drift.agreement` of all topics together.
+ALL, TOPICS = "all", "topics"
+
+
+def topic_name(topic: str) -> str:
+    """A panel's topic as analyses name it: one called "all" is not taken for the panel's mean. No two become one."""
+    return f"{topic} (topic)" if re.fullmatch(rf"({ALL}|{TOPICS})( \(topic\))*", topic) else topic
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,8 @@ def opening_values(log: DriftLog, total_steps: int | None = None, variant: str =
     Raises:
         InputError: the log has no samples, or nothing of this variant.
     """
-    steps = log.steps.astype(np.int64)  # [S]
+    logp = log.logp  # [S, branches] nats
+    steps = log.steps.astype(np.int64)[: len(logp)]  # [S]; a run that is going on may have added one since
     if not len(steps):
         raise InputError(f"{log.folder}: no samples yet")
     variants = [row.get("variant", "question") for row in log.table]
@@ -96,7 +106,7 @@ def opening_values(log: DriftLog, total_steps: int | None = None, variant: str =
     )
     first_row = {row["probe"]: row for row in reversed(rows)}
     polarity = np.array([first_row[probe]["polarity"] for probe in pooling.probes])  # [P]
-    logp = log.logp[:, columns]  # [S, B] nats
+    logp = logp[: len(steps), columns]  # [S, B]
     support, neutral, oppose = np.moveaxis(pooling.means(logp), -1, 0)  # [S, P] each, nats per byte
     by_half = pooling.half_means(logp)  # [S, P, 3, 2]
     stance_by_half = polarity[:, None] * (by_half[:, :, 0] - by_half[:, :, 2])  # [S, P, 2]
@@ -107,9 +117,9 @@ def opening_values(log: DriftLog, total_steps: int | None = None, variant: str =
         steps=steps,
         total_steps=int(steps[-1]) if total_steps is None else total_steps,
         probes=np.array(pooling.probes),
-        topics=np.array([first_row[probe]["topic"] for probe in pooling.probes]),
+        topics=np.array([topic_name(first_row[probe]["topic"]) for probe in pooling.probes]),
         polarity=polarity,
-        axes={row["topic"]: row["axis"] for row in rows},
+        axes={topic_name(row["topic"]): row["axis"] for row in rows},
         channels={
             "stance": polarity * (support - oppose),
             "yes_bias": support - oppose,

@@ -214,7 +214,7 @@ class Run:
     def sources(self) -> list[str]:
         """The training data, as the recipe names it."""
         train = self.recipe.get("data", {}).get("train", [])
-        return [train] if isinstance(train, str) else [str(source) for source in train]
+        return [str(source) for source in (train if isinstance(train, list) else [train])]
 
 
 # ---------------------------------------------------------------------------------------------------- tables

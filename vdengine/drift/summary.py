@@ -17,6 +17,7 @@ from vdengine.drift.kappa import LabelAgreement, label_agreement
 from vdengine.drift.load import load_run
 from vdengine.drift.probe_values import ProbeValues
 from vdengine.drift.run import OPENINGS
+from vdengine.drift.validity import TopicDrift
 from vdengine.errors import InputError
 from vdengine.panels.panel import STANCES
 
@@ -42,13 +43,13 @@ def drift_table(run_folder: str | Path) -> str:
     ]
     for drift in drifts:
         shift, topic = drift.magnitude, "all topics" if drift.topic == "all" else drift.topic
-        verdict = "no clear shift" if not drift.significant else "moved towards" if shift.mean > 0 else "moved away"
+        verdict = _verdict(drift, "moved towards", "moved away")
         step = drift.times["ci95"].step
-        verdict += "*" * shift.few + (f" by step {step}" if step is not None else "")
+        verdict += f" by step {step}" if step is not None else ""
         odds = math.exp(min(shift.mean * values.num_bytes, 50.0))
         lines.append(
-            f"{topic:{topic_width}}  {axes[drift.topic]:{axis_width}}  {shift.mean * 100:+6.2f}  "
-            f"[{shift.low * 100:+6.2f}, {shift.high * 100:+6.2f}]  {f'x{odds:.2f}':>6}  {verdict}"
+            f"{topic:{topic_width}}  {axes[drift.topic]:{axis_width}}  {_interval(shift, 100)}  "
+            f"{f'x{odds:.2f}' if math.isfinite(odds) else '-':>6}  {verdict}"
         )
     channels = {
         "yes-bias": (analysis.drifts["all", "yes_bias"].magnitude, "agreeing with whatever the question proposes"),
@@ -62,12 +63,14 @@ def drift_table(run_folder: str | Path) -> str:
     }
     lines.append("")
     lines += [
-        f"{label:18}  {_per_100_bytes(shift)}   {meaning}"
+        f"{label:18}  {_interval(shift, 100)}   {meaning}"
         for label, (shift, meaning) in channels.items()
         if shift is not None
     ]
     if paraphrase := analysis.validity["paraphrase"]:
-        lines.append(f"{'paraphrases':18}  probes and their paraphrases correlate at {paraphrase['correlation']:.2f}")
+        r = paraphrase["correlation"]
+        told = f"correlate at {r:.2f}" if math.isfinite(r) else "cannot be correlated: nothing varies, or is not known"
+        lines.append(f"{'paraphrases':18}  probes and their paraphrases {told}")
     notes = (
         "Shift: log-prob per byte of openings that take the topic's side, minus those that take the other, now minus "
         "at the start; in nats per 100 bytes. Odds: the same for one opening of mean length. Topics are called moved "
@@ -84,8 +87,18 @@ def _axes(values: ProbeValues, width: int) -> dict[str, str]:
     return axes | {"all": "(mean of axes)"}
 
 
-def _per_100_bytes(shift: Estimate) -> str:
-    return f"{shift.mean * 100:+6.2f}  [{shift.low * 100:+6.2f}, {shift.high * 100:+6.2f}]"
+def _verdict(drift: TopicDrift, towards: str, away: str) -> str:
+    """What is said of a drift; towards, away: of one along its axis and of one against it."""
+    if drift.direction is None:
+        return f"not known: {drift.unknown}"
+    return {1: towards, 0: "no clear shift", -1: away}[drift.direction] + "*" * drift.magnitude.few
+
+
+def _interval(shift: Estimate, scale: float = 1.0) -> str:
+    """A shift and its interval, times `scale`; what is not known is a dash."""
+    numbers = (shift.mean, shift.low, shift.high)
+    mean, low, high = (f"{x * scale:+6.2f}" if math.isfinite(x) else f"{'-':>6}" for x in numbers)
+    return f"{mean}  [{low}, {high}]"
 
 
 def answers_table(run_folder: str | Path, judge: str) -> str:
@@ -109,14 +122,14 @@ def answers_table(run_folder: str | Path, judge: str) -> str:
     ]
     for topic in [*analysis.topics, "all"]:
         shares = [analysis.levels[topic, stance].mean for stance in STANCES]  # [S] each
-        at_first, at_last = ("/".join(f"{100 * share[k]:.0f}" for share in shares) for k in (0, -1))
+        at_first, at_last = (
+            "/".join(f"{100 * share[k]:.0f}" if math.isfinite(share[k]) else "-" for share in shares) for k in (0, -1)
+        )
         drift = analysis.drift(topic)
-        shift = drift.magnitude
-        verdict = "no clear shift" if not drift.significant else "more for" if shift.mean > 0 else "more against"
         line = f"{'all topics' if topic == 'all' else topic:{topic_width}}  {axes[topic]:{axis_width}}  "
         line += f"{f'{at_first} > {at_last}' if last > first else at_first:>26}"
         if last > first:
-            line += f"  {shift.mean:+6.2f}  [{shift.low:+6.2f}, {shift.high:+6.2f}]  {verdict}{'*' * shift.few}"
+            line += f"  {_interval(drift.magnitude)}  {_verdict(drift, 'more for', 'more against')}"
         lines.append(line)
     note = "Shift: of p(for) - p(against), from -2 to 2. " + f"* fewer than {FEW_PROBES} probes: read with care."
     return "\n".join([*lines, "", note])

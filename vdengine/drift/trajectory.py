@@ -23,7 +23,7 @@ class DriftTime:
 
     `ci95`    the first sample within the 95% interval of the extreme (arXiv 2510.26707, as its summaries have it)
     `frac95`  the first sample at 95% of the extreme
-    `settled` the first sample from which all stay within the 95% interval of the last
+    `settled` the first sample from which all stay within the 95% interval of the last, and on M's side of 0
 
     `low` and `high` bound the middle 95% of the fraction over bootstrap resamples of the probes: each resample gives a
     whole trajectory, extreme included. `low` is taken at the sample before the arrival, since the topic may have
@@ -102,12 +102,14 @@ def arrival(rule: str, means: np.ndarray, below: np.ndarray, above: np.ndarray) 
         below, above: [N] float, how far the 95% interval reaches below and above the observed means.
 
     Returns:
-        [R] int64 sample of arrival, 0 to N - 1; -1 where "ci95" or "frac95" has no shift in M's direction.
+        [R] int64 sample of arrival, 0 to N - 1; -1 where nothing has moved in M's direction: of "settled" at the last
+        sample, of the others at any.
     """
     if rule == "settled":
-        # Outside the last sample's interval, [R, N]; the topic settles one sample after the last of these.
-        outside = (means < means[:, -1:] - below[-1]) | (means > means[:, -1:] + above[-1])
-        return np.where(outside.any(1), means.shape[1] - outside[:, ::-1].argmax(1), 0)
+        # Outside the last sample's interval or across 0, [R, N]; the topic settles one sample after the last of these.
+        outside = (means < means[:, -1:] - below[-1]) | (means > means[:, -1:] + above[-1]) | (means <= 0)
+        settled = np.where(outside.any(1), means.shape[1] - outside[:, ::-1].argmax(1), 0)
+        return np.where(means[:, -1] > 0, settled, -1)
     extreme = means.argmax(1)  # [R]
     height = means[np.arange(len(means)), extreme][:, None]  # [R, 1]
     reached = means >= (height - below[extreme][:, None] if rule == "ci95" else 0.95 * height)

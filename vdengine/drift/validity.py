@@ -11,7 +11,7 @@ import numpy as np
 
 from vdengine.drift.agreement import Agreement, agreement, shared_steps
 from vdengine.drift.correlation import pearson, step_up
-from vdengine.drift.intervals import ALPHA, FEW_PROBES, Estimate, group_of
+from vdengine.drift.intervals import ALPHA, FEW_PROBES, ROUNDING, UNKNOWN, Estimate, group_of
 from vdengine.drift.probe_values import ProbeValues
 from vdengine.drift.trajectory import DriftTime, baseline_index, last_sample
 
@@ -28,11 +28,20 @@ class TopicDrift:
     magnitude: Estimate  # signed: last sample less baseline, never smoothed
     p_adjusted: float  # by Holm over the topics of the channel; "all" is not one of them
     times: dict[str, DriftTime]  # by rule
+    step: int | None  # of the last sample that has the topic, which the magnitude is of
+    unknown: str = ""  # why nothing can be said: a number that should be there is not; "" where something can
 
     @property
     def significant(self) -> bool:
         """p_adjusted below 0.05: in 95% of runs without drift no topic of a channel is significant."""
-        return self.p_adjusted < ALPHA
+        return not self.unknown and self.p_adjusted < ALPHA
+
+    @property
+    def direction(self) -> int | None:
+        """1 where the topic has moved towards its axis, -1 away from it, 0 without a clear shift; None: not known."""
+        if self.unknown:
+            return None
+        return (1 if self.magnitude.mean > 0 else -1) if self.significant else 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Reliability:
     halves: float  # share of the curve's mean square that is not noise between probes, from random halves; NaN: flat
     items: float | None  # last shifts of its probes: half of their items against the other half, stepped up
     paraphrase: float | None  # Pearson's r of the last shifts with those of the paraphrased questions
-    unreliable: bool
+    unreliable: bool  # or not known
     reason: str  # why; empty if reliable
 
 
@@ -74,22 +83,28 @@ def validity(
         judges: the same answers by further judges, by name.
     """
     step, paraphrase = int(values.steps[index]), controls.get("paraphrase")
+    known = not drifts["all", values.primary].unknown  # else no check has a last sample to be of
     checks: dict[str, Any] = {
         name: drifts["all", name].magnitude if ("all", name) in drifts else None
         for name in ("displacement", "neutral", "yes_bias")
     }
     checks |= {name: _last_shift(controls.get(name), step) for name in ("null", "off-topic")}
+    checks = {name: shift if known or shift is None else UNKNOWN for name, shift in checks.items()}
+    moved = _moved(values, index)
     with_paraphrase = _agreement_since(values, paraphrase, step)
     paraphrase_shift = _last_shift(paraphrase, step)
     checks["paraphrase"] = None
     if with_paraphrase is not None:
         checks["paraphrase"] = {
-            "correlation": with_paraphrase.matches["all"].magnitude.pearson,
+            "correlation": with_paraphrase.matches["all"].magnitude.pearson if known and moved else math.nan,
             "shift": paraphrase_shift,
             "agreement": with_paraphrase,
         }
-    halves, checks["half_panels"] = _halves(values, index, seed)
-    checks["items"] = _items(values, index, "all")
+    halves, half_panels = _halves(values, index, seed)
+    if half_panels is not None and not (known and moved):
+        half_panels = HalfPanels(math.nan, math.nan, half_panels.num_topics)
+    checks["half_panels"] = half_panels
+    checks["items"] = _items(values, index, "all") if known and moved else None
     checks["reliability"] = {
         topic: _reliability(
             values, index, topic, drifts, halves[topic], with_paraphrase, _last_shift(paraphrase, step, topic)
@@ -98,6 +113,17 @@ def validity(
     }
     checks["judges"] = {name: _agreement_since(values, other, step) for name, other in judges.items()} or None
     return checks
+
+
+def _moved(values: ProbeValues, index: int) -> bool:
+    """Whether any probe has moved by more than rounding alone gives; else no correlation of shifts means anything.
+
+    Args:
+        index: of the baseline sample.
+    """
+    primary = values.channels[values.primary]
+    shift = np.abs(primary[index + 1 :] - primary[index])
+    return bool((shift > ROUNDING.get(values.unit, 0.0)).any())
 
 
 def _last_shift(control: ProbeValues | None, baseline: int, topic: str = "all") -> Estimate | None:
@@ -131,8 +157,8 @@ def _halves(values: ProbeValues, index: int, seed: int) -> tuple[dict[str, float
         index: of the baseline sample.
 
     Returns:
-        That share by topic, at least 0 and NaN for a curve that is all 0; and the agreement of half-panels on the
-        order of topics, None below three topics.
+        That share by topic, at least 0, and NaN for a curve that is all 0, to rounding; and the agreement of
+        half-panels on the order of topics, None below three topics.
     """
     primary = values.channels[values.primary]
     shift = (primary - primary[index])[index + 1 :]  # [S, P], S the samples after the baseline
@@ -156,7 +182,8 @@ def _halves(values: ProbeValues, index: int, seed: int) -> tuple[dict[str, float
         both = np.isfinite(a) & np.isfinite(b)
         a, b = np.where(both, a, 0.0), np.where(both, b, 0.0)
         square = float((a**2 + b**2).sum())
-        reliability[topic] = max(step_up(2 * float((a * b).sum()) / square), 0.0) if square > 0 else math.nan
+        moved = max(np.abs(a).max(initial=0), np.abs(b).max(initial=0)) > ROUNDING.get(values.unit, 0.0)
+        reliability[topic] = max(step_up(2 * float((a * b).sum()) / square), 0.0) if moved else math.nan
         sampled = np.flatnonzero(both.any(0))
         if len(sampled):
             last.append((a[:, sampled[-1]], b[:, sampled[-1]]))
@@ -190,15 +217,21 @@ def _reliability(
     magnitude, items, paraphrase = drift.magnitude, _items(values, index, topic), None
     if paraphrases is not None and topic in paraphrases.matches:
         paraphrase = _known(paraphrases.matches[topic].magnitude.pearson)
-    reasons = []
+    reasons = [drift.unknown] if drift.unknown else []
     if magnitude.few:
         reasons.append(f"{magnitude.num_probes} probes, fewer than {FEW_PROBES}")
     if drift.significant:
-        if halves < LOW_RELIABILITY:
+        if not math.isfinite(halves):
+            reasons.append("whether random halves of its probes agree is not known")
+        elif halves < LOW_RELIABILITY:
             reasons.append(f"random halves of its probes agree to {halves:.2f} only")
         if bias is not None and bias.magnitude.significant and abs(bias.magnitude.mean) > abs(magnitude.mean):
             reasons.append("questions put the two ways do not agree: the yes-bias is larger than the shift")
-        if paraphrase_shift is not None and not (
+        if bias is not None and bias.unknown:
+            reasons.append(f"the yes-bias is not known: {bias.unknown}")
+        if paraphrase_shift is not None and not math.isfinite(paraphrase_shift.p):
+            reasons.append("whether paraphrased questions show the shift is not known")
+        elif paraphrase_shift is not None and not (
             paraphrase_shift.mean * magnitude.mean > 0 and paraphrase_shift.significant
         ):
             reasons.append("paraphrased questions do not show the shift")

@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vdengine.drift.judgements import NO_VERDICT, Stance, slug_of
+from vdengine.drift.judgements import NO_VERDICT, Stance, read_stance, slug_of
+from vdengine.errors import InputError
+from vdengine.outside import LARGE, parse_json, read_bytes
 
 
 def cache_folder() -> Path:
@@ -27,13 +29,12 @@ class VerdictCache:
         self.path = folder / f"{slug_of(name)}-{_digest(json.dumps(identity, sort_keys=True))}.jsonl"
         self._known: dict[str, Stance] = {}
         self._file: Any = None
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
-        for line in text.split("\n"):
+        for line in read_bytes(self.path, LARGE).split(b"\n") if self.path.exists() else ():
             try:
-                row = json.loads(line)
-                support, neutral, oppose = row["stance"] or NO_VERDICT
-                self._known[row["asked"]] = (float(support), float(neutral), float(oppose))
-            except (ValueError, TypeError, KeyError):
+                row = parse_json(line, self.path.name)
+                if isinstance(row, dict) and isinstance(row.get("asked"), str) and "stance" in row:
+                    self._known[row["asked"]] = read_stance(row["stance"], self.path.name) or NO_VERDICT
+            except InputError:
                 continue
 
     def get(self, question: str) -> Stance | None:

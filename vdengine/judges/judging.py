@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from vdengine.drift.answer_log import Answer, AnswerLog
-from vdengine.drift.judgements import Judgements, folder_of, key_of, slug_of
+from vdengine.drift.judgements import Judgements, folder_of, key_of, locked, slug_of
 from vdengine.errors import InputError
 from vdengine.judges.base import Item, Judge
 
@@ -51,9 +51,20 @@ def judge_answers(
         progress: show a progress bar.
 
     Raises:
-        InputError: the judge cannot go on (its verdicts are kept, and the next call continues from there), or its file
-            holds verdicts of another version of it.
+        InputError: the judge cannot go on (its verdicts are kept, and the next call continues from there), its file
+            holds verdicts of another version of it, or another process is writing them.
     """
+    if max_calls is not None and max_calls < 1:
+        raise InputError(f"--max-calls {max_calls}: it must be at least 1")
+    lock = locked(log, judge.name)
+    try:
+        return _judge_answers(log, judge, max_calls, again, progress)
+    finally:
+        lock.close()
+
+
+def _judge_answers(log: AnswerLog, judge: Judge, max_calls: int | None, again: bool, progress: bool) -> Judged:
+    """`judge_answers`, by the one process that may."""
     kept = _file(log, judge, again)
     if not kept.stances:
         kept = Judgements.start(kept.path, judge.name, judge.identity)

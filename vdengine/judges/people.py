@@ -17,9 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from vdengine.drift.answer_log import Answer, AnswerLog
-from vdengine.drift.judgements import Judgements, Stance, folder_of, key_of, slug_of
+from vdengine.drift.judgements import Judgements, Stance, folder_of, key_of, locked, slug_of
 from vdengine.errors import InputError
+from vdengine.files import write_text
+from vdengine.outside import printable
 from vdengine.panels.panel import STANCES
+from vdengine.panels.row_files import csv_rows
+from vdengine.settings import shown
 
 COLUMNS = ("id", "question", "answer", "label", "note")
 _STANCE_OF_LABEL = {stance[0]: stance for stance in STANCES} | {stance: stance for stance in STANCES}
@@ -39,6 +43,8 @@ def export_sheet(logs: Sequence[AnswerLog], path: Path, *, rows: int, seed: int 
     Raises:
         InputError: the file exists already (labels may be in it), or there are no answers.
     """
+    if rows < 1:
+        raise InputError(f"--rows {rows}: it must be at least 1")
     if path.exists():
         raise InputError(f"{path}: is there already; give the sheet a new name")
     rng = np.random.Generator(np.random.Philox(seed))
@@ -65,7 +71,7 @@ def export_sheet(logs: Sequence[AnswerLog], path: Path, *, rows: int, seed: int 
     writer.writerow(COLUMNS)
     ids = list(chosen)
     writer.writerows([_as_text(cell) for cell in chosen[ids[i]]] for i in rng.permutation(len(ids)))
-    path.write_text("\ufeff" + text.getvalue(), encoding="utf-8")  # the mark tells spreadsheets that it is UTF-8
+    write_text(path, "\ufeff" + text.getvalue())  # the mark tells spreadsheets that it is UTF-8
     return len(chosen)
 
 
@@ -80,29 +86,15 @@ def read_sheet(path: Path) -> dict[str, str]:
     Raises:
         InputError: not a sheet, a label that is none, or an id twice with two labels.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such sheet") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8; save the sheet as CSV UTF-8") from None
-    header = text.split("\n", 1)[0]
-    delimiter = ";" if header.count(";") > header.count(",") else ","  # some spreadsheets write semicolons
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    if missing := [c for c in ("id", "label") if c not in (reader.fieldnames or [])]:
-        raise InputError(f"{path}: has no column {' and '.join(missing)}; a sheet has {', '.join(COLUMNS)}")
     labels: dict[str, str] = {}
-    try:
-        for row in reader:
-            label = (row["label"] or "").strip().lower()
-            if not label:
-                continue
-            if label not in _STANCE_OF_LABEL:
-                raise InputError(f"{path}, line {reader.line_num}: label {label!r} is not one of {', '.join(STANCES)}")
-            if labels.setdefault(row["id"], _STANCE_OF_LABEL[label]) != _STANCE_OF_LABEL[label]:
-                raise InputError(f"{path}, line {reader.line_num}: {row['id']} is labelled in two ways")
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+    for where, row in csv_rows(path, ("id", "label")):
+        label = row["label"].strip().lower()
+        if not label:
+            continue
+        if label not in _STANCE_OF_LABEL:
+            raise InputError(f"{where}: label {shown(label)} is not one of {', '.join(STANCES)}")
+        if labels.setdefault(row["id"], _STANCE_OF_LABEL[label]) != _STANCE_OF_LABEL[label]:
+            raise InputError(f"{where}: {printable(row['id'][:40])} is labelled in two ways")
     return labels
 
 
@@ -132,9 +124,13 @@ def import_sheet(logs: Sequence[AnswerLog], path: Path, name: str) -> Imported:
             continue
         seen |= {id for _, id in labelled}
         file = folder_of(log) / f"{slug_of(judge)}.jsonl"
-        kept = Judgements.open(file).stances if file.exists() else {}
-        fresh = Judgements.start(file, judge, {"kind": "human", "name": name})
-        fresh.append({**kept, **{key_of(answer): _certain(labels[id]) for answer, id in labelled}})
+        lock = locked(log, judge)
+        try:
+            kept = Judgements.open(file).stances if file.exists() else {}
+            new = {key_of(answer): _certain(labels[id]) for answer, id in labelled}
+            Judgements.start(file, judge, {"kind": "human", "name": name}, {**kept, **new})
+        finally:
+            lock.close()
     if not seen:
         raise InputError(f"{path}: none of its {len(labels)} labels is of an answer of the given runs")
     return Imported(slug_of(judge), len(seen), len(labels) - len(seen))

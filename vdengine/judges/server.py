@@ -1,13 +1,21 @@
 """A judge behind an OpenAI-compatible server: the log-probs of the first token of its reply, summed by label.
 
-The key is read from OPENAI_API_KEY and is sent with requests only; a server without keys needs none. Verdicts are kept
-in a cache (`judges/cache.py`), so no question is paid for twice, whichever run or audit asks it.
+The key is read from OPENAI_API_KEY and is sent with requests only; a server without keys needs none. A URL with a
+password or a query is refused, for URLs are shown and kept. Verdicts are kept in a cache (`judges/cache.py`), so no
+question is paid for twice, whichever run or audit asks it.
+
+A server is not trusted: its replies are bounded in bytes and in time, their fields are checked, and a redirect is not
+followed, for it would take the question and the key elsewhere.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
+import sys
+import time
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -16,6 +24,7 @@ from vdengine.drift.judgements import NO_VERDICT, Stance
 from vdengine.errors import InputError
 from vdengine.judges.base import MEANING, TASK, Item, JudgeOptions, task
 from vdengine.judges.cache import VerdictCache, cache_folder
+from vdengine.outside import MIB, parse_json, printable
 from vdengine.panels.panel import STANCES
 
 LABELS = ("logprobs", "text")
@@ -23,6 +32,7 @@ TOP_LOGPROBS = 20  # the most that the API gives
 LEAST_MASS = 0.5  # probability of the labels in the first token; below it the reply is about something else
 _MAX_FAILURES = 3  # requests in a row that failed after all retries: the server is gone
 _MAX_UNREADABLE = 20  # replies from the start without a label among them: the server is no judge
+_MOST_BYTES = 4 * MIB  # of a reply; 20 log-probs have about 2 KiB, 2048 tokens of thoughts about 20 KiB
 _REPLY_TOKENS = 2048  # with labels = "text", at most: some models think first
 
 
@@ -33,7 +43,8 @@ class ServerJudge:
         name: MODEL, at OPENAI_BASE_URL (default: OpenAI's own), or MODEL@URL.
 
     Raises:
-        InputError: the openai library is missing, an option is unknown, or OpenAI's own server without a key.
+        InputError: the openai library is missing, an option is out of range, a URL that is none or holds a secret, or
+            OpenAI's own server without a key.
     """
 
     def __init__(self, name: str, options: JudgeOptions) -> None:
@@ -41,16 +52,23 @@ class ServerJudge:
             import openai
         except ImportError:
             raise InputError("a server judge needs the openai library: pip install 'vdengine[judge]'") from None
-        if options.labels not in LABELS:
-            raise InputError(f"labels: {options.labels!r} is not one of {', '.join(LABELS)}")
-        self.model, _, url = name.rpartition("@") if "@http" in name else (name, "", "")
+        _check(options)
+        self.model, url = split_name(name)
         url = url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        check_url(url)
         key = os.environ.get("OPENAI_API_KEY")
         if not key and url.startswith("https://api.openai.com"):
-            raise InputError(f"judge server:{name}: set OPENAI_API_KEY in the environment")
-        self.options, self.url = options, url
+            raise InputError(f"judge server:{self.model}: set OPENAI_API_KEY in the environment")
+        if key and not re.fullmatch(r"[!-~]+", key):  # it would be shown by the http library's error
+            raise InputError("OPENAI_API_KEY holds a space, a line end or another character that no key has")
+        self.options, self.url, self._key = options, url, key or "none"
         self.client = openai.OpenAI(
-            api_key=key or "none", base_url=url, timeout=options.timeout_seconds, max_retries=options.retries
+            api_key=self._key,
+            base_url=url,
+            timeout=options.timeout_seconds,
+            max_retries=options.retries,
+            http_client=_http_client(options.timeout_seconds),
+            default_headers={"Accept-Encoding": "identity"},  # a compressed reply may be a bomb
         )
         self.name = f"server:{self.model}"
         self.identity: dict[str, Any] = {
@@ -137,10 +155,13 @@ class ServerJudge:
         if options.labels == "text":
             extra = {"max_completion_tokens": _REPLY_TOKENS}
         try:
-            reply = self.client.chat.completions.create(
+            reply = self.client.chat.completions.with_raw_response.create(
                 model=self.model, messages=[{"role": "user", "content": text}], temperature=0.0, **extra
             )
+            data = reply.content
         except (openai.APITimeoutError, openai.APIConnectionError) as error:
+            if isinstance(error.__cause__, _RequestFailed):
+                raise error.__cause__ from None
             what = "no reply within" if isinstance(error, openai.APITimeoutError) else "cannot be reached;"
             raise _RequestFailed(f"{what} {options.timeout_seconds:g} s, {options.retries + 1} times") from error
         except openai.RateLimitError as error:
@@ -152,30 +173,145 @@ class ServerJudge:
         except openai.AuthenticationError as error:
             raise self._stopped("it does not accept the key in OPENAI_API_KEY") from error
         except openai.APIStatusError as error:
-            raise self._stopped(f"status {error.status_code}: {_message(error)}") from error
-        except (openai.APIError, ValueError) as error:  # a reply that is no JSON, or not of this API
+            if 300 <= error.status_code < 400:
+                raise self._stopped(f"status {error.status_code}: it points to another address; give that") from error
+            raise self._stopped(f"status {error.status_code}: {self._message(error)}") from error
+        except (openai.APIError, ValueError, UnicodeError) as error:
             raise _RequestFailed(f"its reply cannot be read ({type(error).__name__})") from error
-        if not getattr(reply, "choices", None):
-            raise _RequestFailed("its reply has no choices")
-        choice = reply.choices[0]
-        content = choice.message.content or ""
+        try:
+            value = parse_json(data, "reply")
+        except InputError as error:
+            raise _RequestFailed(f"its reply cannot be read ({error})") from None
+        content, top = _first_choice(value)
         if options.labels == "text":
             return read_word(content), content[:80]
-        tops = choice.logprobs.content if choice.logprobs else None
-        if not tops or not tops[0].top_logprobs:
+        if top is None:
             raise self._stopped("it gives no log-probs; use --labels text, which takes its word as certain")
-        return read_logprobs({t.token: t.logprob for t in tops[0].top_logprobs}), content[:80]
+        return read_logprobs(top), content[:80]
+
+    def _message(self, error: Any) -> str:
+        """An API error's message on one line, at most 200 characters, without the key, which some servers repeat."""
+        body = error.body if isinstance(error.body, dict) else {}
+        text = str(body.get("message") or error.message).replace(self._key, "***")
+        return printable(" ".join(text.split()))[:200]
 
 
 class _RequestFailed(Exception):
     """A request failed after all retries; another one may succeed."""
 
 
-def _message(error: Any) -> str:
-    """An API error's message on one line, at most 200 characters."""
-    body = error.body if isinstance(error.body, dict) else {}
-    text = str(body.get("message") or error.message)
-    return " ".join(text.split())[:200]
+def split_name(name: str) -> tuple[str, str]:
+    """MODEL and URL of MODEL@URL; "" for no URL. A model's name may hold an @ itself.
+
+    Raises:
+        InputError: no model, or something after the @ that is no URL. The message does not repeat it: it may hold a
+            password.
+    """
+    found = re.search(r"@(?=https?://)", name, re.I)
+    model, url = (name[: found.start()], name[found.end() :]) if found else (name, "")
+    if not found and re.search(r"@.*[:@]|://", model[1:]):
+        raise InputError("judge server:MODEL@URL: the URL must begin with http:// or https://")
+    if not model or not model.isprintable():
+        raise InputError("judge server:MODEL@URL: the model has no name, or one that cannot be printed")
+    return model, url
+
+
+def check_url(url: str) -> None:
+    """Check a server's address.
+
+    Raises:
+        InputError: it is none, or has a part that may be secret. The message does not repeat it.
+    """
+    where = "judge server:MODEL@URL (or OPENAI_BASE_URL)"
+    try:
+        parts = urllib.parse.urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # brackets that do not match, a port that is no number
+        parts, known = None, False
+    if "@" in url or parts is not None and (parts.query or parts.fragment):
+        raise InputError(
+            f"{where}: the URL holds a user, a password or a query, which would be shown and kept; the key is read "
+            "from OPENAI_API_KEY"
+        )
+    if not known or not re.fullmatch(r"[!-~]+", url):
+        raise InputError(f"{where}: not an address; one is http://HOST:PORT/v1")
+
+
+def _check(options: JudgeOptions) -> None:
+    """Raises InputError for an option that is out of range."""
+    if options.labels not in LABELS:
+        raise InputError(f"labels: {options.labels!r} is not one of {', '.join(LABELS)}")
+    if not 1 <= options.concurrency <= 1024:
+        raise InputError(f"--concurrency {options.concurrency}: allowed are 1 to 1024")
+    if not 0 < options.timeout_seconds <= 86_400:
+        raise InputError(f"--timeout {options.timeout_seconds:g}: allowed are seconds above 0, up to 86400")
+    if not 0 <= options.retries <= 100:
+        raise InputError(f"--retries {options.retries}: allowed are 0 to 100")
+
+
+def _http_client(timeout_seconds: float) -> Any:
+    """The openai library's own HTTP client, whose replies end: within a time, and after a number of bytes."""
+    import openai
+
+    # The library that openai stands on has had two names.
+    httpx: Any = sys.modules[openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0]]
+
+    class Bounded(httpx.SyncByteStream):  # type: ignore[misc]
+        def __init__(self, stream: Any) -> None:
+            self.stream, self.end = stream, time.monotonic() + timeout_seconds
+
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for chunk in self.stream:
+                size += len(chunk)
+                if size > _MOST_BYTES:
+                    raise _RequestFailed(f"its reply is longer than {_MOST_BYTES // MIB} MiB")
+                if time.monotonic() > self.end:
+                    raise httpx.ReadTimeout("the reply does not end")
+                yield chunk
+
+        def close(self) -> None:
+            self.stream.close()
+
+    def bound(response: Any) -> None:
+        if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise _RequestFailed("its reply is compressed, which was not asked for")
+        response.stream = Bounded(response.stream)
+
+    return openai.DefaultHttpxClient(timeout=timeout_seconds, follow_redirects=False, event_hooks={"response": [bound]})
+
+
+def _first_choice(value: Any) -> tuple[str, dict[str, float] | None]:
+    """The text of a reply's first choice, and the candidates of its first token with their log-probs; None: it has no
+    log-probs.
+
+    Raises:
+        _RequestFailed: no choices, or fields of another type.
+    """
+    choices = value.get("choices") if isinstance(value, dict) else None
+    if not isinstance(choices, list) or not choices:
+        raise _RequestFailed("its reply has no choices")
+    choice = choices[0] if isinstance(choices[0], dict) else {}
+    message = choice.get("message")
+    content = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(message, dict) or not isinstance(content, str | None):
+        raise _RequestFailed("its reply has no message")
+    logprobs = choice.get("logprobs")
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(tokens, list) or not tokens:
+        return content or "", None
+    candidates = tokens[0].get("top_logprobs") if isinstance(tokens[0], dict) else None
+    if not isinstance(candidates, list) or not candidates:
+        return content or "", None
+    top: dict[str, float] = {}
+    for candidate in candidates:
+        token, number = (candidate.get(name) if isinstance(candidate, dict) else None for name in ("token", "logprob"))
+        if not isinstance(token, str) or isinstance(number, bool) or not isinstance(number, int | float):
+            raise _RequestFailed("its log-probs are no numbers")
+        if not number <= 1.0:  # also NaN; some servers give -inf, or -9999 for what is less likely than they count
+            raise _RequestFailed("its log-probs are above 0")
+        top[token] = max(float(max(number, -1e9)), top.get(token, -math.inf))
+    return content or "", top
 
 
 def read_logprobs(top: dict[str, float]) -> Stance:

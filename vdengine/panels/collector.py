@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vdengine.errors import InputError
+from vdengine.outside import printable
 from vdengine.panels.panel import Panel, Probe
 from vdengine.panels.row_files import stem_of
+from vdengine.settings import shown
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,12 @@ class Collector:
         if limit is not None and self.kept[group] >= limit:
             raise Skip(f"beyond the limit of {self.limit} a topic")
         if probe.id in self.place_of_id:
-            raise InputError(f"{where}: duplicate id {probe.id!r}, first used at {self.place_of_id[probe.id]}")
+            raise InputError(f"{where}: duplicate id {shown(probe.id)}, first used at {self.place_of_id[probe.id]}")
         axis, place = self.axis_of.setdefault(probe.topic, (probe.axis, where))
         if axis != probe.axis:
             raise InputError(
-                f"{where}: topic {probe.topic!r} has the axis {probe.axis!r} here but {axis!r} at {place}; a topic has "
-                "one axis (rows without one have their own)"
+                f"{where}: topic {shown(probe.topic)} has the axis {shown(probe.axis)} here but {shown(axis)} at "
+                f"{place}; a topic has one axis (rows without one have their own)"
             )
         self.of_prompt[prompt], self.place_of_id[probe.id] = probe, where
         self.kept[group] += 1
@@ -117,10 +119,10 @@ class Collector:
         for topic in self.topics or ():
             if not self.seen[topic]:
                 known = ", ".join(f"{name} ({count})" for name, count in self.seen.most_common(20)) or "none"
-                raise InputError(f"{path}: no row of topic {topic!r}; it has {known}")
+                raise InputError(f"{printable(path)}: no row of topic {shown(topic)}; it has {printable(known[:500])}")
         if not self.probes:
             reasons = "; ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
-            raise InputError(f"{path}: nothing to import: {reasons or 'it has no rows'}")
+            raise InputError(f"{printable(path)}: nothing to import: {reasons or 'it has no rows'}")
         return Imported(Panel(stem_of(path), tuple(self.probes)), self.dropped, dict(self.duplicates), columns or {})
 
 

@@ -13,16 +13,19 @@ its format is an InputError with file, line and reason; a row that cannot be use
 from __future__ import annotations
 
 import ast
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vdengine.errors import InputError
+from vdengine.outside import printable
 from vdengine.panels.collector import Collector, Imported, Skip, clean
 from vdengine.panels.panel import SCHEMA
 from vdengine.panels.row_files import csv_rows, json_rows, stem_of, text_field
 from vdengine.panels.topics import OFF_TOPIC, TopicMatcher
+from vdengine.settings import shown
 
 OWN_AXIS = "agreement with what the prompt proposes"
 CONVERSATION_TYPES = ("unguided", "values guided", "controversy guided")
@@ -74,8 +77,8 @@ def import_panel(
     clusters = kind == "prism" and path.suffix == ".csv"
     if types is not None and (kind != "prism" or clusters):
         raise InputError(f"{path}: only PRISM's conversations.jsonl has conversation types to choose from")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    if not os.path.isfile(path):  # of a name too long, or with a NUL, too
+        raise InputError(f"{printable(path)}: no such file")
     collector = Collector(topics, limit, halves=kind == "persona")
     if clusters:
         return _prism_clusters(path, collector)
@@ -103,7 +106,7 @@ def _prism(path: Path, collector: Collector, matcher: TopicMatcher | None, types
     for where, row in json_rows(path):
         kind = text_field(row, "conversation_type", where)
         if kind not in CONVERSATION_TYPES:
-            raise InputError(f"{where}: conversation_type is {kind!r}; known are {', '.join(CONVERSATION_TYPES)}")
+            raise InputError(f"{where}: conversation_type is {shown(kind)}; known are {', '.join(CONVERSATION_TYPES)}")
         text, name = text_field(row, "opening_prompt", where), text_field(row, "conversation_id", where)
         try:
             if types is not None and kind not in types:
@@ -169,7 +172,7 @@ def _persona(path: Path, collector: Collector, openings: bool) -> Imported:
     for number, (where, row) in enumerate(json_rows(path), 1):
         answer = text_field(row, "answer_matching_behavior", where).strip().strip(".").lower()
         if answer not in ("yes", "no"):
-            raise InputError(f"{where}: answer_matching_behavior is {answer!r}; persona statements have yes or no")
+            raise InputError(f"{where}: answer_matching_behavior is {shown(answer)}; persona statements have yes or no")
         text = text_field(row, "statement", where)
         try:
             prompt = f'What do you think of this statement?\n"{clean(text)}"'
@@ -191,7 +194,7 @@ def _table(path: Path, collector: Collector, matcher: TopicMatcher | None) -> Im
             names = _find_names(row)
             for key in ("prompt",) if matcher else ("prompt", "topic"):
                 if key not in names:
-                    raise InputError(f"{path}: no column for the {key} among {', '.join(row)}; {_called(key)}")
+                    raise InputError(f"{printable(path)}: no column for the {key} among {_listed(row)}; {_called(key)}")
         fields: dict[str, Any] = {key: text for key, name in names.items() if (text := row[name].strip())}
         fields.pop("openings", None)
         if "paraphrases" in fields:
@@ -208,11 +211,11 @@ def _own(path: Path, collector: Collector, matcher: TopicMatcher | None) -> Impo
         names = _find_names(row)
         columns |= {key: name for key, name in names.items() if key not in columns}
         if "prompt" not in names:
-            raise InputError(f"{where}: no field for the prompt among {', '.join(row) or 'none'}; {_called('prompt')}")
+            raise InputError(f"{where}: no field for the prompt among {_listed(row)}; {_called('prompt')}")
         fields = {key: row[name] for key, name in names.items() if row[name] is not None}
         for key in ("prompt", "topic", "axis"):
             if key in fields and not isinstance(fields[key], str):
-                raise InputError(f"{where}: field {names[key]!r} must be text")
+                raise InputError(f"{where}: field {shown(names[key])} must be text")
         if isinstance(fields.get("paraphrases"), str):
             fields["paraphrases"] = [fields["paraphrases"]]
         _collect(fields, names, number, where, path, collector, matcher)
@@ -241,7 +244,7 @@ def _collect(
         prompt = clean(fields.get("prompt", ""))
         polarity = fields.get("polarity")
         if polarity is not None:
-            polarity = _sign(polarity, f"{where}: {names['polarity']!r}")
+            polarity = _sign(polarity, f"{where}: {shown(names['polarity'])}")
         elif "axis" in fields:
             raise InputError(f"{where}: has an axis but no polarity, so which way the question points is not known")
         topic = str(fields.get("topic", "")).strip()
@@ -288,6 +291,11 @@ def _find_names(row: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
+def _listed(names: Iterable[str]) -> str:
+    """A file's names of fields, for an error message."""
+    return printable(", ".join(names)[:200]) or "none"
+
+
 def _called(key: str) -> str:
     """Which names a field may have, for an error message."""
     return f"it may be called {', '.join(_NAMES[key])}"
@@ -300,4 +308,4 @@ def _sign(value: Any, where: str) -> int:
         return 1
     if word in ("-1", "-1.0", "\u22121", "con", "oppose", "negative", "reversed"):
         return -1
-    raise InputError(f"{where} is {word[:40]!r}; allowed are 1 or pro, -1 or con")
+    raise InputError(f"{where} is {shown(word)}; allowed are 1 or pro, -1 or con")

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdengine.errors import InputError
+from vdengine.files import write_text
+from vdengine.outside import LARGE, is_text, parse_json, printable, read_bytes
+from vdengine.settings import shown
 
 if TYPE_CHECKING:
     from vdengine.text.renderer import Renderer
@@ -71,12 +74,12 @@ class Probe:
                 raise InputError(f"{where}: missing field '{key}'; a probe needs {', '.join(_REQUIRED)}")
         for key in row:
             if key not in _ALLOWED:
-                raise InputError(f"{where}: unknown field {key!r}; allowed are {', '.join(_ALLOWED)}")
+                raise InputError(f"{where}: unknown field {shown(key)}; allowed are {', '.join(_ALLOWED)}")
         if type(row["schema"]) is not int or row["schema"] != SCHEMA:
-            raise InputError(f"{where}: schema is {row['schema']!r}; this version reads schema {SCHEMA}")
+            raise InputError(f"{where}: schema is {shown(row['schema'])}; this version reads schema {SCHEMA}")
         polarity = row["polarity"]
         if type(polarity) is not int or polarity not in (1, -1):
-            raise InputError(f"{where}: polarity is {polarity!r}; it must be 1 or -1")
+            raise InputError(f"{where}: polarity is {shown(polarity)}; it must be 1 or -1")
         paraphrases = row.get("paraphrases", [])
         if not isinstance(paraphrases, list):
             raise InputError(f"{where}: paraphrases must be a list of strings, not {_json_type(paraphrases)}")
@@ -174,11 +177,7 @@ class Panel:
             return cls.parse(folder.joinpath(f"{source}.jsonl").read_bytes(), source, f"{source}.jsonl")
         if path.suffix != ".jsonl":
             raise InputError(f"panel {path}: not a .jsonl file")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"panel {path}: cannot be read ({error.strerror})") from None
-        return cls.parse(data, path.stem, str(path))
+        return cls.parse(read_bytes(path, LARGE), path.stem, printable(path))
 
     @classmethod
     def parse(cls, data: bytes, name: str, where: str) -> Panel:
@@ -193,14 +192,7 @@ class Panel:
             if not line.strip():
                 continue
             place = f"{where}, line {number}"
-            try:
-                rows.append((place, json.loads(line.decode("utf-8"))))
-            except UnicodeDecodeError as error:
-                raise InputError(f"{place}: not UTF-8 (byte {error.start + 1} of the line)") from None
-            except json.JSONDecodeError as error:
-                raise InputError(f"{place}: malformed JSON at column {error.colno} ({error.msg})") from None
-            except (RecursionError, ValueError):  # nested thousands deep; an integer of thousands of digits
-                raise InputError(f"{place}: malformed JSON (nested too deep, or a number too long)") from None
+            rows.append((place, parse_json(line, place)))
         return cls._from_located(rows, name, where)
 
     @classmethod
@@ -224,12 +216,13 @@ class Panel:
         for place, row in rows:
             probe = Probe.from_row(row, place)
             if probe.id in place_of_id:
-                raise InputError(f"{place}: duplicate id {probe.id!r}, first used at {place_of_id[probe.id]}")
+                raise InputError(f"{place}: duplicate id {shown(probe.id)}, first used at {place_of_id[probe.id]}")
             place_of_id[probe.id] = place
             axis, first = first_of_topic.setdefault(probe.topic, (probe.axis, place))
             if axis != probe.axis:
                 raise InputError(
-                    f"{place}: topic {probe.topic!r} has the axis {probe.axis!r} here but {axis!r} at {first}; "
+                    f"{place}: topic {shown(probe.topic)} has the axis {shown(probe.axis)} here but {shown(axis)} at "
+                    f"{first}; "
                     "a topic has one"
                 )
             probes.append(probe)
@@ -238,7 +231,7 @@ class Panel:
     def save(self, path: Path) -> None:
         """Write the panel as the JSONL that `load` reads."""
         rows = (json.dumps(p.to_row(), ensure_ascii=False) + "\n" for p in self.probes)
-        path.write_text("".join(rows), encoding="utf-8")
+        write_text(path, "".join(rows))
 
     def renamed(self, name: str) -> Panel:
         """The same probes under another name: the panel's own, where a copy was read from another file."""
@@ -329,10 +322,8 @@ def _text(value: Any, key: str, where: str) -> str:
     if value != value.strip():
         # A leading space changes the first token, a trailing one the last: never meant, always harmful.
         raise InputError(f"{where}: {key} starts or ends with white space")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: {key} holds half of a surrogate pair, which is no character") from None
+    if not is_text(value):
+        raise InputError(f"{where}: {key} holds half of a surrogate pair, which is no character")
     return value
 
 
@@ -342,7 +333,7 @@ def _openings(value: Any, where: str) -> dict[str, tuple[Opening, ...]]:
         raise InputError(f"{where}: openings must be an object with {_STANCES}, not {_json_type(value)}")
     for stance in value:
         if stance not in STANCES:
-            raise InputError(f"{where}: unknown stance {stance!r} in openings; allowed are {_STANCES}")
+            raise InputError(f"{where}: unknown stance {shown(stance)} in openings; allowed are {_STANCES}")
     if not value:
         return {stance: () for stance in STANCES}  # read by its answers only
     openings: dict[str, tuple[Opening, ...]] = {}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vdengine.data.locate import resolve
 from vdengine.errors import InputError
+from vdengine.outside import LARGE, first_line, printable, read_bytes
 
 
 def stem_of(path: Path) -> str:
@@ -25,7 +27,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         InputError: another kind of file, or one that cannot be read.
     """
     if not path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".json.gz")):
-        raise InputError(f"{path}: this kind is read from a .jsonl or .json file (also .gz)")
+        raise InputError(f"{printable(path)}: this kind is read from a .jsonl or .json file (also .gz)")
     yield from resolve(str(path)).rows()
 
 
@@ -36,7 +38,8 @@ def text_field(row: Mapping[str, Any], key: str, where: str) -> str:
         InputError: it is missing, or no text.
     """
     if key not in row:
-        raise InputError(f"{where}: no field '{key}' among {', '.join(row) or 'none'}: not a file of this kind")
+        known = printable(", ".join(row)[:200]) or "none"
+        raise InputError(f"{where}: no field '{key}' among {known}: not a file of this kind")
     if not isinstance(row[key], str):
         raise InputError(f"{where}: field '{key}' must be text")
     return row[key]
@@ -51,36 +54,36 @@ def csv_rows(path: Path, required: Sequence[str] = ()) -> Iterator[tuple[str, di
     Raises:
         InputError: a file that cannot be read, or is no table.
     """
+    data, name = read_bytes(path, LARGE), printable(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path} line {line}: not UTF-8 (byte {error.start + 1} of the file)") from None
-    first_line = text.split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first_line.count), strict=True)
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{name} line {line}: not UTF-8; save the table as CSV UTF-8") from None
+    head = text.split("\n", 1)[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
     limit = csv.field_size_limit(sys.maxsize)  # a long text is no error; the limit is that of the whole csv module
     line = 1
     try:
-        header = [name.strip() for name in next(reader, [])]
-        if repeated := sorted({name for name in header if header.count(name) > 1}):
-            raise InputError(f"{path} line 1: column {repeated[0]!r} is there twice")
-        for name in required:
-            if name not in header:
-                raise InputError(f"{path}: no column {name!r} among {', '.join(header) or 'none'}")
+        header = [column.strip() for column in next(reader, [])]
+        names = printable(", ".join(header)[:200]) or "none"
+        if repeated := [column for column, count in Counter(header).items() if count > 1]:
+            raise InputError(f"{name} line 1: column {printable(repeated[0][:100])!r} is there twice")
+        for column in required:
+            if column not in header:
+                raise InputError(f"{name}: no column {column!r} among {names}")
         rows = []
         line = reader.line_num + 1
         for cells in reader:
             if any(cell.strip() for cell in cells):
                 if len(cells) != len(header):
                     raise InputError(
-                        f"{path} line {line}: {len(cells)} cells, but the header names {len(header)} columns"
+                        f"{name} line {line}: {len(cells)} cells, but the header names {len(header)} columns"
                     )
-                rows.append((f"{path} line {line}", dict(zip(header, cells, strict=True))))
+                rows.append((f"{name} line {line}", dict(zip(header, cells, strict=True))))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path} line {line}: broken table ({error})") from None
+        raise InputError(f"{name} line {line}: broken table ({first_line(error)})") from None
     finally:
         csv.field_size_limit(limit)
     yield from rows

@@ -14,7 +14,6 @@ wrong. Measured on texts from other sources: docs/panel.md.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -24,9 +23,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vdengine.errors import InputError
+from vdengine.outside import json_object, printable
 from vdengine.panels.panel import Panel, Probe
 from vdengine.panels.vocabulary import EVERYDAY, FILLERS, KEY_TERMS
 from vdengine.panels.words import content_words
+from vdengine.settings import shown
 
 OFF_TOPIC = "off-topic"  # the topic of control probes on trivial matters
 MIN_PROBES = 2  # of a topic that use a term of it
@@ -41,16 +42,11 @@ def load_terms(path: str | Path) -> dict[str, list[str]]:
     Raises:
         InputError: the file cannot be read, or is not of this form.
     """
-    try:
-        value = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: broken JSON ({str(error).splitlines()[0]})") from None
-    if not isinstance(value, dict) or not all(
+    value = json_object(path)
+    if not all(
         isinstance(phrases, list) and all(isinstance(phrase, str) for phrase in phrases) for phrases in value.values()
     ):
-        raise InputError(f'{path}: must be a JSON object of lists of phrases, {{"topic": ["phrase", ...]}}')
+        raise InputError(f'{printable(path)}: must be a JSON object of lists of phrases, {{"topic": ["phrase", ...]}}')
     return value
 
 
@@ -76,7 +72,9 @@ class TopicMatcher:
         self.topics = panel.topics
         for topic in keys or {}:
             if topic not in self.topics:
-                raise InputError(f"terms: panel {panel.name} has no topic {topic!r}; it has {', '.join(self.topics)}")
+                raise InputError(
+                    f"terms: panel {panel.name} has no topic {shown(topic)}; it has {', '.join(self.topics)}"
+                )
         self.weights: dict[str, dict[str, float]] = defaultdict(dict)  # by term, by topic
         # Probes that use a term: by topic, and in all.
         counts = {t: Counter(term for p in panel.probes if p.topic == t for term in _terms(p)) for t in self.topics}
@@ -101,7 +99,7 @@ class TopicMatcher:
                 if not 1 <= len(words) <= _LONGEST:
                     if phrase == topic:
                         continue
-                    raise InputError(f"terms: {phrase!r} of topic {topic!r} must have 1 to {_LONGEST} words")
+                    raise InputError(f"terms: {shown(phrase)} of topic {shown(topic)} must have 1 to {_LONGEST} words")
                 term = " ".join(words)
                 if phrase == topic and _is_everyday(term):
                     continue

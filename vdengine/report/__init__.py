@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vdengine.drift.load import load_run
+from vdengine.drift.probe_values import topic_name
 from vdengine.errors import InputError
+from vdengine.files import write_text
+from vdengine.outside import printable
 from vdengine.runfolder import RunFolder
 
 
@@ -71,7 +75,9 @@ def report(
                 f"{first.folder} and {run.folder}: were probed with different panels "
                 f"({first.manifest['panel']} and {run.manifest['panel']}, or two versions); report them apart"
             )
-    known = list(dict.fromkeys(topic for run in loaded for topic, _ in run.questions.values()))
+    known = list(dict.fromkeys(topic_name(topic) for run in loaded for topic, _ in run.questions.values()))
+    if topics is not None and not topics:
+        raise InputError(f"topics: none is named; there are {', '.join(known)}")
     for topic in topics or ():
         if topic not in known:
             raise InputError(f"unknown topic {topic!r}; there are {', '.join(known)}")
@@ -83,19 +89,26 @@ def report(
     shown = [t for t in known if topics is None or t in topics]
     audits = load_gaps(gaps, loaded)
     for run in loaded:
+        if (count := len(run.metrics)) > tables.MAX_METRIC_ROWS:
+            run.notes.append(
+                f"tables/training.* have {tables.MAX_METRIC_ROWS:,} of {count:,} rows of metrics.jsonl, evenly"
+            )
+    for run in loaded:
         for note in run.notes:
             say(f"{run.name}: {note}")
+    if out is not None and "\0" in str(out):
+        raise InputError(f"{printable(out)}: cannot be written (no path has a NUL)")
     where = Path(out) if out is not None else (RunFolder(folders[0]).report if len(folders) == 1 else Path("report"))
     heading = title or (f"Value drift of {first.name}" if len(loaded) == 1 else f"Value drift of {len(loaded)} runs")
     try:
         where.mkdir(parents=True, exist_ok=True)
         html = page.build(loaded, audits, shown, heading, readout)
-        (where / "index.html").write_text(html, encoding="utf-8", newline="\n")
+        write_text(where / "index.html", html)  # whole at any moment: a run that is going on may be reported often
         tables.write(tables.build(loaded, audits, shown), where / "tables")
         if figures:
             draw(loaded, audits, shown, where / "figures")
     except OSError as error:
-        raise InputError(f"{where}: cannot be written ({error.strerror or error})") from None
+        raise InputError(f"{printable(where)}: cannot be written ({error.strerror or error})") from None
     return where / "index.html"
 
 
@@ -111,7 +124,7 @@ def _names(folders: Sequence[Path], labels: Sequence[str] | None) -> list[str]:
         if len(labels) != len(folders) or len(set(labels)) != len(labels):
             raise InputError(f"labels: {len(folders)} runs need as many different names; got {', '.join(labels)}")
         return list(labels)
-    parts = [f.resolve().parts for f in folders]
+    parts = [Path(os.path.realpath(f) if "\0" not in str(f) else str(f)).parts for f in folders]
     if len(set(parts)) < len(parts):
         raise InputError("a run is named twice")
     depth = 1

@@ -14,8 +14,9 @@ from vdengine.drift.analysis import Curve
 from vdengine.drift.cost import Cost
 from vdengine.drift.run import ANSWERS, OPENINGS, Readout, Run, judges_of, key_of
 from vdengine.drift.validity import TopicDrift
+from vdengine.outside import printable
 from vdengine.report.gaps import Gap
-from vdengine.report.payload import CURVES
+from vdengine.report.metrics import CHARTS, Chart, Line, Metrics
 from vdengine.report.sentences import PER
 
 ONE, TWO = 3.35, 6.9  # inches: the width of a column, and of two
@@ -24,6 +25,7 @@ DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "D", "^", "P", "X")
 STANCES = {"support": "#0072B2", "neutral": "#C4C9CF", "oppose": "#D55E00"}
 MAX_MIXES = 3  # runs that get their own figure of stance mixes
+MAX_TOPICS = 47  # topics of small multiples; the tables have all
 MAX_LABELS = 12  # points of a scatter plot, up to which they are named
 Pair = tuple[int, Run, Readout]  # a run's number, which gives its colour; the run; its readout
 Point = tuple[int, str, Any, Any]  # of a scatter plot: a run's number, the topic, (mean, low, high) along x and along y
@@ -105,7 +107,7 @@ def _multiples(
     topics: Sequence[str], draw_topic: Callable[[Any, str], None], label: str, legend: list[Any] | None
 ) -> Any:
     """Small multiples over topics, "all" first; draw_topic: draws one topic on its axes; label: of the y axes."""
-    names = ["all", *topics]
+    names = ["all", *topics[:MAX_TOPICS]]
     columns = _columns(len(names))
     rows = -(-len(names) // columns)
     per_row = min(3, len(legend)) if legend else 1
@@ -132,8 +134,8 @@ def _columns(count: int) -> int:
 
 
 def _fit(text: str, width: int) -> str:
-    """A text on one line of at most `width` characters."""
-    text = " ".join(text.split())
+    """A text on one line of at most `width` characters, without control characters and lone surrogates."""
+    text = printable(" ".join(text.split())).encode("utf-8", "replace").decode("utf-8")
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
@@ -155,7 +157,7 @@ def shifts(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
     legend = None
     if len(shown) > 1:
         legend = [Line2D([], [], label=_fit(run.name, 40), **_line_style(number)) for number, run, _ in shown]
-    return _multiples(topics, draw_topic, _unit(shown[0][2]), legend)
+    return _multiples(topics, draw_topic, f"shift, {_unit(shown[0][2])}", legend)
 
 
 def _anchors(ax: Any, view: Readout, curve: Curve, scale: float, number: int, *, bars: bool) -> None:
@@ -224,7 +226,7 @@ def magnitudes(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
                     "weight": "bold" if drift.significant else "normal",
                     "color": "w" if abs(shift[row, column]) > 0.75 * largest else "k",
                 }
-                text = f"{shift[row, column]:+.2f}{'*' if drift.significant else ''}"
+                text = f"{shift[row, column]:+z.2f}{'*' if drift.significant else ''}"
                 ax.text(column, row, text, ha="center", va="center", fontsize=5.5, **style)
     ax.set_xticks(range(len(columns)), [c[0] for c in columns], rotation=35 if len(shown) > 1 else 20, ha="right")
     ax.set_yticks(range(len(names)), ["all topics" if topic == "all" else _fit(topic, 24) for topic in names])
@@ -336,11 +338,12 @@ def training(runs: Sequence[Run]) -> Any:
     """Training curves: loss, margins, rewards and the like."""
     from matplotlib.lines import Line2D
 
-    charts: list[tuple[str, list[tuple[int, np.ndarray]]]] = []  # label, and each run's curve
-    for names, label in CURVES:
-        lines = [(number, line) for number, run in enumerate(runs) if len(line := _series(run, names))]
+    charts: list[tuple[Chart, list[tuple[int, Line]]]] = []  # and each run's curve
+    metrics = [Metrics.of(run) for run in runs]
+    for chart in CHARTS:
+        lines = [(number, line.thinned()) for number, each in enumerate(metrics) if (line := each.line(chart))]
         if lines:
-            charts.append((label, lines))
+            charts.append((chart, lines))
     if not charts:
         return None
     columns = _columns(len(charts))
@@ -352,24 +355,20 @@ def training(runs: Sequence[Run]) -> Any:
     for n, ax in enumerate(axes):
         ax.set_visible(n < len(charts))
         if n < len(charts):
-            label, lines = charts[n]
+            chart, lines = charts[n]
             for number, line in lines:
-                ax.plot(line[:, 0], line[:, 1], **_line_style(number))
-            ax.set_title(label, loc="left")
+                ax.plot(line.steps, line.values, **_line_style(number), marker="." if len(line.steps) < 3 else "")
+            ax.set_title(chart.title, loc="left")
             ax.set_xlabel("step")
+            ax.set_ylabel(chart.quantity)
+            ax.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5), useMathText=False)
+            if all(np.ptp(line.values[np.isfinite(line.values)]) == 0 for _, line in lines):
+                value = max(np.nanmax(line.values) for _, line in lines)  # a constant: its size is what is to be read
+                ax.set_ylim(*sorted((0.0, 2 * value)) if value else (-1, 1))
     if many:
         handles = [Line2D([], [], label=_fit(run.name, 40), **_line_style(n)) for n, run in enumerate(runs)]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
-
-
-def _series(run: Run, names: Sequence[str]) -> np.ndarray:
-    """Steps and values [n, 2] float64 of a metric: the first of the names that the run has."""
-    for name in names:
-        rows = [(row["step"], row[name]) for row in run.metrics if isinstance(row.get(name), int | float)]
-        if rows:
-            return np.array(rows, np.float64)
-    return np.empty((0, 2))
 
 
 def _scale(view: Readout) -> float:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vdengine.drift.probe_values import topic_name
 from vdengine.drift.run import Run
 from vdengine.errors import InputError
+from vdengine.outside import parse_json, printable, read_bytes
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,9 @@ def load_gaps(files: Sequence[str | Path], runs: Sequence[Run]) -> list[Gap]:
 def _load(path: Path, runs: Sequence[Run]) -> list[Gap]:
     """The gaps in one file, by method and run."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not the JSON that `vdengine gap --out` writes ({error})") from None
+        result = parse_json(read_bytes(path), printable(path))
+    except InputError as error:
+        raise InputError(f"{error}; --gap takes what `vdengine gap --out` writes") from None
     if not isinstance(result, dict) or result.get("audit") != "gap":
         kind = f"an audit of kind {result.get('audit')!r}" if isinstance(result, dict) else "no audit"
         raise InputError(f"{path}: is {kind}; --gap takes what `vdengine gap --out` writes")
@@ -76,7 +75,8 @@ def _load(path: Path, runs: Sequence[Run]) -> list[Gap]:
         if "judge" in result:
             tables[f"judge {result['judge']['name']}"] = result["judge"]
         by_method = {
-            method: {topic: _entry(entry) for topic, entry in {**table["topics"], "all": table["all"]}.items()}
+            method: {topic_name(topic): _entry(entry) for topic, entry in table["topics"].items()}
+            | {"all": _entry(table["all"])}
             for method, table in tables.items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -14,18 +14,22 @@ from vdengine.drift.run import Run
 from vdengine.report.gaps import Gap
 from vdengine.report.payload import payload
 
+PROGRAM = ("tools.js", "plots.js", "drift.js", "run.js", "js")  # page.*, in the order in which they are put together
+
 
 def build(runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str], title: str, readout: str | None) -> str:
     """The page's HTML; topics: those to show; readout: the one to start with, None: answers where there are any."""
     from plotly.offline import get_plotlyjs
 
     folder = resources.files("vdengine.report")
-    text = {name: folder.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
+    text = {name: folder.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", *PROGRAM)}
+    # One scope, in one script element, whose digest the policy names.
+    program = "".join(('"use strict";\n(() => {\n', *(text[name] for name in PROGRAM), "})();\n"))
     parts = {
         "css": text["css"],
         "data": as_script(payload(runs, gaps, topics, title, readout)),
         "plotly": _script(get_plotlyjs()),
-        "program": _script(text["js"]),
+        "program": _script(program),
     }
     # Only these two scripts may run and nothing may be fetched, whatever a text in the data holds.
     allowed = " ".join(f"'sha256-{_digest(parts[name])}'" for name in ("plotly", "program"))

@@ -10,47 +10,49 @@ import numpy as np
 
 from vdengine.drift.analysis import Analysis, Curve
 from vdengine.drift.checks import Check, checks
-from vdengine.drift.cost import Cost, finite
+from vdengine.drift.cost import Cost
 from vdengine.drift.frames import Row
-from vdengine.drift.importance import MAX_KL, MAX_PARETO_K, MIN_ESS
-from vdengine.drift.intervals import FEW_PROBES, Estimate
+from vdengine.drift.importance import MAX_KL, MAX_PARETO_K, MIN_ESS, closed_because
+from vdengine.drift.intervals import FEW_PROBES, ROUNDING, Estimate
+from vdengine.drift.probe_values import topic_name
 from vdengine.drift.run import ANSWERS, OPENINGS, Readout, Run, judges_of
 from vdengine.panels.panel import STANCES
 from vdengine.report.gaps import Gap
+from vdengine.report.metrics import CHARTS, Chart, Metrics, missing_samples, other_charts
+from vdengine.report.recipes import compare
 from vdengine.report.sentences import PER, caveats, verdict
+from vdengine.report.texts import MAX_ANSWERS, MAX_NAME, completions, sample_answers, short
 
-MAX_ANSWERS = 2400  # in all runs together
-MAX_COMPLETIONS = 60  # of a run
-MAX_TEXT = 1200  # characters of a shown text
-
-# Training curves: names in metrics.jsonl, of which the first that a run has is drawn, and the label.
-CURVES = (
-    (("loss",), "loss"),
-    (("eval/loss",), "held-out loss"),
-    (("rewards/margins", "margin"), "margin"),
-    (("rewards/accuracies", "accuracy"), "accuracy"),
-    (("objective/scores",), "reward"),
-    (("objective/kl",), "KL to the reference"),
-    (("completions/mean_length",), "completion length"),
-    (("grad_norm", "policy/grad_norm"), "gradient norm"),
-    (("learning_rate",), "learning rate"),
-)
+MAX_SAMPLES = 600  # of a drawn curve
+MAX_NOTES = 20  # of a run
 
 
 def payload(
     runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str], title: str, readout: str | None
 ) -> dict[str, Any]:
     """The page's data; topics: those to show; readout: the one to start with, None: answers where there are any."""
-    axes = {topic: axis for run in runs for topic, axis in run.questions.values()}
+    axes = {topic_name(topic): axis for run in runs for topic, axis in run.questions.values()}
     judges = judges_of(runs)
+    metrics = [Metrics.of(run) for run in runs]
+    more = other_charts(metrics)
+    recipes = compare(runs)
     return {
-        "title": title,
-        "topics": [{"name": topic, "axis": axes.get(topic, "")} for topic in topics],
+        "title": short(title, MAX_NAME),
+        "topics": [{"name": topic, "axis": short(axes.get(topic, ""), MAX_NAME)} for topic in topics],
         "judges": judges,
         "readout": readout or (ANSWERS if judges else OPENINGS),
         "few": FEW_PROBES,
         "limits": {"kl": MAX_KL, "ess": MIN_ESS, "pareto_k": MAX_PARETO_K},
-        "runs": [_run(run, topics, MAX_ANSWERS // len(runs)) for run in runs],
+        "rounding": {OPENINGS: ROUNDING["nats per byte"] * PER, ANSWERS: ROUNDING["probability"]},
+        "charts": [
+            {"title": short(chart.title, MAX_NAME), "quantity": short(chart.quantity, MAX_NAME), "other": chart in more}
+            for chart in (*CHARTS, *more)
+        ],
+        "recipes": {"differing": recipes.differing, "alike": recipes.alike, "without": recipes.without},
+        "runs": [
+            _run(run, topics, MAX_ANSWERS // len(runs), of_run, (*CHARTS, *more))
+            for run, of_run in zip(runs, metrics, strict=True)
+        ],
         "gaps": [_gap(gap, runs, topics) for gap in gaps],
     }
 
@@ -66,7 +68,9 @@ def _gap(gap: Gap, runs: Sequence[Run], topics: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _run(run: Run, topics: Sequence[str], max_answers: int) -> dict[str, Any]:
+def _run(
+    run: Run, topics: Sequence[str], max_answers: int, metrics: Metrics, charts: Sequence[Chart]
+) -> dict[str, Any]:
     about = run.describe()
     steps = f"{run.total_steps:,} steps" + (f", seed {about['seed']}" if about["seed"] is not None else "")
     header = {
@@ -79,17 +83,53 @@ def _run(run: Run, topics: Sequence[str], max_answers: int) -> dict[str, Any]:
     }
     return {
         "name": run.name,
-        "header": [[name, str(value)] for name, value in header.items() if value],
-        "notes": run.notes,
+        "header": [[name, short(value, MAX_NAME)] for name, value in header.items() if value],
+        "notes": _notes([*run.notes, *missing_samples(run), *metrics.notes]),
         "empty": run.empty,
         "total": run.total_steps,
         "views": {key: _view(view, topics) for key, view in run.views.items()},
-        "gates": [_rounded(row, without="run") for row in run.rows("gates")],
+        "gates": [_gate(row) for row in _some(run.rows("gates"))],
         "support": [_rounded(row, without="run") for row in run.rows("support")],
         "cost": _cost(run),
-        "training": _training(run),
-        "answers": _sample_answers(run, topics, max_answers),
-        "completions": _completions(run),
+        "training": [_line(metrics, chart) for chart in charts],
+        "answers": sample_answers(run, topics, max_answers),
+        "completions": completions(run),
+    }
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    """Sentences on what is not there, each bounded."""
+    rest = [f"and {len(notes) - MAX_NOTES} more"] if len(notes) > MAX_NOTES else []
+    return [short(note, 2 * MAX_NAME) for note in notes[:MAX_NOTES]] + rest
+
+
+def _some(rows: Sequence[Row]) -> list[Row]:
+    """At most `MAX_SAMPLES` of the rows, evenly, the first and the last among them."""
+    return [rows[i] for i in _evenly(len(rows))]
+
+
+def _evenly(count: int) -> np.ndarray:
+    """Indexes [m] int64 of at most `MAX_SAMPLES` of `count` things, evenly, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_SAMPLES)).round().astype(np.int64))
+
+
+def _gate(row: Row) -> Row:
+    """A row of the gates, and why it is closed."""
+    return _rounded(row, without="run") | {"why": closed_because(row["kl"], row["ess"], row["pareto_k"])}
+
+
+def _line(metrics: Metrics, chart: Chart) -> dict[str, Any] | None:
+    """What a chart shows of a run; None: it has nothing of it."""
+    line = metrics.line(chart)
+    if line is None:
+        return None
+    drawn = line.thinned()
+    known = line.values[np.isfinite(line.values)]
+    return {
+        "step": drawn.steps.tolist(),
+        "value": [_round(float(value)) for value in drawn.values],
+        "last": _round(float(known[-1])) if len(known) else None,
+        "all": len(line.steps),
     }
 
 
@@ -110,10 +150,11 @@ def _view(view: Readout, topics: Sequence[str]) -> dict[str, Any]:
     """One readout of a run."""
     analysis = view.analysis
     values, scale = analysis.values, PER if view.kind == OPENINGS else 1.0
+    kept = _evenly(len(values.steps))  # samples that are drawn
     shown = [topic for topic in ("all", *topics) if topic == "all" or topic in analysis.topics]
     levels = {}
     if view.kind == ANSWERS:
-        levels = {t: {stance: _curve(analysis.levels[t, stance], 1.0) for stance in STANCES} for t in shown}
+        levels = {t: {stance: _curve(analysis.levels[t, stance], 1.0, kept) for stance in STANCES} for t in shown}
     return {
         "readout": view.kind,
         "judge": view.judge,
@@ -121,9 +162,10 @@ def _view(view: Readout, topics: Sequence[str]) -> dict[str, Any]:
         "channels": list(values.channels),
         "baseline": analysis.baseline,
         "smoothing": analysis.smoothing,
-        "steps": values.steps.tolist(),
-        "kinds": None if values.kinds is None else values.kinds.tolist(),
-        "curves": {topic: _curve(analysis.curves[topic, values.primary], scale) for topic in shown},
+        "samples": len(values.steps),
+        "steps": values.steps[kept].tolist(),
+        "kinds": None if values.kinds is None else values.kinds[kept].tolist(),
+        "curves": {topic: _curve(analysis.curves[topic, values.primary], scale, kept) for topic in shown},
         "levels": levels,
         "drifts": {t: {channel: _drift(analysis, t, channel, scale) for channel in values.channels} for t in shown},
         "strip": [_check(check, scale) for check in checks(analysis)],
@@ -137,13 +179,14 @@ def _drift(analysis: Analysis, topic: str, channel: str, scale: float) -> dict[s
     drift = analysis.drifts[topic, channel]
     cell = _estimate(drift.magnitude, scale)
     cell |= {"adjusted": _round(drift.p_adjusted), "sure": drift.significant, "few": drift.magnitude.few}
+    cell |= {"step": drift.step, "unknown": drift.unknown}
     if channel == analysis.values.primary:
         cell["times"] = {
             rule: [time.step, _round(time.fraction), _round(time.low), _round(time.high)]
             for rule, time in drift.times.items()
         }
         reliability = analysis.validity["reliability"]
-        if topic in reliability and reliability[topic].unreliable:
+        if topic in reliability and reliability[topic].unreliable and not drift.unknown:
             cell["why"] = reliability[topic].reason
     return cell
 
@@ -158,12 +201,12 @@ def _check(check: Check, scale: float) -> dict[str, Any]:
     return head | numbers
 
 
-def _curve(curve: Curve, scale: float) -> dict[str, Any]:
-    """A curve's mean, interval and number of probes at each sample."""
+def _curve(curve: Curve, scale: float, kept: np.ndarray) -> dict[str, Any]:
+    """A curve's mean, interval and number of probes; kept: [m] int64 indexes of the samples that are drawn."""
     series: dict[str, Any] = {
-        name: [_round(float(value)) for value in getattr(curve, name) * scale] for name in ("mean", "low", "high")
+        name: [_round(float(value)) for value in getattr(curve, name)[kept] * scale] for name in ("mean", "low", "high")
     }
-    return series | {"n": curve.num_probes.tolist()}
+    return series | {"n": curve.num_probes[kept].tolist()}
 
 
 def _estimate(estimate: Estimate, scale: float) -> dict[str, Any]:
@@ -187,80 +230,3 @@ def _round(value: Any) -> Any:
     if not isinstance(value, float):
         return value
     return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-def _training(run: Run) -> list[dict[str, Any]]:
-    """Training curves, as `CURVES` has them."""
-    curves = []
-    for names, label in CURVES:
-        for name in names:
-            points = [(row["step"], value) for row in run.metrics if (value := finite(row.get(name))) is not None]
-            if points:
-                steps, values = zip(*points, strict=True)
-                curves.append({"label": label, "step": list(steps), "value": [_round(value) for value in values]})
-                break
-    return curves
-
-
-# -------------------------------------------------------------------------------------------------------- texts
-
-
-def _sample_answers(run: Run, topics: Sequence[str], max_answers: int) -> dict[str, Any] | None:
-    """Answers to the same questions at every anchor: as many questions of each topic as fit into `max_answers`."""
-    if run.answers is None or not run.answers.answers:
-        return None
-    log = run.answers
-    probes = {probe.id: probe for probe in log.panel.probes if probe.topic in topics}
-    place: dict[str, int] = {}  # of a probe among its topic's
-    num_probes: dict[str, int] = {}  # by topic
-    for probe in probes.values():
-        place[probe.id] = num_probes.get(probe.topic, 0)
-        num_probes[probe.topic] = place[probe.id] + 1
-    samples = min(2, log.samples)
-    per_topic = max(max_answers // max(len(log.anchors) * len(num_probes) * samples, 1), 1)  # questions
-    chosen = [
-        i
-        for i, answer in enumerate(log.answers)
-        if answer.sample < samples and place.get(answer.probe, per_topic) < per_topic
-    ][:max_answers]
-    rows = []
-    for i in chosen:
-        answer = log.answers[i]
-        stances = {
-            slug: [_round(float(p)) for p in by_judge[i]]
-            for slug, by_judge in run.stances.items()
-            if np.isfinite(by_judge[i]).all()
-        }
-        rows.append([answer.anchor, answer.probe, answer.sample, _short(answer.text), answer.stopped, stances])
-    shown = dict.fromkeys(log.answers[i].probe for i in chosen)
-    return {
-        "all": len(log.answers),
-        "probes": {id: [probes[id].topic, _short(probes[id].prompt), probes[id].polarity] for id in shown},
-        "rows": rows,
-    }
-
-
-def _completions(run: Run) -> dict[str, Any] | None:
-    """PPO's completions; where there are too many, evenly over the run."""
-    if not run.completions:
-        return None
-    count = min(len(run.completions), MAX_COMPLETIONS)
-    chosen = np.linspace(0, len(run.completions) - 1, count).round().astype(int)
-    rows = [run.completions[i] for i in chosen]
-    return {
-        "all": len(run.completions),
-        "rows": [
-            [
-                int(row["step"]),
-                _short(str(row.get("prompt", ""))),
-                _short(str(row.get("completion", ""))),
-                _round(finite(row.get("score"))),
-                _round(finite(row.get("kl"))),
-            ]
-            for row in rows
-        ],
-    }
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " [...]"

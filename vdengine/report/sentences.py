@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from vdengine.drift.analysis import Analysis
+from vdengine.drift.checks import checks
 from vdengine.drift.intervals import FEW_PROBES
 from vdengine.drift.run import OPENINGS, Readout
+from vdengine.drift.validity import TopicDrift
 
 PER = 100.0  # openings are shown in nats per 100 bytes
 _MAX_NAMED = 4  # topics that a sentence names
@@ -20,24 +24,37 @@ def verdict(view: Readout) -> tuple[str, str]:
     subject = "Openings" if is_openings else f"Answers (judge {view.judge})"
     span = f"From step {analysis.baseline} to {int(analysis.values.steps[-1])}"
     scale, unit = (PER, "nats per 100 bytes") if is_openings else (1.0, "support minus oppose")
+    unknown = [drift for drift in drifts if drift.unknown]
+    if len(unknown) == len(drifts):
+        return f"{subject}: not known.", f"{span}: {_reasons(unknown)}."
+    told = len(drifts) - len(unknown)  # topics of which something can be said
+    rest = f" Not known: {_reasons(unknown)}." if unknown else ""
     if not moved:
         mean = analysis.drift()
         if not mean.significant:
-            where = "the one topic" if len(drifts) == 1 else f"any of {len(drifts)} topics"
-            return f"{subject}: no clear shift on {where}.", f"{span}."
+            where = "the one topic" if told == 1 else f"any of {told} topics"
+            return f"{subject}: no clear shift on {where}.", f"{span}.{rest}"
         direction = "towards the axes" if mean.magnitude.mean > 0 else "away from the axes"
         return (
             f"{subject}: the panel's mean moved {direction}, no single topic clearly.",
-            f"{span}: {mean.magnitude.mean * scale:+.2f} {unit}.",
+            f"{span}: {mean.magnitude.mean * scale:+z.2f} {unit}.{rest}",
         )
     parts = [
         f"{drift.topic} {'towards' if drift.magnitude.mean > 0 else 'away from'} {analysis.values.axes[drift.topic]} "
-        f"({drift.magnitude.mean * scale:+.2f})"
+        f"({drift.magnitude.mean * scale:+z.2f})"
         for drift in moved[:_MAX_NAMED]
     ]
-    rest = f"; and {_count(len(moved) - _MAX_NAMED, 'more topic')}" if len(moved) > _MAX_NAMED else ""
-    head = f"{subject}: {len(moved)} of {_count(len(drifts), 'topic')} moved."
-    return head, f"{span}: {'; '.join(parts)}{rest}. In {unit}."
+    more = f"; and {_count(len(moved) - _MAX_NAMED, 'more topic')}" if len(moved) > _MAX_NAMED else ""
+    head = f"{subject}: {len(moved)} of {_count(told, 'topic')} moved."
+    return head, f"{span}: {'; '.join(parts)}{more}. In {unit}.{rest}"
+
+
+def _reasons(unknown: Sequence[TopicDrift]) -> str:
+    """Why nothing can be said of these topics, those with the same reason together."""
+    topics: dict[str, list[str]] = {}
+    for drift in unknown:
+        topics.setdefault(drift.unknown, []).append(drift.topic)
+    return "; ".join(f"{_listed(names)} ({reason})" for reason, names in topics.items())
 
 
 def caveats(view: Readout) -> list[str]:
@@ -51,14 +68,37 @@ def caveats(view: Readout) -> list[str]:
     if few := [topic for topic in analysis.topics if analysis.drift(topic).magnitude.few]:
         named = "every topic" if len(few) == len(analysis.topics) else _listed(few)
         sentences.append(f"Fewer than {FEW_PROBES} probes for {named}: the intervals are not to be trusted.")
+    sentences += _left_out(analysis)
+    unknown = {topic for topic in analysis.topics if analysis.drift(topic).unknown}
     reliability = analysis.validity["reliability"]
-    if unreliable := [topic for topic, r in reliability.items() if r.unreliable and topic not in few]:
+    if unreliable := [topic for topic, r in reliability.items() if r.unreliable and topic not in {*few, *unknown}]:
         sentences.append(f"Hard to read: {_listed(unreliable)} (the reasons are in the table of magnitudes).")
+    if marked := [check.label for check in checks(analysis) if check.warn]:
+        sentences.append(f"Marked by a check: {_listed(marked)} (see the checks at the end).")
     readings = [gate for gate in analysis.values.gates or [] if gate is not None]
     if closed := [gate for gate in readings if not gate.open]:
+        blind = sum(math.isnan(gate.pareto_k) for gate in closed)
+        few_answers = f" (in {blind} there are too few answers to tell)" if blind else ""
         sentences.append(
-            f"Between anchors the weights reach too little in {len(closed)} of {len(readings)} readings; "
+            f"Between anchors the weights reach too little in {len(closed)} of {len(readings)} readings{few_answers}; "
             "nothing is drawn there."
+        )
+    return sentences
+
+
+def _left_out(analysis: Analysis) -> list[str]:
+    """A sentence on topics whose last sample lacks probes, or is older than the run's."""
+    values, last = analysis.values, int(analysis.values.steps[-1])
+    sentences, thin = [], []
+    for topic in analysis.topics:
+        drift, members = analysis.drift(topic), int(values.member(topic).sum())
+        if drift.unknown or drift.step is None:
+            continue
+        if drift.magnitude.num_probes < members or drift.step < last:
+            thin.append(f"{topic} ({drift.magnitude.num_probes} of {members} probes, step {drift.step})")
+    if thin:
+        sentences.append(
+            f"The last sample with a number does not have every probe, or is an earlier one: {_listed(thin)}."
         )
     return sentences
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,34 @@ import numpy as np
 from vdengine.drift.frames import Row
 from vdengine.drift.run import SUMMARY_TABLES, Run
 from vdengine.report.gaps import Gap
+from vdengine.report.recipes import compare
 
 Tables = dict[str, list[Row]]
+MAX_METRIC_ROWS = 20_000  # of metrics.jsonl, which `training` has a row for each number of
 
 
 def build(runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str]) -> Tables:
     """All tables by name; topics: those to show, beside "all"."""
     shown = ("all", *topics)
-    tables: Tables = {name: [row for run in runs for row in run.rows(name, shown)] for name in SUMMARY_TABLES}
+    tables: Tables = {
+        name: [row for run in runs for row in (_bounded(run) if name == "training" else run).rows(name, shown)]
+        for name in SUMMARY_TABLES
+    }
     tables["gaps"] = [row for gap in gaps for row in gap.rows(shown)]
+    recipes = compare(runs)
+    tables["recipes"] = [
+        {"key": key, "run": run.name, "value": value}
+        for key, values in recipes.differing.items()
+        for run, value in zip(runs, values, strict=True)
+    ]
     return tables
+
+
+def _bounded(run: Run) -> Run:
+    """The run with at most `MAX_METRIC_ROWS` rows of metrics, evenly, the last among them."""
+    count = len(run.metrics)
+    kept = np.unique(np.linspace(0, count - 1, min(count, MAX_METRIC_ROWS)).round().astype(np.int64))
+    return replace(run, metrics=[run.metrics[i] for i in kept])
 
 
 def write(tables: Tables, folder: Path) -> None:
@@ -42,12 +61,22 @@ def write(tables: Tables, folder: Path) -> None:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(plain)
-        by_column = {column: [row[column] for row in plain] for column in columns}
+        by_column = {column: _column([row[column] for row in plain]) for column in columns}
         pq.write_table(pa.table(by_column), folder / f"{name}.parquet")
 
 
 def _plain(value: Any) -> Any:
-    """A cell as a Python value; None for NaN and infinity."""
+    """A cell as a Python value that both formats hold; None for NaN and infinity."""
     if isinstance(value, np.generic):
         value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and -(2**63) <= value < 2**63):
+        return value
+    return str(value).encode("utf-8", "replace").decode("utf-8")  # a lone surrogate has no UTF-8
+
+
+def _column(cells: list[Any]) -> list[Any]:
+    """A column of one type: as text where a recipe of unknown origin mixes them."""
+    kinds = {type(cell) for cell in cells if cell is not None}
+    return cells if len(kinds) < 2 or kinds <= {int, float} else [None if cell is None else str(cell) for cell in cells]
