@@ -18,7 +18,7 @@ NOT_ROOMS = {"helpers", "benchmarks", "tokenizers", "__pycache__"}
 # What is about several modules, or about a file that is no module.
 OTHERS = {
     "test_docs", "test_fuzz", "test_gpu", "test_helpers", "test_known_answer", "test_ladder", "test_layout",
-    "data/test_synth_texts", "kernels/test_aot", "kernels/test_kernels_together", "objectives/test_trl_parity",
+    "data/test_synth_texts", "engine/test_faults", "engine/test_kills", "kernels/test_aot", "kernels/test_kernels_together", "objectives/test_trl_parity",
     "report/test_report",
 }  # fmt: skip
 

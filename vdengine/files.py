@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -16,10 +17,20 @@ from pathlib import Path
 from vdengine.errors import InputError
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
     """Write a file atomically and durably: under a temporary name, synced, then renamed. After a crash there is the old
-    file or the new one, whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    file or the new one, whole; what the crash left beside it goes with the next write.
+
+    Args:
+        shared: other processes may write the same file at the same time, as in a cache: a name of one's own then.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    if shared:
+        host = socket.gethostname()
+        for leftover in path.parent.glob(f"{glob.escape(path.name)}.{glob.escape(host)}.*.tmp"):
+            if not _is_running(leftover.name.rsplit(".", 2)[1]):
+                leftover.unlink(missing_ok=True)
+        temporary = path.with_name(f"{path.name}.{host}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -30,6 +41,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _is_running(pid: str) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from vdengine import recipe as recipes
 from vdengine.data.batching import Forest
 from vdengine.drift.answer_log import Answer, AnswerLog
 from vdengine.drift.importance import Gate, gate
+from vdengine.drift.intervals import ROUNDING
 from vdengine.drift.openings import stratified_order
 from vdengine.engine.rollouts import Sampler
 from vdengine.errors import InputError
@@ -211,7 +212,8 @@ class Anchors:
             return
         shift = stance - self.reference
         shift = shift[np.isfinite(shift)]  # [scored probes]
-        if self.settings.alarm and len(shift) and abs(float(shift.mean())) > self.settings.alarm:
+        far = max(self.settings.alarm, ROUNDING["nats per byte"])
+        if self.settings.alarm and len(shift) and abs(float(shift.mean())) > far:
             self.asked = "the openings have moved"
 
     def _answers(self, step: int, i: int, completions: list[Completion]) -> list[Answer]:

@@ -6,6 +6,7 @@ moments and a few numbers) and a manifest, written last:
     step, world_size, vdengine, torch
     files   bytes and hash of every other file
     logs    of every log of the run, by its path in the run folder: bytes and hash of the part before this step
+    hash    of all this
 
 Data order, probes and the noise of samples are functions of the step, so nothing else is needed. A run with another
 number of ranks can load it. Nothing of it is trusted: its metadata, a pickle, is read by `engine.metadata`.
@@ -13,6 +14,8 @@ number of ranks can load it. Nothing of it is trusted: its metadata, a pickle, i
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -151,6 +154,8 @@ def inspect(folder: Path) -> tuple[dict[str, Any], str]:
     bytes than the manifest says."""
     try:
         manifest = json_object(folder / MANIFEST)
+        if manifest.pop("hash", None) != manifest_hash(manifest):
+            return manifest, f"{MANIFEST} does not match its hash"
         if manifest.get("step") != step_of(folder):
             return manifest, f"{MANIFEST} is of step {manifest.get('step')}"
         files, logs = manifest.get("files"), manifest.get("logs")
@@ -170,6 +175,11 @@ def inspect(folder: Path) -> tuple[dict[str, Any], str]:
     except (OSError, ValueError) as error:
         return {}, cause(error)
     return manifest, ""
+
+
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """BLAKE2b of a manifest without its own "hash": 32 hex digits."""
+    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _is_entry(entry: object) -> bool:

@@ -208,7 +208,10 @@ def movers(live: Live, count: int = 3) -> str:
     def sure(e: Estimate) -> float:
         return max(e.low, -e.high)
 
-    ranked = sorted(live.stance.items(), key=lambda item: -sure(item[1]))
+    known = {topic: e for topic, e in live.stance.items() if math.isfinite(e.mean)}
+    if not known:
+        return f"openings at step {live.step}: no finite score, so nothing is known"
+    ranked = sorted(known.items(), key=lambda item: -sure(item[1]))
     shown = [f"{topic} {e.mean * 100:+.2f} [{e.low * 100:+.2f}, {e.high * 100:+.2f}]" for topic, e in ranked[:count]]
     line = f"openings at step {live.step}, nats per 100 bytes: {shown[0] if shown else '-'}"
     for text in shown[1:]:

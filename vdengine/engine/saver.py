@@ -24,7 +24,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 import vdengine
-from vdengine.engine.checkpoint import Trained, checkpoints, size_of, state_of, step_of
+from vdengine.engine.checkpoint import Trained, checkpoints, manifest_hash, size_of, state_of, step_of
 from vdengine.engine.metadata import cause
 from vdengine.engine.parallel import World, broadcast
 from vdengine.errors import InputError
@@ -81,6 +81,8 @@ class Saver:
         self.wait()
         final = self.files.checkpoint(step)
         if step == self.newest:
+            if self.world.is_main:
+                self._prune(proven)  # which a kill may have cut short
             return final
         temporary, problem = final.with_name(final.name + ".tmp"), ""
         if self.world.is_main:
@@ -181,7 +183,7 @@ class Saver:
     def _publish(
         self, step: int, temporary: Path, final: Path, files: dict[str, Any], logs: Mapping[Path, int]
     ) -> None:
-        manifest = {
+        manifest: dict[str, Any] = {
             "step": step,
             "world_size": self.world.size,
             "vdengine": vdengine.__version__,
@@ -193,6 +195,7 @@ class Saver:
                 if size
             },
         }
+        manifest["hash"] = manifest_hash(manifest)
         write_text(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         _remove(final)
         temporary.rename(final)
