@@ -26,7 +26,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +42,21 @@ import torch  # noqa: E402
 import torch.distributed.checkpoint as dcp  # noqa: E402
 from helpers.fuzzing import ODD, Files, Finding, Format, Tally, campaign, lay, make_input, verdict  # noqa: E402
 from helpers.report_runs import make_gap, make_run, panel_of  # noqa: E402
-from helpers.tiny import CHATML, fill, tiny_config, write_tiny_model  # noqa: E402
+from helpers.tiny import CHATML, family_configs, fill, tiny_config, write_tiny_model  # noqa: E402
 from safetensors.torch import save as safetensors_bytes  # noqa: E402
 
 from vdengine import _native  # noqa: E402
 from vdengine.data.formats import choose_format, read  # noqa: E402
+from vdengine.data.loader import Loader  # noqa: E402
 from vdengine.data.locate import resolve  # noqa: E402
 from vdengine.data.memory import rows_in_memory  # noqa: E402
-from vdengine.data.store import Store, build_store  # noqa: E402
+from vdengine.data.store import DTYPES, MANIFEST, Store, build_store  # noqa: E402
 from vdengine.drift.load import load_run  # noqa: E402
 from vdengine.drift.openings import Openings  # noqa: E402
-from vdengine.engine.checkpoint import load_weights  # noqa: E402
+from vdengine.engine.checkpoint import load_weights, manifest_hash, newest  # noqa: E402
+from vdengine.engine.parallel import World  # noqa: E402
 from vdengine.engine.ppo import pattern_reward  # noqa: E402
+from vdengine.engine.resuming import check_fresh, check_logs, differing, holds_a_run  # noqa: E402
 from vdengine.judges.base import Item, JudgeOptions  # noqa: E402
 from vdengine.judges.cache import VerdictCache  # noqa: E402
 from vdengine.judges.people import read_sheet  # noqa: E402
@@ -62,7 +65,7 @@ from vdengine.judges.server import ServerJudge, read_logprobs, read_word  # noqa
 from vdengine.models.hf_config import config_to_hf  # noqa: E402
 from vdengine.models.transformer import Transformer  # noqa: E402
 from vdengine.models.weights import build_model, open_weights  # noqa: E402
-from vdengine.outside import parse_json, read_text  # noqa: E402
+from vdengine.outside import json_object, parse_json, read_text  # noqa: E402
 from vdengine.panels.importers import import_panel  # noqa: E402
 from vdengine.panels.lint import lint  # noqa: E402
 from vdengine.panels.panel import Panel  # noqa: E402
@@ -70,6 +73,7 @@ from vdengine.panels.topics import load_terms  # noqa: E402
 from vdengine.recipe import load_recipe, load_scoring_recipe, names_no_data, saved_recipe  # noqa: E402
 from vdengine.report.gaps import load_gaps  # noqa: E402
 from vdengine.report.payload import payload  # noqa: E402
+from vdengine.runfolder import RunFolder  # noqa: E402
 from vdengine.text.renderer import Renderer  # noqa: E402
 from vdengine.text.tokenizer import Tokenizer, load_tokenizer  # noqa: E402
 from vdengine.trees import pack_store  # noqa: E402
@@ -156,12 +160,29 @@ def file_seeds() -> list[Files]:
         f"sft-{i}.parquet": _parquet(t, c)
         for i, (t, c) in enumerate(((table, "none"), (table, "snappy"), (turns, "zstd")))
     }
+    words = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int8()), pa.array(["Why?", "Because."]))
+    coded = pa.table({"prompt": words, "completion": words})
+    arrows = [_arrow(t, file) for t, file in ((table, True), (turns, False), (coded, False))]
+    state = json.dumps({"_data_files": [{"filename": "data-0.arrow"}], "_fingerprint": "ab", "_split": None}).encode()
+    saved = {"data-0.arrow": arrows[1], "state.json": state, "dataset_info.json": b"{}"}
+    splits = {"dataset_dict.json": b'{"splits": ["train"]}'} | {f"train/{n}": data for n, data in saved.items()}
     return [
         {"sft-a.jsonl.gz": gzip.compress(_lines(*rows))},
+        {"sft-a.json.gz": gzip.compress(json.dumps(rows).encode())},
         {"sft-a.json": json.dumps(rows).encode()},
         {"sft-a.jsonl": _lines(*rows), "dataset_infos.json": b"{}"},
         *({name: data} for name, data in files.items()),
+        *({f"sft-{i}.arrow": data} for i, data in enumerate(arrows)),
+        saved,
+        splits,
     ]
+
+
+def _arrow(table: pa.Table, file: bool) -> bytes:
+    out = io.BytesIO()
+    with (pa.ipc.new_file if file else pa.ipc.new_stream)(out, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return out.getvalue()
 
 
 def _parquet(table: pa.Table, compression: str) -> bytes:
@@ -211,21 +232,57 @@ def tiny_renderer() -> Renderer:
 
 @cache
 def store_seeds() -> list[Files]:
-    def make(folder: Path) -> None:
-        source = rows_in_memory([{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}] * 3, "rows", 300)
-        build_store(
-            [source], "auto", "preference", tiny_renderer(), max_tokens=400, cache=folder, progress=False, workers=1
-        )
+    def make(folder: Path, name: str) -> None:
+        source, kind = rows_in_memory(ROWS[name], "rows", 300), name.partition("-")[0]
+        options: dict[str, Any] = {"max_tokens": 400, "cache": folder, "progress": False, "workers": 1}
+        build_store([source], "auto", kind, tiny_renderer(), **options)
 
-    return [{Path(name).name: data for name, data in _folder(make).items()}]
+    return [_folder(partial(make, name=name)) for name in ("preference-preference", "sft-messages", "prompts-prompt")]
+
+
+def seal_store(files: Files) -> Files:
+    """The manifest and the folder's name with the sizes and hashes of what is there, as whoever changed it would."""
+    head, manifest = _manifest(files, MANIFEST)
+    if not isinstance(manifest, dict):
+        return files
+    manifest.pop("check", None)
+    name = manifest["hash"] = _hash(_dumped(manifest.get("inputs")))
+    arrays = {n: c for n in DTYPES if isinstance(c := files.get(f"{head}{n}.npy"), bytes)}
+    manifest |= {"bytes": {n: len(c) for n, c in arrays.items()}, "hashes": {n: _hash(c) for n, c in arrays.items()}}
+    manifest["check"] = _hash(_dumped(manifest))
+    sealed = files | {head + MANIFEST: json.dumps(manifest).encode()}
+    return {path.replace(head, f"store/{name}/"): content for path, content in sealed.items()}
+
+
+def _manifest(files: Files, name: str) -> tuple[str, Any]:
+    """The folder of the manifest of that name, and what it holds; None: no JSON."""
+    path = next(path for path in files if path.endswith(name))
+    data = files[path]
+    try:
+        return path.removesuffix(name), json.loads(data) if isinstance(data, bytes) else None
+    except (ValueError, RecursionError):
+        return "", None
+
+
+def _dumped(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def read_store(folder: Path) -> None:
-    store = Store.open(folder, verify=True)
+    store = Store.open(next(folder.glob("store/*"), folder), vocab_size=tiny_tokenizer().vocab_size)
     for i in range(len(store)):
-        store.tree(i)
+        store.prompt(i)
         store.where(i)
-    pack_store(store.arrays(), range(len(store)))
+        if store.kind != "prompts":
+            store.tree(i)
+    store.summary()
+    Loader(store, examples=2, prefetch=False).rows(0)
+    if store.kind != "prompts":
+        pack_store(store.arrays(), range(len(store)))
 
 
 # ------------------------------------------------------------------------------------------------------ models
@@ -261,7 +318,13 @@ def model_seeds() -> list[Files]:
                          "original_max_position_embeddings": 64}, "rope_theta": 1e4, "sliding_window": None,
     }  # fmt: skip
     del old["rope_parameters"]
-    return [*seeds, {"config.json": json.dumps(old).encode(), "model.safetensors": safetensors_bytes(tensors)}]
+    seeds.append({"config.json": json.dumps(old).encode(), "model.safetensors": safetensors_bytes(tensors)})
+    for config in family_configs().values():
+        config = replace(config, hidden_size=8, intermediate_size=8, vocab_size=13)
+        weights = {n: p.detach().clone() for n, p in fill(Transformer(config)).named_parameters()}
+        text = json.dumps(config_to_hf(config, "float32", None)).encode()
+        seeds.append({"config.json": text, "model.safetensors": safetensors_bytes(weights)})
+    return seeds
 
 
 def read_model(folder: Path) -> None:
@@ -472,7 +535,23 @@ def judge_seeds() -> list[Files]:
         "logprobs": {"content": [tops[0] | {"top_logprobs": tops}], "refusal": None},
     }  # fmt: skip
     reply = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": None}
-    return [{"reply.json": json.dumps(reply).encode(), "labels.txt": labels} for labels in (b"logprobs", b"text")]
+    head = {"status": 200, "headers": {"content-type": "application/json", "x-request-id": "1"}}
+    whole = {"reply.json": json.dumps(reply).encode(), "head.json": json.dumps(head).encode()}
+    return [whole | {"labels.txt": labels} for labels in (b"logprobs", b"text")]
+
+
+def fail_request(files: Files) -> Files:
+    """Another status in place of 200, with an error for a body; which is a function of the files."""
+    rng = random.Random(repr(files))
+    status = rng.choice((*[200] * 8, 201, 204, 301, 400, 401, 403, 404, 408, 409, 422, 429, 500, 503))
+    head = files["head.json"]
+    if status == 200 or not isinstance(head, bytes):
+        return files
+    error = rng.choice(
+        ({"message": "a\u2028b" * 300, "code": "insufficient_quota"}, {"message": [1]}, "no", None, [[]])
+    )
+    body = files["reply.json"] if rng.random() < 0.3 else json.dumps({"error": error}).encode()
+    return files | {"head.json": head.replace(b"200", str(status).encode()), "reply.json": body}
 
 
 @cache
@@ -486,11 +565,12 @@ def read_reply(folder: Path) -> None:
 
     httpx = importlib.import_module(openai.DefaultHttpxClient.__base__.__module__.partition(".")[0])  # or its successor
     body = (folder / "reply.json").read_bytes() if (folder / "reply.json").is_file() else b""
+    head = parse_json(read_text(folder / "head.json"), "head.json")
     labels = read_text(folder / "labels.txt")
     judge = ServerJudge("m@http://localhost/v1", JudgeOptions(labels=labels, retries=0, cache=folder / "cache"))
 
     def answer(request: Any) -> Any:
-        return httpx.Response(200, content=body, headers={"content-type": "application/json"})
+        return httpx.Response(head["status"], content=body, headers=head["headers"])
 
     judge.client = judge.client.with_options(http_client=httpx.Client(transport=httpx.MockTransport(answer)))
     for _ in judge.judge([Item(probe(), "Yes, I think so.")]):
@@ -599,6 +679,7 @@ def read_gap(folder: Path) -> None:
         gap.rows(["topic 0", "all"])
 
 
+@cache
 def checkpoint_seeds() -> list[Files]:
     _, tensors = _tensors("llama")
 
@@ -608,29 +689,63 @@ def checkpoint_seeds() -> list[Files]:
             dcp.save({f"model.{n}": p for n, p in tensors.items()}, checkpoint_id=folder / "step-000002", no_dist=True)
 
     manifest = {"step": 2, "world_size": 1, "vdengine": "0", "torch": "2", "files": {}, "logs": {}}
-    return [with_hashes(_folder(make) | {"step-000002/manifest.json": json.dumps(manifest).encode()})]
+    return [seal_checkpoint(_folder(make) | {"step-000002/manifest.json": json.dumps(manifest).encode()})]
 
 
-def with_hashes(files: Files) -> Files:
+def seal_checkpoint(files: Files) -> Files:
     """The manifest with the sizes and hashes of its files, as whoever changed them would write it."""
-    head, data = "step-000002/", files["step-000002/manifest.json"]
-    try:
-        manifest = json.loads(data) if isinstance(data, bytes) else None
-    except (ValueError, RecursionError):
-        return files
+    head, manifest = _manifest(files, "manifest.json")
     if not isinstance(manifest, dict):
         return files
+    manifest.pop("hash", None)
     manifest["files"] = {
-        name.removeprefix(head): {"bytes": len(c), "hash": hashlib.blake2b(c, digest_size=16).hexdigest()}
+        name.removeprefix(head): {"bytes": len(c), "hash": _hash(c)}
         for name, c in files.items()
         if name.startswith(head) and not name.endswith("manifest.json") and isinstance(c, bytes)
     }
-    return files | {"step-000002/manifest.json": json.dumps(manifest).encode()}
+    manifest["hash"] = manifest_hash(manifest)
+    return files | {head + "manifest.json": json.dumps(manifest).encode()}
 
 
 def read_checkpoint(folder: Path) -> None:
     model = Transformer(_tensors("llama")[0])
     load_weights(folder / "step-000002", model)
+
+
+def resume_seeds() -> list[Files]:
+    """A run that was stopped after step 2, and one before its first checkpoint."""
+    (whole,) = checkpoint_seeds()
+    logs = {
+        "metrics.jsonl": _lines({"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.6}),
+        "drift/scores.bin": bytes(range(64)),
+    }
+    run = logs | {
+        "recipe.toml": (REPO / "recipes" / "quickstart.toml").read_bytes(),
+        "inputs.json": json.dumps({"data.train": "ab", "model.source": "cd"}).encode(),
+    }
+    _, manifest = _manifest(whole, "manifest.json")
+    manifest["logs"] = {name: {"bytes": len(data), "hash": _hash(data)} for name, data in logs.items()}
+    saved = whole | {"step-000002/manifest.json": json.dumps(manifest).encode()}
+    files = {f"checkpoints/{name}": data for name, data in seal_checkpoint(saved).items()}
+    return [run | files, run]
+
+
+def seal_resume(files: Files) -> Files:
+    return seal_checkpoint(files) if any(name.endswith("manifest.json") for name in files) else files
+
+
+def read_resume(folder: Path) -> None:
+    """What a run asks before it goes on in its folder."""
+    files, world = RunFolder(folder), World(0, 1, torch.device("cpu"), None, None, False)  # type: ignore[arg-type]
+    if not holds_a_run(files):
+        return
+    load_recipe(files.recipe, [])
+    differing(json_object(files.inputs), {"data.train": "ab"})
+    found = newest(files.path, world)
+    if found is None:
+        check_fresh(files, 2)
+    else:
+        check_logs(files, found)
 
 
 FORMATS = [
@@ -639,7 +754,7 @@ FORMATS = [
     Format("rows", "data", row_seeds, read_data, share=4),
     Format("rendered rows", "data", row_seeds, read_rows),
     Format("data files", "data", file_seeds, read_data, share=3),
-    Format("store", "data", store_seeds, read_store),
+    Format("store", "data", store_seeds, read_store, share=2, repair=seal_store),
     Format("config", "models", model_seeds, read_model, mutated="config.json", share=3),
     Format("safetensors", "models", model_seeds, read_model, mutated="safetensors", share=2),
     Format("gguf", "models", gguf_seeds, read_gguf_model, share=3),
@@ -647,14 +762,15 @@ FORMATS = [
     Format("template", "text", template_seeds, read_template, share=0.1, repair=plant_snippet),
     Format("panel", "panels", panel_seeds, read_panel, share=2),
     Format("panel import", "panels", import_seeds, read_import, share=3),
-    Format("server reply", "judges", judge_seeds, read_reply, mutated="reply", share=0.5),
+    Format("server reply", "judges", judge_seeds, read_reply, mutated="reply", share=0.5, repair=fail_request),
     Format("answer", "judges", answer_seeds, read_answer),
     Format("reward", "judges", reward_seeds, read_reward),
     Format("sheet", "judges", sheet_seeds, lambda folder: read_sheet(folder / "sheet.csv")),
     Format("verdict cache", "judges", cache_seeds, read_cache),
     Format("run", "drift", run_seeds, read_run),
     Format("gap", "report", gap_seeds, read_gap, share=0.3),
-    Format("checkpoint", "engine", checkpoint_seeds, read_checkpoint, repair=with_hashes),
+    Format("checkpoint", "engine", checkpoint_seeds, read_checkpoint, share=2, repair=seal_checkpoint),
+    Format("resume", "engine", resume_seeds, read_resume, repair=seal_resume),
 ]
 
 
@@ -662,26 +778,25 @@ FORMATS = [
 
 
 def table(tallies: list[Tally]) -> str:
-    """What became of the inputs, by format."""
+    """What became of the inputs, by format. `places`: lines of the package that refused some of them; `at one`: the
+    share of the refused ones that the busiest of these lines refused."""
     lines = [
-        f"{'format':15} {'inputs':>8} {'accepted':>9} {'refused':>8} {'findings':>9} {'kinds':>6} {'ms each':>8} "
-        f"{'slowest s':>10} {'peak MiB':>9}"
+        f"{'format':14} {'inputs':>8} {'accepted':>9} {'refused':>8} {'places':>7} {'at one':>7} {'findings':>9} "
+        f"{'kinds':>6} {'ms each':>8} {'slowest s':>10} {'peak MiB':>9}"
     ]
+    whole = Tally(Format("all", "", list, print))
     for t in tallies:
-        kinds = len({f.kind for f in t.findings})
+        whole.findings += t.findings
+        for name in ("inputs", "accepted", "refused", "seconds", "places"):
+            setattr(whole, name, getattr(whole, name) + getattr(t, name))
+        whole.slowest, whole.peak_bytes = max(whole.slowest, t.slowest), max(whole.peak_bytes, t.peak_bytes)
+    for t in (*tallies, whole):
+        busiest = max(t.places.values(), default=0) / max(t.refused, 1)
         lines.append(
-            f"{t.format.name:15} {t.inputs:8,} {t.accepted:9,} {t.refused:8,} {len(t.findings):9,} {kinds:6,} "
-            f"{1e3 * t.seconds / t.inputs:8.1f} {t.slowest:10.2f} {t.peak_bytes / 2**20:9.0f}"
+            f"{t.format.name:14} {t.inputs:8,} {t.accepted:9,} {t.refused:8,} {len(t.places):7,} {busiest:7.0%} "
+            f"{len(t.findings):9,} {len({f.kind for f in t.findings}):6,} {1e3 * t.seconds / t.inputs:8.1f} "
+            f"{t.slowest:10.2f} {t.peak_bytes / 2**20:9.0f}"
         )
-    counts = [sum(getattr(t, name) for t in tallies) for name in ("inputs", "accepted", "refused")]
-    each = 1e3 * sum(t.seconds for t in tallies) / counts[0]
-    found = sum(len(t.findings) for t in tallies)
-    slowest, peak = max(t.slowest for t in tallies), max(t.peak_bytes for t in tallies) / 2**20
-    kinds = len({f.kind for t in tallies for f in t.findings})
-    lines.append(
-        f"{'all':15} {counts[0]:8,} {counts[1]:9,} {counts[2]:8,} {found:9,} {kinds:6,} {each:8.1f} {slowest:10.2f} "
-        f"{peak:9.0f}"
-    )
     return "\n".join(lines)
 
 

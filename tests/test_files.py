@@ -56,6 +56,20 @@ def test_a_lock_knows_that_its_folder_has_gone(tmp_path):
     lock.close()
 
 
+def test_a_folder_made_for_the_lock_alone_goes_with_it(tmp_path):
+    """Guards against folders of runs that never began; one that was there, or holds something, stays."""
+    lock = Lock(tmp_path / "run" / "lock", "it is being written")
+    lock.undo()
+    assert not (tmp_path / "run").exists()
+    lock = Lock(tmp_path / "run" / "lock", "it is being written")
+    (tmp_path / "run" / "log").write_text("")
+    lock.undo()
+    assert (tmp_path / "run" / "log").exists()
+    (tmp_path / "old").mkdir()
+    Lock(tmp_path / "old" / "lock", "it is being written").undo()
+    assert (tmp_path / "old").exists()
+
+
 @pytest.mark.parametrize("path", ["file/run/lock", "\0/lock", "x" * 300 + "/lock"])
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, path):
     """Guards a run folder below a file, or with a name that no file system takes."""

@@ -15,8 +15,13 @@ seen = []
 with Requests(SIGNALS) as requests:
     if "tell" in sys.argv:
         requests.tell(seen.append)
-    if "fork" in sys.argv and not os.fork():
-        time.sleep(60)
+    reading, writing = os.pipe()
+    if "fork" in sys.argv:
+        if not os.fork():
+            os.write(writing, b"!")
+            time.sleep(60)
+            os._exit(0)
+        os.read(reading, 1)
     print("ready", flush=True)
     while not seen or "busy" in sys.argv:
         time.sleep(0.01)
@@ -70,5 +75,5 @@ def test_a_forked_child_has_its_own_signals():
     os.killpg(process.pid, signal.SIGTERM)  # ends the child
     time.sleep(1)
     assert process.poll() is None
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

@@ -21,4 +21,4 @@ def printable(text: str) -> str:
     """A text on one line, with escapes in place of control characters, line separators and halves of characters."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import glob
@@ -15,6 +16,7 @@ import weakref
 from pathlib import Path
 
 from vdengine.errors import InputError
+from vdengine.outside import open_regular
 
 
 def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
@@ -112,24 +114,29 @@ class Lock:
     """
 
     def __init__(self, path: Path, what: str) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a+", encoding="utf-8", errors="replace")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{path.parent}: cannot be written ({reason}); name another folder") from None
+        self.path, self._made = path, False  # whether the folder is of this lock alone
         me = f"process {os.getpid()} on {socket.gethostname()}"
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.readline(200).strip() or "another process"
+        while True:  # again where the file was removed between opening and locking it (`undo` of another)
+            try:
+                self._made = self._made or not path.parent.exists()
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(path, "a+", encoding="utf-8", errors="replace")
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise InputError(f"{path.parent}: cannot be written ({reason}); name another folder") from None
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.seek(0)
+                holder = self._file.readline(200).strip() or "another process"
+                self._file.close()
+                raise InputError(f"{path.parent}: {what} by {'this process' if holder == me else holder}") from None
+            except OSError as error:  # a file system without locks
+                reason = f"{path}: cannot be locked ({error.strerror}): let one process alone write here"
+                warnings.warn(reason, stacklevel=3)
+            if not self.removed:
+                break
             self._file.close()
-            raise InputError(f"{path.parent}: {what} by {'this process' if holder == me else holder}") from None
-        except OSError as error:  # a file system without locks
-            warnings.warn(
-                f"{path}: cannot be locked ({error.strerror}): let one process alone write here", stacklevel=3
-            )
         # A forked child shares the lock, and would hold it after this process has been killed.
         held = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _close_in_child(held()))
@@ -141,6 +148,14 @@ class Lock:
     def removed(self) -> bool:
         """Whether someone has removed the file, or the folder around it, meanwhile."""
         return not self._file.closed and os.fstat(self._file.fileno()).st_nlink == 0
+
+    def undo(self) -> None:
+        """Release it, and remove the folder if it was made for the lock and holds nothing else."""
+        if self._made and [p.name for p in self.path.parent.iterdir()] == [self.path.name]:
+            self.path.unlink()
+            with contextlib.suppress(OSError):  # another process has begun to use it
+                self.path.parent.rmdir()
+        self.close()
 
     def close(self) -> None:
         """Release it. Again is nothing."""
@@ -171,9 +186,13 @@ def check_space(folder: Path, num_bytes: float, what: str) -> None:
 
 
 def digest(path: Path, size: int | None = None) -> str:
-    """BLAKE2b of a file's bytes, or of its first `size`: 32 hex digits."""
+    """BLAKE2b of a file's bytes, or of its first `size`: 32 hex digits.
+
+    Raises:
+        InputError: no such file, or none that is regular.
+    """
     hasher = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if size is None:
             return hashlib.file_digest(file, lambda: hasher).hexdigest()
         while size > 0 and (block := file.read(min(size, 2**20))):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from helpers.rows import assistant, error, load, user, write
 
+from vdengine.data import rowfiles
 from vdengine.data.locate import resolve
 from vdengine.data.meanings import UNREAD
 from vdengine.data.rowfiles import raw_rows
@@ -19,7 +20,7 @@ CHAT = {"messages": [user("q"), assistant("yes")]}
 LATE = 10**18  # milliseconds: the year 31,690,708
 
 
-def tables(tmp_path: Path, table: Any) -> list[Path]:
+def tables(tmp_path: Path, table: Any, chunk: int = 2) -> list[Path]:
     """A table as Parquet and in both of Arrow's formats."""
     import pyarrow.ipc
     import pyarrow.parquet
@@ -28,7 +29,7 @@ def tables(tmp_path: Path, table: Any) -> list[Path]:
     pyarrow.parquet.write_table(table, paths[0])
     for path, new in zip(paths[1:], (pyarrow.ipc.new_stream, pyarrow.ipc.new_file), strict=True):
         with new(path, table.schema) as writer:
-            writer.write_table(table, max_chunksize=2)
+            writer.write_table(table, max_chunksize=chunk)
     return paths
 
 
@@ -97,6 +98,63 @@ def test_a_line_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path = tmp_path / "c.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"prompt": ["x" * 2**21], "completion": ["a"]}), path)
     assert error(load, path, "sft") == f"{path}: its rows have more than 1 MiB each, the most of one row"
+
+
+def test_hostile_tables(tmp_path: Path) -> None:
+    """Guards the process: offsets of an Arrow file that point beyond its bytes, a Parquet file whose description of a
+    column ends the process where pyarrow is asked for it, names that are no text."""
+    import numpy as np
+    import pyarrow as pa
+
+    offsets = pa.py_buffer(np.array([0, 2**30, 4], np.int32).tobytes())
+    words = pa.Array.from_buffers(pa.utf8(), 2, [None, offsets, pa.py_buffer(b"abcd")])
+    batch = pa.RecordBatch.from_arrays([words, words], ["prompt", "completion"])
+    path = tmp_path / "a.arrow"
+    with pa.ipc.new_stream(path, batch.schema) as writer:
+        writer.write_batch(batch)
+    assert "not a usable Arrow file" in error(load, path, "sft")
+    tables(tmp_path, pa.table({"prompt": ["q"], "completion": ["a"]}))
+    for name in ("stream.arrow", "file.arrow", "a.parquet"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes().replace(b"prompt", b"pr\x80mpt"))
+        assert str(path) in error(load, path, "sft")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["\\ud800"]}')
+    assert error(resolve, str(tmp_path / "saved")).endswith("'splits' must be a list of folders")
+
+
+def test_a_damaged_parquet_file_does_not_end_the_process(tmp_path: Path) -> None:
+    """Guards against asking pyarrow for a column's description: of this file that is an abort, for its histogram of
+    definition levels has other entries than its levels have."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pa.table({"prompt": ["q", None], "completion": ["a", "b"]}), path)
+    whole = path.read_bytes()
+    seen = set()
+    for at in range(len(whole) - 600, len(whole) - 8):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            load(path, "sft")
+        except ValueError as caught:  # an InputError
+            seen.add(str(caught)[-60:])
+    assert len(seen) > 5
+
+
+def test_rows_that_repeat_a_long_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the memory against a small file with a long value once, which all of its rows have."""
+    import pyarrow as pa
+
+    monkeypatch.setattr("vdengine.data.rowfiles.LARGE", 2**20)
+    words = pa.array(["x" * 2**17] * 100).dictionary_encode()
+    made: list[int] = []
+    real = rowfiles._as_dicts
+    monkeypatch.setattr(rowfiles, "_as_dicts", lambda batch, names: made.append(batch.num_rows) or real(batch, names))
+    for path in tables(tmp_path, pa.table({"prompt": words, "completion": ["a"] * 100}), 100):
+        rows = list(raw_rows(path, "x"))
+        assert len(rows) == 100 and rows[99][1]["prompt"] == "x" * 2**17 and rows[99][0] == "x row 100"
+    assert max(made) <= 4 and sum(made) == 300
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from helpers.stores import ByteRenderer, ByteTokenizer, Rendered, build, pair, w
 
 from vdengine.data.formats import read
 from vdengine.data.locate import resolve
-from vdengine.data.store import Store
+from vdengine.data.store import DTYPES, Store, _check
 from vdengine.errors import InputError
+from vdengine.files import digest
 from vdengine.trees import Tree, pack, pack_store
 
 
@@ -279,6 +280,72 @@ def test_damaged_store_is_rebuilt(tmp_path: Path, how: str, capsys: pytest.Captu
     assert [p.name for p in (tmp_path / "store").iterdir()] == [store.folder.name]
     said = capsys.readouterr().err.splitlines()
     assert len(said) == (how != "unfinished") and all("it is built again" in line for line in said)
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Write a store's manifest for the arrays that are there, as whoever changed them would."""
+    manifest = json.loads((folder / "manifest.json").read_text()) | changes
+    del manifest["check"]
+    manifest["bytes"] = {name: (folder / f"{name}.npy").stat().st_size for name in DTYPES}
+    manifest["hashes"] = {name: digest(folder / f"{name}.npy") for name in DTYPES}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"check": _check(manifest)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tokens", lambda a: a - 10, "tokens.npy has other ids than 0 to 124"),
+        ("tokens", lambda a: np.append(a[:-1], np.int32(125)), "tokens.npy has other ids than 0 to 124"),
+        ("tokens", lambda a: a.astype(np.int64), "tokens.npy is no array of int32 in one dimension"),
+        ("scored", lambda a: a[:-1], "scored.npy has"),
+        ("prompt_start", lambda a: a + 2**62, "beyond the tokens"),
+        ("prompt_len", lambda a: a - 2**62, "beyond the tokens"),
+        ("branch_len", lambda a: a + (a == a.max()) * 2**40, "beyond the tokens"),
+        ("branch_scored", lambda a: a + 100, "more than a branch has"),
+        ("tree_start", lambda a: a[::-1], "does not count the branches"),
+        ("row_index", lambda a: a - 5, "that no row has"),
+        ("margin", lambda a: a * np.nan, "that no row has"),
+        (None, b"\x93NUMPY\x01\x00\x10\x00{'descr': '<i4',\n", "not a usable array"),
+        ("max_token_id", 200, "tokens.npy has other ids than 0 to 200"),
+        ("max_token_id", 2**40, "it has the token id 1099511627776; the model has the ids 0 to 258"),
+        ("kind", "sft", "says that it is of kind 'sft'"),
+        ("inputs", {}, "another one than its name says"),
+        ("sources", [], "says that there are 0 trees of 2"),
+        ("sources", [{"name": 1}], "TypeError"),
+    ],
+)
+def test_a_store_of_someone_else_fits_together(
+    tmp_path: Path, name: str | None, change: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards the kernels against a store in a shared cache whose hashes are right and whose indexes or ids are not: one
+    line, and it is built again."""
+    path = write(tmp_path / "a.jsonl", ROWS)
+    store = build(path, tmp_path)
+    expected, file = store.tree(1), store.folder / f"{name}.npy"
+    if name is None:
+        (store.folder / "tokens.npy").write_bytes(change)
+    elif name in DTYPES:
+        array = np.load(file)
+        changed = change(array)
+        np.save(file, changed if changed.dtype == np.int64 else changed.astype(array.dtype))
+    reseal(store.folder, **({} if name is None or name in DTYPES else {name: change}))
+    with pytest.raises(InputError, match="not a whole store") as caught:
+        Store.open(store.folder, vocab_size=259)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert build(path, tmp_path, vocab_size=259).tree(1) == expected
+    assert capsys.readouterr().err.count("it is built again") == 1
+
+
+def test_ids_are_those_of_the_model(tmp_path: Path) -> None:
+    """Guards the embedding against ids that the model does not have, on ranks too that read no hashes."""
+    store = build(write(tmp_path / "a.jsonl", ROWS), tmp_path)
+    assert Store.open(store.folder, verify=False, vocab_size=125).max_token_id == 124
+    with pytest.raises(InputError, match="has the token id 124; the model has the ids 0 to 123"):
+        Store.open(store.folder, verify=False, vocab_size=124)
+    (store.folder / "margin.npy").unlink()
+    os.mkfifo(store.folder / "margin.npy")
+    with pytest.raises(InputError, match="margin.npy: not a regular file"):
+        Store.open(store.folder)
 
 
 def test_a_complete_cache_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

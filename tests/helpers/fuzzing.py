@@ -15,6 +15,7 @@ import faulthandler
 import gzip
 import io
 import json
+import math
 import multiprocessing
 import os
 import pickletools
@@ -26,7 +27,7 @@ import struct
 import sys
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -34,11 +35,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from vdengine.errors import InputError
+import numpy as np
+
+from vdengine.errors import LONGEST, InputError
 
 SECONDS = 10.0
 MEMORY_BYTES = 1 << 30  # of addresses, above what the process has when it begins
-MESSAGE_CHARS = 2000  # of one line
 RUN = 400  # inputs that a process reads before a fresh one takes its place
 
 ODD = ("missing", "folder", "fifo", "loop", "device")  # what may stand where a file should be
@@ -55,7 +57,7 @@ class Format:
     target: Callable[[Path], object]  # reads such a folder
     mutated: str = ""  # a regular expression: only files whose path it matches are changed
     share: float = 1.0  # of a campaign's inputs, beside the other formats'
-    repair: Callable[[Files], Files] | None = None  # makes hashes right again, for half of the inputs
+    repair: Callable[[Files], Files] | None = None  # makes hashes right again, for most of the inputs
 
 
 # ------------------------------------------------------------------------------------------------------ mutations
@@ -69,26 +71,8 @@ VALUES: list[Any] = [
     [], [[]], [None], [1, "a", None], ["a"] * 2000, {}, {"": {}}, {"a": None}, [[[[[[[[1]]]]]]]], [{"a": [{"b": {}}]}],
 ]  # fmt: skip
 NUMBERS = [
-    0,
-    1,
-    2,
-    3,
-    7,
-    8,
-    127,
-    128,
-    255,
-    256,
-    2**15,
-    2**16 - 1,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**40,
-    2**62,
-    2**63,
-    2**64 - 1,
-]
+    0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1
+]  # fmt: skip
 RAW = [  # tokens that no value is written as
     "9" * 5000, "-" + "9" * 5000, "1e400", "-1e400", "1e-400", "NaN", "Infinity", "-Infinity", "[" * 3000 + "]" * 3000,
     '{"a":' * 3000 + "1" + "}" * 3000, "[" * 100_000, "", "nul", "'x'", "0x10", "01", "1_000", '"\\u0000"',
@@ -108,13 +92,16 @@ TOML = [
 
 
 def mutate(rng: Random, path: str, data: bytes) -> bytes | str:
-    """A content with one thing in it changed, as its suffix says or byte by byte; or one of ODD."""
-    if rng.random() < 0.02:
-        return rng.choice((*ODD, b""))
-    change = _BY_SUFFIX.get(Path(path).suffix or Path(path).name)
-    if change is not None and rng.random() < 0.75:
+    """A content with one thing in it changed, or one of ODD in its place."""
+    return rng.choice((*ODD, b"")) if rng.random() < 0.02 else damage(rng, path, data)
+
+
+def damage(rng: Random, path: str, data: bytes) -> bytes:
+    """A content with one thing in it changed, as its suffix says or byte by byte."""
+    by_suffix = _BY_SUFFIX.get(Path(path).suffix or Path(path).name)
+    if by_suffix is not None and rng.random() < 0.75:
         try:
-            return change(rng, data)
+            return by_suffix(rng, data)
         except Exception:  # an earlier mutation has broken its structure
             pass
     return _bytes(rng, data)
@@ -265,15 +252,72 @@ def _csv(rng: Random, data: bytes) -> bytes:
     return out.getvalue().encode("utf-8", "surrogatepass")
 
 
+def _inside(head: float) -> Callable[[Random, bytes], bytes]:
+    """Changes of bytes, half of them in the last part of the file, where its description is."""
+
+    def change(rng: Random, data: bytes) -> bytes:
+        at = int(len(data) * head) if rng.random() < 0.5 else 0
+        return data[:at] + _bytes(rng, data[at:])
+
+    return change
+
+
+def _npy(rng: Random, data: bytes) -> bytes:
+    """Another number in an array, or another header."""
+    array = np.load(io.BytesIO(data)).copy()
+    match rng.randrange(6):
+        case 0:
+            array = rng.choice((array[:-1], np.append(array, array[-1:]), array.reshape(1, -1), array[::-1]))
+        case 1:
+            array = array.astype(rng.choice(("int8", "float64", ">i8", "complex64", "S4", "bool")))
+        case 2:
+            head, sep, rest = data.partition(b"\n")
+            fields = rng.choice((b"(1099511627776,)", b"(-1,)", b"(True,)", b"()", b"(2**60,)", b"(5", b"'x'"))
+            return re.sub(rb"\(\d*,?\)", fields, head)[: len(head)].ljust(len(head)) + sep + rest
+        case _:
+            flat = array.view(f"u{array.itemsize}")
+            for _ in range(rng.choice((1, 1, 3))):
+                at, old = rng.randrange(len(flat)), int(flat[rng.randrange(len(flat))])
+                number = rng.choice((*NUMBERS, old, old + 1, old - 1, -1))
+                flat[at] = number % 2 ** (8 * array.itemsize)
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
 def _gz(rng: Random, data: bytes) -> bytes:
     if rng.random() < 0.02:
         return gzip.compress(b'{"a":"') + 256 * gzip.compress(b"a" * (1 << 20))  # one line of 256 MiB
-    return gzip.compress(_lines(rng, gzip.decompress(data)), 1)
+    text = gzip.decompress(data)
+    return gzip.compress(_json(rng, text) if text.startswith(b"[") else _lines(rng, text), 1)
 
 
 def _safetensors(rng: Random, data: bytes) -> bytes:
     (size,) = struct.unpack("<Q", data[:8])
-    header = _json(rng, data[8 : 8 + size])
+    header = data[8 : 8 + size]
+    if rng.random() < 0.4:  # what the library takes, and a model may not
+        tensors = json.loads(header)
+        name = rng.choice([name for name in tensors if name != "__metadata__"])
+        tensor = tensors[name]
+        match rng.randrange(4):
+            case 0:
+                tensor["dtype"] = rng.choice(("I32", "U32", "F32"))
+            case 1:  # of half the bytes, twice as many
+                tensor |= {
+                    "dtype": rng.choice(("BF16", "F16", "I16")),
+                    "shape": [*tensor["shape"][:-1], tensor["shape"][-1] * 2],
+                }
+            case 2:
+                tensor["shape"] = rng.choice(
+                    (tensor["shape"][::-1], [1, *tensor["shape"]], [math.prod(tensor["shape"])])
+                )
+            case _:
+                tensors[rng.choice((name + "x", name.replace("0", "1"), "\ud800", "lm_head.weight"))] = tensors.pop(
+                    name
+                )
+        header = json.dumps(tensors).encode()
+    else:
+        header = _json(rng, header)
     return struct.pack("<Q", len(header)) + header + data[8 + size :]
 
 
@@ -360,7 +404,8 @@ def _pickle(rng: Random, data: bytes) -> bytes:
 
 _BY_SUFFIX: dict[str, Callable[[Random, bytes], bytes]] = {
     ".json": _json, ".jsonl": _lines, ".toml": _toml, ".csv": _csv, ".gz": _gz, ".safetensors": _safetensors,
-    ".gguf": _gguf, ".txt": _text, ".jinja": _text, ".metadata": _pickle,
+    ".gguf": _gguf, ".txt": _text, ".jinja": _text, ".metadata": _pickle, ".npy": _npy,
+    ".parquet": _inside(0.6), ".arrow": _inside(0.5),
 }  # fmt: skip
 
 
@@ -376,7 +421,7 @@ def make_input(format: Format, seeds: Sequence[Files], seed: int, number: int) -
         content = files[name]
         if isinstance(content, bytes):
             files[name] = mutate(rng, name, content)
-    return format.repair(files) if format.repair and rng.random() < 0.5 else files
+    return format.repair(files) if format.repair and rng.random() < 0.8 else files
 
 
 def lay(folder: Path, files: Files) -> None:
@@ -402,7 +447,7 @@ def lay(folder: Path, files: Files) -> None:
 
 
 def verdict(target: Callable[[Path], object], folder: Path, *, whole: bool = False) -> tuple[str, str]:
-    """("accepted" | "refused" | "finding", what was seen). A `whole` input must be accepted."""
+    """("accepted", ""), ("refused", where) or ("finding", what was seen). A `whole` input must be accepted."""
     try:
         target(folder)
     except InputError as error:
@@ -410,22 +455,33 @@ def verdict(target: Callable[[Path], object], folder: Path, *, whole: bool = Fal
         fault = "refuses a whole input" if whole else ""
         if len(message.splitlines()) != 1:
             fault = "message is not one line"
-        elif len(message) > MESSAGE_CHARS:
-            fault = f"message above {MESSAGE_CHARS} characters"
+        elif len(message) > LONGEST:
+            fault = f"message above {LONGEST} characters"
         elif not message.isprintable():
             fault = "message holds what cannot be printed"
-        return ("finding", f"{fault} at {_place(error)}: {message[:200]!r}") if fault else ("refused", message)
+        return ("finding", f"{fault} at {_place(error)}: {message[:200]!r}") if fault else ("refused", _place(error))
     except BaseException as error:  # a panic in Rust and SystemExit are no Exceptions
         first = (str(error).splitlines() or [""])[0][:200]
         return "finding", f"{type(error).__name__} at {_place(error)}: {first!r}"
     return "accepted", ""
 
 
+def read_or_refused(read: Callable[[], object]) -> bool:
+    """Whether `read` came to an end; else it must have kept the rule."""
+    outcome, what = verdict(lambda _: read(), Path())
+    if outcome == "finding":
+        raise AssertionError(what)
+    return outcome == "accepted"
+
+
 def _place(error: BaseException) -> str:
-    """The innermost line of the package that the error passed through."""
+    """The innermost line of the package that the error, or the one it stands for, passed through; not a guard's."""
+    while isinstance(error, InputError) and error.__context__ is not None:
+        error = error.__context__
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if "/vdengine/" in f.filename or "/kernels/" in f.filename] or frames
-    return f"{'/'.join(Path(ours[-1].filename).parts[-2:])}:{ours[-1].lineno} {ours[-1].name}"
+    ours = [f for f in frames if "/vdengine/" in f.filename or "/kernels/" in f.filename]
+    at = ([f for f in ours if not f.filename.endswith("/outside.py")] or ours or frames)[-1]
+    return f"{'/'.join(Path(at.filename).parts[-2:])}:{at.lineno} {at.name}"
 
 
 @dataclass(frozen=True)
@@ -454,6 +510,7 @@ class Tally:
     seconds: float = 0.0  # in the reader
     slowest: float = 0.0  # seconds of one input
     peak_bytes: int = 0  # resident, above what the process had at its beginning
+    places: Counter[str] = field(default_factory=Counter)  # lines of the package that refused
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -528,6 +585,7 @@ def campaign(
         else:
             tally.accepted += found[0] == "accepted"
             tally.refused += found[0] == "refused"
+            tally.places[found[1]] += found[0] == "refused"
 
     while waiting or active:
         while waiting and len(active) < jobs:

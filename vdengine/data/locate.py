@@ -26,7 +26,7 @@ from urllib.parse import parse_qs
 
 from vdengine.data.rowfiles import EXTENSIONS, count, is_data, raw_rows
 from vdengine.errors import InputError
-from vdengine.outside import first_line, json_object, open_regular, printable
+from vdengine.outside import first_line, is_text, json_object, open_regular, printable
 
 SYNTH = "values-synth"
 SYNTH_VARIANTS = ("support", "oppose", "shuffled")
@@ -251,8 +251,8 @@ def _saved_files(path: Path) -> list[str] | None:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name stays in its folder."""
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    """Whether a name is one of a file, and stays in its folder."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name and is_text(name)
 
 
 def _split_of(file_name: str) -> str | None:

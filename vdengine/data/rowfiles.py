@@ -1,6 +1,7 @@
 """Reading the rows of one file as they are: JSON (one object a line, or one array), Parquet, Arrow.
 
-Memory is bounded whatever the file: a line of text, and the mean row of a Parquet row group, may have `ROW_BYTES`.
+Memory is bounded: a line of text, and the mean row of a Parquet row group, may have `ROW_BYTES`; and of a table so few
+rows are made at a time that even rows which all repeat one long value take `LARGE` bytes at most.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "sta
 # Of one row. A row that can be trained on has some texts of `max_tokens` (100,000 tokens are about 0.5 MB), and what
 # else its line has is parsed with it. This is far above both, and keeps a line of a .gz from filling the memory.
 ROW_BYTES = 64 * MIB
-_BATCH = 256  # rows of a Parquet file that are in memory at a time
+_BATCH = 256  # rows of a table that are made at a time, at most
 
 T = TypeVar("T")
 
@@ -127,13 +128,22 @@ def _line_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
 
 
 def _array_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
-    data = _reading(path, label, lambda file: file.read(LARGE + 1))
+    data = _reading(path, label, _all)
     if len(data) > LARGE:
         raise InputError(f"{label}: an array of more than {LARGE // MIB} MiB; write one row a line (.jsonl)")
     rows = parse_json(_text(data, label, "file"), label)
     del data
     for number, row in enumerate(rows, 1):
         yield f"{label} row {number}", row
+
+
+def _all(file: IO[bytes]) -> bytes:
+    """What the file holds, or the first bytes of it, above `LARGE`. In blocks: read(n) asks for n bytes of memory,
+    however short the file."""
+    data = bytearray()
+    while len(data) <= LARGE and (block := file.read(MIB)):
+        data += block
+    return bytes(data)
 
 
 def _text(data: bytes, where: str, unit: str) -> str:
@@ -150,12 +160,28 @@ def _table_rows(path: Path, label: str, also: Collection[str]) -> Iterator[tuple
     batches = _parquet_batches(path, label, also) if path.name.endswith(".parquet") else _arrow_batches(path, label)
     number = 0
     for names, batch in batches:
-        with parsing(f"{label} rows {number + 1} to {number + batch.num_rows}", "table"):
-            rows = _as_dicts(batch, [name for name in names if is_read(name) or name in also])
+        columns = [name for name in names if is_read(name) or name in also]
         unread = dict.fromkeys(names, UNREAD)
-        for row in rows:
-            number += 1
-            yield f"{label} row {number}", {**unread, **row}
+        for first, size in _parts(batch, label):
+            with parsing(f"{label} rows {number + 1} to {number + size}", "table"):
+                rows = _as_dicts(batch.slice(first, size), columns)
+            for row in rows:
+                number += 1
+                yield f"{label} row {number}", {**unread, **row}
+
+
+def _parts(batch: Any, label: str) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of the parts in which a record batch is made into rows."""
+    with parsing(label, "table"):
+        size = _at_once(batch.nbytes)
+    for first in range(0, batch.num_rows, size):
+        yield first, min(size, batch.num_rows - first)
+
+
+def _at_once(num_bytes: int) -> int:
+    """How many rows to make at a time of values that have `num_bytes` together where they are stored. A dictionary has
+    a value once that all rows may have, so each row may become as large as all that is stored."""
+    return max(1, min(_BATCH, LARGE // 2 // max(num_bytes, 1)))  # as columns, and as rows made of them
 
 
 def _parquet_batches(path: Path, label: str, also: Collection[str]) -> Iterator[tuple[list[str], Any]]:
@@ -167,20 +193,16 @@ def _parquet_batches(path: Path, label: str, also: Collection[str]) -> Iterator[
             file = pyarrow.parquet.ParquetFile(raw)
             names: list[str] = file.schema_arrow.names
             columns = [name for name in names if is_read(name) or name in also]
-            sizes = [_mean_bytes(file.metadata.row_group(i), columns) for i in range(file.num_row_groups)]
-        if max(sizes, default=0) > ROW_BYTES:
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            # Of all columns: to ask pyarrow for one column of a damaged file may end the process.
+            sizes = [(group.total_byte_size, group.num_rows) for group in groups]
+        if any(size > ROW_BYTES * max(rows, 1) for size, rows in sizes):
             raise InputError(f"{label}: its rows have more than {ROW_BYTES // MIB} MiB each, the most of one row")
+        at_once = _at_once(max((size for size, _ in sizes), default=0))
         with parsing(label, "Parquet file"):
-            batches = file.iter_batches(batch_size=_BATCH, columns=columns)
+            batches = file.iter_batches(batch_size=at_once, columns=columns)
         for batch in _each(batches, label, "Parquet file"):
             yield names, batch
-
-
-def _mean_bytes(group: Any, columns: list[str]) -> float:
-    """Bytes of a row of a Parquet row group, decompressed, in the columns that are read."""
-    chunks = (group.column(i) for i in range(group.num_columns))
-    size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
-    return size / max(group.num_rows, 1)  # type: ignore[no-any-return]
 
 
 def _arrow_batches(path: Path, label: str) -> Iterator[tuple[list[str], Any]]:
@@ -197,7 +219,10 @@ def _arrow_batches(path: Path, label: str) -> Iterator[tuple[list[str], Any]]:
             else:
                 batches = iter(pyarrow.ipc.open_stream(raw))
         for batch in _each(batches, label, "Arrow file"):
-            yield batch.schema.names, batch
+            with parsing(label, "Arrow file"):
+                batch.validate(full=True)  # offsets of the file are addresses otherwise
+                names = batch.schema.names
+            yield names, batch
 
 
 def _each(items: Iterator[T], label: str, what: str) -> Iterator[T]:

@@ -47,7 +47,7 @@ from vdengine.data.rendering import RenderedRow, render
 from vdengine.data.storefolder import ArrayFile, give_name, partial_folder
 from vdengine.errors import InputError
 from vdengine.files import digest, sync_folder
-from vdengine.outside import first_line, json_object, printable
+from vdengine.outside import first_line, is_count, json_object, open_regular, parsing, printable
 from vdengine.progress import progress as show
 from vdengine.text.renderer import Rendered
 from vdengine.trees import Tree
@@ -125,35 +125,73 @@ class Store:
         return cls(Path(), {"hash": "", "kind": kind, "max_token_id": -1, "sources": []}, arrays)
 
     @classmethod
-    def open(cls, folder: str | Path, names: Sequence[str] | None = None, *, verify: bool = True) -> Store:
-        """Open a complete store.
+    def open(
+        cls,
+        folder: str | Path,
+        names: Sequence[str] | None = None,
+        *,
+        verify: bool = True,
+        vocab_size: int | None = None,
+    ) -> Store:
+        """Open a complete store. Whoever wrote it, its arrays fit together afterwards.
 
         Args:
             names: of the sources in messages. A store is found by its content, so the names in its manifest may be
                 those of an earlier run.
-            verify: read every array, and compare its hash with the manifest's. Sizes are compared always.
+            verify: read every array, and compare its hash with the manifest's, and the ids with what it says of them.
+                All else is compared always.
+            vocab_size: the model's; the ids must be below it.
 
         Raises:
-            InputError: there is no store, or files of it are missing, cut short or damaged.
+            InputError: there is no store, or files of it are missing, cut short or damaged, or do not fit together.
         """
         folder = Path(folder)
         try:
             manifest = json_object(folder / MANIFEST)
             if manifest.pop("check", None) != _check(manifest):
                 raise InputError(f"{MANIFEST} is damaged")
-            for name in DTYPES:
+            if not manifest["hash"] == _key(manifest["inputs"]) == folder.name:
+                raise InputError("it is another one than its name says")
+            if not is_count(most := manifest["max_token_id"], vocab_size or 2**31):
+                raise InputError(
+                    f"it has the token id {most!r}; the model has the ids 0 to {(vocab_size or 2**31) - 1}"
+                )
+            arrays = {}
+            for name, dtype in DTYPES.items():
                 path = folder / f"{name}.npy"
-                if path.stat().st_size != manifest["bytes"][name]:
+                with open_regular(path) as file:
+                    size = os.fstat(file.fileno()).st_size
+                if size != manifest["bytes"][name]:
                     raise InputError(f"{path.name} should have {manifest['bytes'][name]} bytes")
                 if verify and digest(path) != manifest["hashes"][name]:
                     raise InputError(f"{path.name} is damaged")
-            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in DTYPES}
-            for info, name in zip(manifest["sources"], names or [], strict=False):
-                info["name"] = name
-            return cls(folder, manifest, arrays)
-        except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+                with parsing(path.name, "array"):
+                    arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+                if arrays[name].dtype != dtype or arrays[name].ndim != 1:
+                    raise InputError(f"{path.name} is no array of {np.dtype(dtype)} in one dimension")
+            _check_layout(arrays)
+            for info, source_name in zip(manifest["sources"], names or [], strict=False):
+                info["name"] = source_name
+            store = cls(folder, manifest, arrays)
+            store._check_manifest(verify)
+            return store
+        except (OSError, KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
             why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {first_line(error)}"
-            raise InputError(f"{folder}: not a whole store ({why})") from error
+            raise InputError(f"{folder}: not a whole store ({why.removeprefix(f'{folder}/')})") from None
+
+    def _check_manifest(self, verify: bool) -> None:
+        """Check what the manifest says against the arrays, which fit together. As in `open`."""
+        if self.kind != self.manifest["inputs"]["kind"]:
+            raise InputError(f"{MANIFEST} says that it is of kind {self.kind!r}")
+        for info in self.sources:
+            counts = (info.rows, info.trees, info.truncated, *info.dropped.values(), *info.noted.values())
+            words = (info.name, info.format, info.overlong, *info.unread, *info.dropped, *info.noted)
+            if not all(map(is_count, counts)) or not all(isinstance(word, str) for word in words):
+                raise InputError(f"{MANIFEST} does not say how many rows its sources have")
+        if self.source_start[-1] != len(self):
+            raise InputError(f"{MANIFEST} says that there are {self.source_start[-1]} trees of {len(self)}")
+        if verify and (int(self.tokens.min(initial=0)) < 0 or int(self.tokens.max(initial=-1)) != self.max_token_id):
+            raise InputError(f"tokens.npy has other ids than 0 to {self.max_token_id}, which {MANIFEST} says")
 
     def __len__(self) -> int:
         """Number of trees."""
@@ -214,6 +252,33 @@ class Store:
         return "\n".join(lines) or "no rows"
 
 
+def _check_layout(arrays: dict[str, np.ndarray]) -> None:
+    """Check that the arrays of a store fit together, so that no index goes beyond one.
+
+    Raises:
+        InputError: they do not.
+    """
+    trees, branches, tokens = (len(arrays[name]) for name in ("row_index", "branch_start", "tokens"))
+    lengths = {"prompt_start": trees, "prompt_len": trees, "tree_start": trees + 1, "margin": trees}
+    lengths |= {"branch_len": branches, "branch_scored": branches, "scored": tokens}
+    for name, length in lengths.items():
+        if len(arrays[name]) != length:
+            raise InputError(f"{name}.npy has {len(arrays[name])} values, where {length} belong")
+    first = arrays["tree_start"]  # [n+1]
+    if first[0] != 0 or first[-1] != branches or (first[1:] < first[:-1]).any():
+        raise InputError("tree_start.npy does not count the branches")
+    for part in ("prompt", "branch"):
+        start, length = arrays[f"{part}_start"], arrays[f"{part}_len"]  # [n] or [B]
+        # not start + length, which may overflow
+        if ((start < 0) | (length < 1) | (length > tokens) | (start > tokens - length)).any():
+            raise InputError(f"{part}_start.npy and {part}_len.npy go beyond the tokens")
+    scored = arrays["branch_scored"]  # [B]
+    if ((scored < 0) | (scored > arrays["branch_len"])).any():
+        raise InputError("branch_scored.npy counts more than a branch has")
+    if (arrays["row_index"] < 0).any() or not np.isfinite(arrays["margin"]).all():
+        raise InputError("row_index.npy or margin.npy has a value that no row has")
+
+
 def _span(array: np.ndarray, start: int, length: int) -> list[int]:
     return array[start : start + length].tolist()
 
@@ -231,6 +296,7 @@ def build_store(
     workers: int | None = None,
     verify: bool = True,
     reserved: int = 0,
+    vocab_size: int | None = None,
 ) -> Store:
     """Open the store of these sources. If there is no whole one in `cache`, tokenise them first.
 
@@ -248,6 +314,7 @@ def build_store(
             not depend on it.
         verify: whether a store that is there already is read whole to compare hashes. One rank is enough.
         reserved: tokens that data.max_tokens has above `max_tokens`; for messages, which name that key.
+        vocab_size: the model's. A store with ids that are not below it is built again.
 
     Raises:
         InputError: bad input (the message names file and row), no usable row, or a cache that cannot be written.
@@ -271,11 +338,10 @@ def build_store(
         "max_tokens": max_tokens,
         "overlong": overlong,
     }
-    key = hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=16).hexdigest()
-    folder = _cache_folder(cache) / "store" / key
+    folder = _cache_folder(cache) / "store" / _key(inputs)
     names = [s.name for s in sources]
     try:
-        return Store.open(folder, names, verify=verify)
+        return Store.open(folder, names, verify=verify, vocab_size=vocab_size)
     except InputError as error:
         if _exists(folder / MANIFEST):
             tqdm.write(f"{error}; it is built again", file=sys.stderr)
@@ -294,7 +360,7 @@ def build_store(
             f"{folder.parent}: cannot be written ({error.strerror or first_line(error)}); "
             "make room there, or name another folder (data.cache)"
         ) from None
-    return Store.open(folder, names, verify=False)
+    return Store.open(folder, names, verify=False, vocab_size=vocab_size)
 
 
 def _exists(path: Path) -> bool:
@@ -344,6 +410,11 @@ def _is_whole(folder: Path) -> bool:
     except InputError:
         return False
     return True
+
+
+def _key(inputs: dict[str, Any]) -> str:
+    """The name of the store of these inputs."""
+    return hashlib.blake2b(json.dumps(inputs, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _check(manifest: dict[str, Any]) -> str:

@@ -6,10 +6,14 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from vdengine import recipe as recipes
+from vdengine.engine.clocks import Later
 from vdengine.errors import InputError
 from vdengine.files import bytes_before, rewind
 from vdengine.runfolder import RunFolder
@@ -48,6 +52,16 @@ class Metrics(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return repr(self.row)
+
+
+@dataclass(frozen=True, eq=False)
+class Logged:
+    """A logged step whose numbers are on their way from the device."""
+
+    metrics: Metrics
+    skipped: Later  # `Skips.counts`
+    finite: Later  # [packs]: whether the losses of each were
+    packs: list[tuple[int, Tensor]]  # step and tree ids of each
 
 
 class Tracker(Protocol):

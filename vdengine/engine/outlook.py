@@ -38,18 +38,6 @@ ROWS = 300  # of each source, that are read and tokenised
 DROPPED_SHARE = 0.1  # of rows too long, above which there is a warning
 NO_LIMIT = 2**31 - 1
 
-# Peak learning rates outside of which a run with AdamW is rarely meant: an order of magnitude around what papers and
-# the peers' examples use for full fine-tuning (sources in recipes/).
-USUAL_LR = {
-    "sft": (1e-6, 1e-4),
-    "dpo": (5e-8, 1e-5),
-    "ipo": (5e-8, 1e-5),
-    "simpo": (1e-7, 1e-5),
-    "orpo": (5e-7, 5e-5),
-    "reward": (1e-7, 1e-4),
-    "ppo": (1e-7, 1e-5),
-}
-
 
 @dataclass(frozen=True)
 class Sample(FileSource):
@@ -351,7 +339,7 @@ def _disk(recipe: Recipe, memory: dict[str, Any]) -> dict[str, Any]:
 def _warnings(recipe: Recipe, out: dict[str, Any], store: Store) -> list[str]:
     """What a person should look at before starting."""
     lines = []
-    low, high = USUAL_LR.get(recipe.objective.declaration.name, (0.0, math.inf))
+    low, high = recipe.objective.declaration.usual_lr or (0.0, math.inf)
     lr = recipe.optimizer.lr
     if not low <= lr <= high:
         lines.append(

@@ -25,7 +25,7 @@ from vdengine.engine.parallel import World, main_first
 from vdengine.errors import InputError
 from vdengine.files import write_bytes
 from vdengine.models.transformer import Transformer
-from vdengine.outside import read_bytes
+from vdengine.outside import parsing, read_bytes
 from vdengine.progress import progress
 from vdengine.runfolder import RunFolder
 from vdengine.trees import Pack
@@ -178,7 +178,8 @@ def _read(path: Path, like: np.ndarray) -> tuple[np.ndarray, str]:
         body, check = data[:-DIGEST], data[-DIGEST:]
         if hashlib.blake2b(body, digest_size=DIGEST).digest() != check:
             raise InputError(f"{path}: does not match its hash")
-        sums = np.load(io.BytesIO(body), allow_pickle=False)
+        with parsing(path, "array"):
+            sums = np.load(io.BytesIO(body), allow_pickle=False)
         if sums.shape != like.shape or sums.dtype != like.dtype:
             raise InputError(f"{path}: holds {sums.dtype} {sums.shape}, not {like.dtype} {like.shape}")
     except (InputError, OSError, ValueError, EOFError) as error:

@@ -29,6 +29,7 @@ from vdengine.engine.metadata import cause
 from vdengine.engine.parallel import World, broadcast
 from vdengine.errors import InputError
 from vdengine.files import Lock, check_space, digest, sync_folder, write_text
+from vdengine.recipe import CheckpointKeys
 from vdengine.runfolder import MANIFEST, RunFolder
 
 SPARE = 64 * 2**20  # bytes that are left free beside a checkpoint: names, manifests, logs
@@ -39,17 +40,17 @@ class Saver:
 
     Args:
         lock: of the run folder, on rank 0.
-        keep: the newest so many stay, and the newest one that an update has followed: weights whose next update was
-            skipped as not finite may be spoilt already, and are no ground to give up the ones before.
-        keep_every: those of every so many steps stay as well; 0: none.
+        settings: `keep`: the newest so many stay, and the newest one that an update has followed: weights whose next
+            update was skipped as not finite may be spoilt already, and are no ground to give up the ones before.
+            `keep_every`: those of every so many steps stay as well.
         newest: step of the checkpoint that the run went on from.
     """
 
     def __init__(
-        self, files: RunFolder, world: World, lock: Lock | None, *, keep: int, keep_every: int, newest: int | None
+        self, files: RunFolder, world: World, lock: Lock | None, settings: CheckpointKeys, newest: int | None
     ) -> None:
         self.files, self.world, self.lock = files, world, lock
-        self.keep, self.keep_every, self.newest = keep, keep_every, newest
+        self.settings, self.newest = settings, newest
         cuda = world.device.type == "cuda"
         self.group: Any = dist.new_group(backend="gloo")
         # A CUDA device copies to pinned memory on a stream of its own.
@@ -204,11 +205,11 @@ class Saver:
 
     def _prune(self, proven: int) -> None:
         """Remove the checkpoints that need not stay."""
-        found = checkpoints(self.files.path)
+        found, every = checkpoints(self.files.path), self.settings.keep_every
         good = [folder for folder in found if step_of(folder) <= proven]
-        stay = {*found[-self.keep :], *good[-1:]}
+        stay = {*found[-self.settings.keep :], *good[-1:]}
         for folder in found:
-            if folder not in stay and not (self.keep_every and step_of(folder) % self.keep_every == 0):
+            if folder not in stay and not (every and step_of(folder) % every == 0):
                 _remove(folder)
 
     def _sentence(self, step: int, error: BaseException) -> str:

@@ -126,7 +126,7 @@ class Setup:
                 self._live.release()
         except BaseException:
             if self.lock is not None:
-                self.lock.close()
+                self.lock.undo()
             self.world.close()
             raise
 
@@ -476,15 +476,8 @@ class Setup:
         self.eval_reference = self.reference if same else cached(loader.eval_store, evals)
 
     def _open_saver(self) -> None:
-        c = self.recipe.checkpoint
-        self.saver = Saver(
-            self.files,
-            self.world,
-            self.lock,
-            keep=c.keep,
-            keep_every=c.keep_every,
-            newest=self.resumed_at if self._resumed else None,
-        )
+        newest = self.resumed_at if self._resumed else None
+        self.saver = Saver(self.files, self.world, self.lock, self.recipe.checkpoint, newest)
 
     def _open_extras(self) -> None:
         """What training and held-out rows bring to their losses."""

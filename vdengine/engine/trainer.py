@@ -19,7 +19,7 @@ from vdengine.data.batching import Batch
 from vdengine.engine import trouble
 from vdengine.engine.clocks import Later, Totals, memory_bytes, peak_flops
 from vdengine.engine.given import Given
-from vdengine.engine.metrics import Metrics
+from vdengine.engine.metrics import Logged, Metrics
 from vdengine.engine.optim import apply_update, learning_rate
 from vdengine.engine.own_batch import misused, own_batch, own_probes
 from vdengine.engine.parallel import grad_norm, ordered
@@ -35,16 +35,6 @@ from vdengine.objectives import Objective, Scored
 from vdengine.panels.panel import Panel
 from vdengine.runfolder import RunFolder
 from vdengine.trees import Pack, Tree
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Logged:
-    """A logged step whose numbers are on their way from the device."""
-
-    metrics: Metrics
-    skipped: Later  # `Skips.counts`
-    finite: Later  # [packs]: whether the losses of each were
-    packs: list[tuple[int, Tensor]]  # step and tree ids of each
 
 
 class Trainer(Setup):
@@ -228,10 +218,8 @@ class Trainer(Setup):
                 "start it with more run.steps (or run.epochs) and a new run.folder"
             )
         cached = isinstance(self.reference, CachedReference)
-        problem, packs = (
-            misused(batch, reference, objective=self.objective, has_data=self.has_data, cached=cached),
-            [],
-        )
+        problem = misused(batch, reference, objective=self.objective, has_data=self.has_data, cached=cached)
+        packs: list[Pack] = []
         try:
             packs = own_probes(probes, self.weights.config.vocab_size)
             if packs and self.objective.head == "scalar":

@@ -114,6 +114,7 @@ class Objective:
     check: Callable[[Any], tuple[str, str, str] | None] | None = None  # of a recipe: (section, key, what is wrong)
     at_start: tuple[str, float] | None = None  # a metric whose value is known before the first update
     shown: tuple[tuple[str, str, str], ...] = ()  # (label, metric, format) of the console's line
+    usual_lr: tuple[float, float] | None = None  # peak rates of AdamW outside of which a full fine-tuning is rare
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

@@ -73,4 +73,5 @@ DPO = Objective(
     fused=_fused,
     at_start=("rewards/margins", 0.0),  # the policy is the reference
     shown=SHOWN,
+    usual_lr=(5e-08, 1e-05),
 )

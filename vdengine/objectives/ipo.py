@@ -52,4 +52,5 @@ IPO = Objective(
     settings=Settings,
     at_start=("rewards/margins", 0.0),
     shown=SHOWN,
+    usual_lr=(5e-08, 1e-05),
 )

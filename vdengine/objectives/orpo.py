@@ -75,4 +75,12 @@ def _losses(scored: Scored, s: Settings) -> Losses:
     return orpo(scored.sums, scored.lengths, beta=s.beta)
 
 
-ORPO = Objective("orpo", _losses, rows="preference", branches=2, settings=Settings, shown=SHOWN)
+ORPO = Objective(
+    "orpo",
+    _losses,
+    rows="preference",
+    branches=2,
+    settings=Settings,
+    shown=SHOWN,
+    usual_lr=(5e-07, 5e-05),
+)

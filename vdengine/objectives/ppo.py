@@ -177,4 +177,5 @@ PPO = Objective(
         ("KL", "objective/kl", ".3f"),
         ("length", "completions/mean_length", ".0f"),
     ),
+    usual_lr=(1e-07, 1e-05),
 )

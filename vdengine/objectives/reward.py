@@ -58,4 +58,5 @@ REWARD = Objective(
     head="scalar",
     settings=Settings,
     shown=(("margin", "margin", "+.3f"), ("acc", "accuracy", ".2f")),
+    usual_lr=(1e-07, 0.0001),
 )

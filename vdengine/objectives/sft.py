@@ -21,4 +21,6 @@ def sft(
     return -policy, {}
 
 
-SFT = Objective("sft", lambda scored, settings: sft(scored.sums), rows="sft", branches=1, per="token")
+SFT = Objective(
+    "sft", lambda scored, settings: sft(scored.sums), rows="sft", branches=1, per="token", usual_lr=(1e-6, 1e-4)
+)

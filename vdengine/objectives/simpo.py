@@ -58,4 +58,13 @@ def _fused(scored: Scored, s: Settings) -> Losses:
     return pairs.losses, preference_metrics(*pairs[1:])
 
 
-SIMPO = Objective("simpo", _losses, rows="preference", branches=2, settings=Settings, fused=_fused, shown=SHOWN)
+SIMPO = Objective(
+    "simpo",
+    _losses,
+    rows="preference",
+    branches=2,
+    settings=Settings,
+    fused=_fused,
+    shown=SHOWN,
+    usual_lr=(1e-07, 1e-05),
+)
