@@ -56,14 +56,18 @@ from vdengine.drift.openings import Openings  # noqa: E402
 from vdengine.engine.checkpoint import load_weights, manifest_hash, newest  # noqa: E402
 from vdengine.engine.parallel import World  # noqa: E402
 from vdengine.engine.ppo import pattern_reward  # noqa: E402
+from vdengine.engine.reference import DIGEST  # noqa: E402
+from vdengine.engine.reference import _read as read_sums  # noqa: E402
 from vdengine.engine.resuming import check_fresh, check_logs, differing, holds_a_run  # noqa: E402
+from vdengine.errors import InputError  # noqa: E402
 from vdengine.judges.base import Item, JudgeOptions  # noqa: E402
 from vdengine.judges.cache import VerdictCache  # noqa: E402
 from vdengine.judges.people import read_sheet  # noqa: E402
 from vdengine.judges.rules import stance_of  # noqa: E402
 from vdengine.judges.server import ServerJudge, read_logprobs, read_word  # noqa: E402
+from vdengine.models.families import Llama3Scaling  # noqa: E402
 from vdengine.models.hf_config import config_to_hf  # noqa: E402
-from vdengine.models.transformer import Transformer  # noqa: E402
+from vdengine.models.transformer import Transformer, rope_frequencies  # noqa: E402
 from vdengine.models.weights import build_model, open_weights  # noqa: E402
 from vdengine.outside import json_object, parse_json, read_text  # noqa: E402
 from vdengine.panels.importers import import_panel  # noqa: E402
@@ -339,7 +343,7 @@ def gguf_seeds() -> list[Files]:
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        for name, kind in (("a", "F32"), ("b", "Q8_0")):
+        for name, kind, pre in (("a", "F32", "smollm"), ("b", "Q8_0", "llama-bpe"), ("c", "Q4_1", "qwen2")):
             hidden = 32
             config = replace(TINY, hidden_size=hidden, intermediate_size=hidden, head_dim=16)
             w = gguf.GGUFWriter(folder / f"{name}.gguf", "llama")
@@ -352,7 +356,7 @@ def gguf_seeds() -> list[Files]:
             w.add_rope_freq_base(1e4)
             w.add_layer_norm_rms_eps(1e-5)
             w.add_tokenizer_model("gpt2")
-            w.add_tokenizer_pre("smollm")
+            w.add_tokenizer_pre(pre)
             tokens = [*json.loads(tiny_files()["tokenizer.json"])["model"]["vocab"], "He"]
             added = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
             w.add_token_list([*tokens, *added])
@@ -367,6 +371,10 @@ def gguf_seeds() -> list[Files]:
                 quant = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
                 data = gguf.quants.quantize(array, quant)
                 w.add_tensor(names.get_name(hf_name, (".weight", ".bias")) or hf_name, data, raw_dtype=quant)
+            if pre == "llama-bpe":  # Llama-3.1's
+                scaled = replace(config, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192))
+                plain, rope = (rope_frequencies(c.ropes[0], 16) for c in (config, scaled))
+                w.add_tensor("rope_freqs.weight", (plain / rope).numpy())
             w.write_header_to_file()
             w.write_kv_data_to_file()
             w.write_tensors_to_file()
@@ -417,11 +425,15 @@ def tokenizer_seeds() -> list[Files]:
             t.pre_tokenizer = (
                 pre_tokenizers.Metaspace() if isinstance(model, models.Unigram) else pre_tokenizers.Whitespace()
             )
+        named = [{"name": "default", "template": CHATML}, {"name": "rag", "template": "{{ x }}"}]
+        if isinstance(model, models.WordLevel):
+            settings = settings | {"chat_template": named}
         seeds.append({
             "tokenizer.json": t.to_str().encode(), "tokenizer_config.json": json.dumps(settings).encode(),
             "special_tokens_map.json": b'{"pad_token": "</s>"}',
             "generation_config.json": b'{"eos_token_id": [1, 2], "top_p": 0.9}',
         })  # fmt: skip
+    seeds[-1] |= {"chat_template.jinja": CHATML.encode(), "additional_chat_templates/rag.jinja": b"{{ x }}"}
     return seeds
 
 
@@ -429,7 +441,14 @@ def read_tokenizer(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
     for special in (False, True):
         tokenizer.decode(tokenizer.encode(TEXT, special=special))
-    _ = (tokenizer.vocab_size, tokenizer.hash, tokenizer.vocabulary_hash, tokenizer.uses_bos, tokenizer.stop_ids)
+    _ = (
+        tokenizer.vocab_size,
+        tokenizer.hash,
+        tokenizer.chat_template,
+        tokenizer.vocabulary_hash,
+        tokenizer.uses_bos,
+        tokenizer.stop_ids,
+    )
 
 
 SNIPPETS = [
@@ -748,6 +767,28 @@ def read_resume(folder: Path) -> None:
         check_logs(files, found)
 
 
+def reference_seeds() -> list[Files]:
+    out = io.BytesIO()
+    np.save(out, np.arange(6, dtype=np.float32))
+    return [seal_reference({"sums.npy": out.getvalue() + bytes(DIGEST)})]
+
+
+def seal_reference(files: Files) -> Files:
+    """The sums with the hash of what is before it."""
+    data = files["sums.npy"]
+    if not isinstance(data, bytes):
+        return files
+    body = data[:-DIGEST]
+    return {"sums.npy": body + hashlib.blake2b(body, digest_size=DIGEST).digest()}
+
+
+def read_reference(folder: Path) -> None:
+    """Sums that are not whole are computed anew; here that counts as refused."""
+    _, fault = read_sums(folder / "sums.npy", np.zeros(6, np.float32))
+    if fault:
+        raise InputError(fault)
+
+
 FORMATS = [
     Format("recipe", "recipe", recipe_seeds, read_recipe, share=3),
     Format("saved recipe", "recipe", recipe_seeds, read_saved_recipe, mutated="toml"),
@@ -759,7 +800,7 @@ FORMATS = [
     Format("safetensors", "models", model_seeds, read_model, mutated="safetensors", share=2),
     Format("gguf", "models", gguf_seeds, read_gguf_model, share=3),
     Format("tokenizer", "text", tokenizer_seeds, read_tokenizer, share=3),
-    Format("template", "text", template_seeds, read_template, share=0.1, repair=plant_snippet),
+    Format("template", "text", template_seeds, read_template, share=0.5, repair=plant_snippet),
     Format("panel", "panels", panel_seeds, read_panel, share=2),
     Format("panel import", "panels", import_seeds, read_import, share=3),
     Format("server reply", "judges", judge_seeds, read_reply, mutated="reply", share=0.5, repair=fail_request),
@@ -768,8 +809,9 @@ FORMATS = [
     Format("sheet", "judges", sheet_seeds, lambda folder: read_sheet(folder / "sheet.csv")),
     Format("verdict cache", "judges", cache_seeds, read_cache),
     Format("run", "drift", run_seeds, read_run),
-    Format("gap", "report", gap_seeds, read_gap, share=0.3),
+    Format("gap", "report", gap_seeds, read_gap, share=0.5),
     Format("checkpoint", "engine", checkpoint_seeds, read_checkpoint, share=2, repair=seal_checkpoint),
+    Format("reference", "engine", reference_seeds, read_reference, share=0.5, repair=seal_reference),
     Format("resume", "engine", resume_seeds, read_resume, repair=seal_resume),
 ]
 
@@ -779,7 +821,8 @@ FORMATS = [
 
 def table(tallies: list[Tally]) -> str:
     """What became of the inputs, by format. `places`: lines of the package that refused some of them; `at one`: the
-    share of the refused ones that the busiest of these lines refused."""
+    share of the refused ones that the busiest of these lines refused. Where another library hands errors on (DCP, for
+    checkpoints) or is itself the parser (safetensors), one line stands for many reasons."""
     lines = [
         f"{'format':14} {'inputs':>8} {'accepted':>9} {'refused':>8} {'places':>7} {'at one':>7} {'findings':>9} "
         f"{'kinds':>6} {'ms each':>8} {'slowest s':>10} {'peak MiB':>9}"

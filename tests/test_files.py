@@ -143,3 +143,11 @@ def test_a_digest_of_a_part(tmp_path):
     path.write_bytes(bytes(range(256)) * 9000)
     part.write_bytes(path.read_bytes()[:1_500_000])
     assert digest(path, 1_500_000) == digest(part) != digest(path)
+
+
+def test_a_digest_waits_for_nothing(tmp_path):
+    """Guards against waiting for ever for a FIFO that stands where a shard or a log should be."""
+    os.mkfifo(tmp_path / "fifo")
+    for size in (None, 3):
+        with pytest.raises(InputError, match="not a regular file"):
+            digest(tmp_path / "fifo", size)

@@ -194,7 +194,7 @@ def digest(path: Path, size: int | None = None) -> str:
     hasher = hashlib.blake2b(digest_size=16)
     with open_regular(path) as file:
         if size is None:
-            return hashlib.file_digest(file, lambda: hasher).hexdigest()
+            return hashlib.file_digest(file, lambda: hasher).hexdigest()  # type: ignore[arg-type]
         while size > 0 and (block := file.read(min(size, 2**20))):
             hasher.update(block)
             size -= len(block)

@@ -14,8 +14,8 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: str | Path) -> RunFolder:
-        """The run folder at a path."""
-        return cls(Path(path))
+        """The run folder at a path; "~" is the user's home, as everywhere."""
+        return cls(Path(path).expanduser())
 
     @property
     def recipe(self) -> Path:

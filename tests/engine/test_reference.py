@@ -90,6 +90,19 @@ def test_sums_that_are_not_whole_are_computed_anew(tmp_path, tiny_models, data, 
     third.close()
 
 
+@pytest.mark.parametrize("shape", [b"(2**60,)", b"(1152921504606846976,)", b"(5", b"'x'", b"(3,)"])
+def test_sums_of_someone_else_are_computed_anew(tmp_path, shape):
+    """Guards against a traceback of NumPy, or an array of another length, from a file whose hash is right."""
+    out = io.BytesIO()
+    np.save(out, np.zeros(4, np.float32))
+    head, _, rest = out.getvalue().partition(b"\n")
+    body = head.replace(b"(4,)", shape)[: len(head)].ljust(len(head)) + b"\n" + rest
+    path = tmp_path / "sums.npy"
+    path.write_bytes(body + hashlib.blake2b(body, digest_size=DIGEST).digest())
+    sums, fault = reference._read(path, np.zeros(4, np.float32))
+    assert np.isnan(sums).all() and "computed anew" in fault and "\n" not in fault
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, tiny_models, data, monkeypatch):
     """Guards a run whose shared cache is read-only: it has its own copy, and says that others have none."""
     recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))

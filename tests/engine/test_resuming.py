@@ -6,6 +6,7 @@ import shutil
 import pytest
 from helpers.runs import recipe_of
 
+from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.opening_log import DriftLog
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
@@ -72,7 +73,10 @@ def test_a_log_that_lost_something(recipe, begun, name, damage):
         path.unlink()
     else:
         path.write_bytes(data[: len(data) // 3] if damage == "cut" else bytes(len(data)))
-    with pytest.raises(InputError, match=rf"{path.name}.*(missing|has .* bytes|differs)"):
+    with pytest.raises(
+        InputError,
+        match=rf"{path.name}.*(is missing:|has only .* bytes that it had|has other contents than that it had)",
+    ):
         Trainer(recipe)
     if damage != "missing":
         path.write_bytes(data)
@@ -122,6 +126,42 @@ def test_lost_checkpoints_are_not_started_over(recipe):
     shutil.rmtree(trainer.files.checkpoints)
     with pytest.raises(InputError, match="no checkpoint, though the run came to step 4; starting over would overwrite"):
         Trainer(recipe)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_models_folder_is_no_run_folder(recipe, name):
+    """Guards a model against logs and checkpoints among its files; a folder with a launcher's output is fine."""
+    folder = RunFolder.at(recipe.run.folder).path
+    folder.mkdir()
+    (folder / "slurm.out").write_text("")
+    Trainer(recipe).close()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / name).write_text("")
+    with pytest.raises(InputError, match="is another thing's folder"):
+        Trainer(recipe)
+
+
+def test_home_is_expanded_everywhere(recipe, monkeypatch, tmp_path):
+    """Guards a run folder with "~" against logs in one place and the export in another."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe.run.folder, recipe.checkpoint.export = "~/mine", True
+    finish(recipe)
+    assert {"export", "checkpoints", "metrics.jsonl"} <= {p.name for p in (tmp_path / "mine").iterdir()}
+
+
+def test_a_longer_run_keeps_the_answers_of_its_old_end(recipe):
+    """Guards answers that someone has paid to have judged: the longer run has none at that step, so a copy is kept."""
+    recipe.run.steps, recipe.answers.samples, recipe.answers.probes, recipe.answers.max_tokens = 2, 2, 4, 4
+    finish(recipe)
+    before = AnswerLog.open(recipe.run.folder)
+    recipe.run.steps = 3
+    trainer = Trainer(recipe)
+    trainer.close()
+    (note,) = trainer.notes
+    kept = before.folder / "answers-until-step-2.jsonl"
+    assert note.endswith(f"the 8 of step 2 are kept in {kept}")
+    assert [json.loads(line)["anchor"] for line in kept.read_text().splitlines()] == [a.anchor for a in before.answers]
 
 
 def test_two_runs_on_one_folder(recipe):

@@ -21,15 +21,16 @@ def test_counts():
     assert again.counts.tolist() == [0, 0, 2**40]
 
 
-@pytest.mark.parametrize("spoil", ["nan", "overflow", "lr at the last step"])
+@pytest.mark.parametrize("spoil", ["nan", "overflow", "lr at the last step", "lr", "lr for long"])
 def test_a_run_that_learned_nothing_has_no_good_end(tmp_path, tiny_models, data, spoil):
     """Guards against "Done", exit 0 and an export of weights that are not usable, in a run too short to give up."""
     recipe = recipe_of("sft", tmp_path, str(tiny_models["qwen3"]), str(data))
     recipe.run.steps, recipe.probes.every, recipe.checkpoint.export = 2, 0, True
-    if spoil == "lr at the last step":
-        recipe.run.steps, recipe.optimizer.lr = 1, 1e30
+    if spoil.startswith("lr"):
+        recipe.run.steps = {"lr at the last step": 1, "lr": 2, "lr for long": 10}[spoil]
+        recipe.optimizer.lr = 1e30
     trainer = Trainer(recipe)
-    if spoil != "lr at the last step":
+    if not spoil.startswith("lr"):
         with torch.no_grad():
             for p in trainer.model.parameters():
                 p.mul_(float("nan") if spoil == "nan" else 1e38)
@@ -39,7 +40,7 @@ def test_a_run_that_learned_nothing_has_no_good_end(tmp_path, tiny_models, data,
         trainer.finish()
     trainer.close()
     assert "\n" not in str(error.value) and not trainer.files.export.exists()
-    assert ("none was ever applied" in str(error.value)) == (spoil != "lr at the last step")
+    assert ("none was ever applied" in str(error.value)) == (not spoil.startswith("lr"))
 
 
 def test_one_skipped_update_at_the_end_is_no_bad_end(tmp_path, tiny_models, data):

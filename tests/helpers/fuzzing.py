@@ -70,6 +70,12 @@ VALUES: list[Any] = [
     "\U0001f642" * 50, "NaN", "1", "8.0", "true", "(a+)+$", "{{ 7 * 7 }}", "<script>", "=1+1", "{{", "regex:(a|a)*b",
     [], [[]], [None], [1, "a", None], ["a"] * 2000, {}, {"": {}}, {"a": None}, [[[[[[[[1]]]]]]]], [{"a": [{"b": {}}]}],
 ]  # fmt: skip
+NAMES = [  # of keys, some of which say something in a format that others write
+    "", "x", "\ud800", "a\nb", "__class__", "tools", "functions", "images", "label", "weight", "train", "mask", "score",
+    "reasoning_content", "thinking", "chat_template", "input_ids", "prefix", "system", "topic", "messages", "content",
+    "rope_scaling", "quantization_config", "auto_map", "layer_types", "sliding_window", "tie_word_embeddings",
+    "type", "added_tokens", "byte_fallback", "weight_map", "step", "hash", "schema", "id",
+]  # fmt: skip
 NUMBERS = [
     0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1
 ]  # fmt: skip
@@ -143,7 +149,7 @@ def change_value(rng: Random, value: Any) -> Any:
         case 0 if isinstance(holder, dict):
             del holder[key]
         case 1 if isinstance(holder, dict):
-            holder[rng.choice(("", "x", key + " ", key.upper(), "\ud800", "a\nb", "__class__"))] = holder.pop(key)
+            holder[rng.choice((*NAMES, key + " ", key.upper()))] = holder.pop(key)
         case 2:
             other, name = rng.choice(places)
             holder[key] = json.loads(json.dumps(other[name]))
@@ -386,20 +392,32 @@ def _text(rng: Random, data: bytes) -> bytes:
 
 
 def _pickle(rng: Random, data: bytes) -> bytes:
-    """Opcodes lost, repeated or swapped, or a call put in that ends the process."""
-    places = [place or 0 for _, _, place in pickletools.genops(data)] + [len(data)]
-    i = rng.randrange(len(places) - 1)
+    """Another number or text, opcodes lost, repeated or swapped, or a call put in that ends the process."""
+    opcodes = [(opcode.name, value, place or 0) for opcode, value, place in pickletools.genops(data)]
+    places = [place for _, _, place in opcodes] + [len(data)]
+    i = rng.randrange(len(opcodes))
     at, end = places[i : i + 2]
-    match rng.randrange(4):
+    match rng.randrange(7):
         case 0:
             return data[:at] + data[end:]
         case 1:
             return data[:end] + data[at:end] * rng.choice((1, 2, 1000)) + data[end:]
         case 2:
-            other = rng.randrange(len(places) - 1)
+            other = rng.randrange(len(opcodes))
             return data[:at] + data[places[other] : places[other + 1]] + data[end:]
-        case _:
+        case 3:
             return data[:at] + rng.choice((b"cos\n_exit\n(K\x42tR", b"cbuiltins\nexec\n(X\x01\0\0\x001tR")) + data[at:]
+    values = [(k, value) for k, (_, value, _) in enumerate(opcodes) if type(value) in (int, str)]
+    k, value = rng.choice(values)
+    if opcodes[k][0] in ("BININT", "BININT1", "BININT2", "LONG1"):
+        number = rng.choice((*NUMBERS, value - 1, value + 1, -1)).to_bytes(9, "little", signed=True)
+        new = b"\x8a\x09" + number
+    elif isinstance(value, str):
+        text = rng.choice((value[:-1], value + "x", "../" + value, "/dev/zero", "", "\0", value.replace("0", "1")))
+        new = b"X" + struct.pack("<I", len(text.encode())) + text.encode()
+    else:  # an index of the memo, a protocol
+        new = data[places[k] : places[k] + 1] + bytes([rng.randrange(256)]) + data[places[k] + 2 : places[k + 1]]
+    return data[: places[k]] + new + data[places[k + 1] :]
 
 
 _BY_SUFFIX: dict[str, Callable[[Random, bytes], bytes]] = {
@@ -476,9 +494,11 @@ def read_or_refused(read: Callable[[], object]) -> bool:
 
 def _place(error: BaseException) -> str:
     """The innermost line of the package that the error, or the one it stands for, passed through; not a guard's."""
-    while isinstance(error, InputError) and error.__context__ is not None:
-        error = error.__context__
     frames = traceback.extract_tb(error.__traceback__)
+    inner = error
+    while isinstance(inner, InputError) and inner.__context__ is not None:
+        inner = inner.__context__
+        frames += traceback.extract_tb(inner.__traceback__)
     ours = [f for f in frames if "/vdengine/" in f.filename or "/kernels/" in f.filename]
     at = ([f for f in ours if not f.filename.endswith("/outside.py")] or ours or frames)[-1]
     return f"{'/'.join(Path(at.filename).parts[-2:])}:{at.lineno} {at.name}"

@@ -137,16 +137,16 @@ def _array_rows(path: Path, label: str) -> Iterator[tuple[str, Any]]:
         yield f"{label} row {number}", row
 
 
-def _all(file: IO[bytes]) -> bytes:
+def _all(file: IO[bytes]) -> bytearray:
     """What the file holds, or the first bytes of it, above `LARGE`. In blocks: read(n) asks for n bytes of memory,
     however short the file."""
     data = bytearray()
     while len(data) <= LARGE and (block := file.read(MIB)):
         data += block
-    return bytes(data)
+    return data
 
 
-def _text(data: bytes, where: str, unit: str) -> str:
+def _text(data: bytes | bytearray, where: str, unit: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

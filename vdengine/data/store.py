@@ -261,9 +261,9 @@ def _check_layout(arrays: dict[str, np.ndarray]) -> None:
     trees, branches, tokens = (len(arrays[name]) for name in ("row_index", "branch_start", "tokens"))
     lengths = {"prompt_start": trees, "prompt_len": trees, "tree_start": trees + 1, "margin": trees}
     lengths |= {"branch_len": branches, "branch_scored": branches, "scored": tokens}
-    for name, length in lengths.items():
-        if len(arrays[name]) != length:
-            raise InputError(f"{name}.npy has {len(arrays[name])} values, where {length} belong")
+    for name, count in lengths.items():
+        if len(arrays[name]) != count:
+            raise InputError(f"{name}.npy has {len(arrays[name])} values, where {count} belong")
     first = arrays["tree_start"]  # [n+1]
     if first[0] != 0 or first[-1] != branches or (first[1:] < first[:-1]).any():
         raise InputError("tree_start.npy does not count the branches")

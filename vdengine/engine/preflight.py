@@ -3,15 +3,19 @@ seconds, for this imports no torch. `vdengine train` begins with it, and `vdengi
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from vdengine.data.formats import choose_format
 from vdengine.data.locate import FileSource, resolve, resolve_here
+from vdengine.engine.resuming import check_folder
 from vdengine.errors import InputError
+from vdengine.files import Lock
 from vdengine.gguf import read_gguf
 from vdengine.hub import locate_here
 from vdengine.models.families import ModelConfig
@@ -19,6 +23,7 @@ from vdengine.models.hf_config import read_config
 from vdengine.objectives import Objective
 from vdengine.panels.panel import Panel
 from vdengine.recipe import IN_MEMORY, OWN_BATCHES, Recipe
+from vdengine.runfolder import RunFolder
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -45,6 +50,7 @@ def preflight(recipe: Recipe) -> Found:
     """
     objective: Objective = recipe.objective.declaration
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    _check_places(recipe, objective)
     if recipe.model.source != IN_MEMORY:
         with _of_key("model.source"):
             check_model(recipe.model.source, objective.head)
@@ -78,6 +84,27 @@ def preflight(recipe: Recipe) -> Found:
             with _of_key("value.source"):
                 check_model(recipe.value.source, None)
     return Found(tuple(sources), tuple(formats), held_out, tokenizer, renderer, panel)
+
+
+def _check_places(recipe: Recipe, objective: Objective) -> None:
+    """Check the folders that a run writes to, the ranks that it asks for, and what its trackers need."""
+    check_folder(recipe, objective)
+    files = RunFolder.at(recipe.run.folder)
+    Lock(files.lock, "a run is being written here").undo()
+    cache = Path(recipe.data.cache).expanduser()
+    place = cache.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK if place != cache.absolute() else os.R_OK):
+        raise InputError(f"data.cache: {cache} is no folder, and cannot be made one")
+    ranks, r = int(os.environ.get("WORLD_SIZE", "1")), recipe.parallel
+    if r.shard != "all" and r.replicate * int(r.shard) != ranks or ranks % r.replicate:
+        raise InputError(
+            f"parallel: replicate = {r.replicate} x shard = {r.shard} does not make the {ranks} ranks of this run"
+        )
+    for tracker in recipe.log.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise InputError(f"log.trackers: {tracker} is not installed: pip install {tracker}")
 
 
 def check_names(models: Sequence[str], panel: str | None = None) -> None:

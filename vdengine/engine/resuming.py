@@ -3,14 +3,17 @@ what has been done so far is what the recipe would do."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vdengine import recipe as recipes
-from vdengine.engine.checkpoint import Found
-from vdengine.engine.optim import learning_rate
+from vdengine.drift.answer_log import AnswerLog
+from vdengine.engine.learning_rate import learning_rate
 from vdengine.errors import InputError
 from vdengine.files import digest
+from vdengine.objectives import Objective
 from vdengine.outside import parse_json, read_bytes
 from vdengine.runfolder import RunFolder
 
@@ -37,27 +40,54 @@ def holds_a_run(files: RunFolder) -> bool:
     return True
 
 
-def check_logs(files: RunFolder, found: Found) -> None:
-    """Check that the logs have what they had when the checkpoint was saved.
+def check_folder(recipe: recipes.Recipe, objective: Objective) -> recipes.Recipe | None:
+    """Check that a recipe may write to its run folder, or go on there. Returns the recipe of the run that goes on.
+
+    Raises:
+        InputError: it may not: another recipe's run, something that is no run, or one that is not to be gone on with.
+    """
+    files = RunFolder.at(recipe.run.folder)
+    if files.path.is_dir() and not files.recipe.exists():
+        models = ("config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json")
+        if files.path.resolve() in (Path.cwd(), Path.home(), Path("/")) or any(
+            (files.path / n).exists() for n in models
+        ):
+            raise InputError(f"run.folder: {files.path} is another thing's folder; name one for the run alone")
+    if not holds_a_run(files):
+        return None
+    if not recipe.run.resume:
+        raise InputError(f"{files.path}: exists already; give run.folder a new name or set run.resume = true")
+    old = recipes.saved_recipe(files.recipe, objective)
+    if changed := recipes.differences(old, recipe, but=LENGTH):
+        raise InputError(f"{files.path}: cannot resume, the recipe differs: {'; '.join(changed)}")
+    return old
+
+
+def check_logs(files: RunFolder, step: int, logs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that the logs have what they had when the checkpoint of `step` was saved.
+
+    Args:
+        logs: of its manifest.
 
     Raises:
         InputError: one has lost something of the steps before it; it names the log.
     """
-    for name, entry in found.logs.items():
+    for name, entry in logs.items():
         path, size = files.path / name, entry["bytes"]
         if ".." in name.split("/") or name.startswith("/"):
-            raise InputError(f"{found.folder}: names the log {name!r}, which is not in the run folder")
+            raise InputError(f"{files.checkpoint(step)}: names the log {name!r}, which is not in the run folder")
         wrong = ""
         if not path.is_file():
-            wrong = "missing"
+            wrong = "is missing"
         elif (now := path.stat().st_size) < size:
-            wrong = f"has {now:,} bytes of the {size:,}"
+            wrong = f"has only {now:,} of the {size:,} bytes"
         elif digest(path, size) != entry["hash"]:
-            wrong = "differs from what"
+            wrong = "has other contents than"
         if wrong:
+            had = f" that it had at the checkpoint of step {step}" if wrong != "is missing" else ""
             raise InputError(
-                f"{path}: {wrong} that it had at the checkpoint of step {found.step}: the run would go on with a hole "
-                "in its log; put the file back, or name another run.folder"
+                f"{path}: {wrong}{had}: the run would go on with a hole in its log; put the file back, or name another "
+                "run.folder"
             )
 
 
@@ -133,6 +163,20 @@ def check_length(
             f"cannot resume with {what}: the samples of probes would be at other steps (as at step {sampled[0]}); set "
             "probes.every to what the plan says instead of probes.budget"
         )
+
+
+def keep_old_end(files: RunFolder, step: int) -> list[str]:
+    """Before a run is made longer: keep a copy of the answers at its old end, which the longer run does not have.
+    Returns what is worth saying."""
+    if not files.has_answers:
+        return []
+    log = AnswerLog.open(files.path)
+    taken_out = [answer for answer in log.answers if answer.anchor >= step]
+    if not taken_out:
+        return []
+    copy = log.answers_path.with_name(f"answers-until-step-{step}.jsonl")
+    shutil.copyfile(log.answers_path, copy)
+    return [f"a longer run has no answers at its old end: the {len(taken_out)} of step {step} are kept in {copy}"]
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

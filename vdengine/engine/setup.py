@@ -33,7 +33,7 @@ from vdengine.engine.parallel import World, main_first, shard_model, start_world
 from vdengine.engine.ppo import PPO, RewardFunction, pattern_reward
 from vdengine.engine.probes import Probes
 from vdengine.engine.reference import CachedReference, LiveReference, cache_reference
-from vdengine.engine.resuming import LENGTH, check_fresh, check_length, check_logs, differing, holds_a_run
+from vdengine.engine.resuming import check_folder, check_fresh, check_length, check_logs, differing, keep_old_end
 from vdengine.engine.rollouts import Sampler
 from vdengine.engine.saver import Saver
 from vdengine.engine.skips import Skips
@@ -140,18 +140,9 @@ class Setup:
 
     def _check_folder(self) -> None:
         """A run folder may be taken up again only by a recipe that gives the same numbers."""
-        r, saved = self.recipe, self.files.recipe
-        self._old_recipe: recipes.Recipe | None = None  # of the run that goes on
-        if r.checkpoint.export:
+        if self.recipe.checkpoint.export:
             check_replaceable(self.files.export)
-        if not holds_a_run(self.files):
-            return
-        if not r.run.resume:
-            raise InputError(f"{self.folder}: exists already; give run.folder a new name or set run.resume = true")
-        old = recipes.saved_recipe(saved, self.objective)
-        if changed := recipes.differences(old, r, but=LENGTH):
-            raise InputError(f"{self.folder}: cannot resume, the recipe differs: {'; '.join(changed)}")
-        self._old_recipe = old
+        self._old_recipe = check_folder(self.recipe, self.objective)
 
     def _check_kernels(self) -> None:
         """Backends that cannot run here are said before data is tokenised."""
@@ -257,6 +248,8 @@ class Setup:
             self.loader.check_budget(r.batch.tokens)
         self.own_batches = 0  # steps so far whose batch was given to `step`
         self.total_steps = r.run.steps or math.ceil((r.run.epochs or 0) * self.loader.steps_per_epoch)
+        if self.total_steps > recipes.MOST_STEPS:
+            raise InputError(f"run.epochs: {self.total_steps} steps; at most {recipes.MOST_STEPS} are allowed")
         # What a rank runs when a micro step has no rows for it: forwards are collectives. Its loss counts zero.
         self.idle = pack([Tree([0], [[0]] * self.objective.branches, id=-1)])
 
@@ -411,7 +404,7 @@ class Setup:
         with."""
         with main_first(self.world):
             if self.world.is_main:
-                check_logs(self.files, found)
+                check_logs(self.files, found.step, found.logs)
         in_a_row = int(self._skips.numbers()["skipped_in_a_row"])
         if in_a_row >= MAX_SKIPPED:
             proven = int(self._skips.numbers()["proven_step"])
@@ -425,6 +418,8 @@ class Setup:
             taken = {int(k) for k in DriftLog.open(self.folder).steps if k < found.step}
             odd = sorted(taken ^ {k for k in self.probes.schedule.steps if k < found.step})
         check_length(old, self.recipe, totals=(before, self.total_steps), done=found.step, sampled=odd)
+        if self.world.is_main and before != self.total_steps:
+            self.notes += keep_old_end(self.files, found.step)
 
     def _numbers(self) -> dict[str, float]:
         """What a checkpoint holds beside tensors."""

@@ -19,8 +19,9 @@ from vdengine.data.batching import Batch
 from vdengine.engine import trouble
 from vdengine.engine.clocks import Later, Totals, memory_bytes, peak_flops
 from vdengine.engine.given import Given
+from vdengine.engine.learning_rate import learning_rate
 from vdengine.engine.metrics import Logged, Metrics
-from vdengine.engine.optim import apply_update, learning_rate
+from vdengine.engine.optim import apply_update
 from vdengine.engine.own_batch import misused, own_batch, own_probes
 from vdengine.engine.parallel import grad_norm, ordered
 from vdengine.engine.ppo import RewardFunction, Rollout
@@ -381,21 +382,18 @@ class Trainer(Setup):
         return trouble.row_names(self.store, ids)
 
     def _check_learned(self) -> None:
-        """The end of a run is a good one if some update was applied, and the model gives finite numbers. A collective.
+        """The end of a run must be a good one. A collective.
 
         Raises:
-            NothingLearned: it is none.
+            NothingLearned: it is none (`trouble.spoilt`).
         """
         in_a_row, _, proven = (int(n) for n in self._skips.counts.tolist())
-        with torch.no_grad():
-            scores = self.model(self.idle.to(self.world.device))
-        whole = all(bool(x.isfinite().all()) for x in (scores.logp, scores.values) if x is not None)
-        if proven < 0 or not whole:
+        idle, ordered = self.idle.to(self.world.device), self.recipe.run.deterministic
+        if trouble.spoilt(self.trained, idle, in_a_row, proven, self.total_steps, ordered):
             self.save()
             self.saver.wait()
-            raise NothingLearned(
-                f"step {self.step_count}: {trouble.given_up(self.folder, in_a_row, proven)}; nothing is exported"
-            )
+            given_up = trouble.given_up(self.folder, in_a_row, proven)
+            raise NothingLearned(f"step {self.step_count}: {given_up}; nothing is exported")
 
     def _check_start(self, row: dict[str, Tensor]) -> None:
         """The first update knows one of its metrics (`Objective.at_start`). A rollout was made by the policy: every

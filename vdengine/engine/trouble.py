@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from vdengine.data.store import Store
 from vdengine.engine import checkpoint
-from vdengine.engine.parallel import World
+from vdengine.engine.parallel import World, grad_norm, ordered
 from vdengine.errors import InputError
 from vdengine.recipe import Recipe
 from vdengine.trees import Pack
@@ -29,6 +30,29 @@ def row_names(store: Store, ids: Sequence[int]) -> str:
     they are; negative ones are of no row."""
     names = [store.where(i) if i < len(store) else f"row {i}" for i in ids if i >= 0]
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def spoilt(
+    trained: Sequence[checkpoint.Trained], idle: Pack, in_a_row: int, proven: int, total_steps: int, deterministic: bool
+) -> bool:
+    """Whether a run has come to a bad end: no update was ever applied, the last ones were skipped and not by chance, or
+    the models could not learn any more, because their gradients are not finite. A collective.
+
+    Args:
+        idle: any pack, on the device. Of weights that are too large gradients overflow before log-probs do, which the
+            norms keep small.
+        in_a_row: updates skipped at the end.
+        proven: the last step whose update was applied; -1: none was.
+    """
+    by_chance = min(MAX_SKIPPED, max(2, total_steps // 10))
+    whole = True
+    for t in trained:
+        scores = t.model(idle)
+        with ordered(deterministic):
+            (scores.logp if scores.values is None else scores.values).sum().backward()
+        whole &= math.isfinite(float(grad_norm(t.parameters)))
+        t.optimizer.zero_grad(set_to_none=True)
+    return proven < 0 or not whole or in_a_row >= by_chance
 
 
 def given_up(run_folder: Path, in_a_row: int, proven: int) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vdengine.engine.optim import learning_rate
+from vdengine.engine.learning_rate import learning_rate
 from vdengine.recipe import OptimizerKeys
 
 
