@@ -764,7 +764,7 @@ def read_resume(folder: Path) -> None:
     if found is None:
         check_fresh(files, 2)
     else:
-        check_logs(files, found)
+        check_logs(files, found.step, found.logs)
 
 
 def reference_seeds() -> list[Files]:

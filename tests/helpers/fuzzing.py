@@ -605,7 +605,7 @@ def campaign(
         else:
             tally.accepted += found[0] == "accepted"
             tally.refused += found[0] == "refused"
-            tally.places[found[1]] += found[0] == "refused"
+            tally.places.update([found[1]] if found[1] else [])
 
     while waiting or active:
         while waiting and len(active) < jobs:

@@ -1,18 +1,21 @@
 """Keys of rows and of messages that mean something in the formats of the field, and which meaning each has.
 
 What becomes of a meaning is in `data.fields`: it is honoured, or refused by an InputError, or its row is dropped and
-counted. No key on these lists is ever passed over. A key that is on none (an id, a language, a source) is not read, and
-the store says so.
+counted. No key on these lists is ever passed over. A key that is on none has the meaning that its words give it
+(`data.words`), and if they give none (an id, a language, a source) it is not read, and the store says so.
 
 A key is there if its value is: null, "", [], {} and structures of nothing else, with which merged data sets fill what a
-row does not have, mean that it is not. Keys are compared without case and punctuation, so `chosen-rating` is
+row does not have, mean that it is not, and so does NaN, the null of pandas. Keys are compared without case and punctuation, so `chosen-rating` is
 `chosen_rating`.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, TypeGuard
+
+from vdengine.data.words import guess_message, guess_row
 
 # What a format reads by its exact name (`data.parsers`).
 CONTENT = frozenset(
@@ -28,27 +31,14 @@ _REASONING = (
     "reasoning_content reasoning reasoning_text thinking thinking_content thinking_text thought thoughts "
     "reasoning_details thinking_blocks"
 )
-_TOOLS = "tools functions tool_calls tool_call function_call function_calls"
+_TOOLS = "tools functions tool_calls tool_call function_call function_calls tool_choice parallel_tool_calls"
 _MEDIA = "images image image_url videos video video_url audios audio audio_url input_audio pixel_values objects"
-
-# Pairs of keys whose difference is a pair's margin, chosen first.
-SCORES = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("scores_chosen", "scores_rejected"),
-    ("chosen_rating", "rejected_rating"),
-    ("rating_chosen", "rating_rejected"),
-    ("chosen_avg_rating", "rejected_avg_rating"),
-    ("chosen_reward", "rejected_reward"),
-    ("reward_chosen", "reward_rejected"),
-)
 
 # Keys of a row, by meaning.
 ROW = {
     "system": "system system_prompt system_message",  # a system turn
     "history": "history",  # turns before the question (LLaMA-Factory)
     "margin": "margin",
-    "scores": " ".join(key for pair in SCORES for key in pair),
     "reasoning": _REASONING,
     "trained": f"{_TRAINED} loss_masks weights",
     "untrained": _UNTRAINED,
@@ -84,10 +74,10 @@ PARTS = {"text": "text input_text output_text", "reasoning": "thinking reasoning
 
 # Names in other tools of what a format reads, for messages only.
 ALIASES = {
-    "prompt": "question query problem user user_input human input_text source",
+    "prompt": "question query problem user user_input human input_text input source",
     "completion": "answer response reply output target solution assistant output_text gpt",
-    "chosen": "preferred preferred_output chosen_response response_chosen winner winning better preferred_response",
-    "rejected": "non_preferred_output dispreferred rejected_response response_rejected loser losing worse "
+    "chosen": "preferred preferred_output chosen_conversations chosen_messages chosen_response response_chosen winner winning better preferred_response",
+    "rejected": "non_preferred_output dispreferred rejected_conversations rejected_response response_rejected loser losing worse "
     "dispreferred_response rejected_messages",
     "messages": "dialog dialogue turns chat chats dialogs conv",
     "instruction": "question query problem task",
@@ -119,17 +109,17 @@ def _inverse(table: dict[str, str]) -> dict[str, str]:
 
 
 _ROW, _MESSAGE, _PARTS = _inverse(ROW), _inverse(MESSAGE), _inverse(PARTS)
-_PAIRS = {plain(key): (index, side) for index, pair in enumerate(SCORES) for side, key in enumerate(pair)}
 
 
 def row_meaning(key: str) -> str | None:
-    """The meaning of a row's key; None: it has none that is known."""
-    return _ROW.get(plain(key))
+    """The meaning of a row's key, listed or guessed (`data.words.guess_row`); None: it has none that is known."""
+    return _ROW.get(plain(key)) or guess_row(key)
 
 
 def message_meaning(key: str) -> str | None:
-    """The meaning of a message's key; None: it has none that is known."""
-    return _MESSAGE.get(plain(key))
+    """The meaning of a message's key, listed or guessed (`data.words.guess_message`); None: it has none that is
+    known."""
+    return _MESSAGE.get(plain(key)) or guess_message(key)
 
 
 def part_meaning(kind: str) -> str | None:
@@ -137,13 +127,8 @@ def part_meaning(kind: str) -> str | None:
     return _PARTS.get(plain(kind))
 
 
-def score_of(key: str) -> tuple[int, int]:
-    """Of a key of the meaning "scores": its pair in SCORES, and 0 for the chosen side, 1 for the rejected one."""
-    return _PAIRS[plain(key)]
-
-
 def is_read(key: str) -> bool:
-    """Whether the values of a column are read: it is on the lists. Others may be large, or hold what no row needs."""
+    """Whether the values of a column are read: it has a meaning. Others may be large, or hold what no row needs."""
     return key in CONTENT or row_meaning(key) is not None
 
 
@@ -167,9 +152,19 @@ def absent(value: Any) -> bool:
     return True
 
 
+def missing(value: Any) -> bool:
+    """Whether a value that should be text or messages is absent, or NaN, which pandas has in place of it."""
+    return absent(value) or (isinstance(value, float) and math.isnan(value))
+
+
+def is_null_text(value: Any) -> bool:
+    """Whether it is the text of nothing, as columns of text have it ("[]", "None")."""
+    return isinstance(value, str) and value.strip().lower() in ("[]", "{}", "null", "none", "nan")
+
+
 def is_no(value: Any) -> bool:
-    """Whether a value says no: it is absent, false, or the JSON text of nothing ("[]", as columns of text have it)."""
-    return value is False or absent(value) or (isinstance(value, str) and value.strip() in ("[]", "{}", "null", "None"))
+    """Whether a value says no: it is missing, false, or the text of nothing."""
+    return value is False or missing(value) or is_null_text(value)
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -180,3 +175,12 @@ def is_number(value: Any) -> TypeGuard[float]:
 def yes_or_no(value: Any) -> bool | None:
     """True or false, also as 1 or 0; None: it is neither."""
     return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+
+
+def said(value: Any) -> bool | None:
+    """`yes_or_no`, also of its text; None: it is neither."""
+    if isinstance(value, str):
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
+            value.strip().lower()
+        )
+    return yes_or_no(value)

@@ -66,8 +66,10 @@ class RowExtras:
     row_margins: Callable[[Pack], Tensor] | None  # of a pack's trees, [n] fp32
 
 
-def open_store(r: recipes.Recipe, paths: Sequence[str | Source], renderer: Renderer, progress: bool) -> Store:
-    """The rows of `paths` as the recipe's objective reads them."""
+def open_store(
+    r: recipes.Recipe, paths: Sequence[str | Source], renderer: Renderer, progress: bool, vocab_size: int | None = None
+) -> Store:
+    """The rows of `paths` as the recipe's objective reads them, for a model of so many ids."""
     objective: Objective = r.objective.declaration
     room = r.rollout.max_new_tokens if objective.rollout else 0  # for what follows a prompt
     return build_store(
@@ -77,6 +79,7 @@ def open_store(r: recipes.Recipe, paths: Sequence[str | Source], renderer: Rende
         renderer,
         max_tokens=r.data.max_tokens - room,
         reserved=room,
+        vocab_size=vocab_size,
         verify=progress,  # once is enough: on the rank that opens it first
         overlong=r.data.overlong,
         cache=r.data.cache,
@@ -229,10 +232,10 @@ class Setup:
                 train = [rows_in_memory(given.data, "data", vocab_size)]
             if given.eval_data is not None:
                 evaluation = rows_in_memory(given.eval_data, "eval_data", vocab_size)
-            self.store = open_store(r, train, self.renderer, progress) if self.has_data else no_rows(r)
+            self.store = open_store(r, train, self.renderer, progress, vocab_size) if self.has_data else no_rows(r)
             held_out: Store | float = r.data.eval_fraction
             if evaluation:
-                held_out = open_store(r, [evaluation], self.renderer, progress)
+                held_out = open_store(r, [evaluation], self.renderer, progress, vocab_size)
         self.flops = self.weights.config.flops
         self.loader = Loader(
             self.store,

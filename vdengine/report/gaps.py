@@ -79,7 +79,7 @@ def _load(path: Path, runs: Sequence[Run]) -> list[Gap]:
             | {"all": _entry(table["all"])}
             for method, table in tables.items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(f"{path}: damaged, or of another version ({error!r})") from None
     matched = [run for run in runs if source in run.sources] or (list(runs) if len(runs) == 1 else [])
     if not matched:
