@@ -55,7 +55,7 @@ from vdengine.drift.load import load_run  # noqa: E402
 from vdengine.drift.openings import Openings  # noqa: E402
 from vdengine.engine.checkpoint import load_weights, manifest_hash, newest  # noqa: E402
 from vdengine.engine.parallel import World  # noqa: E402
-from vdengine.engine.ppo import pattern_reward  # noqa: E402
+from vdengine.engine.pattern import pattern_reward  # noqa: E402
 from vdengine.engine.reference import DIGEST  # noqa: E402
 from vdengine.engine.reference import _read as read_sums  # noqa: E402
 from vdengine.engine.resuming import check_fresh, check_logs, differing, holds_a_run  # noqa: E402

@@ -31,6 +31,13 @@ def pytest_addoption(parser):
     )  # fmt: skip
 
 
+def pytest_collection_modifyitems(items):
+    """With pytest-xdist (`-n 2 --dist loadgroup`) the tests of the scenarios stay in one process, which runs them once."""
+    for item in items:
+        if {"one", "two"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("scenarios"))
+
+
 @pytest.fixture
 def device(request) -> torch.device:
     """Of a test marked gpu. It skips without a CUDA device, unless `--device cpu` asks for a run without."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers.fuzzing import Files, Finding, Format, Tally, campaign, lay, make_input, verdict
+from helpers.fuzzing import Files, Finding, Format, Tally, campaign, lay, make_input, read_or_refused, verdict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from vdengine.data.formats import choose_format, read
+from vdengine.data.memory import rows_in_memory
 from vdengine.errors import InputError
+from vdengine.outside import parse_json, parse_toml
+from vdengine.recipe import Recipe, make_recipe
 
 FUZZ = Path(__file__).parent.parent / "benchmarks" / "fuzz.py"
 
@@ -152,3 +160,58 @@ def test_inputs_are_made_again(tmp_path: Path) -> None:
     for files in inputs:
         lay(tmp_path / "x", files)
         assert verdict(_refuses, tmp_path / "x")[0] in ("accepted", "refused")
+
+
+# --------------------------------------------------------------------------------------- made, and not mutated
+
+KEYS = sorted({key.name for f in dataclasses.fields(Recipe()) for key in dataclasses.fields(getattr(Recipe(), f.name))})
+ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+JSON = st.recursive(ATOMS, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=8), x, max_size=3))
+ROLES = st.sampled_from(["system", "user", "assistant", "tool", "human", "gpt"]) | JSON
+TURN = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": ROLES, "content": st.text(max_size=12) | JSON, "from": ROLES, "value": JSON, "train": JSON,
+        "weight": JSON, "reasoning_content": JSON, "tool_calls": JSON, "name": JSON,
+    },
+)  # fmt: skip
+ANSWER = st.text(max_size=12) | st.lists(TURN, max_size=3) | JSON
+ROW = st.fixed_dictionaries(
+    {},
+    optional={name: ANSWER for name in ("prompt", "chosen", "rejected", "messages", "conversations", "completion")}
+    | {name: JSON for name in ("system", "tools", "label", "margin", "score_chosen", "score_rejected", "images")}
+    | {name: ANSWER for name in ("instruction", "input", "output", "history", "conversation")},
+)
+RECIPE = st.dictionaries(
+    st.sampled_from([f.name for f in dataclasses.fields(Recipe)]) | st.text(max_size=6),
+    st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=6), JSON, max_size=4) | JSON,
+    max_size=5,
+)
+seeded = settings(max_examples=400, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@seeded
+@given(rows=st.lists(ROW, min_size=1, max_size=3), kind=st.sampled_from(["sft", "preference", "prompts"]))
+def test_any_row_is_read_or_refused(rows, kind):
+    """Guards the data formats against rows that nobody thought of: examples, or one line."""
+
+    def read_all() -> None:
+        source = rows_in_memory(rows, "data", 100)
+        list(read(source, choose_format(source, "auto", kind), kind, Counter()))
+
+    read_or_refused(read_all)
+
+
+@seeded
+@given(tables=RECIPE)
+def test_any_recipe_is_read_or_refused(tables):
+    """Guards recipes from programs and files: a recipe, or one line."""
+    read_or_refused(lambda: make_recipe(tables))
+
+
+@seeded
+@given(data=st.binary(max_size=60) | st.text(max_size=60).map(lambda s: s.encode("utf-8", "surrogatepass")))
+def test_any_bytes_are_json_or_refused(data):
+    """Guards the one reader of JSON."""
+    read_or_refused(lambda: parse_json(data, "file"))
+    read_or_refused(lambda: parse_toml(data.decode("utf-8", "replace"), "file"))

@@ -126,6 +126,11 @@ def test_gguf_keeps_llama3_rope_scaling(tmp_path):
     ({"llama__vocab_size": 38}, "vocab_size = 38 is not supported; the embedding has 37 rows"),
     ({"llama__attention__head_count_kv": "2"}, "attention.head_count_kv"),
     ({"general__type": "adapter"}, "general.type = 'adapter'"),
+    ({"adapter__type": "lora"}, "keys that are not known: adapter.type; known are general.*, tokenizer.*, llama.*"),
+    ({"rope__scaling__factor": 4.0}, "not known: rope.scaling.factor"),
+    ({"qwen2__rope__scaling__factor": 4.0}, "not known: qwen2.rope"),
+    ({"LLAMA__rope__scaling__factor": 4.0}, "not known: LLAMA.rope"),
+    ({"General__type": "adapter"}, "not known: General.type"),
     ({"split__count": 3}, "split.count = .3.: one part"),
 ])  # fmt: skip
 def test_gguf_of_other_kinds_is_refused(meta, reason, tmp_path):
@@ -143,7 +148,13 @@ def test_gguf_keys_that_change_nothing(tmp_path):
         "rope__scaling__type": "none", "rope__scaling__factor": 1.0, "expert_count": 0, "vocab_size": 37,
         "rope__dimension_count": 32, "attention__causal": True, "logit_scale": 1.0, "attention__sliding_window": 0,
     }  # fmt: skip
-    write_gguf(tmp_path / "m.gguf", config, state, **{f"llama__{k}": v for k, v in meta.items()})
+    made = {
+        "quantize__imatrix__file": "x",
+        "general__tags": "x",
+        "tokenizer__ggml__x": 1,
+        "mradermacher__quantized_by": "x",
+    }
+    write_gguf(tmp_path / "m.gguf", config, state, **{f"llama__{k}": v for k, v in meta.items()}, **made)
     assert open_weights(str(tmp_path / "m.gguf")).config == config
 
 

@@ -71,6 +71,8 @@ def test_text_is_utf8(tmp_path):
         ("", "Expecting value"), ("{", "column 2"), ("[" * 10**6, "nested too deeply"), ('{"a":' * 10**5, "deeply"),
         ("9" * 5000, "Exceeds the limit"), (b"\xff", "not UTF-8"), ('"\t"', "Invalid control character"),
         ("[1,\n2,\n}]", "line 3: "), ('"\\ud8', "broken JSON"), ("1" * 10**7, "Exceeds"), ("1\0", "Extra data"),
+        ('[{"train": 0, "a": {}, "train": 1}]', "the key 'train' stands twice in one object"),
+        ('{"a": {"x\\n": 1, "x\\n": 1}}', r"the key 'x\x0a' stands twice in one object"),
     ],
 )  # fmt: skip
 def test_broken_json(text, message):

@@ -26,13 +26,7 @@ def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
     Args:
         shared: other processes may write the same file at the same time, as in a cache: a name of one's own then.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
-    if shared:
-        host = socket.gethostname()
-        for leftover in path.parent.glob(f"{glob.escape(path.name)}.{glob.escape(host)}.*.tmp"):
-            if not _is_running(leftover.name.rsplit(".", 2)[1]):
-                leftover.unlink(missing_ok=True)
-        temporary = path.with_name(f"{path.name}.{host}.{os.getpid()}.tmp")
+    temporary = private(path, "tmp") if shared else path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -43,6 +37,21 @@ def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def private(path: Path, kind: str) -> Path:
+    """A name beside `path` that is this process's own, NAME.HOST.PID.KIND, with nothing there. What processes of this
+    host that have ended left under such names is removed."""
+    start = f"{path.name}.{socket.gethostname()}."
+    own = path.with_name(f"{start}{os.getpid()}.{kind}")
+    for leftover in path.parent.glob(f"{glob.escape(start)}*.{kind}"):
+        pid = leftover.name[len(start) : -len(kind) - 1]
+        if pid.isdecimal() and (leftover == own or not _is_running(pid)):
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+    return own
 
 
 def _is_running(pid: str) -> bool:

@@ -93,11 +93,14 @@ def parse_json(data: str | bytes, where: str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        InputError: broken JSON, nested too deeply, or an integer of thousands of digits.
+        InputError: broken JSON, nested too deeply, an integer of thousands of digits, or an object with a key twice (of
+            which json would keep the last value).
     """
     text = decode(data, where) if isinstance(data, bytes) else data
     try:
-        return json.loads(text)
+        return _JSON.decode(text)
+    except _RepeatedKey as error:
+        raise InputError(f"{where}: the key '{printable(error.args[0][:60])}' stands twice in one object") from None
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}: " if "\n" in text.strip() else ""
         raise InputError(f"{where}: {line}broken JSON ({error.msg}, column {error.colno})") from None
@@ -105,6 +108,21 @@ def parse_json(data: str | bytes, where: str) -> Any:
         raise InputError(f"{where}: broken JSON (nested too deeply)") from None
     except (ValueError, MemoryError) as error:  # an integer of thousands of digits
         raise InputError(f"{where}: broken JSON ({first_line(error).split(';')[0]})") from None
+
+
+class _RepeatedKey(Exception):
+    """The key."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKey(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

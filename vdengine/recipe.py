@@ -234,6 +234,12 @@ class Recipe:
     checkpoint: CheckpointKeys = field(default_factory=CheckpointKeys)
     log: LogKeys = field(default_factory=LogKeys)
 
+    @property
+    def models(self) -> list[str]:
+        """The names of all models and tokenizers that a run reads."""
+        named = (self.model.source, self.model.tokenizer, self.reward.source, self.value.source)
+        return [name for name in named if name and name != IN_MEMORY and not name.startswith("regex:")]
+
 
 def load_recipe(
     path: str | Path,

@@ -60,12 +60,24 @@ def test_for_a_person(recipe, capsys):
     assert max(map(len, said.splitlines())) <= 200
 
 
+@pytest.mark.parametrize("end", ["###", "<|eot_id|>", ""])
+def test_answers_without_an_end(end, recipe, tmp_path, capsys):
+    """Guards the warning where the run can start, and the error where it samples and could not."""
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}" + end + "\n{% endfor %}")
+    words = [str(recipe), f"data.template={template}"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("warning: ") and "answers are trained without an end" in said.split("\n\n")[0]
+    assert main([*words, "answers.samples=2"]) == (2 if end else 0)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["data.train=none.jsonl"], "none.jsonl"),
         (["data.max_tokens=20", "batch.tokens=20"], "none of the first 40 rows"),
-        (["batch.tokens=400", "data.max_tokens=400", "parallel.replicate=3"], "does not make 1 ranks"),
+        (["batch.tokens=400", "data.max_tokens=400", "parallel.replicate=3"], "does not make the 1 ranks of this run"),
         (["--rows", "0"], "--rows must be at least 1"),
         (["probes.tokens=64"], "probes.tokens"),
     ],

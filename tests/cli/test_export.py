@@ -29,6 +29,12 @@ def test_the_newest_and_a_named_step(run, tmp_path, capsys):
     earlier = load_file(run / "export-2" / "model.safetensors")
     assert {str(t.dtype) for t in earlier.values()} == {"torch.bfloat16"}
     assert any(not earlier[name].equal(own[name].bfloat16()) for name in own)
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("steps = 4", "steps = 9"))  # it is training still
+    (run / "export").rename(tmp_path / "done")
+    assert main([str(run)]) == 0 and "step 4: " in capsys.readouterr().out
+    assert (run / "export-4" / "model.safetensors").exists() and not (run / "export").exists()
+    (tmp_path / "done").rename(run / "export")
     assert main([str(run), "2", "--to", str(run / "export")]) == 0
     again = load_file(run / "export" / "model.safetensors")
     assert all(again[name].bfloat16().equal(earlier[name]) for name in own)
@@ -56,6 +62,8 @@ def test_the_runs_template_goes_with_it(run, tmp_path):
 
 def test_what_is_refused(run, tmp_path, capsys):
     """Guards one line: no run, no such step, a word for a step, a folder that is no export, damaged checkpoints."""
+    lines = (run / "recipe.toml").read_text().splitlines()
+    source = next(line.split('"')[1] for line in lines if line.startswith("source ="))
     full = tmp_path / "full"
     full.mkdir()
     (full / "thesis.tex").write_text("do not lose")
@@ -65,6 +73,8 @@ def test_what_is_refused(run, tmp_path, capsys):
         ([str(run), "newest"], "STEP is the number of a step"),
         ([str(run), "--to", str(full)], "thesis.tex"),
         ([str(run), "--dtype", "int8"], "int8"),
+        ([str(run), "--to", source], "which the run reads"),
+        ([str(run), "--to", f"{source}/export"], "which the run reads"),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err.strip()

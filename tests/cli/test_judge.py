@@ -8,6 +8,7 @@ from vdengine.cli.judge import main
 from vdengine.drift.answer_log import Answer, AnswerLog
 from vdengine.drift.judgements import judges
 from vdengine.drift.opening_log import DriftLog
+from vdengine.errors import InputError
 from vdengine.judges import open_judge
 from vdengine.judges.judging import judge_answers
 from vdengine.judges.people import read_sheet
@@ -70,6 +71,23 @@ def test_sampling_saved_models(tiny_models, tmp_path, capsys):
     assert main(command) == 2 and "holds answers of other models" in capsys.readouterr().err
 
 
+def test_a_judge_has_a_template_of_its_own(tiny_models, tmp_path, monkeypatch):
+    """Guards the judge's words: the template and dtype of the models that are sampled are not its own."""
+    seen = []
+
+    def opened(name, options):
+        seen.append((name, options.template, options.dtype))
+        raise InputError("enough")
+
+    answered(tmp_path / "run", ["a"])
+    monkeypatch.setattr("vdengine.judges.open_judge", opened)
+    monkeypatch.setattr("vdengine.engine.saved_models.sample_answers", lambda *a, **k: seen.append(k["template"]))
+    sampled = ["--models", str(tiny_models["qwen3"]), "--out", str(tmp_path / "run"), "--template", "plain"]
+    assert main([*sampled, "--dtype", "float32", "--judge", "model:J"]) == 2
+    assert main([str(tmp_path / "run"), "--judge", "model:J", "--judge-template", "plain"]) == 2
+    assert seen == ["plain", ("model:J", "auto", "auto"), ("model:J", "plain", "auto")]
+
+
 def test_bad_arguments(tmp_path, tiny_models, capsys):
     """Guards one clear line for each mistake."""
     answered(tmp_path / "run", ["a"])
@@ -82,6 +100,7 @@ def test_bad_arguments(tmp_path, tiny_models, capsys):
         (["--models", model, "--out", str(tmp_path / "o"), "--samples", "0"], "at least 1 answer"),
         (["--models", str(tmp_path / "gone"), "--out", str(tmp_path / "o")], "no such folder"),
         ([str(tmp_path / "run"), "--judge", "vibes"], "unknown judge 'vibes'"),
+        ([str(tmp_path / "run"), "--template", "plain"], "--template is of the models that are sampled"),
         ([str(tmp_path / "run"), "--import-sheet", str(tmp_path / "no.csv")], "no such file"),
     ):
         assert main(command) == 2

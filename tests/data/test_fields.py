@@ -322,7 +322,7 @@ def test_no_known_key_is_passed_over(tmp_path: Path) -> None:
 
 def test_unknown_keys_are_named(tmp_path: Path) -> None:
     """Guards the list of what was not read: names of columns and of keys in messages, once each."""
-    rows = [CHAT | {"id": i, "source": "", "output": "copy"} for i in range(3)]
+    rows = [CHAT | {"id": i, "source": "", "output": "yes"} for i in range(3)]
     rows.append({"messages": [user("q") | {"toxic": False}, assistant("yes")]})
     path, account = write(tmp_path / "a.jsonl", rows), Account()
     _, reasons, format = load(path, "sft", "messages")

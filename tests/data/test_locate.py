@@ -13,6 +13,7 @@ from helpers.rows import assistant, error, load, user, write
 
 from vdengine.data.formats import Conversation, Preference, Prompt
 from vdengine.data.locate import SYNTH_VARIANTS, resolve
+from vdengine.data.parsers import FORMATS
 
 # ---- files
 
@@ -75,10 +76,7 @@ def test_digest_follows_content(tmp_path: Path) -> None:
 
 GOOD = '{"prompt": "q", "chosen": "yes", "rejected": "no"}\n'
 
-NEEDS = (
-    "format preference needs chosen and rejected (text or messages), prompt (text or messages; may be left out "
-    "when chosen and rejected are messages that begin alike), margin (a number; may be left out)"
-)
+NEEDS = f"format preference needs {FORMATS['preference']}"
 
 
 @pytest.mark.parametrize(
@@ -94,8 +92,7 @@ NEEDS = (
         ),
         (
             '{"prompt": [{"role": "boss", "content": "q"}], "chosen": "yes", "rejected": "no"}',
-            "field 'prompt', message 1 has the role 'boss'; known are system, developer, user, human, assistant, "
-            "gpt, chatgpt, model",
+            "field 'prompt', message 1 has the role 'boss'; write system, user or assistant",
         ),
         (
             '{"prompt": [{"content": "q"}], "chosen": "yes", "rejected": "no"}',

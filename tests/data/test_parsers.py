@@ -88,14 +88,80 @@ def test_transcripts_beside_a_prompt(tmp_path: Path, row: dict[str, Any]) -> Non
 
 
 def test_answers_that_repeat_the_prompt_as_text(tmp_path: Path) -> None:
-    """Guards reward-model files, whose answers are the whole text; answers that echo a word are kept."""
+    """Guards reward-model files, whose answers are the whole text, of both sides or one, and the same in SFT; answers
+    that echo a word are kept."""
     rows = [
         {"prompt": "Why?", "chosen": "Why?\n\nyes", "rejected": "Why? \nno"},
         {"prompt": "Hello", "chosen": "Hello there", "rejected": "Hello to you"},
         {"prompt": "Why?", "chosen": "Why?\nyes", "rejected": "no"},
     ]
     kept, dropped, _ = load(write(tmp_path / "a.jsonl", rows))
-    assert [row.number for row in kept] == [1, 2] and dropped == {"the answers repeat the prompt as text": 1}
+    assert [row.number for row in kept] == [1] and dropped == {"an answer repeats the prompt as text": 2}
+    told = [{"prompt": "Why?", "completion": "Why?\nyes"}, {"prompt": "Hello", "completion": "Hello there"}]
+    kept, dropped, _ = load(write(tmp_path / "b.jsonl", told), "sft")
+    assert [row.number for row in kept] == [1] and dropped == {"an answer repeats the prompt as text": 1}
+
+
+SHARE = [{"from": "human", "value": "Why?"}]
+GPT = [{"from": "gpt", "value": "yes"}, {"from": "gpt", "value": "no"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "question"),
+    [
+        ({"conversations": SHARE, "chosen": GPT[0], "rejected": GPT[1]}, [Q]),
+        ({"conversations": SHARE, "chosen": GPT[:1], "rejected": GPT[1:]}, [Q]),
+        ({"conversations": [{"from": "System", "value": "s"}, *SHARE], "chosen": GPT[0], "rejected": GPT[1]}, [S, Q]),
+        ({"messages": TALK, "chosen": "yes", "rejected": "no"}, TALK),
+        ({"messages": [Q], "chosen": YES, "rejected": NO, "system": "s"}, [S, Q]),
+        ({"instruction": "Why?", "chosen": "yes", "rejected": "no"}, [Q]),
+        ({"instruction": "Why", "input": "x", "chosen": [YES], "rejected": [NO]}, [user("Why\n\nx")]),
+        ({"instruction": "Why?", "history": [["a", "b"]], "chosen": "yes", "rejected": "no"}, TALK),
+        ({"instruction": "Why?", "chosen": [Q, YES], "rejected": [Q, NO]}, [Q]),
+    ],
+)
+def test_pairs_of_llama_factory(tmp_path: Path, row: dict[str, Any], question: Any) -> None:
+    """Guards pairs whose prompt is a conversation, or instruction and input, against "empty prompt"."""
+    assert one(tmp_path, row) == (Preference(question, YES, NO), "preference")
+    assert one(tmp_path, row, "sft")[0] == Conversation([*question, YES], last_only=True)
+    assert one(tmp_path, row, "prompts")[0].messages == question
+
+
+def test_pairs_beside_a_whole_conversation(tmp_path: Path) -> None:
+    """Guards against one of two answers that wins in silence; and the renames of other tools' pairs."""
+    for chosen, rejected in (("yes", "no"), ([YES], [NO])):
+        path = write(
+            tmp_path / "a.jsonl", [{"messages": [Q, assistant("old")], "chosen": chosen, "rejected": rejected}]
+        )
+        assert "fit several formats; set data.format: preference, messages" in error(load, path, "sft")
+        assert "field 'messages' ends with an answer, beside 'chosen' and 'rejected'" in error(load, path)
+    swift = {"messages": [Q, YES], "rejected_response": "no"}
+    assert "'rejected_response' is one answer of a pair" in error(load, write(tmp_path / "b.jsonl", [swift]), "sft")
+    openai = {"input": {"messages": [Q]}, "preferred_output": [YES], "non_preferred_output": [NO]}
+    for row, renames in (
+        (
+            openai,
+            ("'input.messages' to 'prompt'", "'preferred_output' to 'chosen'", "'non_preferred_output' to 'rejected'"),
+        ),
+        (
+            {"chosen_conversations": [Q, YES], "rejected_conversations": [Q, NO]},
+            ("'chosen_conversations' to 'chosen'",),
+        ),
+    ):
+        message = error(load, write(tmp_path / "c.jsonl", [row]))
+        assert all(f"rename {rename}" in message for rename in renames)
+
+
+def test_names_of_roles(tmp_path: Path) -> None:
+    """Guards capitals, names of other tools, and pandas' null beside the role that is there."""
+    for asks, answers in (("User", "Assistant"), ("prompter", "AI"), ("HUMAN", "Chatbot"), ("human ", "GPT")):
+        row = {"messages": [{"role": asks, "content": "Why?"}, {"role": answers, "content": "yes"}]}
+        assert one(tmp_path, row, "sft")[0] == Conversation([Q, YES])
+    none = {"role": float("nan"), "content": float("nan")}
+    row = {"conversations": [SHARE[0] | none, GPT[0] | none]}
+    assert one(tmp_path, row, "sft")[0] == Conversation([Q, YES])
+    path = write(tmp_path / "a.jsonl", [{"messages": [{"role": "critic", "content": "q"}]}])
+    assert error(load, path, "sft").endswith("message 1 has the role 'critic'; write system, user or assistant")
 
 
 def test_history_and_input(tmp_path: Path) -> None:

@@ -61,6 +61,25 @@ def test_columns_that_no_row_needs_are_not_read(tmp_path: Path) -> None:
         assert error(load, path, "sft").startswith(f"{path} row 1: the fields (when, text) fit no format; ")
 
 
+def test_times_where_something_is_meant(tmp_path: Path) -> None:
+    """Guards against a time that is read as a margin of 1e18 or a mark, in a column or in messages."""
+    import pyarrow as pa
+
+    texts = {"prompt": ["q"], "chosen": ["yes"], "rejected": ["no"]}
+    for key, kind in (
+        ("margin", pa.timestamp("us")), ("margin", pa.duration("s")), ("label", pa.timestamp("us")),
+        ("weight", pa.date32()), ("chosen_scores", pa.time64("ns")), ("train_on", pa.time32("ms")),
+    ):  # fmt: skip
+        for path in tables(tmp_path, pa.table(texts | {key: pa.array([1], kind)})):
+            assert f"{path}: '{key}' holds times ({kind})" in error(load, path)
+        for path in tables(tmp_path, pa.table(texts | {key: pa.nulls(1, kind)})):
+            assert len(load(path)[0]) == 1
+    turn = pa.struct({"role": pa.string(), "content": pa.string(), "weight": pa.timestamp("ms")})
+    talk = [m | {"weight": 1} for m in CHAT["messages"]]
+    for path in tables(tmp_path, pa.table({"messages": pa.array([talk], pa.list_(turn))})):
+        assert f"{path}: 'weight' holds times" in error(load, path, "sft")
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "stream.arrow", "file.arrow"])
 def test_broken_tables(tmp_path: Path, name: str) -> None:
     """Guards against a traceback of pyarrow, whatever it raises."""
@@ -150,7 +169,7 @@ def test_rows_that_repeat_a_long_value(tmp_path: Path, monkeypatch: pytest.Monke
     words = pa.array(["x" * 2**17] * 100).dictionary_encode()
     made: list[int] = []
     real = rowfiles._as_dicts
-    monkeypatch.setattr(rowfiles, "_as_dicts", lambda batch, names: made.append(batch.num_rows) or real(batch, names))
+    monkeypatch.setattr(rowfiles, "_as_dicts", lambda batch, *a: made.append(batch.num_rows) or real(batch, *a))
     for path in tables(tmp_path, pa.table({"prompt": words, "completion": ["a"] * 100}), 100):
         rows = list(raw_rows(path, "x"))
         assert len(rows) == 100 and rows[99][1]["prompt"] == "x" * 2**17 and rows[99][0] == "x row 100"
@@ -194,8 +213,8 @@ def test_descriptions_beside_data_are_not_data(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_save_to_disk(tmp_path: Path) -> None:
-    """Guards what `datasets` saves: its Arrow files are read in order, one split of several is named; and a state.json
-    that names other files than those beside it."""
+    """Guards what `datasets` saves: its Arrow files are read in order, one split of several is named; a state.json
+    that names other files than those beside it; and rows beside them that would be passed over."""
     datasets = pytest.importorskip("datasets")
     rows = [{"prompt": f"q{i}", "completion": "a", "id": i} for i in range(10)]
     one = datasets.Dataset.from_list(rows)
@@ -209,6 +228,12 @@ def test_a_folder_of_save_to_disk(tmp_path: Path) -> None:
     assert error(resolve, str(both)) == f"{both}: holds the splits train, test; name one, as '{both}:train'"
     assert error(resolve, f"{both}:dev") == f"{both}:dev: no split 'dev'; it has train, test"
     assert error(resolve, f"{tmp_path}/one:train").endswith("no split 'train'; it is one data set, saved by datasets")
+    (tmp_path / "one" / "extra.jsonl").write_text("{}")
+    assert error(resolve, str(tmp_path / "one")) == (
+        f"{tmp_path}/one: holds extra.jsonl beside data-00000-of-00003.arrow, the data set that state.json names; "
+        "move one of them elsewhere"
+    )
+    (tmp_path / "one" / "extra.jsonl").unlink()
     state = json.loads((tmp_path / "one" / "state.json").read_text())
     for files, message in (
         ([{"filename": "../../x.arrow"}], "'_data_files' must be a list of .arrow files of this folder"),

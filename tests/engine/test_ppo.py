@@ -5,7 +5,6 @@ The formulas are in tests/objectives/test_ppo.py, sampling in tests/models/test_
 
 import json
 import math
-import re
 import shutil
 
 import numpy as np
@@ -16,7 +15,8 @@ from helpers.runs import STEPS, recipe_of
 from helpers.scenarios import assert_close, same_bits
 
 import vdengine as vd
-from vdengine.engine.ppo import pattern_reward, state_values, token_index
+from vdengine.engine.pattern import pattern_reward
+from vdengine.engine.ppo import state_values, token_index
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 from vdengine.models.weights import ScalarWeights, build_model, open_weights
@@ -403,30 +403,6 @@ def test_bad_recipes(recipe, change, message):
     change(recipe)
     with pytest.raises(InputError, match=message):
         Trainer(recipe)
-
-
-@pytest.mark.parametrize("pattern, text, share", [
-    ("[ab]+", "xaab", 0.75), ("", "abc", 0.0), ("x*", "axxb", 0.5), (r"\b", "a b", 0.0), ("a", "", 0.0),
-    (r"(?i)yes|no\b", "YES no not", 0.5), ("(a|a)*b", "b" + "a" * 40 + "c", 1 / 42), ("(a+)+$", "a" * 40 + "b", 0.0),
-])  # fmt: skip
-def test_a_pattern_as_reward(pattern, text, share):
-    """Guards the share that is matched, empty matches too, and patterns that take exponential time elsewhere."""
-    assert pattern_reward(pattern)(["", ""], [text, text]) == [pytest.approx(share)] * 2
-
-
-@pytest.mark.parametrize("pattern, message", [
-    ("(", "reward.source: '.': not a usable regular expression"),
-    ("(?R)a", "takes more than 0.1 s on the completion 'aaa'"),
-    ("(a{10000}){10000}", "may repeat things 1000000 times in all"),
-    ("a{" + "9" * 5000 + "}", "may repeat things"),
-    ("(" * 20_000, "may repeat things"),
-])  # fmt: skip
-def test_patterns_that_would_not_end(pattern, message, monkeypatch):
-    """Guards against a run that hangs on its first completion, or before it."""
-    monkeypatch.setattr("vdengine.engine.ppo.PATTERN_SECONDS", 0.1)
-    with pytest.raises(InputError, match=r"^[^\n]{0,400}$") as error:
-        pattern_reward(pattern)([""], ["aaa"])
-    assert re.search(message, str(error.value))
 
 
 def test_the_templates_end_of_turn_ends_a_completion(recipe, tmp_path):

@@ -73,10 +73,11 @@ def test_what_is_found(recipe):
 @pytest.mark.parametrize(
     ("section", "key", "value", "word"),
     [
-        ("reward", "source", "regex:(", "not a regular expression"),
+        ("reward", "source", "regex:(", "not a usable regular expression"),
+        ("reward", "source", "regex:(?R)?", "reward.source: the pattern"),
+        ("value", "source", "no-such-model", "value.source: no-such-model"),
         ("reward", "source", "no-such-model", "reward.source: no-such-model"),
         ("reward", "source", "MODEL", "is a language model"),
-        ("value", "source", "no-such-model", "value.source: no-such-model"),
     ],
 )
 def test_models_of_a_rollout(section, key, value, word, recipe):

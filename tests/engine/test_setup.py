@@ -251,3 +251,17 @@ def test_given_batches_are_told_at_resume(tmp_path, tiny):
                 trainer.step()
                 trainer.save()
             trainer.close()
+
+
+@pytest.mark.parametrize("name", ["sft", "reward"])
+def test_answers_without_an_end_are_said_where_the_run_starts(name, tmp_path, tiny):
+    """Guards against a trained model that never stops, noticed only when it is used; a reward model writes nothing."""
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}###\n{% endfor %}")
+    t = tables(tmp_path, name) | {"objective": {"name": name}}
+    t["data"]["template"] = str(template)
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 8
+    rows = [{"prompt": "a", "completion": "b"}] * 8 if name == "sft" else rows
+    trainer = vd.Trainer(t, model=vd.load_model(tiny), tokenizer=vd.load_tokenizer(tiny), data=rows)
+    assert [note for note in trainer.notes if "trained without an end" in note] == trainer.notes[: name == "sft"]
+    trainer.close()

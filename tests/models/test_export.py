@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import subprocess
 
 import pytest
 import torch
@@ -13,8 +16,9 @@ from helpers.tiny import fill
 from helpers.weights import one_line, same_weights, their_model
 from safetensors.torch import load_file
 
+from vdengine.errors import InputError
 from vdengine.models import export as module
-from vdengine.models.export import save_model
+from vdengine.models.export import check_replaceable, save_model
 from vdengine.models.weights import load_model
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
@@ -75,7 +79,8 @@ def test_export_has_the_template_of_the_run(tmp_path, tiny_models):
     for name in ("generation_config.json", "config.json"):
         assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == [258, 256]
     (tmp_path / "text.jinja").write_text(template.replace("<|im_end|>", "<|done|>"))
-    save_model(model, tokenizer, tmp_path / "text", renderer=Renderer(tokenizer, str(tmp_path / "text.jinja")))
+    with pytest.warns(UserWarning, match=r"ends an assistant turn with '<\|done\|>', .* trained without an end"):
+        save_model(model, tokenizer, tmp_path / "text", renderer=Renderer(tokenizer, str(tmp_path / "text.jinja")))
     assert load_tokenizer(str(tmp_path / "text")).stop_ids == [256]
 
 
@@ -98,6 +103,80 @@ def test_export_dtype_and_replacement(tmp_path, tiny_models):
     with one_line("not a folder"):
         save_model(model, tokenizer, tmp_path / "file")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out"]
+
+
+def test_a_model_that_is_no_export_stays(tmp_path, tiny_models):
+    """Guards a model of the same file names that is not ours: downloaded, or saved by transformers over an export."""
+    model = load_model(str(tiny_models["qwen3"]))
+    shutil.copytree(tiny_models["qwen3"], tmp_path / "theirs")
+    with one_line("no vdengine.json: it is no export"):
+        save_model(model, None, tmp_path / "theirs")
+    assert load_file(tmp_path / "theirs" / "model.safetensors").keys() == dict(model.named_parameters()).keys()
+    for name, change, said in (
+        ("config.json", lambda path: path.write_text(path.read_text() + " "), "config.json: has changed"),
+        ("model.safetensors", lambda path: (path.unlink(), path.symlink_to("config.json")), "safetensors: has changed"),
+        ("vdengine.json", lambda path: path.write_text("[]"), "not a JSON object"),
+        ("vdengine.json", lambda path: path.write_text("{}"), "which files the export has"),
+        ("checkpoint", lambda path: path.mkdir(), "holds 'checkpoint', no part of the export"),
+    ):
+        save_model(model, None, tmp_path / "out")
+        change(tmp_path / "out" / name)
+        with one_line(said):
+            save_model(model, None, tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    for target, source in (("theirs", "link"), ("link", "theirs"), ("link/out", "theirs"), (".", "theirs/")):
+        with one_line("which the run reads"):
+            check_replaceable(tmp_path / target, [str(tmp_path / source)])
+    check_replaceable(tmp_path / "other", [str(tmp_path / "theirs"), "org/name", "package://x/y.gguf"])
+
+
+@pytest.mark.parametrize("value, dtype", [(70_000.0, torch.float16), (-70_000.0, torch.float16), (float("nan"), None)])
+def test_values_that_a_dtype_has_not(value, dtype, tmp_path, tiny_models):
+    """Guards against infinities in the place of a good export."""
+    model = load_model(str(tiny_models["qwen3"]))
+    save_model(model, None, tmp_path / "out")
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        model.model.norm.weight[3] = value
+    with one_line("model.norm.weight has values that are not finite as float" + ("16" if dtype else "32")):
+        save_model(model, None, tmp_path / "out", dtype)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_no_room_is_said_before_writing(tmp_path, tiny_models, monkeypatch):
+    """Guards against a disk that is full half way."""
+    monkeypatch.setattr("vdengine.files.shutil.disk_usage", lambda place: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(InputError, match="no room for the export"):
+        save_model(load_model(str(tiny_models["qwen3"])), None, tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_exports_at_once_and_what_killed_ones_left(tmp_path, tiny_models, monkeypatch):
+    """Guards two exports to one place, of which each is whole and the later one stays, and the disk against leftovers
+    of killed ones."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    host, model = socket.gethostname(), load_model(str(tiny_models["qwen3"]))
+    for name in (f".out.{host}.{process.pid}.partial", f".out.{host}.1.partial", f".out.other-{host}.7.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half")
+    finish = module._finish_folder
+
+    def while_another_finishes(*arguments):
+        target = arguments[-2]
+        (target / "sub").mkdir(parents=True, exist_ok=True)
+        (target / "sub").rmdir()
+        module._write_json(target / "config.json", {})
+        module._write_json(target / module.MARK, {"files": {"config.json": 3}})
+        finish(*arguments)
+
+    monkeypatch.setattr(module, "_finish_folder", while_another_finishes)
+    save_model(model, None, tmp_path / "out")
+    same_weights(load_model(str(tmp_path / "out")), dict(model.named_parameters()))
+    assert sorted(os.listdir(tmp_path)) == sorted(["out", f".out.{host}.1.partial", f".out.other-{host}.7.partial"])
 
 
 def test_an_adapter_is_not_dropped(tmp_path, tiny_models):

@@ -167,6 +167,9 @@ def test_an_index_that_is_wrong_about_its_files(folder):
     index = folder / "model.safetensors.index.json"
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").rename(folder / "a.safetensors")
+    index.write_text('{"weight_map": {}}')
+    with one_line("weight_map is empty: it names no file"):
+        open_weights(str(folder))
     first = "model.norm.weight"
     index.write_text(json.dumps({"weight_map": {n: "a.safetensors" for n in state if n != first}}))
     with one_line("says that model.norm.weight is in no file; it is in a.safetensors"):
@@ -190,6 +193,10 @@ def test_a_single_file_beside_an_index(folder):
         UserWarning, match="model.safetensors is read, as .*; model.safetensors.index.json beside it names"
     ):
         same_weights(load_model(str(folder)), state)
+    for broken in ("{", '{"weight_map": {}}', '{"weight_map": 5}', '{"weight_map": {"x": "../x.safetensors"}}'):
+        index.write_text(broken)
+        with pytest.warns(UserWarning, match=r"model.safetensors is read, as .* beside it is no index"):
+            open_weights(str(folder))
     index.write_text(json.dumps({"weight_map": {n: "model.safetensors" for n in state}}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -205,6 +212,11 @@ def test_a_head_that_config_and_file_disagree_on(tmp_path, tiny_models):
     save_file(state | {"lm_head.weight": embedding.clone()}, file)
     tied = load_model(str(folder))
     assert tied.config.tie_word_embeddings and tied.lm_head.weight is tied.model.embed_tokens.weight
+    others = {name: t for name, t in state.items() if name != "model.embed_tokens.weight"}
+    save_file(others | {"lm_head.weight": embedding.clone()}, file)  # under its other name alone, as transformers reads
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same_weights(load_model(str(folder)), state)
     head = embedding.clone()
     head[-1, -1] += 1
     save_file(state | {"lm_head.weight": head}, file)

@@ -260,6 +260,27 @@ CHATML = (
 )
 
 
+def test_answers_without_an_end_are_said(qwen3, llama3, tmp_path):
+    """Guards against a model that never learns to stop: turns that end with text, with nothing, with another model's
+    token, or with a token that the template marks as not scored."""
+
+    def missing(tokenizer, text):
+        (tmp_path / "t.jinja").write_text(text)
+        return Renderer(tokenizer, str(tmp_path / "t.jinja")).missing_end
+
+    bare = "{% for m in messages %}{{ m.role }}: {{ m.content }}END\n{% endfor %}"
+    marked = bare.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}")
+    assert "ends an assistant turn with '###', which is no single token" in missing(qwen3, bare.replace("END", "###"))
+    assert "ends an assistant turn with nothing: answers are trained" in missing(qwen3, bare.replace("END", ""))
+    assert "with '<|im_end|>', which is no single token" in missing(llama3, CHATML)
+    assert "with '<|im_end|>', which it marks as not scored" in missing(qwen3, marked.replace("END", "<|im_end|>"))
+    whole = marked.replace("{% endgeneration %}END", "<|im_end|>{% endgeneration %}")
+    for fine in (CHATML, bare.replace("END", "{{ eos_token }}"), whole, "{{ raise_exception('x') }}"):
+        assert missing(qwen3, fine) is None
+    for renderer in (qwen3.renderer, llama3.renderer, Renderer(qwen3, "plain"), Renderer(qwen3, "alpaca")):
+        assert renderer.missing_end is None
+
+
 def test_stop_ids_are_those_of_the_template(qwen3, llama3, tmp_path):
     """Guards against answers of a base model that run past the end of turn of the template it is given."""
     (tmp_path / "t.jinja").write_text(CHATML)

@@ -173,6 +173,12 @@ def test_config_files(tmp_path, tiny_models):
     assert tokenizer.chat_template == "d" and tokenizer.eos_id == 258 and tokenizer.pad_id == 256
     assert tokenizer.stop_ids == [258, 256]
     (folder / "generation_config.json").unlink()
+    before = (folder / "config.json").read_text()
+    for ids in ([99999], [-1], [258, 10**400]):
+        (folder / "config.json").write_text(json.dumps(json.loads(before) | {"eos_token_id": ids}))
+        with pytest.warns(UserWarning, match=r"/config.json: eos_token_id \[(99999\]|-1\]|10+\.+): the tokenizer has"):
+            assert load_tokenizer(str(folder)).end_ids == [258]
+    (folder / "config.json").write_text(before)
     (folder / "chat_template.jinja").write_text("file")
     with pytest.warns(
         UserWarning, match="chat_template.jinja is used; the chat_template in tokenizer_config.json is anot"

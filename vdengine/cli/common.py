@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def verb(main: Callable[[Sequence[str] | None], int]) -> Verb:
             return 130
         except BrokenPipeError:  # the reader of a pipe has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
+            return 128 + signal.SIGPIPE
         except Exception as error:
             told = sentence(error)
             if told is None:

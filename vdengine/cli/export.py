@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="the folder of a run")
     parser.add_argument("step", nargs="?", metavar="STEP", help="of the checkpoint (default: the newest whole one)")
-    parser.add_argument("--to", metavar="FOLDER", help="default: RUN/export, or RUN/export-STEP for a named step")
+    parser.add_argument("--to", metavar="FOLDER", help="default: RUN/export-STEP; for the last of run.steps RUN/export")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the files (default: float32, as the weights)"
     )

@@ -43,10 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sampling.add_argument("--samples", type=int, default=5, help="answers to a question (default: %(default)s)")
     sampling.add_argument("--temperature", type=float, default=0.7, help="(default: %(default)s)")
     sampling.add_argument("--max-tokens", type=int, default=256, help="of an answer (default: %(default)s)")
-    sampling.add_argument(
-        "--template", default=None, help="chat template (default: the run's own, else the tokenizer's)"
-    )
-    sampling.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default=None)
+    sampling.add_argument("--template", help="of --models (default: the run's own, else the tokenizer's)")
+    dtypes = ("auto", "float32", "bfloat16")
+    sampling.add_argument("--dtype", choices=dtypes, help="of --models (default: the run's own, else auto)")
     sampling.add_argument("--seed", type=int, default=0)
     how = parser.add_argument_group("judging")
     how.add_argument("--dry-run", action="store_true", help="only say what it would take")
@@ -63,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=("logprobs", "text"),
         help="text: for servers without log-probs; the word that is answered counts as certain",
     )
+    how.add_argument("--judge-template", default=default.template, help="of model:SOURCE (default: its tokenizer's)")
+    how.add_argument("--judge-dtype", choices=dtypes, default=default.dtype, help="of model:SOURCE (%(default)s)")
     how.add_argument("--cache", type=Path, help="folder of servers' verdicts (default: the user's cache)")
     sheets = parser.add_argument_group("people")
     sheets.add_argument("--export-sheet", type=Path, metavar="FILE.csv", help="write answers to label by hand, blind")
@@ -71,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sheets.add_argument("--by", metavar="NAME", help="with --import-sheet: who labelled it (default: the file's name)")
     args = parser.parse_args(argv)
     runs = list(args.runs)
+    for name in ("out", "panel", "template", "dtype"):
+        if getattr(args, name) is not None and not args.models:
+            raise InputError(f"--{name} is of the models that are sampled; there are no --models")
     if args.models:
         if not args.out:
             raise InputError("--models needs --out FOLDER, where the answers are kept")
@@ -104,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         retries=args.retries,
         labels=args.labels,
         cache=args.cache,
-        dtype=args.dtype or "auto",
-        template=args.template or "auto",
+        dtype=args.judge_dtype,
+        template=args.judge_template,
     )
     chosen = [open_judge(name, options) for name in dict.fromkeys(args.judge or ["rule"])]
     for run in runs:

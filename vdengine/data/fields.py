@@ -1,40 +1,49 @@
 """One row of a source: its fields by name and by meaning, with their types checked.
 
-`data.meanings` lists the keys. What becomes of each meaning is decided here, for rows of every format alike.
+`data.meanings` lists the keys, `data.words` guesses what others mean. What becomes of each meaning is decided here, for
+rows of every format alike.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from vdengine.data.examples import Drop, Message, Preference, turn
+from vdengine.data.examples import Conversation, Drop, Example, Message, Preference, turn
 from vdengine.data.meanings import (
     CONTENT,
-    SCORES,
     UNREAD,
     absent,
     is_no,
+    is_null_text,
     is_number,
     message_meaning,
+    missing,
     part_meaning,
     row_meaning,
-    score_of,
+    said,
     yes_or_no,
 )
 from vdengine.data.rowfiles import json_kind
+from vdengine.data.words import (
+    both_sides,
+    is_event,
+    leaves_out,
+    side,
+    speaks_of_loss,
+    takes,
+    weighs,
+    without_side,
+    words,
+)
 from vdengine.errors import InputError
 
-# The names of a role in the formats read here; a role that is not listed is an error.
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-}
+# The names of a role in the formats read here, in any case; a role that is not listed is an error.
+ROLES = (
+    dict.fromkeys(("system", "developer"), "system")
+    | dict.fromkeys(("user", "human", "prompter"), "user")
+    | dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "ai", "bot", "chatbot"), "assistant")
+)
 _TOOL_ROLES = ("tool", "function", "function_call", "function_response", "tool_call", "observation", "ipython")
 _UNWANTED = "marked as not to be trained on"
 _SPEAKING = ("tools", "media", "refusal")  # what may stand in place of a content
@@ -45,6 +54,15 @@ _REFUSED = {
     "mask": 'says what is trained on in a way that is not read; mark an assistant turn by "train": true or false',
     "prefix": "is not read; make it part of the prompt or the answer",
 }
+_NUMERIC = ("margin", "scores", "ratings", "trained", "untrained")  # of which NaN is not a null
+_MARK_TURNS = 'say "train": true or false of an assistant turn, or give data without it'
+_MARK_ROWS = '"train": false leaves a row or an assistant turn out; write that, or give data without the column'
+# Where a text has an image: what LLaVA and others write, but for the elements of HTML, which are closed.
+_MEDIA_MARK = re.compile(
+    r"<\|?image(_?\d+|_pad)?\|?>|^<\|?(video|audio)(_?\d+|_pad)?\|?>|<\|?(video|audio)\|?>$", re.MULTILINE
+)
+_OF_MAKING = {"persona", "background", "passage", "meta"}  # beside a whole conversation: how it was made
+_HTML = re.compile("</(image|video|audio)>")
 
 
 class Fields:
@@ -70,15 +88,15 @@ class Fields:
                 continue
             meaning = row_meaning(key)
             if meaning is None:
-                if value is UNREAD or not absent(value):
+                if value is UNREAD or not missing(value):
                     self._other[key] = None
-            elif not absent(value):
+            elif not (absent(value) if meaning in _NUMERIC else missing(value)):
                 self._meant.setdefault(meaning, {})[key] = value
 
     @property
     def unread(self) -> list[str]:
         """As the class says."""
-        content = [k for k, v in self._row.items() if k in CONTENT and k not in self._used and not absent(v)]
+        content = [k for k, v in self._row.items() if k in CONTENT and k not in self._used and not missing(v)]
         return [*content, *self._other]
 
     def error(self, message: str) -> InputError:
@@ -89,7 +107,7 @@ class Fields:
 
     def has(self, key: str) -> bool:
         """Whether a value is there."""
-        return not absent(self._row.get(key))
+        return not missing(self._row.get(key))
 
     def value(self, key: str, types: tuple[type, ...]) -> Any:
         """The value of a field, of one of `types`.
@@ -102,11 +120,11 @@ class Fields:
         if key not in self._row:
             raise self.error(f"field '{key}' is missing; {self.needs}")
         value = self._row[key]
-        if value is None or (not isinstance(value, types) and absent(value)):
+        if value is None or (not isinstance(value, types) and missing(value)):
             raise Drop(f"no '{key}'")
         if not isinstance(value, types):
             names: dict[Any, str] = {str: "text", list: "a list of messages"}
-            allowed = " or ".join(names[t] for t in types)
+            allowed = " or ".join(names[t] for t in types if t in names)
             raise self.error(f"field '{key}' must be {allowed}, this one is {json_kind(value)}")
         return valid(value) if isinstance(value, str) else value
 
@@ -124,9 +142,11 @@ class Fields:
         return self._messages(self.value(key, (list,)), key)
 
     def text_or_messages(self, key: str, role: str) -> list[Message]:
-        """The messages of a field; text is one message of `role`."""
-        value = self.value(key, (str, list))
-        return [turn(role, value)] if isinstance(value, str) else self._messages(value, key)
+        """The messages of a field; text is one message of `role`, an object is one message."""
+        value = self.value(key, (str, list, dict))
+        if isinstance(value, str):
+            return [turn(role, value)]
+        return self._messages([value] if isinstance(value, dict) else value, key)
 
     def _messages(self, value: list[Any], field: str) -> list[Message]:
         found = []
@@ -134,7 +154,7 @@ class Fields:
             place = f"{self.where}: field '{field}', message {number}"
             if not isinstance(item, dict):
                 raise InputError(f"{place} must be an object with role and content, it is {json_kind(item)}")
-            if item and absent(item):
+            if item and all(map(missing, item.values())):
                 continue
             found.append(self._message(item, place, field))
         return found
@@ -145,17 +165,21 @@ class Fields:
             if absent(value):
                 continue
             meaning = message_meaning(key)
-            if meaning is None:
+            if missing(value) and meaning not in _NUMERIC:
+                continue
+            if meaning in (None, "harmless", "mark", "ratings", "perhaps"):
+                self._check_guess(meaning, key, value, place, field)
                 self._other[f"{field}.{key}"] = None
             else:
-                meant.setdefault(meaning, {})[key] = value
+                meant.setdefault(str(meaning), {})[key] = value
         role, content = (self._either(item, keys, place) for keys in (("role", "from"), ("content", "value")))
+        role = role.strip().lower() if isinstance(role, str) else role
         if (isinstance(role, str) and role in _TOOL_ROLES) or _any(meant.get("tools")):
             raise Drop("uses tools")
         if _any(meant.get("media")):
             raise Drop("has images, audio or video")
-        if not isinstance(role, str) or role not in _ROLES:
-            raise InputError(f"{place} has the role {repr(role)[:40]}; known are {', '.join(_ROLES)}")
+        if not isinstance(role, str) or role not in ROLES:
+            raise InputError(f"{place} has the role {repr(role)[:40]}; write system, user or assistant")
         if meant.get("refusal"):
             raise Drop("a refusal beside the content")
         if _any(meant.get("prefix")) or any(v is not True for v in meant.get("eot", {}).values()):
@@ -167,7 +191,7 @@ class Fields:
                 f"{place} has '{key}', which means one thing here and another there; say "
                 '"train": true or false of an assistant turn'
             )
-        role = _ROLES[role]
+        role = ROLES[role]
         content, thinking = _parts(content, place)
         message = turn(role, valid(content))
         thoughts = [*_texts(meant.get("reasoning", {})), *thinking]
@@ -176,6 +200,8 @@ class Fields:
                 raise Drop("reasoning in a turn that is not the assistant's")
             message["reasoning_content"] = _same(thoughts, place)
         for name in meant.get("name", {}).values():
+            if is_null_text(name):
+                continue
             if not isinstance(name, str):
                 raise InputError(f"{place}: 'name' must be text, it is {json_kind(name)}")
             message["name"] = valid(name)
@@ -186,21 +212,48 @@ class Fields:
             message["scored"] = False
         return message
 
+    def _check_guess(self, meaning: str | None, key: str, value: Any, place: str, field: str) -> None:
+        """Look at a key of a message that is on no list.
+
+        Raises:
+            InputError: it seems to ask for something.
+        """
+        flag = said(value) if str(value).strip().lower() in ("true", "false") else yes_or_no(value)
+        if meaning == "mark" and not (isinstance(value, str) and said(value) is None and not _is_order(key, value)):
+            raise InputError(
+                f"{place}: '{key}' seems to say what is trained on, in a way that is not read; {_MARK_TURNS}"
+            )
+        if meaning is None and flag is not None:
+            raise InputError(
+                f"{place}: '{key}' is {repr(value)[:40]}, and what that asks for is not known; if the turn is to be "
+                'left out say "train": false, else give data without the key'
+            )
+        if meaning == "ratings" and field in ("chosen", "rejected") and is_number(value):
+            raise InputError(
+                f"{place}: '{key}' is not read in a message; write score_chosen and score_rejected, or margin, into "
+                "the row"
+            )
+        if meaning == "perhaps":
+            raise InputError(
+                f"{place}: '{key}' may be the thinking before the answer; then write 'reasoning_content', else give "
+                "data without it"
+            )
+
     def _either(self, item: dict[str, Any], keys: tuple[str, str], place: str) -> Any:
         """The value of one of two keys of a message."""
-        there = [key for key in keys if not absent(item.get(key))]
+        there = [key for key in keys if not missing(item.get(key))]
         if len(there) == 2 and item[keys[0]] != item[keys[1]]:
-            both = (_ROLES.get(v) if isinstance(v := item[k], str) else None for k in keys)
+            both = (ROLES.get(v.strip().lower()) if isinstance(v := item[k], str) else None for k in keys)
             if keys[0] != "role" or len(set(both)) > 1:
                 raise InputError(f"{place} has '{keys[0]}' and '{keys[1]}', and they differ")
         if there:
             return item[there[0]]
         if keys[0] == "role" or not any(key in item for key in keys):
-            if keys[0] != "role" and any(not absent(v) for k, v in item.items() if message_meaning(k) in _SPEAKING):
+            if keys[0] != "role" and any(not missing(v) for k, v in item.items() if message_meaning(k) in _SPEAKING):
                 return ""  # what it has in place of a content drops the row
             named = keys[1] if "from" in item and "role" not in item else keys[0]
             raise InputError(f"{place} has no '{named}'; a message is {{role, content}} or {{from, value}}")
-        return next((item[key] for key in keys if item.get(key) is not None), "")
+        return next((v for key in keys if (v := item.get(key)) is not None and not isinstance(v, float)), "")
 
     # --------------------------------------------------------------------------------------------- by meaning
 
@@ -233,20 +286,107 @@ class Fields:
                     raise self.error(f"field '{key}' is a list, which marks messages; this row has none: true or false")
         if _trained(of_row, self.where) is False:
             raise Drop(_UNWANTED)
+        for key, value in meant.get("mark", {}).items():
+            if _asks(key, value):
+                raise self.error(
+                    f"field '{key}' seems to say what is trained on, in a way that is not read; {_MARK_ROWS}"
+                )
+        unasked = ["mark"]
         if kind == "prompts":
-            self._other |= dict.fromkeys(k for m in ("label", "reasoning") for k in meant.get(m, {}))
+            unasked += ["label", "wanted", "reasoning", "perhaps", "thoughts", "answer", "verdict"]
+        if kind == "prompts" or answers != 2:
+            unasked += ["ratings", "margin", "scores", "verdict", "thoughts"]
+        self._other |= dict.fromkeys(k for m in unasked for k in meant.get(m, {}))
+        if kind == "prompts":
             return
         self._check_label(pair=answers == 2)
-        for key in meant.get("reasoning", {}):
-            if answers != 1:  # else `thinking` reads it
+        self._check_sides(answers)
+        for key, value in meant.get("reasoning", {}).items():
+            if answers != 1 and not is_no(value):  # else `thinking` reads it
                 raise self.error(
                     f"field '{key}' does not say which answer it belongs to; put it into the assistant's message as "
                     "'reasoning_content'"
                 )
 
+    def _check_sides(self, answers: int | None) -> None:
+        """Keys that speak of the two sides of a pair, or may be the thinking of an answer.
+
+        Raises:
+            InputError: one that may say something else than the row's format does.
+        """
+        meant = self._meant
+        for key, value in meant.get("verdict", {}).items():
+            agrees = said(value) is False if is_event(key) else isinstance(value, str) and side(value) == 0
+            if answers == 2 and not agrees:
+                raise self.error(
+                    f"field '{key}' says which answer is the better one, or by how much, in a way that is not read; "
+                    "'chosen', 'rejected' and 'margin' say it; write those, or give data without the column"
+                )
+            self._other[key] = None
+        for key, value in meant.get("answer", {}).items():
+            if answers != 2 and isinstance(value, str | list | dict):
+                raise self.error(
+                    f"field '{key}' is one answer of a pair, beside a row of another format; name the two 'chosen' and "
+                    "'rejected', or give data without the column"
+                )
+            self._other[key] = None
+        for key, bad in (("chosen", False), ("rejected", True)):
+            if answers != 2 and yes_or_no(self._row.get(key)) is bad:
+                raise Drop(f"{key} is {str(bad).lower()}: an answer that is not wanted")
+        for key in meant.get("perhaps", {}):
+            if answers == 1:
+                raise self.error(
+                    f"field '{key}' may be the thinking before the answer; then name it 'reasoning_content', else give "
+                    "data without the column"
+                )
+            self._other[key] = None
+
+    def check_read(self, example: Example, answers: int | None) -> None:
+        """Look at what stands beside the fields that were read.
+
+        Raises:
+            InputError: text that seems to be part of the prompt or the answer, and is not.
+            Drop: a turn that speaks of an image, a video or a sound.
+        """
+        if isinstance(example, Preference):
+            messages = [*example.prompt, example.chosen, example.rejected]
+        else:
+            messages = example.messages
+        for message in messages:
+            text = message["content"]
+            if "<" in text and message["role"] != "assistant" and _MEDIA_MARK.search(text) and not _HTML.search(text):
+                raise Drop("has images, audio or video")
+        beside = dict(self._meant.get("beside", {}))
+        whole = isinstance(example, Conversation) and answers is None
+        if not whole:  # of a conversation it may be how it was made
+            beside |= {"prompt": self._row["prompt"]} if self.has("prompt") and "prompt" not in self._used else {}
+        names = ("instruction", "input", "completion", "output")
+        beside |= {key: self._row[key] for key in names if self.has(key) and key not in self._used}
+        read = [m["content"] for m in messages] if beside else []
+        read += [text for key in self._used if beside and isinstance(text := self._row.get(key), str)]
+        for key, value in beside.items():
+            if isinstance(value, str) and not is_null_text(value) and not _is_among(value, read):
+                if whole and row_meaning(key) == "beside" and {*words(key)} & _OF_MAKING:
+                    self._other[key] = None
+                    continue
+                raise self.error(
+                    f"field '{key}' stands beside the fields that are read, and is no part of them; make it part of "
+                    "the prompt, or name it 'system', or give data without the column"
+                )
+            if key not in CONTENT:
+                self._other[key] = None
+
     def _check_label(self, pair: bool) -> None:
         """KTO's rows have one answer and whether it is a wanted one."""
-        for key, value in self._meant.get("label", {}).items():
+        asked = dict(self._meant.get("label", {}))
+        for key, value in self._meant.get("wanted", {}).items():
+            if (flag := said(value)) is not None:
+                asked[key] = flag
+            elif pair and "preferred" in key.lower() and side(str(value)) != 0:
+                raise self.error(f"field '{key}' says {repr(value)[:40]}, beside 'chosen' and 'rejected', which say it")
+            else:
+                self._other[key] = None
+        for key, value in asked.items():
             wanted = yes_or_no(value)
             if wanted is None or (pair and not wanted):
                 allowed = "must be true" if pair else "must be true or false (whether the answer is a wanted one)"
@@ -270,6 +410,8 @@ class Fields:
             Drop: the messages, or two fields, have another one.
         """
         for key, value in self._meant.get("system", {}).items():
+            if is_null_text(value):
+                continue
             if not isinstance(value, str):
                 raise self.error(f"field '{key}' must be text, this one is {json_kind(value)}")
             if not messages or messages[0]["role"] != "system":
@@ -300,13 +442,19 @@ class Fields:
                 found += [turn("user", valid(pair[0])), turn("assistant", valid(pair[1]))]
         return found
 
-    def thinking(self, answer: Message) -> Message:
-        """A row's only answer, with the thinking that stands in a field of its own.
+    def thinking(self, answer: Message, of: int | None = None) -> Message:
+        """An answer with the thinking that stands in a field of its own.
+
+        Args:
+            of: 0 for the chosen answer of a pair, 1 for the rejected one; None: a row's only answer.
 
         Raises:
             InputError: two fields of thinking that differ.
         """
-        thoughts = _texts(self._meant.get("reasoning", {}))
+        if of is None:
+            thoughts = _texts(self._meant.get("reasoning", {}))
+        else:
+            thoughts = _texts({k: v for k, v in self._meant.get("thoughts", {}).items() if side(k) == of})
         if not thoughts:
             return answer
         before = [answer["reasoning_content"]] if "reasoning_content" in answer else []
@@ -338,22 +486,29 @@ class Fields:
             InputError: something else than finite numbers, or two that say different things.
         """
         found: dict[str, float] = {}
-        scores: dict[int, dict[int, tuple[str, float]]] = {}
-        for meaning in ("margin", "scores"):
-            for key, value in self._meant.get(meaning, {}).items():
-                if not is_number(value):
-                    raise self.error(f"field '{key}' must be a finite number, this one is {repr(value)[:40]}")
-                if meaning == "margin":
-                    found[key] = float(value)
-                else:
-                    pair, side = score_of(key)
-                    scores.setdefault(pair, {})[side] = (key, float(value))
-        for pair, sides in scores.items():
+        scores: dict[tuple[str, ...], dict[int | None, tuple[str, float]]] = {}
+        sided = dict(self._meant.get("scores", {}))
+        for key, value in self._meant.get("ratings", {}).items():
+            if isinstance(value, dict) and {side(k) for k in value} == {0, 1}:
+                sided |= {f"{key}.{k}": v for k, v in value.items()}
+                continue
+            if isinstance(value, list) and len(value) == 2 and all(map(is_number, value)):
+                self.notes.append(f"margin 1: '{key}' does not say which of its numbers is the chosen answer's")
+            self._other[key] = None
+        for key, value in (self._meant.get("margin", {}) | sided).items():
+            if not is_number(value):
+                raise self.error(f"field '{key}' must be a finite number, this one is {repr(value)[:40]}")
+            if key in sided:
+                scores.setdefault(without_side(key), {})[side(key)] = (key, float(value))
+            else:
+                found[key] = float(value)
+        for sides in scores.values():
             if len(sides) == 2:
                 (better, high), (worse, low) = sides[0], sides[1]
                 found[f"{better} less {worse}"] = high - low
             else:
-                self.notes.append(f"margin 1: only one of {' and '.join(SCORES[pair])} is there")
+                ((name, _),) = sides.values()
+                self.notes.append(f"margin 1: only one of {' and '.join(both_sides(name))} is there")
         values = list(found.values())
         if any(abs(v - values[0]) > 1e-6 * max(1.0, abs(v), abs(values[0])) for v in values):
             raise self.error(f"{' and '.join(found)} say different margins: {', '.join(f'{v:g}' for v in values)}")
@@ -371,7 +526,35 @@ def valid(text: str) -> str:
 
 
 def _any(values: dict[str, Any] | None) -> bool:
-    return values is not None and any(not is_no(value) for value in values.values())
+    return values is not None and any(not is_no(value) and value != 0 for value in values.values())
+
+
+def _asks(key: str, value: Any) -> bool:
+    """Whether a key of a row with words of training asks for something by its value."""
+    flag = said(value)
+    if isinstance(value, str) and flag is None:
+        return _is_order(key, value)
+    if speaks_of_loss(key):
+        return True
+    if flag is not None:
+        return flag if leaves_out(key) else not flag or not takes(key)
+    if isinstance(value, list):
+        return weighs(key) or all(yes_or_no(v) is not None for v in value)
+    return weighs(key)
+
+
+def _is_order(key: str, value: str) -> bool:
+    """Whether a text beside words of training may be one: a sentence is not, a word ("assistant") is."""
+    return speaks_of_loss(key) and len(value.split()) == 1 and len(value) <= 40
+
+
+def _is_among(text: str, read: list[str]) -> bool:
+    """Whether a text is part of one that is read, or has one in it; white space does not matter."""
+    text = " ".join(text.split())
+    for other in (" ".join(t.split()) for t in read):
+        if text in other or (other and other in text and (len(other) >= 20 or 2 * len(other) > len(text))):
+            return True
+    return False
 
 
 def _trained(meant: dict[str, dict[str, Any]], place: str) -> bool | None:
@@ -400,6 +583,10 @@ def _texts(values: dict[str, Any]) -> list[str]:
     """Thinking as text; Drop if it is in another form."""
     texts = []
     for value in values.values():
+        if is_no(value):
+            continue
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+            value = value[0]
         if isinstance(value, list) and all(isinstance(part, dict) for part in value):
             parts = [
                 next((p[k] for k in ("text", "thinking", "summary") if isinstance(p.get(k), str)), None) for p in value

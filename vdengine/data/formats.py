@@ -16,9 +16,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdengine.data.examples import Conversation, Drop, Example, Preference, Prompt, turn, usable
-from vdengine.data.fields import Fields
+from vdengine.data.fields import ROLES, Fields
 from vdengine.data.locate import FileSource, Source
-from vdengine.data.meanings import ALIASES, absent, plain
+from vdengine.data.meanings import ALIASES, missing, plain
 from vdengine.data.parsers import ANSWERS, FORMATS, PARSERS, PREFERENCE_FORMATS, is_transcript
 from vdengine.errors import InputError
 from vdengine.outside import printable
@@ -114,7 +114,7 @@ def _detect(source: Source, kind: str) -> str:
     first: tuple[str, dict[str, Any]] | None = None
     for where, row in islice(source.rows(), _FIRST_ROWS):
         first = first or (where, row)
-        there = {key: value for key, value in row.items() if not absent(value)}
+        there = {key: value for key, value in row.items() if not missing(value)}
         formats = _fitting(there, kind)
         if formats:
             break
@@ -140,16 +140,19 @@ def _fitting(row: dict[str, Any], kind: str) -> list[str]:
         return isinstance(row.get(key), list)
 
     formats = []
+    talk = "messages" if is_list("messages") else "conversations"
     if "chosen" in row and "rejected" in row:
         chosen, prompt = row["chosen"], row.get("prompt")
         if prompt is None and is_transcript(chosen):
             formats.append("hh_rlhf")
         elif isinstance(prompt, str) and is_list("chosen") and len(chosen) > 1:
             formats.append("ultrafeedback")
-        elif prompt is not None or is_list("chosen"):
+        elif prompt is not None or isinstance(chosen, list | dict) or "instruction" in row or is_list(talk):
             formats.append("preference")
     # UltraFeedback repeats its chosen conversation under `messages`, which does not make it the format messages.
-    if (is_list("messages") or is_list("conversations")) and formats != ["ultrafeedback"]:
+    # And a conversation that ends with a question is the prompt of a pair.
+    asks = formats == ["preference"] and "prompt" not in row and _is_question(row[talk]) if is_list(talk) else False
+    if is_list(talk) and formats != ["ultrafeedback"] and not asks:
         formats.append("messages")
     if is_list("conversation"):
         formats.append("wildchat")
@@ -162,6 +165,13 @@ def _fitting(row: dict[str, Any], kind: str) -> list[str]:
     if kind == "preference" and set(formats) & set(PREFERENCE_FORMATS):
         formats = [name for name in formats if name in PREFERENCE_FORMATS]
     return formats
+
+
+def _is_question(messages: list[Any]) -> bool:
+    """Whether messages end with a user turn."""
+    last = messages[-1] if messages and isinstance(messages[-1], dict) else {}
+    roles = [role.strip().lower() for k in ("role", "from") if isinstance(role := last.get(k), str)]
+    return "user" in [ROLES.get(role) for role in roles]
 
 
 def _listed(names: Any) -> str:
@@ -177,7 +187,7 @@ def _nearest(row: dict[str, Any], kind: str) -> str:
         needed = _REQUIRED.get(format, ())
         lacks, renames, found = [], [], 0.0
         for key in needed:
-            if key in row and not absent(row[key]):
+            if key in row and not missing(row[key]):
                 found += 1
             elif (other := _meant_as(key, row)) is not None:
                 found += 0.75
@@ -192,11 +202,12 @@ def _nearest(row: dict[str, Any], kind: str) -> str:
 
 def _meant_as(key: str, row: dict[str, Any]) -> str | None:
     """The field of a row that another tool, or a slip, may have named so for `key`."""
-    names = {plain(name): name for name in row if not absent(row[name]) and name not in FORMATS and name != key}
+    names = {plain(name): name for name in row if not missing(row[name]) and name not in FORMATS and name != key}
     others = {p: name for p, name in names.items() if name not in ("prompt", "messages", "chosen", "rejected")}
     for alias in (key, *ALIASES.get(key, "").split()):
-        if plain(alias) in others:
-            return printable(others[plain(alias)])
+        if (name := others.get(plain(alias))) is not None:
+            inside = isinstance(row[name], dict) and "messages" in row[name]  # the input of OpenAI's pairs
+            return printable(f"{name}.messages" if inside else name)
     close = get_close_matches(plain(key), others, n=1, cutoff=0.8)
     return printable(others[close[0]]) if close else None
 
@@ -231,7 +242,9 @@ def read(
         row = Fields(raw, where, needs)
         try:
             row.check(kind, ANSWERS[format])
-            example = usable(parse(row), kind)
+            example = parse(row)
+            row.check_read(example, ANSWERS[format])
+            example = usable(example, kind)
         except Drop as reason:
             dropped[str(reason)] += 1
             continue

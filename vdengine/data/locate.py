@@ -218,6 +218,11 @@ def _resolve_folder(name: str, path: Path, split: str | None) -> FileSource:
     if "state.json" in names and (saved := _saved_files(path)) is not None:
         if split is not None:
             raise InputError(f"{name}: no split '{split}'; it is one data set, saved by datasets")
+        if more := [f for f in names if is_data(f) and f not in saved]:
+            raise InputError(
+                f"{name}: holds {printable(more[0])} beside {saved[0]}, the data set that state.json names; "
+                "move one of them elsewhere"
+            )
         return FileSource(name, tuple(path / f for f in saved), tuple(f"{path}/{f}" for f in saved))
     files = [f for f in names if is_data(f)]
     if not files:

@@ -5,8 +5,8 @@ counted. No key on these lists is ever passed over. A key that is on none has th
 (`data.words`), and if they give none (an id, a language, a source) it is not read, and the store says so.
 
 A key is there if its value is: null, "", [], {} and structures of nothing else, with which merged data sets fill what a
-row does not have, mean that it is not, and so does NaN, the null of pandas. Keys are compared without case and punctuation, so `chosen-rating` is
-`chosen_rating`.
+row does not have, mean that it is not, and so does NaN, the null of pandas. Keys are compared without case and
+punctuation, so `chosen-rating` is `chosen_rating`.
 """
 
 from __future__ import annotations
@@ -76,9 +76,10 @@ PARTS = {"text": "text input_text output_text", "reasoning": "thinking reasoning
 ALIASES = {
     "prompt": "question query problem user user_input human input_text input source",
     "completion": "answer response reply output target solution assistant output_text gpt",
-    "chosen": "preferred preferred_output chosen_conversations chosen_messages chosen_response response_chosen winner winning better preferred_response",
-    "rejected": "non_preferred_output dispreferred rejected_conversations rejected_response response_rejected loser losing worse "
-    "dispreferred_response rejected_messages",
+    "chosen": "preferred preferred_output chosen_conversations chosen_messages chosen_response "
+    "response_chosen winner winning better preferred_response",
+    "rejected": "non_preferred_output dispreferred rejected_conversations rejected_response response_rejected "
+    "loser losing worse dispreferred_response rejected_messages",
     "messages": "dialog dialogue turns chat chats dialogs conv",
     "instruction": "question query problem task",
     "output": "answer response target completion",

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 from vdengine.data.examples import Conversation, Drop, Example, Message, Preference, Prompt, turn
 from vdengine.data.fields import Fields
 
 # What each format needs; the text is shown in error messages.
 FORMATS = {
-    "preference": "chosen and rejected (text or messages), prompt (text or messages; may be left out when "
-    "chosen and rejected are messages that begin alike), margin (a number; may be left out)",
+    "preference": "chosen and rejected (text or messages), prompt (text or messages; or instruction and input, or "
+    "messages or conversations that end with the question; may be left out when chosen and rejected are messages that "
+    "begin alike), margin (a number; may be left out)",
     "hh_rlhf": "chosen and rejected transcripts of '\\n\\nHuman: ...\\n\\nAssistant: ...'",
     "ultrafeedback": "prompt text, chosen and rejected lists of messages, score_chosen and score_rejected (numbers; "
     "may be left out)",
@@ -35,6 +35,7 @@ ANSWERS = dict.fromkeys(PREFERENCE_FORMATS, 2) | {
     "alpaca": 1,
     "prompt": 0,
 }
+_REPEATED = "an answer repeats the prompt as text"
 _HH_TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
 
 
@@ -71,7 +72,7 @@ def _question(row: Fields) -> list[Message]:
     Raises:
         InputError: as `Fields.text_or_messages`; an `input` beside it, which no format with a prompt has.
     """
-    if row.has("input") and not row.has("instruction"):
+    if row.has("input"):
         raise row.error("field 'input' stands beside 'prompt'; join them (format alpaca has instruction and input)")
     value = row.value("prompt", (str, list))
     if is_transcript(value) and value.rstrip().endswith("Assistant:"):
@@ -79,6 +80,35 @@ def _question(row: Fields) -> list[Message]:
     else:
         messages = row.text_or_messages("prompt", "user")
     return row.with_system([*row.history(isinstance(value, str)), *messages])
+
+
+def _question_of_pair(row: Fields) -> list[Message]:
+    """The messages that the answers of a pair follow: those of "prompt"; where it is not there those of "instruction"
+    and "input", or of "messages" or "conversations" (LLaMA-Factory).
+
+    Raises:
+        InputError: as `_question`; messages that do not end with a user turn.
+    """
+    key = next((k for k in ("messages", "conversations") if row.has(k)), None)
+    if row.has("prompt") or (key is None and not row.has("instruction")):
+        return _question(row)
+    if row.has("instruction"):
+        return row.with_system([*row.history(), _instruction(row)])
+    if key is None:
+        raise RuntimeError("a row without a question")
+    row.history(of_text=False)
+    messages = row.messages(key)
+    if messages and messages[-1]["role"] != "user":
+        raise row.error(
+            f"field '{key}' ends with an answer, beside 'chosen' and 'rejected'; give it without its answer"
+        )
+    return row.with_system(messages)
+
+
+def _instruction(row: Fields) -> Message:
+    """The user turn of "instruction" and "input"."""
+    instruction, extra = row.text("instruction"), row.text("input") if row.has("input") else ""
+    return turn("user", f"{instruction}\n\n{extra}" if extra.strip() else instruction)
 
 
 def _joined(prompt: list[Message], before: list[Message]) -> list[Message]:
@@ -105,9 +135,14 @@ def _alike(a: list[Message], b: list[Message]) -> bool:
     )
 
 
-def _pair(chosen: list[Message], rejected: list[Message], margin: float) -> Preference:
+def _pair(row: Fields, chosen: list[Message], rejected: list[Message]) -> Preference:
     """Two conversations, split at the first turn in which they differ. This must be an assistant turn and the last one
     of both (else Drop): after an earlier one the later turns of the two sides would answer different texts."""
+    margin = row.margin()
+    chosen, rejected = (
+        [*turns[:-1], row.thinking(turns[-1], of)] if turns and turns[-1]["role"] == "assistant" else turns
+        for of, turns in enumerate((chosen, rejected))
+    )
     if chosen == rejected:
         raise Drop("chosen equals rejected")
     shared = 0
@@ -128,44 +163,45 @@ def _pair(chosen: list[Message], rejected: list[Message], margin: float) -> Pref
 def _hh_rlhf(row: Fields) -> Preference:
     row.history(of_text=False)
     chosen, rejected = (row.with_system(_transcript(row.text(k), row, k)) for k in ("chosen", "rejected"))
-    return _pair(chosen, rejected, row.margin())
+    return _pair(row, chosen, rejected)
 
 
 def _ultrafeedback(row: Fields) -> Preference:
     row.history(of_text=False)
     prompt = [turn("user", row.text("prompt"))]
     chosen, rejected = (row.messages(key) for key in ("chosen", "rejected"))
-    pair = _pair(chosen, rejected, row.margin())
+    pair = _pair(row, chosen, rejected)
     _joined(prompt, pair.prompt)  # it repeats a turn of the messages, else the row is dropped
     return Preference(row.with_system(pair.prompt), pair.chosen, pair.rejected, pair.margin)
 
 
 def _preference(row: Fields) -> Preference:
-    values = [row.value(key, (str, list)) for key in ("chosen", "rejected")]
+    values = [row.value(key, (str, list, dict)) for key in ("chosen", "rejected")]
     if all(is_transcript(v) and "\n\nAssistant:" in v for v in values) and row.has("prompt"):
         chosen, rejected = (_transcript(row.text(key), row, key) for key in ("chosen", "rejected"))
     else:
         chosen, rejected = (row.text_or_messages(key, "assistant") for key in ("chosen", "rejected"))
-    margin = row.margin()
-    if not row.has("prompt") and not any(isinstance(value, str) for value in values):
+    whole = all(any(m["role"] == "user" for m in side) for side in (chosen, rejected))
+    asked = any(row.has(key) for key in ("prompt", "instruction", "messages", "conversations"))
+    if not row.has("prompt") and not any(isinstance(value, str) for value in values) and (whole or not asked):
         row.history(of_text=False)
         chosen, rejected = (row.with_system(side) for side in (chosen, rejected))
-        return _pair(chosen, rejected, margin)
-    prompt = _question(row)
-    question = row.value("prompt", (str, list))
-    if all(isinstance(text, str) and _repeats(text, question) for text in values):
-        raise Drop("the answers repeat the prompt as text")
+        return _pair(row, chosen, rejected)
+    prompt = _question_of_pair(row)
+    if any(isinstance(text, str) and _repeats(text, prompt) for text in values):
+        raise Drop(_REPEATED)
     if not chosen or not rejected:
         raise Drop("empty response")
     chosen, rejected = ([*_joined(prompt, side[:-1]), side[-1]] for side in (chosen, rejected))
-    return _pair(chosen, rejected, margin)
+    return _pair(row, chosen, rejected)
 
 
-def _repeats(answer: str, question: Any) -> bool:
+def _repeats(answer: str, prompt: list[Message]) -> bool:
     """Whether an answer begins with the whole text of the question, and goes on in a new line."""
-    if not isinstance(question, str) or not question.strip() or not answer.strip().startswith(question.strip()):
+    question = prompt[-1]["content"].strip() if prompt else ""
+    if not question or not answer.strip().startswith(question):
         return False
-    return re.match(r"[ \t]*\n", answer.strip()[len(question.strip()) :]) is not None
+    return re.match(r"[ \t]*\n", answer.strip()[len(question) :]) is not None
 
 
 def _chat(row: Fields) -> Conversation:
@@ -185,6 +221,8 @@ def _conversation(row: Fields, key: str) -> Conversation:
 def _prompt_completion(row: Fields) -> Conversation:
     prompt = _question(row)
     completion = row.text_or_messages("completion", "assistant")
+    if len(completion) == 1 and _repeats(completion[0]["content"], prompt):
+        raise Drop(_REPEATED)
     before, answer = completion[:-1], completion[-1:]
     joined = _joined(prompt, before)
     answered, given = (sum(m["role"] == "assistant" for m in turns) for turns in (joined, prompt))
@@ -194,10 +232,8 @@ def _prompt_completion(row: Fields) -> Conversation:
 
 
 def _alpaca(row: Fields) -> Conversation:
-    instruction, output = (row.text(key) for key in ("instruction", "output"))
-    extra = row.text("input") if row.has("input") else ""
-    question = turn("user", f"{instruction}\n\n{extra}" if extra.strip() else instruction)
-    answer = row.thinking(turn("assistant", output))
+    question = _instruction(row)
+    answer = row.thinking(turn("assistant", row.text("output")))
     return Conversation([*row.with_system(row.history()), question, answer], last_only=True)
 
 

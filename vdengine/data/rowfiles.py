@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from vdengine.data.meanings import UNREAD, is_read
+from vdengine.data.meanings import UNREAD, is_read, message_meaning
 from vdengine.errors import InputError
-from vdengine.outside import LARGE, MIB, first_line, open_regular, parse_json, parsing
+from vdengine.outside import LARGE, MIB, first_line, open_regular, parse_json, parsing, printable
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow")
 # What lies beside data and describes it, as `datasets`, the hub and other tools name it.
@@ -164,7 +164,7 @@ def _table_rows(path: Path, label: str, also: Collection[str]) -> Iterator[tuple
         unread = dict.fromkeys(names, UNREAD)
         for first, size in _parts(batch, label):
             with parsing(f"{label} rows {number + 1} to {number + size}", "table"):
-                rows = _as_dicts(batch.slice(first, size), columns)
+                rows = _as_dicts(batch.slice(first, size), columns, also, label)
             for row in rows:
                 number += 1
                 yield f"{label} row {number}", {**unread, **row}
@@ -235,29 +235,46 @@ def _each(items: Iterator[T], label: str, what: str) -> Iterator[T]:
         yield item
 
 
-def _as_dicts(batch: Any, columns: list[str]) -> list[dict[str, Any]]:
-    """The rows of a record batch. Times are integers: no row needs them, and not all of them are dates of Python's."""
+def _as_dicts(batch: Any, columns: list[str], also: Collection[str], label: str) -> list[dict[str, Any]]:
+    """The rows of a record batch. Times are integers: no row needs them, and not all of them are dates of Python's.
+
+    Raises:
+        InputError: times where a number or a text has a meaning, as a margin or a weight.
+    """
     import pyarrow
 
     if not columns:
         return [{} for _ in range(batch.num_rows)]
     table = pyarrow.Table.from_batches([batch]).select(columns)
-    types = [_timeless(field.type) for field in table.schema]
+    there = [name for name in columns if is_read(name) and name not in also]
+    meant = [n if n in there and table[n].null_count < len(table) else None for n in table.schema.names]
+    types = [_timeless(f.type, label, name) for f, name in zip(table.schema, meant, strict=True)]
     if types != table.schema.types:
         table = table.cast(pyarrow.schema([f.with_type(t) for f, t in zip(table.schema, types, strict=True)]))
     return table.to_pylist()  # type: ignore[no-any-return]
 
 
-def _timeless(type: Any) -> Any:
-    """An Arrow type with integers in place of times and dates."""
+def _timeless(type: Any, label: str, meant: str | None) -> Any:
+    """An Arrow type with integers in place of times and dates.
+
+    Args:
+        meant: the column or field that it is the type of, if it has a meaning; None: it has none.
+
+    Raises:
+        InputError: times in what has a meaning.
+    """
     import pyarrow
     from pyarrow import types
 
+    if types.is_temporal(type) and meant is not None:
+        raise InputError(f"{label}: '{printable(meant)}' holds times ({type}), which say nothing there; leave it out")
     if types.is_temporal(type) and not types.is_interval(type):
         return pyarrow.int32() if type.bit_width == 32 else pyarrow.int64()
     if types.is_struct(type):
-        return pyarrow.struct([type.field(i).with_type(_timeless(type.field(i).type)) for i in range(type.num_fields)])
+        fields = [type.field(i) for i in range(type.num_fields)]
+        named = [f.name if message_meaning(f.name) not in (None, "harmless") else None for f in fields]
+        return pyarrow.struct([f.with_type(_timeless(f.type, label, n)) for f, n in zip(fields, named, strict=True)])
     if types.is_list(type) or types.is_large_list(type):
-        inner = type.value_field.with_type(_timeless(type.value_type))
+        inner = type.value_field.with_type(_timeless(type.value_type, label, meant))
         return pyarrow.list_(inner) if types.is_list(type) else pyarrow.large_list(inner)
     return type

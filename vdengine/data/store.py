@@ -55,7 +55,7 @@ from vdengine.trees import Tree
 if TYPE_CHECKING:
     from vdengine.text.renderer import Renderer
 
-STORE_VERSION = 3  # part of the hash; increase it when the same inputs give other arrays
+STORE_VERSION = 4  # part of the hash; increase it when the same inputs give other arrays
 
 MIN_ROWS = 4000  # a source with fewer rows takes only seconds, so this process tokenises it alone
 

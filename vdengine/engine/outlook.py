@@ -108,7 +108,9 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
     probes, answers, load = _probes(recipe, found, renderer, config, run["steps"], step_flops, load)
     memory = _memory(recipe, config, weights, load, ranks, device, dtype)
     disk = _disk(recipe, memory)
-    stops = [{"id": i, "token": tokenizer.token(i) or ""} for i in renderer.stop_ids]
+    samples = objective.rollout or recipe.answers.samples > 0
+    ends = renderer.stop_ids if samples or renderer.missing_end is None else []
+    stops = [{"id": i, "token": tokenizer.token(i) or ""} for i in ends]
     out: dict[str, Any] = {
         "recipe": {"folder": recipe.run.folder, "objective": objective.name},
         "model": {
@@ -128,7 +130,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
         "disk": disk,
         "first_example": {"exact": whole, "text": text.getvalue().rstrip()},
     }
-    return out | {"warnings": _warnings(recipe, out, store)}
+    return out | {"warnings": _warnings(recipe, out, store, renderer)}
 
 
 def _store(recipe: Recipe, sources: Sequence[Sample], renderer: Renderer, max_tokens: int, scratch: Path) -> Store:
@@ -336,7 +338,7 @@ def _disk(recipe: Recipe, memory: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _warnings(recipe: Recipe, out: dict[str, Any], store: Store) -> list[str]:
+def _warnings(recipe: Recipe, out: dict[str, Any], store: Store, renderer: Renderer) -> list[str]:
     """What a person should look at before starting."""
     lines = []
     low, high = recipe.objective.declaration.usual_lr or (0.0, math.inf)
@@ -385,6 +387,6 @@ def _warnings(recipe: Recipe, out: dict[str, Any], store: Store) -> list[str]:
         )
     if recipe.checkpoint.every == 0 or recipe.checkpoint.every >= run["steps"]:
         lines.append("checkpoint.every: no checkpoint before the end")
-    if not out["template"]["stops"]:
-        lines.append("no stop id: sampled answers run to their longest")
+    if recipe.objective.declaration.learns_answers and renderer.missing_end is not None:
+        lines.append(renderer.missing_end)
     return lines

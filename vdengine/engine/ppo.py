@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import regex
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -39,7 +38,6 @@ from vdengine.models.generate import Completion, Sampling
 from vdengine.models.transformer import Transformer
 from vdengine.noise import MINIBATCH_ORDER, counted_hash
 from vdengine.objectives import Sampled
-from vdengine.outside import parsing
 from vdengine.runfolder import RunFolder
 from vdengine.text.renderer import Renderer
 from vdengine.trees import Pack, Tree, pack, tree_cost
@@ -366,35 +364,3 @@ class PPO:
                         "stopped": each[k].stopped,
                     }
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-PATTERN_SECONDS = 5.0  # that matching one completion may take: some patterns need exponential time
-PATTERN_REPEATS = 10**6  # product of a pattern's repeat counts: compiling takes 2 us for each
-
-
-def pattern_reward(pattern: str) -> RewardFunction:
-    """The share of a completion's characters that a regular expression matches: a reward for tests and first steps.
-
-    Raises:
-        InputError: the pattern is not a regular expression, or asks for more than PATTERN_REPEATS. Later: it takes more
-            than PATTERN_SECONDS on a completion.
-    """
-    counts = [int(n[:9]) if n.isascii() else 0 for n in regex.findall(r"\{[^\d{}]*0*(\d+)", pattern)]
-    if len(pattern) > 10_000 or math.prod(n or 1 for n in counts) > PATTERN_REPEATS:
-        raise InputError(f"reward.source: {pattern[:80]!r}: a pattern may repeat things {PATTERN_REPEATS} times in all")
-    with parsing(f"reward.source: {pattern[:80]!r}", "regular expression"):
-        compiled = regex.compile(pattern)
-
-    def matched(completion: str) -> int:
-        try:
-            return sum(len(m[0]) for m in compiled.finditer(completion, timeout=PATTERN_SECONDS))
-        except TimeoutError:
-            raise InputError(
-                f"reward.source: the pattern {pattern[:80]!r} takes more than {PATTERN_SECONDS:g} s on the completion "
-                f"{completion[:80]!r}"
-            ) from None
-
-    def reward(prompts: list[str], completions: list[str]) -> list[float]:
-        return [matched(c) / max(1, len(c)) for c in completions]
-
-    return reward

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from vdengine.data.formats import choose_format
 from vdengine.data.locate import FileSource, resolve, resolve_here
+from vdengine.engine.pattern import pattern_reward
 from vdengine.engine.resuming import check_folder
 from vdengine.errors import InputError
 from vdengine.files import Lock
@@ -147,11 +147,7 @@ def _check_reward(source: str) -> None:
     if not source:
         raise InputError("reward.source is missing: a reward model, or regex:PATTERN")
     if source.startswith("regex:"):
-        pattern = source.removeprefix("regex:")
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise InputError(f"reward.source: {pattern!r} is not a regular expression: {error}") from None
+        pattern_reward(source.removeprefix("regex:"))
         return
     with _of_key("reward.source"):
         config = check_model(source, None)

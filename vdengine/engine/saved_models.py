@@ -205,20 +205,28 @@ def export(
 
     Args:
         step: of the checkpoint; default: of the newest whole one.
-        to: default: the run's own `export`, or with a step `export-STEP` beside it. An earlier export is replaced.
+        to: default: `export-STEP` in the run's folder, or for the last of its `run.steps` its own `export`, which is
+            the mark of a run that is done. An earlier export is replaced.
         dtype: of the tensors in the files; default: "float32", that of the weights.
 
     Raises:
         InputError: no run, no such checkpoint or none that is whole, a run whose model was in memory, contents of model
-            or template that have changed since, or a folder that is no export.
+            or template that have changed since, or a folder that is no export or a model of the run.
     """
     files = RunFolder.at(run)
     recipe = load_scoring_recipe(files.recipe)
+    try:
+        whole = saved_recipe(files.recipe)
+    except InputError:  # an objective that is not known here: taken to be a language model's
+        whole = recipe
     found = _whole_checkpoint(files, step)
-    target = Path(to) if to else files.export if step is None else files.path / f"{files.export.name}-{step}"
-    check_replaceable(target)
+    step = step_of(found)
+    own = files.export if step == recipe.run.steps else files.path / f"{files.export.name}-{step}"
+    target = Path(to) if to else own
+    check_replaceable(target, whole.models)
     weights = open_weights(recipe.model.source)
-    if _head(files) == "scalar" and weights.config.head == "causal":
+    objective: Objective = whole.objective.declaration
+    if objective.head == "scalar" and weights.config.head == "causal":
         weights = ScalarWeights(weights, None)
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source)
     renderer = Renderer(tokenizer, template=recipe.data.template)
@@ -228,7 +236,7 @@ def export(
     model = build_model(weights)
     load_weights(found, model)
     save_model(model, tokenizer, target, getattr(torch, dtype) if dtype else None, renderer=renderer)
-    return step_of(found), target
+    return step, target
 
 
 def _whole_checkpoint(files: RunFolder, step: int | None) -> Path:
@@ -249,15 +257,6 @@ def _whole_checkpoint(files: RunFolder, step: int | None) -> Path:
             return folder
         reasons.append(f"{folder.name} ({reason})")
     raise InputError(f"{files.checkpoints}: no whole checkpoint: {'; '.join(reasons)}")
-
-
-def _head(files: RunFolder) -> str:
-    """The head of a run's model. That of an objective which is not known here is taken to be a language model's."""
-    try:
-        objective: Objective = saved_recipe(files.recipe).objective.declaration
-    except InputError:
-        return "causal"
-    return objective.head
 
 
 def sample_answers(

@@ -30,7 +30,8 @@ from vdengine.engine.metrics import MetricsLog
 from vdengine.engine.optim import make_optimizer
 from vdengine.engine.own_batch import no_rows
 from vdengine.engine.parallel import World, main_first, shard_model, start_world
-from vdengine.engine.ppo import PPO, RewardFunction, pattern_reward
+from vdengine.engine.pattern import pattern_reward
+from vdengine.engine.ppo import PPO, RewardFunction
 from vdengine.engine.probes import Probes
 from vdengine.engine.reference import CachedReference, LiveReference, cache_reference
 from vdengine.engine.resuming import check_folder, check_fresh, check_length, check_logs, differing, keep_old_end
@@ -107,7 +108,7 @@ class Setup:
         self.files = RunFolder.at(recipe.run.folder)
         self.folder = self.files.path
         self.lock: Lock | None = None
-        self.notes: list[str] = []  # what is worth saying of a folder that the run goes on in
+        self.notes: list[str] = []  # what is worth saying where the run starts
         torch.manual_seed(recipe.run.seed)
         try:
             self._lock_folder()
@@ -144,7 +145,7 @@ class Setup:
     def _check_folder(self) -> None:
         """A run folder may be taken up again only by a recipe that gives the same numbers."""
         if self.recipe.checkpoint.export:
-            check_replaceable(self.files.export)
+            check_replaceable(self.files.export, self.recipe.models)
         self._old_recipe = check_folder(self.recipe, self.objective)
 
     def _check_kernels(self) -> None:
@@ -224,6 +225,8 @@ class Setup:
         r, vocab_size = self.recipe, self.weights.config.vocab_size
         self.renderer = Renderer(self.tokenizer, template=r.data.template)
         check_vocabulary(vocab_size, self.tokenizer, self.renderer)
+        if self.objective.learns_answers and self.renderer.missing_end is not None:
+            self.notes.append(self.renderer.missing_end)
         train: Sequence[str | Source] = r.data.train
         evaluation: str | Source = r.data.eval
         with main_first(self.world):  # rank 0 tokenises, the others open what it wrote

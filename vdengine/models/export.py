@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-import re
 import shutil
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +18,24 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+import vdengine
 from vdengine.errors import InputError
+from vdengine.files import check_space, private
 from vdengine.models.families import ModelConfig, expected_shapes
 from vdengine.models.hf_config import config_to_hf
 from vdengine.models.transformer import Transformer
-from vdengine.models.weights import check_vocabulary, named_parameters
+from vdengine.models.weights import all_finite, check_vocabulary, named_parameters
+from vdengine.outside import is_count, json_object, printable
 
 if TYPE_CHECKING:
     from vdengine.text.renderer import Renderer
     from vdengine.text.tokenizer import Tokenizer
 
 SHARD_BYTES = 5 * 10**9  # largest safetensors file, the Hugging Face hub's convention
+SPARE = 64 * 2**20  # bytes that an export takes beside its tensors, at most: the tokenizer's files
+# What makes a folder ours to replace: the version that wrote it, and the bytes of each file. A file of its own, because
+# transformers copies the keys of a config.json that it has read into what it saves.
+MARK = "vdengine.json"
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class _Words:
             return cls(tokenizer, None, [] if tokenizer is None else tokenizer.stop_ids)
         try:
             ends = renderer.stop_ids
-        except InputError:  # a template that ends a turn with no token: the model can be trained on it all the same
+        except InputError:  # a model can be trained on such a template all the same; `missing_end` says it
             ends = tokenizer.end_ids
         return cls(tokenizer, renderer.saved_template, ends)
 
@@ -60,8 +70,9 @@ def save_model(
 
     A collective if the model is sharded (FSDP2): every rank must call it. Tensors are gathered one at a time, and
     rank 0 writes them, one file of at most 5 GB at a time. The folder is written under a temporary name and renamed
-    when it is complete; it replaces an earlier export of the same name. A model that is not sharded is written by rank
-    0 too, where there is a process group: the other ranks return at once, and do not wait for it.
+    when it is complete. It replaces an empty folder, or an earlier export that holds the files which its vdengine.json
+    names and no other. A model that is not sharded is written by rank 0 too, where there is a process group: the other
+    ranks return at once, and do not wait for it. A warning says if the renderer's template ends answers with no token.
 
     Args:
         tokenizer: None writes none.
@@ -70,8 +81,9 @@ def save_model(
             ends its turns as one that ends a text. Default: the tokenizer's own template.
 
     Raises:
-        InputError: the folder holds files that are not part of an export, the tokenizer has ids beyond the embedding,
-            or the renderer has variables.
+        InputError: the folder holds files that are not part of an export, there is no room, a tensor is not finite as
+            `dtype`, the tokenizer has ids beyond the embedding, or the renderer has variables. What was there is there
+            still.
         ValueError: the model has parameters that its family has not (an adapter's).
         OSError: writing failed, on this rank or on rank 0.
     """
@@ -85,18 +97,19 @@ def save_model(
     writer = not dist.is_initialized() or dist.get_rank() == 0
     if not writer and not sharded:
         return
-    target = Path(folder).expanduser()
-    partial = target.with_name(f".{target.name}.partial")
-    failure: Exception | None = None
-    if writer:
-        try:
-            check_replaceable(target)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        except (OSError, InputError) as error:
-            failure = error
-    # From here on an error of the writer is kept until all ranks have left the collectives.
+    if writer and renderer is not None and model.config.head == "causal" and renderer.missing_end is not None:
+        warnings.warn(f"{folder}: {renderer.missing_end}", stacklevel=2)
+    target = Path(os.path.abspath(Path(folder).expanduser()))
+    partial: Path | None = None  # of the writer, once it is known that it may write
     files = _plan_files(parameters, dtype)
+    failure: Exception | None = None
+    # From here on an error of the writer is kept until all ranks have left the collectives.
+    if writer:
+        failure = _attempt(check_replaceable, target)
+    if writer and failure is None:
+        partial = private(target.with_name(f".{target.name}"), "partial")
+        size = sum(p.numel() * (dtype or p.dtype).itemsize for _, p in parameters)
+        failure = _attempt(_begin_folder, partial, size, target)
     for file, names in files.items():
         tensors = {}
         for name, parameter in parameters:
@@ -104,21 +117,23 @@ def save_model(
                 continue
             # a collective, in which every rank takes part even after rank 0 has failed to write
             full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            if writer and failure is None:
+            if partial is not None and failure is None:
                 tensors[name] = full.detach().to(dtype or full.dtype).cpu().contiguous()
+                failure = _attempt(_check_finite, name, tensors[name], target)
             del full
-        if writer and failure is None:
+        if partial is not None and failure is None:
             failure = _attempt(_write_tensors, tensors, partial / file)
         del tensors
-    if writer and failure is None:
+    if partial is not None and failure is None:
         failure = _attempt(_finish_folder, model.config, parameters, files, words, partial, target, dtype)
-    if writer and failure is not None:
+    if partial is not None and failure is not None:
         shutil.rmtree(partial, ignore_errors=True)
     if sharded and dist.is_initialized():  # every rank learns of rank 0's error
-        message = [None if failure is None else str(failure)]
-        dist.broadcast_object_list(message, src=0)
-        if message[0] is not None and failure is None:
-            raise OSError(f"rank 0: {message[0]}")
+        told: list[Any] = [(None if failure is None else str(failure), isinstance(failure, InputError))]
+        dist.broadcast_object_list(told, src=0)
+        message, is_input = told[0]
+        if message is not None and failure is None:
+            raise (InputError if is_input else OSError)(f"rank 0: {message}")
     if failure is not None:
         raise failure
 
@@ -147,6 +162,18 @@ def _plan_files(parameters: list[tuple[str, Tensor]], dtype: torch.dtype | None)
     if len(groups) == 1:
         return {"model.safetensors": set(groups[0])}
     return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": set(g) for i, g in enumerate(groups)}
+
+
+def _begin_folder(partial: Path, size: int, target: Path) -> None:
+    check_space(target, size + SPARE, "the export")
+    partial.mkdir(parents=True)
+
+
+def _check_finite(name: str, tensor: Tensor, target: Path) -> None:
+    if not all_finite(tensor):
+        hint = " (at most 65504; take bfloat16 or float32)" * (tensor.dtype == torch.float16)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(f"{target}: not written: {name} has values that are not finite as {dtype}{hint}")
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -179,35 +206,76 @@ def _finish_folder(
         _write_json(partial / "generation_config.json", {k: v for k, v in generation.items() if v not in (None, [])})
     if tokenizer is not None:
         tokenizer.save(partial, words.template)
-    if target.exists():  # a rename cannot replace a folder that is not empty
-        old = target.with_name(f".{target.name}.old")
+    sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+    _write_json(partial / MARK, {"vdengine": vdengine.__version__, "files": sizes})
+    _publish(partial, target)
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Rename the folder to `target`, in place of what may be replaced there."""
+    old = private(target.with_name(f".{target.name}"), "old")
+    while not _renamed(partial, target):
+        check_replaceable(target)  # again: writing may have taken long
+        with contextlib.suppress(FileNotFoundError):  # another export has moved it away just now
+            os.replace(target, old)
+        try:
+            if _renamed(partial, target):
+                break
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(old, target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
-        os.replace(target, old)
-        os.replace(partial, target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(partial, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-# Names of the files of an export.
-_EXPORTED = re.compile(
-    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_)?config\.json"
-    r"|tokenizer\.json|chat_template\.jinja"
-)
+def _renamed(folder: Path, target: Path) -> bool:
+    """Rename a folder; False if `target` is a folder that is not empty, of which a rename takes no place."""
+    try:
+        os.replace(folder, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
-def check_replaceable(target: Path) -> None:
-    """Check that an export may be written to `target`.
+def check_replaceable(target: Path, sources: Iterable[str] = ()) -> None:
+    """Check that an export may be written to `target`: nothing is there, or an empty folder, or an export that is as it
+    was written.
+
+    Args:
+        sources: names of models and tokenizers. The folder may be none of them, nor lie within or around one.
 
     Raises:
-        InputError: it is not a folder, or a folder with a file that no export has.
+        InputError: it may not.
     """
-    if target.is_dir() and not target.is_symlink():
-        foreign = sorted(p.name for p in target.iterdir() if not _EXPORTED.fullmatch(p.name))
-        if foreign:
-            raise InputError(f"{target}: holds {foreign[0]!r}, no part of an export; name a new or empty folder")
-    elif target.exists() or target.is_symlink():
-        raise InputError(f"{target}: is not a folder")
+    target = target.expanduser()
+    here = Path(os.path.realpath(target))
+    for source in sources:
+        there = Path(os.path.realpath(Path(source).expanduser()))
+        if here == there or here in there.parents or there in here.parents:
+            raise InputError(f"{target}: is in one place with {source}, which the run reads; name another folder")
+    if not target.is_dir() or target.is_symlink():
+        if target.exists() or target.is_symlink():
+            raise InputError(f"{target}: is not a folder")
+        return
+    found = sorted(target.iterdir())
+    if not found:
+        return
+    other, first = "name a new or empty folder", printable(found[0].name)
+    if not (target / MARK).exists():
+        raise InputError(f"{target}: holds {first!r} and no {MARK}: it is no export of vdengine; {other}")
+    sizes = json_object(target / MARK).get("files")
+    if not isinstance(sizes, dict) or not all(map(is_count, sizes.values())):
+        raise InputError(f"{target / MARK}: does not say which files the export has; {other}")
+    for path in found:
+        if path.name == MARK:
+            continue
+        if path.name not in sizes:
+            raise InputError(f"{target}: holds {printable(path.name)!r}, no part of the export; {other}")
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != sizes[path.name]:
+            raise InputError(f"{path}: has changed since the export; {other}")
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -189,7 +189,7 @@ class SafetensorsWeights(Weights):
     single file is read, as transformers does, and a warning says so.
 
     A config with a tied head whose file has another `lm_head.weight` than the embedding gives an untied model, and a
-    warning.
+    warning. A file of a tied model may have the one tensor under either name.
 
     Raises:
         InputError: no such files, an adapter, a file that is cut short or holds another dtype than F32, F16, BF16 and
@@ -221,7 +221,9 @@ class SafetensorsWeights(Weights):
                         f"{where.get(name, 'none of the files')}"
                     )
         if config.tie_word_embeddings and "lm_head.weight" in self._slices:
-            if self._same("lm_head.weight", "model.embed_tokens.weight"):
+            if "model.embed_tokens.weight" not in self._slices:  # one tensor, which the file has by its other name
+                self._slices["model.embed_tokens.weight"] = self._slices.pop("lm_head.weight")
+            elif self._same("lm_head.weight", "model.embed_tokens.weight"):
                 del self._slices["lm_head.weight"]  # a copy
             else:
                 warnings.warn(
@@ -237,9 +239,9 @@ class SafetensorsWeights(Weights):
         return self._slices[name][start : self.shape(name)[0] if stop is None else stop]
 
     def _same(self, name: str, other: str) -> bool:
-        """Whether two tensors have equal values; False if the second is not there."""
-        a, b = self._slices[name], self._slices.get(other)
-        if b is None or a.get_shape() != b.get_shape() or not a.get_shape():
+        """Whether two tensors have equal values."""
+        a, b = self._slices[name], self._slices[other]
+        if a.get_shape() != b.get_shape() or not a.get_shape():
             return False
         rows, row_bytes = a.get_shape()[0], 8 * max(1, math.prod(a.get_shape()[1:]))
         step = max(1, CHUNK_BYTES // row_bytes)
@@ -252,28 +254,42 @@ _INDEX = "model.safetensors.index.json"
 def _files_of(folder: Path) -> tuple[dict[str, str] | None, list[Path]]:
     """The weight files of a folder, and what its index says: the file of each tensor; None for a single file."""
     index, single = folder / _INDEX, folder / "model.safetensors"
-    mapping = json_object(index, LARGE).get("weight_map") if index.exists() else {}
-    if not isinstance(mapping, dict) or not all(isinstance(f, str) for f in mapping.values()):
-        raise InputError(f"{index}: weight_map is missing; it must map each tensor to a file")
-    for file in mapping.values():
-        # the name is checked, not resolve(): files of a hub cache are links into another folder
-        if Path(file).name != file or not file.endswith(".safetensors") or not printable(file) == file:
-            raise InputError(f"{index}: {file!r} is not the name of a .safetensors file in this folder")
     if single.exists():
-        if others := {*mapping.values()} - {single.name}:
-            warnings.warn(
-                f"{single} is read, as transformers does; {index.name} beside it names other files ({_some(others)})",
-                stacklevel=4,
-            )
+        try:
+            others = {*_read_index(index).values()} - {single.name} if index.exists() else set()
+            odd = f"{index.name} beside it names other files ({_some(others)})" if others else ""
+        except InputError as error:
+            odd = f"what is beside it is no index: {error}"
+        if odd:
+            warnings.warn(f"{single} is read, as transformers does; {odd}", stacklevel=4)
         return None, [single]
     if not index.exists():
         other = next((f" (there is {p.name}: pickles are not read)" for p in _pickles(folder)), "")
         raise InputError(f"{folder}: no model.safetensors and no {_INDEX}{other}")
+    mapping = _read_index(index)
     files = sorted({folder / f for f in mapping.values()})
     for path in files:
         if not path.is_file():
             raise InputError(f"{index}: names {path.name}, which is not there")
     return mapping, files
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """The file of each tensor, by an index.
+
+    Raises:
+        InputError: it is broken, names no file, or something that is no file of its folder.
+    """
+    mapping = json_object(index, LARGE).get("weight_map")
+    if not isinstance(mapping, dict) or not all(isinstance(f, str) for f in mapping.values()):
+        raise InputError(f"{index}: weight_map is missing; it must map each tensor to a file")
+    if not mapping:
+        raise InputError(f"{index}: weight_map is empty: it names no file")
+    for file in mapping.values():
+        # the name is checked, not resolve(): files of a hub cache are links into another folder
+        if Path(file).name != file or not file.endswith(".safetensors") or not printable(file) == file:
+            raise InputError(f"{index}: {file!r} is not the name of a .safetensors file in this folder")
+    return mapping
 
 
 def _pickles(folder: Path) -> list[Path]:
@@ -375,6 +391,10 @@ def _config_from_gguf(file: GGUFFile, tensors: dict[str, GGUFTensor], frequencie
     if not isinstance(arch, str) or arch not in kinds:
         allowed = ", ".join(kinds)
         raise InputError(f"{path}: general.architecture = {str(arch)[:80]!r} is not supported; supported: {allowed}")
+    known = ("general.", "tokenizer.", f"{arch}.", *_GGUF_PREFIXES)
+    if stray := {key for key in meta if not key.startswith(known)}:
+        allowed = ", ".join(f"{prefix}*" for prefix in known)
+        raise InputError(f"{path}: keys that are not known: {_some(stray)}; known are {allowed}")
     keys = Keys({k.removeprefix(f"{arch}."): v for k, v in meta.items() if k.startswith(f"{arch}.")}, f"{path}: {arch}")
     for key, value in keys.raw.items():
         neutral = isinstance(value, int | float | str) and value in (0, "", *_GGUF_NEUTRAL.get(key, ()))
@@ -421,6 +441,8 @@ _GGUF_KEYS = frozenset(
     "attention.causal rope.freq_base rope.dimension_count rope.scaling.original_context_length rope.scaling.finetuned "
     "tensor_data_layout".split()
 )
+# Of other keys, what says how a file was made. Any other prefix may be a misspelt key of the architecture.
+_GGUF_PREFIXES = ("quantize.", "split.", "mradermacher.")
 _GGUF_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scaling.type": ("none",),
     "rope.scaling.factor": (1,),  # without a type llama.cpp takes it as linear
@@ -495,11 +517,11 @@ def load_into(model: Transformer, weights: Weights) -> None:
         for start in range(0, local.shape[0], chunk_rows):
             chunk = local[start : start + chunk_rows]
             chunk.copy_(weights.read(name, first_row + start, first_row + start + chunk.shape[0]))
-            if not _all_finite(chunk):
+            if not all_finite(chunk):
                 raise InputError(f"{weights.source}: {name} has values that are not finite (as {chunk.dtype})")
 
 
-def _all_finite(x: Tensor) -> bool:
+def all_finite(x: Tensor) -> bool:
     """Whether a tensor of any shape has only finite values: one pass, without a tensor of its size."""
     return not x.numel() or all(bool(torch.isfinite(bound)) for bound in torch.aminmax(x))
 

@@ -136,6 +136,11 @@ class Objective:
             raise ValueError(f"Objective {self.name}: a row of {self.rows} has {3 - self.branches} branches")
 
     @property
+    def learns_answers(self) -> bool:
+        """Whether a language model learns from the answers of rows: how they end is what it learns of ends."""
+        return self.head == "causal" and not self.rollout
+
+    @property
     def unit(self) -> str:
         """What a batch has so many of: "examples", "pairs", "prompts"."""
         return UNITS[self.rows]

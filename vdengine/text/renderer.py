@@ -321,6 +321,30 @@ class Renderer:
         return found
 
     @cached_property
+    def missing_end(self) -> str | None:
+        """A sentence, if no token that ends an answer is among the scored tokens of an answer: a model that learns from
+        answers in this template does not learn to stop. None if there is one, or if the template cannot render a
+        question and its answer (rows that it cannot render are refused one by one)."""
+        try:
+            messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+            trees = self.conversation_trees(messages)
+            after = self._after_answer.strip()
+        except InputError:
+            return None
+        scored = {i for t in trees for i, counts in zip(t.branches[0], t.scored[0], strict=True) if counts}
+        if scored & {self.end_of_turn_id, *self.tokenizer.end_ids}:
+            return None
+        how = "with nothing"
+        if self.end_of_turn is not None:
+            how = f"with {self.end_of_turn!r}, which it marks as not scored"
+        elif after:
+            how = f"with {after[:40]!r}, which is no single token of the tokenizer {self.tokenizer.source}"
+        return (
+            f"{self.name}: it ends an assistant turn {how}: answers are trained without an end, and a model that "
+            'learns from them runs on until its longest answer; a template that ends them is "plain"'
+        )
+
+    @cached_property
     def written_ids(self) -> frozenset[int]:
         """The ids of a question and its answer with what the template writes around them; none if it cannot render
         these (rows that it cannot render are refused one by one)."""

@@ -412,10 +412,13 @@ def _eos_of_configs(backend: tokenizers.Tokenizer, folder: Path) -> list[int]:
         return ids
 
     named, configs = eos("generation_config.json"), eos("config.json")
-    known = [i for i in named if 0 <= i < MAX_IDS and backend.id_to_token(i) is not None]
-    if lost := sorted(set(named) - set(known)):
-        _say(f"{folder}/generation_config.json: eos_token_id {_short(lost)}: the tokenizer has no such token")
-    return known if named else [i for i in configs if i in backend.get_added_tokens_decoder()]
+    known = {i for i in {*named, *configs} if 0 <= i < MAX_IDS and backend.id_to_token(i) is not None}
+    for file, ids in (("generation_config.json", named), ("config.json", configs)):
+        if lost := sorted(set(ids) - known):
+            _say(f"{folder}/{file}: eos_token_id {_short(lost)}: the tokenizer has no such token")
+    if named:
+        return [i for i in named if i in known]
+    return [i for i in configs if i in backend.get_added_tokens_decoder()]
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
