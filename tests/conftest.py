@@ -32,7 +32,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """With pytest-xdist (`-n 2 --dist loadgroup`) the tests of the scenarios stay in one process, which runs them once."""
+    """With pytest-xdist (`-n auto --dist loadgroup`) the tests of the scenarios stay in one process, which runs them
+    once."""
     for item in items:
         if {"one", "two"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("scenarios"))

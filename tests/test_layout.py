@@ -17,9 +17,9 @@ MODULES = [p for p in FILES if p.name.startswith("test_")]
 NOT_ROOMS = {"helpers", "benchmarks", "tokenizers", "__pycache__"}
 # What is about several modules, or about a file that is no module.
 OTHERS = {
-    "test_docs", "test_fuzz", "test_gpu", "test_helpers", "test_known_answer", "test_ladder", "test_layout",
-    "data/test_synth_texts", "engine/test_faults", "engine/test_kills", "kernels/test_aot", "kernels/test_kernels_together", "objectives/test_trl_parity",
-    "report/test_report",
+    "data/test_synth_texts", "engine/test_faults", "engine/test_kills", "kernels/test_aot",
+    "kernels/test_kernels_together", "objectives/test_trl_parity", "report/test_report", "test_docs",
+    "test_fuzz", "test_gpu", "test_helpers", "test_known_answer", "test_ladder", "test_layout",
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def private(path: Path, kind: str) -> Path:
@@ -70,8 +70,8 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable: after a rename, which a power cut could undo otherwise."""
+def sync(path: Path) -> None:
+    """Make a file durable, or the names in a folder: after a rename, which a power cut could undo otherwise."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -108,7 +108,7 @@ def test_a_full_disk_loses_nothing(make, monkeypatch, where):
             "sync": ("torch.distributed.checkpoint.filesystem.os.fsync",),
             "hash": (saver, "_entry"),
             "manifest": (saver, "write_text"),
-            "rename": (saver, "sync_folder"),
+            "rename": (saver, "sync"),
         }
         fail_at(patch, targets[where], full)
         trainer.save()

@@ -46,7 +46,7 @@ from vdengine.data.locate import FileSource, Source, resolve
 from vdengine.data.rendering import RenderedRow, render
 from vdengine.data.storefolder import ArrayFile, give_name, partial_folder
 from vdengine.errors import InputError
-from vdengine.files import digest, sync_folder
+from vdengine.files import digest, sync
 from vdengine.outside import first_line, is_count, json_object, open_regular, parsing, printable
 from vdengine.progress import progress as show
 from vdengine.text.renderer import Rendered
@@ -400,7 +400,7 @@ def _seal(partial: Path, folder: Path, inputs: dict[str, Any], infos: list[Sourc
         json.dump(manifest | {"check": _check(manifest)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(partial)
+    sync(partial)
     give_name(partial, folder, _is_whole)
 
 

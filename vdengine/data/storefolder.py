@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdengine.files import sync_folder
+from vdengine.files import sync
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def give_name(partial: Path, folder: Path, is_whole: Callable[[Path], bool]) -> 
             os.rename(folder, damaged)
             shutil.rmtree(damaged, ignore_errors=True)
         os.rename(partial, folder)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 class ArrayFile:

@@ -28,7 +28,7 @@ from vdengine.engine.checkpoint import Trained, checkpoints, manifest_hash, size
 from vdengine.engine.metadata import cause
 from vdengine.engine.parallel import World, broadcast
 from vdengine.errors import InputError
-from vdengine.files import Lock, check_space, digest, sync_folder, write_text
+from vdengine.files import Lock, check_space, digest, sync, write_text
 from vdengine.recipe import CheckpointKeys
 from vdengine.runfolder import MANIFEST, RunFolder
 
@@ -200,7 +200,7 @@ class Saver:
         write_text(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         _remove(final)
         temporary.rename(final)
-        sync_folder(final.parent)
+        sync(final.parent)
         _remove(final.with_suffix(".damaged"))
 
     def _prune(self, proven: int) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 import vdengine
 from vdengine.errors import InputError
-from vdengine.files import check_space, private
+from vdengine.files import check_space, private, sync
 from vdengine.models.families import ModelConfig, expected_shapes
 from vdengine.models.hf_config import config_to_hf
 from vdengine.models.transformer import Transformer
@@ -208,6 +208,8 @@ def _finish_folder(
         tokenizer.save(partial, words.template)
     sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
     _write_json(partial / MARK, {"vdengine": vdengine.__version__, "files": sizes})
+    for file in (*partial.iterdir(), partial):  # on the disk before it takes the name
+        sync(file)
     _publish(partial, target)
 
 
