@@ -58,6 +58,11 @@ class RunFolder:
         """The folder of the checkpoints, each `step-NNNNNN/`."""
         return self.path / "checkpoints"
 
+    @property
+    def saved(self) -> Path:
+        """There once a checkpoint has been saved, so that lost ones are missed."""
+        return self.path / "saved"
+
     def checkpoint(self, step: int) -> Path:
         """The checkpoint after `step` updates."""
         return self.checkpoints / f"{CHECKPOINT}{step:06d}"

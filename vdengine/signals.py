@@ -47,7 +47,9 @@ class Requests:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._old = {s: signal.signal(s, lambda signum, frame: None) for s in self._signals}
+        # One that is ignored stays so: that of the terminal, for a job in the background of a script.
+        heard = [s for s in self._signals if signal.getsignal(s) != signal.SIG_IGN]
+        self._old = {s: signal.signal(s, lambda signum, frame: None) for s in heard}
         self._active = True
         held = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _in_child(held()))
@@ -60,14 +62,15 @@ class Requests:
             return
         self._active = False
         for signum, handler in self._old.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
         signal.set_wakeup_fd(self._old_fd)
-        os.close(self._write)  # ends the thread
+        os.write(self._write, b"\0")  # ends the thread
         self._thread.join()
+        os.close(self._write)
         os.close(self._read)
 
     def _listen(self) -> None:
-        while data := os.read(self._read, 64):
+        while b"\0" not in (data := os.read(self._read, 64)):
             for signum in data:
                 if signum in self._signals:
                     self._take(signal.Signals(signum))
@@ -94,5 +97,7 @@ def _in_child(requests: Requests | None) -> None:
     """A forked child has signals of its own."""
     if requests is not None and requests._active:
         signal.set_wakeup_fd(-1)
+        os.close(requests._write)
+        os.close(requests._read)
         for signum in requests._signals:
             signal.signal(signum, signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vdengine.cli.arguments import RecipeParser
 from vdengine.cli.common import verb
+from vdengine.errors import InputError
 from vdengine.recipe import Recipe
 from vdengine.signals import SIGNALS, Requests
 
@@ -78,11 +80,18 @@ def train(recipe: Recipe) -> int:
             t.finish()
             screen.end(time.perf_counter() - started)
         except NothingLearned:
-            t.save()  # with the count, so that a run that is started again by itself gives up at once
+            with contextlib.suppress(InputError, OSError):
+                t.save()  # with the count, so that a run that is started again by itself gives up at once
             raise
         finally:
-            screen.close()
-            t.close()
+            failing = sys.exc_info()[1] is not None
+            for close in (screen.close, t.close):
+                try:
+                    close()
+                except (InputError, OSError, RuntimeError) as error:
+                    if not failing:
+                        raise
+                    print(f"and at the end: {error}", file=sys.stderr)  # beside the error that is on its way
     return 0
 
 

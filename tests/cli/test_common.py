@@ -56,6 +56,7 @@ def test_a_lost_rank_is_said_and_lets_the_launcher_see_who(capsys, monkeypatch):
     """Guards torchrun's report: the rank that only lost another is not its first."""
     waits = []
     monkeypatch.setattr(common.time, "sleep", waits.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert ending(RuntimeError("[pair.cc:537] Read error: Connection reset by peer."))([]) == 1
     assert "another rank has ended, and this one with it" in capsys.readouterr().err and waits == [common.LOST_SECONDS]
 

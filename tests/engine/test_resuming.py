@@ -113,6 +113,7 @@ def test_checkpoints_that_are_passed_over_are_said(recipe, begun):
 def test_no_checkpoint_yet_is_said(recipe, begun):
     """Guards a run that starts over against doing so without a word."""
     shutil.rmtree(begun.checkpoints)
+    begun.saved.unlink()  # as if none had been
     trainer = Trainer(recipe)
     trainer.close()
     assert trainer.step_count == 0
@@ -162,6 +163,35 @@ def test_a_longer_run_keeps_the_answers_of_its_old_end(recipe):
     kept = before.folder / "answers-until-step-2.jsonl"
     assert note.endswith(f"the 8 of step 2 are kept in {kept}")
     assert [json.loads(line)["anchor"] for line in kept.read_text().splitlines()] == [a.anchor for a in before.answers]
+
+
+def test_a_finished_run_that_is_opened_again_keeps_its_end(recipe):
+    """Guards the samples at a run's end against whoever opens it to look at its model, or starts it again by mistake."""
+    recipe.answers.samples, recipe.answers.probes, recipe.answers.max_tokens = 2, 4, 4
+    trainer = finish(recipe)
+    names = [p for p in trainer.files.drift.rglob("*") if p.suffix in (".bin", ".jsonl")]
+    before = {p: p.read_bytes() for p in names}
+    Trainer(recipe).close()
+    assert {p: p.read_bytes() for p in names} == before
+    finish(recipe)
+    assert {p: p.read_bytes() for p in names} == before
+    log = before[trainer.files.drift / "openings.bin"]
+    (trainer.files.drift / "openings.bin").write_bytes(log[: -len(log) // 5])  # the last of five samples
+    finish(recipe)
+    assert {p: p.read_bytes() for p in names} == before
+
+
+def test_what_a_run_reads_may_have_moved(recipe, begun, tmp_path, data):
+    """Guards a run on another machine, or with data under another name: contents are compared, and not names."""
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(data.read_bytes())
+    recipe.data.train = [str(moved)]
+    trainer = Trainer(recipe)
+    trainer.close()
+    assert trainer.step_count == 2
+    moved.write_bytes(data.read_bytes() + data.read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(InputError, match="cannot resume, the contents have changed: data.train"):
+        Trainer(recipe)
 
 
 def test_two_runs_on_one_folder(recipe):

@@ -415,3 +415,30 @@ def test_own_batches_and_own_loops_on_two_ranks(tmp_path, tiny_models):
             assert torch.allclose(loop["mean"][name] * scale, parameter.grad, atol=tolerance), name
     assert torch.equal(two[0]["loop"]["probes"], two[1]["loop"]["probes"])
     assert torch.equal(one["loop"]["probes"], two[0]["loop"]["probes"])
+
+
+def test_a_step_that_ended_with_an_error_leaves_nothing(tmp_path, tiny_models, data, monkeypatch):
+    """Guards whoever goes on after an error inside of a step (Ctrl-C in a notebook, a pack that does not fit): the next
+    call takes the step from its beginning, without the gradients and half the sample of the first try."""
+
+    def run(name, interrupted):
+        recipe = recipe_of("small_packs", tmp_path, str(tiny_models["qwen3"]), str(data))
+        recipe.run.folder, recipe.batch.tokens = str(tmp_path / name), 500
+        trainer = Trainer(recipe)
+        if interrupted:
+
+            def stop(done, total):
+                assert total > 1
+                raise KeyboardInterrupt
+
+            trainer.on_pack = stop
+            with pytest.raises(KeyboardInterrupt):
+                trainer.step()
+            trainer.flush()
+            trainer.on_pack = lambda done, total: None
+        rows = [dict(trainer.step()) for _ in range(2)]
+        trainer.save()
+        trainer.close()
+        return [row["grad_norm"] for row in rows], (trainer.files.drift / "openings.bin").read_bytes()
+
+    assert run("plain", interrupted=False) == run("interrupted", interrupted=True)

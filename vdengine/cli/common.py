@@ -15,7 +15,14 @@ from vdengine.errors import InputError
 from vdengine.outside import first_line, printable
 
 # How the backends of torch.distributed say that another rank is gone.
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe", "Socket closed")
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Socket closed",
+    "Timed out",
+)
 
 LOST_SECONDS = 3  # a rank that has lost another lets torchrun see that one first: it names the first as the cause
 
@@ -78,7 +85,8 @@ def sentence(error: Exception) -> str | None:
 
 def is_lost(error: Exception) -> bool:
     """Whether this rank fails only because another one is gone."""
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return several and isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
 
 
 def _record(error: Exception) -> None:

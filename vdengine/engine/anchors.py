@@ -141,6 +141,9 @@ class Anchors:
                 run_folder, self.panel, self.tokenizer_hash, samples=s.samples, max_tokens=s.max_tokens
             )
             self.log.rewind(step)
+            last = self.log.anchors[-1:]
+            if last and last[0] not in self.log.readings()["anchor"]:  # killed between the two
+                self.log.rewind(last[0])
         self._restore(self.log or AnswerLog.open(run_folder))
 
     def _restore(self, log: AnswerLog) -> None:

@@ -7,6 +7,7 @@ than 100 columns: what is left out there is in metrics.jsonl.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import textwrap
@@ -53,10 +54,13 @@ class Console:
             return
         self.file.write(text + "\n")
         self.file.flush()
-        if self.bar.disable:
-            print(text, file=self.stream, flush=True)
-        else:
-            self.bar.write(text, file=self.stream)
+        try:
+            if self.bar.disable:
+                print(text, file=self.stream, flush=True)
+            else:
+                self.bar.write(text, file=self.stream)
+        except BrokenPipeError:  # whoever read along has gone; the run has not, and log.txt has all
+            self.stream = open(os.devnull, "w")
 
     def row(self, row: dict[str, Any], warning: str) -> None:
         """A logged step, when the trainer has written it: on CUDA a step late."""

@@ -69,6 +69,8 @@ class Tracker(Protocol):
 
     def log(self, scalars: dict[str, float], step: int) -> None: ...
 
+    def flush(self) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -86,6 +88,9 @@ class _TensorBoard:
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        self.writer.flush()
+
     def close(self) -> None:
         self.writer.close()
 
@@ -102,6 +107,9 @@ class _Hosted:
 
     def log(self, scalars: dict[str, float], step: int) -> None:
         self.run.log(scalars, step=step)
+
+    def flush(self) -> None:
+        """Its library sends by itself."""
 
     def close(self) -> None:
         self.run.finish()
@@ -145,6 +153,11 @@ class MetricsLog:
         """Send scalars to the trackers alone. Steps must not decrease, because wandb drops scalars of earlier steps."""
         for tracker in self.trackers:
             tracker.log(scalars, step)
+
+    def flush(self) -> None:
+        """Have the trackers write what they hold."""
+        for tracker in self.trackers:
+            tracker.flush()
 
     def close(self) -> None:
         """Close the file and the trackers."""

@@ -42,6 +42,11 @@ class Reading:
     bank: Bank | None = None  # that the forest belongs to; None: openings
     _later: tuple[Later, Later] | None = None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all its forwards have run."""
+        return self._later is not None
+
     def complete(self) -> None:
         """Start the copy of `out`, which is final now, to the host."""
         self._later = Later(torch.cat([self.forest.slots[i] for i in self.packs])), Later(self.out)
@@ -138,12 +143,14 @@ class Probes:
         self.seconds: dict[str, float] = {}  # of sampling at this step
         self._step_readings: list[Reading] = []  # of this step, whose forwards have not all run
         self._pending: list[Reading] = []  # not written yet
+        self._logged = -1
         self.live = LiveOpenings(panel, self.openings.branches)
         self._untold: list[Live] = []
         self.latest: Live | None = None
 
     def open_log(self, run_folder: Path, step: int) -> None:
-        """Create the raw logs, or continue them at `step`. Rank 0 must call this before the other ranks."""
+        """Create the raw logs, or continue them with the samples of `step`. Rank 0 must call this before the other
+        ranks."""
         o, main = self.openings, self.world.is_main
         if main:
             self.log = DriftLog.create(run_folder, o.panel, o.branches, o.num_tokens_of, self.tokenizer_hash)
@@ -151,6 +158,7 @@ class Probes:
         log = self.log or DriftLog.open(run_folder)
         steps, logp = log.steps, log.logp  # [samples], [samples, branches]
         self.live.continue_from(logp)
+        self._logged = int(steps[-1]) if len(steps) else -1  # a sample that need not be taken again
         if self.answers is not None:
             self.answers.open_log(run_folder, step, main)
             if self.answers.anchors and len(steps):
@@ -228,8 +236,9 @@ class Probes:
         self._step_readings = []
 
     def sample(self, model: Transformer, step: int) -> None:
-        """The sample after the last update, in a forward without training data. A collective."""
-        self._score(model, self.begin(step, 1)[0])
+        """The sample after the last update, in a forward without training data, if the log has it not. A collective."""
+        if step > self._logged:
+            self._score(model, self.begin(step, 1)[0])
 
     def _score(self, model: Transformer, riders: list[Rider]) -> None:
         """Score this rank's packs in a forward of probes alone."""
@@ -268,6 +277,11 @@ class Probes:
         self.seconds = {"answers": time.perf_counter() - started}
         count = self.answers.settings.samples if step else self.answers.base
         self.note = f"step {step}: {count} answers to each of {len(self.answers.prompts)} probes drawn ({reason})"
+
+    def abandon(self) -> None:
+        """Forget the readings whose forwards have not all run: of a step that ended with an error."""
+        self._pending = [reading for reading in self._pending if reading.is_complete]
+        self._step_readings = []
 
     def flush(self, before: int | None = None) -> None:
         """Evaluate pending readings, and on rank 0 write them to the logs. The host waits for their forwards.

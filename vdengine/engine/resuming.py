@@ -20,6 +20,12 @@ from vdengine.runfolder import RunFolder
 # Keys in which a run that goes on may differ, as long as the steps so far are the same (`check_length`).
 LENGTH = ("run.steps", "run.epochs", "optimizer.warmup")
 
+# Names of what a run reads. Their contents are compared (`inputs.json`, the log's panel), so they may have moved.
+BY_CONTENTS = (
+    "model.source", "model.tokenizer", "data.train", "data.eval", "data.template", "reward.source", "value.source",
+    "probes.panel",
+)  # fmt: skip
+
 
 def holds_a_run(files: RunFolder) -> bool:
     """Whether the folder is one that a run goes on in. Nothing or a lock alone is none.
@@ -58,7 +64,9 @@ def check_folder(recipe: recipes.Recipe, objective: Objective) -> recipes.Recipe
     if not recipe.run.resume:
         raise InputError(f"{files.path}: exists already; give run.folder a new name or set run.resume = true")
     old = recipes.saved_recipe(files.recipe, objective)
-    if changed := recipes.differences(old, recipe, but=LENGTH):
+    pattern = any(r.reward.source.startswith("regex:") for r in (old, recipe))
+    moved = [name for name in BY_CONTENTS if not (pattern and name == "reward.source")]
+    if changed := recipes.differences(old, recipe, but=(*LENGTH, *moved)):
         raise InputError(f"{files.path}: cannot resume, the recipe differs: {'; '.join(changed)}")
     return old
 
@@ -91,19 +99,14 @@ def check_logs(files: RunFolder, step: int, logs: Mapping[str, Mapping[str, Any]
             )
 
 
-def check_fresh(files: RunFolder, every: int) -> list[str]:
+def check_fresh(files: RunFolder) -> list[str]:
     """What is worth saying of a run that starts over because it has no checkpoint.
 
-    Args:
-        every: `checkpoint.every`.
-
     Raises:
-        InputError: there must have been checkpoints, or there is an export: starting over would remove what was done.
+        InputError: there were checkpoints, or there is an export: starting over would remove what was done.
     """
     step = last_step(files)
-    # The checkpoint of step n is complete before that of step n + every begins.
-    saved = files.export.exists() or (every > 0 and step > 2 * every)
-    if saved:
+    if files.saved.exists() or files.export.exists():
         raise InputError(
             f"{files.checkpoints}: no checkpoint, though the run came to step {step}; starting over would overwrite "
             "its logs: put the checkpoints back, or name another run.folder"

@@ -1,6 +1,6 @@
 """Saving beside training: a checkpoint's tensors are copied while the next step computes, and written behind it.
 
-    save        returns at once: a thread copies the tensors, and then writes them (`dcp.async_save`)
+    save        returns at once: a thread copies the tensors, another writes them then
     staged      is called before weights move: waits for the copy, which by then has had a forward and a backward
     wait        the checkpoint is on disk, or it is said why not
 
@@ -14,7 +14,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from vdengine.files import Lock, check_space, digest, sync, write_text
 from vdengine.recipe import CheckpointKeys
 from vdengine.runfolder import MANIFEST, RunFolder
 
+SAVED = "checkpoints have been saved here\n"  # of RunFolder.saved
 SPARE = 64 * 2**20  # bytes that are left free beside a checkpoint: names, manifests, logs
 
 
@@ -99,24 +100,17 @@ class Saver:
             raise InputError(problem)
         if self.world.device.type == "cuda":
             torch.cuda.synchronize()  # the stream that copies does not wait for the one that computes
-        with warnings.catch_warnings():
-            # torch says that it will change what an existing folder means
-            warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
-            saving: Any = dcp.async_save(  # its answer has two futures where the stager is asynchronous
-                state_of(trained, numbers),
-                storage_writer=dcp.FileSystemWriter(temporary, sync_files=True),
-                process_group=self.group,
-                async_stager=self._stager,
-            )
-        self._copied = saving.staging_completion
-        self._written = self._thread.submit(self._complete, saving.upload_completion, step, logs, proven)
+        copied: Any = self._stager.stage(state_of(trained, numbers))  # a future, of a stager that is asynchronous
+        self._copied = copied
+        self._written = self._thread.submit(self._write, copied, step, logs, proven)
         return final
 
     def staged(self) -> None:
-        """Wait until the tensors of a save that is going on are copied. Before weights move."""
+        """Wait until the tensors of a save that is going on are copied, or cannot be, which is `failed`. Before weights
+        move."""
         if self._copied is not None:
             copied, self._copied = self._copied, None
-            copied.result()
+            wait([copied])
 
     @property
     def failed(self) -> bool:
@@ -151,39 +145,56 @@ class Saver:
 
     # ------------------------------------------------------------------------------------- in the saving thread
 
-    def _complete(self, upload: Future[None], step: int, logs: Mapping[Path, int], proven: int) -> None:
-        """Hash and publish what has been written. All ranks learn of an error of any."""
+    def _write(self, copied: Future[dict[str, Any]], step: int, logs: Mapping[Path, int], proven: int) -> None:
+        """Write what has been copied, hash and publish it: `dcp.async_save` in parts, so that all ranks learn of an
+        error of any, that of a copy too, before one of them waits for another in a collective."""
         final = self.files.checkpoint(step)
         temporary, problem = final.with_name(final.name + ".tmp"), ""
         entries: dict[str, Any] = {}
+        error = copied.exception()
+        self._raise_any("" if error is None else self._sentence(step, error))
         try:
-            upload.result()
+            writer = dcp.FileSystemWriter(temporary, sync_files=True)
+            with warnings.catch_warnings():  # torch will change what an existing folder means
+                warnings.filterwarnings("ignore", message="Detected an existing checkpoint")
+                dcp.save(copied.result(), storage_writer=writer, process_group=self.group)
             own = sorted(temporary.glob(f"__{self.world.rank}_*")) + [temporary / ".metadata"] * self.world.is_main
             entries = {path.name: _entry(path) for path in own}
-        except (OSError, RuntimeError, ValueError, dcp.api.CheckpointException) as error:
+        except (Exception, dcp.api.CheckpointException) as error:
             problem = self._sentence(step, error)
-        parts: list[Any] = [None] * self.world.size
-        dist.all_gather_object(parts, (entries, problem), group=self.group)
-        problem = next((told for _, told in parts if told), "")
-        if self.world.is_main and not problem:
+        parts = self._raise_any(problem, entries)
+        if self.world.is_main:
             try:
-                files = {name: entry for part, _ in parts for name, entry in part.items()}
+                files = {name: entry for part in parts for name, entry in part.items()}
                 self._publish(step, temporary, final, files, logs)
-                self._prune(proven)
-            except OSError as error:
+            except Exception as error:
                 problem = self._sentence(step, error)
-        outcome = [problem]
-        if self.world.size > 1:
-            dist.broadcast_object_list(outcome, src=0, group=self.group)
-        if outcome[0]:
-            if self.world.is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise InputError(outcome[0])
+        self._raise_any(problem)
         self.newest = step
+        if self.world.is_main:
+            self._prune(proven)
+
+    def _raise_any(self, problem: str, value: Any = None) -> list[Any]:
+        """The values of all ranks, if none has a problem. A collective.
+
+        Raises:
+            InputError: one has.
+        """
+        parts: list[Any] = [None] * self.world.size
+        dist.all_gather_object(parts, (problem, value), group=self.group)
+        if found := next((told for told, _ in parts if told), ""):
+            if self.world.is_main:
+                for leftover in self.files.checkpoints.glob("*.tmp"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+            raise InputError(found)
+        return [value for _, value in parts]
 
     def _publish(
         self, step: int, temporary: Path, final: Path, files: dict[str, Any], logs: Mapping[Path, int]
     ) -> None:
+        for path, size in logs.items():
+            if size:
+                sync(path)  # what the manifest says of it must outlast a power cut, as the checkpoint does
         manifest: dict[str, Any] = {
             "step": step,
             "world_size": self.world.size,
@@ -198,19 +209,26 @@ class Saver:
         }
         manifest["hash"] = manifest_hash(manifest)
         write_text(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        if not self.files.saved.exists():
+            self.files.saved.write_text(SAVED)
         _remove(final)
         temporary.rename(final)
         sync(final.parent)
-        _remove(final.with_suffix(".damaged"))
+        sync(self.files.path)
 
     def _prune(self, proven: int) -> None:
-        """Remove the checkpoints that need not stay."""
+        """Remove the checkpoints that need not stay. One that cannot be removed is no reason to end a run."""
         found, every = checkpoints(self.files.path), self.settings.keep_every
         good = [folder for folder in found if step_of(folder) <= proven]
         stay = {*found[-self.settings.keep :], *good[-1:]}
-        for folder in found:
-            if folder not in stay and not (every and step_of(folder) % every == 0):
+        gone = [folder for folder in found if folder not in stay and not (every and step_of(folder) % every == 0)]
+        for folder in (*gone, *self.files.checkpoints.glob("*.damaged")):
+            if folder.suffix and step_of(folder.with_suffix("")) > (self.newest or -1):
+                continue  # of a step that has not been saved anew
+            try:
                 _remove(folder)
+            except OSError as error:
+                warnings.warn(f"{folder}: cannot be removed ({error.strerror})", stacklevel=2)
 
     def _sentence(self, step: int, error: BaseException) -> str:
         if isinstance(error, InputError):
@@ -218,8 +236,9 @@ class Saver:
         else:
             reason = f"{self.files.checkpoint(step)}: cannot be written: {cause(error)}"
         whole = [step_of(folder) for folder in checkpoints(self.files.path)]
-        kept = f"the newest one is of step {whole[-1]}" if whole else "there is none before it"
-        return f"{reason} ({kept}); started again, the run goes on from there"
+        if not whole:
+            return f"{reason}; there is no checkpoint before it"
+        return f"{reason}; started again, the run goes on from step {whole[-1]}"
 
 
 def _entry(path: Path) -> dict[str, Any]:

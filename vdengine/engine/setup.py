@@ -397,13 +397,15 @@ class Setup:
         with main_first(self.world):
             if self.world.is_main:
                 if found is None and self._old_recipe is not None:
-                    self.notes += check_fresh(self.files, self._old_recipe.checkpoint.every)
+                    self.notes += check_fresh(self.files)
                 check_space(self.folder, size_of(self.trained), "a checkpoint (master weights and AdamW's moments)")
                 write_text(self.files.inputs, json.dumps(self.inputs, indent=2) + "\n")
                 write_text(self.files.recipe, recipes.to_toml(self.recipe))
                 self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe)
             if self.probes is not None:
-                self.probes.open_log(self.folder, self.step_count)
+                # The samples at a run's end stay: it has them already when it is opened again.
+                finished = found is not None and self.step_count == self.total_steps
+                self.probes.open_log(self.folder, self.step_count + finished)
 
     def _check_resumed(self, found: Found) -> None:
         """The logs must be whole, and what has been done so far what this recipe would have done, and worth going on

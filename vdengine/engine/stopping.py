@@ -22,6 +22,7 @@ class Stopping:
 
     def __init__(self, device: torch.device, lag: bool) -> None:
         self._device, self._lag = device, lag
+        self._nothing = torch.zeros(len(SIGNALS) + 1, device=device)
         self._asked: signal.Signals | None = None
         self._on_its_way: Later | None = None
         self.signal: signal.Signals | None = None
@@ -40,6 +41,8 @@ class Stopping:
     def flags(self, failed: bool) -> Tensor:
         """What this rank adds to the all-reduce: [len(SIGNALS) + 1] fp32, ones and zeros."""
         asked = self._asked
+        if asked is None and not failed:
+            return self._nothing  # to copy a tensor from the host would wait for a device
         return torch.tensor([float(s == asked) for s in SIGNALS] + [float(failed)], device=self._device)
 
     def agree(self, flags: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import statistics
@@ -130,6 +131,7 @@ class Trainer(Setup):
                 `batch.tokens`; reference sums that are needed, or not. The weights have not moved.
         """
         k, w, device = self.step_count, self.world, self.world.device
+        self._abandon()
         given, extras, own_packs = self._given(batch, probes, reference)
         self.step_clock.__enter__()
         if self.probes:
@@ -204,6 +206,14 @@ class Trainer(Setup):
         if not self.lag or self.step_count == self.total_steps:  # all is there, or nothing comes that it could hold up
             self._settle()
         return row.metrics
+
+    def _abandon(self) -> None:
+        """Forget what is left of a step that ended with an error: it is taken again from its beginning."""
+        for t in self.trained:
+            t.optimizer.zero_grad(set_to_none=True)
+        self._unlogged = [pack for pack in self._unlogged if pack[0] < self.step_count]
+        if self.probes is not None:
+            self.probes.abandon()
 
     def _given(
         self,
@@ -326,6 +336,7 @@ class Trainer(Setup):
 
     def flush(self) -> None:
         """Write all that is logged or sampled so far; the host waits for the device. A collective."""
+        self._abandon()
         self._settle()
         self._report_probes()
 
@@ -458,6 +469,8 @@ class Trainer(Setup):
             InputError: there is no room for it, or the one before could not be written.
         """
         self.flush()
+        if self.metrics_log is not None:
+            self.metrics_log.flush()
         logs = {} if self.metrics_log is None else self.metrics_log.bytes_before(self.step_count)
         if self.probes is not None:
             logs |= self.probes.bytes_before(self.step_count)
@@ -488,12 +501,7 @@ class Trainer(Setup):
         Raises:
             InputError: the last checkpoint could not be written.
         """
-        try:
-            self.saver.close()
-        finally:
-            self.loader.close()
-            if self.metrics_log is not None:
-                self.metrics_log.close()
-            if self.lock is not None:
-                self.lock.close()
-            self.world.close()
+        with contextlib.ExitStack() as stack:  # each of them, whatever becomes of the others; the last one first
+            for part in (self.world, self.lock, self.metrics_log, self.loader, self.saver):
+                if part is not None:
+                    stack.callback(part.close)
