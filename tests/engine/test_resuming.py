@@ -166,7 +166,7 @@ def test_a_longer_run_keeps_the_answers_of_its_old_end(recipe):
 
 
 def test_a_finished_run_that_is_opened_again_keeps_its_end(recipe):
-    """Guards the samples at a run's end against whoever opens it to look at its model, or starts it again by mistake."""
+    """Guards the samples at a run's end against whoever opens it to look at its model, or starts it again."""
     recipe.answers.samples, recipe.answers.probes, recipe.answers.max_tokens = 2, 4, 4
     trainer = finish(recipe)
     names = [p for p in trainer.files.drift.rglob("*") if p.suffix in (".bin", ".jsonl")]

@@ -85,6 +85,8 @@ class Console:
         t = self.trainer
         if t.probes is not None and t.probes.note:
             self.say(f"        {t.probes.note}")
+        while t.saver.notes:
+            self.say(f"        {t.saver.notes.pop(0)}")
         if not self.bar.disable:
             self.bar.n = t.step_count
             self.bar.set_description(f"step {min(t.step_count + 1, t.total_steps)}/{t.total_steps}", refresh=False)

@@ -52,6 +52,7 @@ class Saver:
     ) -> None:
         self.files, self.world, self.lock = files, world, lock
         self.settings, self.newest = settings, newest
+        self.notes: list[str] = []  # what is worth saying, until someone has said it
         cuda = world.device.type == "cuda"
         self.group: Any = dist.new_group(backend="gloo")
         # A CUDA device copies to pinned memory on a stream of its own.
@@ -228,7 +229,7 @@ class Saver:
             try:
                 _remove(folder)
             except OSError as error:
-                warnings.warn(f"{folder}: cannot be removed ({error.strerror})", stacklevel=2)
+                self.notes.append(f"{folder}: cannot be removed ({error.strerror})")
 
     def _sentence(self, step: int, error: BaseException) -> str:
         if isinstance(error, InputError):
