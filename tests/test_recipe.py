@@ -358,3 +358,13 @@ def test_a_lost_recipe_of_a_run_is_named(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             saved_recipe(path)
+
+
+def test_the_command_lines_length_wins(tmp_path):
+    """Guards `run.epochs=1` on the command line against the recipe's own run.steps, and the other way round."""
+    path = tmp_path / "r.toml"
+    path.write_text('[run]\nsteps = 5\n[model]\nsource = "m"\n[data]\ntrain = "d"\n')
+    recipe = load_recipe(path, ["run.epochs=2"])
+    assert recipe.run.steps is None and recipe.run.epochs == 2
+    with pytest.raises(InputError, match="give one of run.steps and run.epochs"):
+        load_recipe(path, ["run.epochs=2", "run.steps=3"])

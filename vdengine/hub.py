@@ -46,6 +46,10 @@ def locate_here(source: str) -> Path | None:
     except (OSError, ValueError) as error:  # a name that is too long or has a NUL, a folder that may not be entered
         raise InputError(f"{printable(source)[:200]}: {first_line(error)}") from None
     if is_folder:
+        if (path / "recipe.toml").exists() and not (path / "config.json").exists():
+            raise InputError(
+                f"{printable(source)}: the folder of a run; name its export or one of its checkpoints/step-N"
+            )
         return path
     if path.suffix == ".gguf":
         if is_file:

@@ -259,6 +259,11 @@ def load_recipe(
     tables, where = _read(Path(path))
     for override in overrides:
         _apply_override(tables, override, where)
+    run = tables.get("run")
+    if isinstance(run, dict):  # of two ways to say how long a run is, the command line's
+        for name, other in (("steps", "epochs"), ("epochs", "steps")):
+            if ("run", name) in where.overridden and ("run", other) not in where.overridden:
+                run.pop(other, None)
     return make_recipe(tables, where, objective, given)
 
 

@@ -87,6 +87,12 @@ class Run:
     completions: list[dict[str, Any]] = field(default_factory=list)  # rows of completions.jsonl
     notes: list[str] = field(default_factory=list)  # what was left out, and why a readout is not there
     empty: dict[str, str] = field(default_factory=dict)  # by kind of readout: why it has nothing to show
+
+    def __repr__(self) -> str:
+        samples = 0 if self.log is None else len(self.log.steps)
+        answers = 0 if self.answers is None else len(self.answers.answers)
+        return f"Run({self.name!r}, {self.total_steps} steps, {samples} samples of openings, {answers} answers)"
+
     views: dict[str, Readout] = field(default_factory=dict)  # the readouts, by key
     # By judge: [len(answers.answers), 3] float64 p(support, neutral, oppose) towards the prompt's proposition; NaN
     # where there is no verdict.

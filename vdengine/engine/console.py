@@ -268,7 +268,12 @@ def plan(t: Trainer) -> str:
         lines.append(f"time    {expected}")
     lines.append(f"folder  {t.folder}")
     if t.resumed_at:
-        lines.append(f"        resuming at step {t.resumed_at}")
+        done = t.resumed_at == t.total_steps
+        lines.append(
+            f"        all {t.total_steps} steps are done already: nothing is left to train"
+            if done
+            else f"        resuming at step {t.resumed_at}"
+        )
     lines += [f"        {note}" for note in t.notes]
     return "\n".join(lines)
 

@@ -33,7 +33,7 @@ def expect(t: Trainer) -> str:
     probes = t.probes.schedule.cost * step * t.total_steps if t.probes else 0.0
     total = left * step + probes * left / t.total_steps
     parts = f"{left} step{'s' * (left > 1)} of {duration(step)}" + (f", probes {duration(probes)}" if probes else "")
-    return f"about {duration(total)} ({parts}; a guess from FLOPs, the bar knows better after some steps)"
+    return f"about {duration(total)} ({parts}; a guess from FLOPs)"
 
 
 def flops_per_second(device: torch.device, dtype: torch.dtype) -> float:

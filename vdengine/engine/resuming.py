@@ -67,7 +67,11 @@ def check_folder(recipe: recipes.Recipe, objective: Objective) -> recipes.Recipe
     pattern = any(r.reward.source.startswith("regex:") for r in (old, recipe))
     moved = [name for name in BY_CONTENTS if not (pattern and name == "reward.source")]
     if changed := recipes.differences(old, recipe, but=(*LENGTH, *moved)):
-        raise InputError(f"{files.path}: cannot resume, the recipe differs: {'; '.join(changed)}")
+        if len(changed) > 4:  # another objective has other keys
+            changed = [*changed[:3], f"and {len(changed) - 3} more"]
+        raise InputError(
+            f"{files.path}: cannot resume, the recipe differs: {'; '.join(changed)}; another run takes another run.folder"
+        )
     return old
 
 
