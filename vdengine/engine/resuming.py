@@ -70,7 +70,7 @@ def check_folder(recipe: recipes.Recipe, objective: Objective) -> recipes.Recipe
         if len(changed) > 4:  # another objective has other keys
             changed = [*changed[:3], f"and {len(changed) - 3} more"]
         raise InputError(
-            f"{files.path}: cannot resume, the recipe differs: {'; '.join(changed)}; another run takes another run.folder"
+            f"{files.path}: cannot resume, the recipe differs: {'; '.join(changed)}; name another run.folder"
         )
     return old
 
