@@ -66,7 +66,9 @@ def text(out: dict[str, Any]) -> str:
         ]
         details += [f"dropped {n:,} of {s['rows_read']:,}: {reason}" for reason, n in sorted(s["dropped"].items())]
         if s["too_long"]:
-            details.append(f"longer than data.max_tokens: {s['too_long']:,} of {s['rows_read']:,}")
+            details.append(f"too long for data.max_tokens: {s['too_long']:,} of {s['rows_read']:,}")
+        if s["unread"]:
+            details.append(f"columns not read: {', '.join(s['unread'][:8])}" + " and more" * (len(s["unread"]) > 8))
         add("data", s["source"], *details)
     about = "about " if run["estimate"] else ""
     add(

@@ -43,6 +43,7 @@ from tqdm import tqdm
 from vdengine.data.examples import Conversation, Message, Preference, Prompt
 from vdengine.data.formats import Account, Row, choose_format, read
 from vdengine.data.locate import FileSource, Source, resolve
+from vdengine.data.parsers import PREFERENCE_FORMATS
 from vdengine.data.rendering import RenderedRow, render
 from vdengine.data.storefolder import ArrayFile, give_name, partial_folder
 from vdengine.errors import InputError
@@ -241,6 +242,8 @@ class Store:
             tokens = int(self.num_tokens[self.source_start[k] : self.source_start[k + 1]].sum())
             counts = f"{info.rows:,} rows, {info.trees:,} examples, {tokens:,} tokens"
             lines.append(f"{info.name} ({info.format}): {counts}")
+            if self.kind == "sft" and info.format in PREFERENCE_FORMATS:
+                lines.append("  the chosen answers are learned, the rejected ones are not read")
             if info.truncated:
                 lines.append(f"  cut to max_tokens: {info.truncated:,}")
             for reason, count in sorted(info.dropped.items()):

@@ -161,7 +161,8 @@ def _look(
     lengths = _lengths(store)  # [trees]: prompt and longest branch
     limit = recipe.data.max_tokens - (recipe.rollout.max_new_tokens if store.kind == "prompts" else 0)
     overlong = int((lengths > limit).sum())
-    quantiles = {name: int(np.quantile(lengths, q)) for name, q in (("median", 0.5), ("p95", 0.95), ("longest", 1.0))}
+    shares = (("median", 0.5), ("p95", 0.95), ("longest", 1.0))
+    quantiles = {name: int(np.quantile(lengths, q, method="higher")) for name, q in shares}  # of a row that there is
     scale = total / max(sample.limit, 1)
     fits = len(lengths) - (overlong if recipe.data.overlong == "drop" else 0)
     if fits == 0:
@@ -177,9 +178,10 @@ def _look(
         "estimate": sample.limit < total,
         "examples": round(fits * scale),
         "lengths": quantiles,
-        "fit_99": int(np.quantile(lengths, 0.99)),
+        "fit_99": int(np.quantile(lengths, 0.99, method="higher")),
         "too_long": overlong,
         "dropped": dict(info.dropped),
+        "unread": list(info.unread),
     }
     return found, sample, store
 
