@@ -32,11 +32,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """With pytest-xdist (`-n auto --dist loadgroup`) the tests of the scenarios stay in one process, which runs them
-    once."""
+    """With pytest-xdist (`-n auto --dist loadgroup`) the tests of a file stay in one process, which makes its fixtures
+    once; so do those of the scenarios, in whatever file."""
     for item in items:
-        if {"one", "two"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("scenarios"))
+        scenarios = {"one", "two"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("scenarios" if scenarios else str(item.path)))
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ RECIPE = st.dictionaries(
     st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=6), JSON, max_size=4) | JSON,
     max_size=5,
 )
-seeded = settings(max_examples=400, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+seeded = settings(max_examples=200, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @seeded
