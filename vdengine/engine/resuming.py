@@ -64,8 +64,10 @@ def check_folder(recipe: recipes.Recipe, objective: Objective) -> recipes.Recipe
     if not recipe.run.resume:
         raise InputError(f"{files.path}: exists already; give run.folder a new name or set run.resume = true")
     old = recipes.saved_recipe(files.recipe, objective)
-    pattern = any(r.reward.source.startswith("regex:") for r in (old, recipe))
-    moved = [name for name in BY_CONTENTS if not (pattern and name == "reward.source")]
+    both = (old, recipe)
+    compared = {"reward.source"} if any(r.reward.source.startswith("regex:") for r in both) else set()
+    compared |= {"data.train"} if any(r.data.train == [recipes.OWN_BATCHES] for r in both) else set()
+    moved = [name for name in BY_CONTENTS if name not in compared]
     if changed := recipes.differences(old, recipe, but=(*LENGTH, *moved)):
         if len(changed) > 4:  # another objective has other keys
             changed = [*changed[:3], f"and {len(changed) - 3} more"]
