@@ -13,8 +13,7 @@ from vdengine.engine.clocks import peak_flops
 if TYPE_CHECKING:
     from vdengine.engine.trainer import Trainer
 
-# What a step reaches of the speed of a plain matrix product (a CPU: 0.5 to 0.7 measured on SmolLM2), or of a GPU's
-# peak (models of 1B to 8B at packs of 8,192 tokens).
+# What a step reaches of the speed of a plain matrix product (a CPU), or of a GPU's peak. Guesses, not measured.
 SHARE = {"cpu": 0.55, "cuda": 0.35}
 
 

@@ -18,8 +18,8 @@ from vdengine.recipe import Recipe
 FP32 = 4
 HEAD_ROWS = {"cuda": 4096, "cpu": 512}  # whose logits exist at a time (`kernels.rows`)
 SAVED_SHARE = 0.05  # of a GPU's memory, or 2 GiB: parallel.head_saved_bytes (`kernels.linear_logprob`)
-# Of a process with torch and our extension loaded, and CUDA's context of it, measured: resident 0.35 to 0.45 GiB on a
-# CPU, 0.5 GiB of a GPU that torch's counters do not see.
+# Of a process with torch and our extension loaded: 0.32 to 0.45 GiB resident were seen on a CPU. CUDA's context beside
+# it, which torch's counters do not see, is a guess.
 PROCESS = {"cpu": 450 << 20, "cuda": 512 << 20}
 
 
