@@ -762,7 +762,7 @@ def read_resume(folder: Path) -> None:
     differing(json_object(files.inputs), {"data.train": "ab"})
     found = newest(files.path, world)
     if found is None:
-        check_fresh(files, 2)
+        check_fresh(files)
     else:
         check_logs(files, found.step, found.logs)
 

@@ -117,7 +117,7 @@ def test_a_whole_run_and_its_resume(recipe, tmp_path, capsys):
         os.listdir(tmp_path / "run")
     )
     assert main([str(recipe)]) == 0
-    assert "resuming at step 2" in capsys.readouterr().out
+    assert "all 2 steps are done already" in capsys.readouterr().out
     assert main([str(recipe), "run.resume=false"]) == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -149,4 +149,4 @@ def test_an_error_on_two_ranks_ends_both(recipe, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode != 0
-    assert "error: " in done.stderr and "bad.jsonl" in done.stderr
+    assert "error (rank 0): " in done.stderr and "bad.jsonl" in done.stderr

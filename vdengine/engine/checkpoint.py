@@ -103,9 +103,9 @@ def newest(run_folder: Path, world: World) -> Found | None:
     for folder in reversed(broadcast(world, checkpoints(run_folder) if world.is_main else [])):
         manifest, reason = broadcast(world, inspect(folder, hashes=False) if world.is_main else None)
         if not reason:
-            parts: list[Any] = [None] * world.size
-            own = _other_hash(folder, manifest, world.rank, world.size)
-            dist.all_gather_object(parts, own)
+            parts = [_other_hash(folder, manifest, world.rank, world.size)] * world.size
+            if world.size > 1:
+                dist.all_gather_object(parts, parts[0])
             reason = next(filter(None, parts), "")
         if reason:
             damaged.append((folder, reason))
