@@ -46,11 +46,12 @@ from helpers.tiny import CHATML, family_configs, fill, tiny_config, write_tiny_m
 from safetensors.torch import save as safetensors_bytes  # noqa: E402
 
 from vdengine import _native  # noqa: E402
+from vdengine.data.building import build_store  # noqa: E402
 from vdengine.data.formats import choose_format, read  # noqa: E402
 from vdengine.data.loader import Loader  # noqa: E402
 from vdengine.data.locate import resolve  # noqa: E402
 from vdengine.data.memory import rows_in_memory  # noqa: E402
-from vdengine.data.store import DTYPES, MANIFEST, Store, build_store  # noqa: E402
+from vdengine.data.store import DTYPES, MANIFEST, Store  # noqa: E402
 from vdengine.drift.load import load_run  # noqa: E402
 from vdengine.drift.openings import Openings  # noqa: E402
 from vdengine.engine.checkpoint import load_weights, manifest_hash, newest  # noqa: E402

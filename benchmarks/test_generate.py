@@ -118,7 +118,7 @@ def models(task: dict[str, Any], folder: str) -> tuple[Any, Any, list[list[int]]
     import transformers
 
     import vdengine as vd
-    from vdengine.data.store import build_store
+    from vdengine.data.building import build_store
     from vdengine.text.renderer import Renderer
 
     if torch.cuda.is_available():

@@ -14,6 +14,7 @@ import socket
 import warnings
 import weakref
 from pathlib import Path
+from typing import Any
 
 from vdengine.errors import InputError
 from vdengine.outside import open_regular
@@ -184,14 +185,19 @@ def check_space(folder: Path, num_bytes: float, what: str) -> None:
     Raises:
         InputError: there is less room where `folder` is, or will be.
     """
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing(folder)).free
     if free < num_bytes:
         raise InputError(
             f"{folder}: no room for {what}: it takes {num_bytes / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free"
         )
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder around it that is there already."""
+    place = path.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return place
 
 
 def digest(path: Path, size: int | None = None) -> str:
@@ -208,3 +214,8 @@ def digest(path: Path, size: int | None = None) -> str:
             hasher.update(block)
             size -= len(block)
     return hasher.hexdigest()
+
+
+def json_hash(value: Any) -> str:
+    """BLAKE2b of a value as JSON with its keys sorted: 32 hex digits."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()

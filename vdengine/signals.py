@@ -47,9 +47,8 @@ class Requests:
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        # One that is ignored stays so: that of the terminal, for a job in the background of a script.
-        heard = [s for s in self._signals if signal.getsignal(s) != signal.SIG_IGN]
-        self._old = {s: signal.signal(s, lambda signum, frame: None) for s in heard}
+        # SIGINT too where a shell has had it ignored, for a job in the background: whoever sends it means it.
+        self._old = {s: signal.signal(s, lambda signum, frame: None) for s in self._signals}
         self._active = True
         held = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _in_child(held()))

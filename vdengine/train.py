@@ -110,21 +110,14 @@ def every(n: int, t: Trainer) -> bool:
 
 def show_batch(recipe: Recipe, count: int) -> int:
     """Rows of the first steps with prompt, scored and unscored tokens told apart."""
-    from vdengine.data.loader import Loader
     from vdengine.data.show import show_batch
-    from vdengine.engine.setup import open_store
+    from vdengine.engine.rows import open_loader, open_store
     from vdengine.text.renderer import Renderer
     from vdengine.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source)
     store = open_store(recipe, recipe.data.train, Renderer(tokenizer, template=recipe.data.template), progress=True)
-    loader = Loader(
-        store,
-        examples=recipe.batch.examples,
-        seed=recipe.run.seed,
-        weights=recipe.data.weights,
-        evaluation=recipe.data.eval_fraction,
-    )
+    loader = open_loader(recipe, store)
     rows: list[int] = []
     for step in range(loader.steps_per_epoch):
         rows += loader.rows(step).tolist()

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from helpers.stores import ByteRenderer, build, pair, write
 
+from vdengine.data.building import build_store
 from vdengine.data.memory import rows_in_memory
-from vdengine.data.store import Store, build_store
+from vdengine.data.store import Store
 from vdengine.errors import InputError
 from vdengine.trees import Tree
 

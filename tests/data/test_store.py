@@ -21,9 +21,9 @@ from helpers.stores import ByteRenderer, ByteTokenizer, Rendered, build, pair, w
 
 from vdengine.data.formats import read
 from vdengine.data.locate import resolve
-from vdengine.data.store import DTYPES, Store, _check
+from vdengine.data.store import DTYPES, Store
 from vdengine.errors import InputError
-from vdengine.files import digest
+from vdengine.files import digest, json_hash
 from vdengine.trees import Tree, pack, pack_store
 
 
@@ -288,7 +288,7 @@ def reseal(folder: Path, **changes: Any) -> None:
     del manifest["check"]
     manifest["bytes"] = {name: (folder / f"{name}.npy").stat().st_size for name in DTYPES}
     manifest["hashes"] = {name: digest(folder / f"{name}.npy") for name in DTYPES}
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"check": _check(manifest)}))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"check": json_hash(manifest)}))
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_a_complete_cache_is_only_read(tmp_path: Path, monkeypatch: pytest.Monke
     disk, and nothing of the attempt is left."""
     path = write(tmp_path / "a.jsonl", ROWS)
     store = build(path, tmp_path)
-    monkeypatch.setattr("vdengine.data.store.partial_folder", lambda folder: pytest.fail("writes into the cache"))
+    monkeypatch.setattr("vdengine.data.building.partial_folder", lambda folder: pytest.fail("writes into the cache"))
     assert build(path, tmp_path).tree(1) == store.tree(1)
     monkeypatch.undo()
 
@@ -457,13 +457,13 @@ def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
     code = f"""
 import os, sys, time
 sys.path[:0] = {[str(Path(__file__).parent.parent)]!r}
-import vdengine.data.store as store
+import vdengine.data.building as building
 from helpers.stores import ByteRenderer, build
 class Stuck(ByteRenderer):
     def response_tree(self, messages, responses):
         os.write(1, b"%d\\n" % os.getpid())
         time.sleep(600)
-store.MIN_ROWS = 1
+building.MIN_ROWS = 1
 build({path!r}, {str(tmp_path)!r}, Stuck(), workers=2)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -492,7 +492,7 @@ def test_more_rows_than_a_buffer(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
 def test_worker_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against an order that depends on which process is faster, and against errors lost in a worker."""
-    monkeypatch.setattr("vdengine.data.store.MIN_ROWS", 100)
+    monkeypatch.setattr("vdengine.data.building.MIN_ROWS", 100)
     rows = [pair(f"question {i}", "x" * (i % 30), f"answer {i}") | {"margin": i / 7} for i in range(500)]
     path = write(tmp_path / "a.jsonl", rows)
     one, two = (build(path, tmp_path / str(workers), workers=workers) for workers in (1, 2))

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vdengine.data.store import Store, build_store
+from vdengine.data.building import build_store
+from vdengine.data.store import Store
 from vdengine.errors import InputError
 
 

@@ -13,7 +13,8 @@ from helpers.fuzzing import damage, read_or_refused
 
 from vdengine.errors import InputError
 from vdengine.gguf import GGUFFile
-from vdengine.text.tokenizer import _from_gguf, load_tokenizer
+from vdengine.text.gguf_vocabulary import read_vocabulary
+from vdengine.text.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [
     "Hello  world, it's 2024 and 12345.67!",
@@ -97,6 +98,11 @@ def test_smollm2_splits_digits_as_the_model_was_trained(smollm2_gguf):
     assert tokenizer.vocab_size == 49152
 
 
+def from_gguf(file) -> Tokenizer:
+    backend, settings = read_vocabulary(file)
+    return Tokenizer(backend, "x.gguf", **settings)
+
+
 def as_gguf(folder, pre: str) -> GGUFFile:
     """The metadata that a converter writes for a tokenizer.json."""
     raw = json.loads((folder / "tokenizer.json").read_text())
@@ -119,7 +125,7 @@ def as_gguf(folder, pre: str) -> GGUFFile:
 def test_gguf_vocabulary_equals_the_folder(kind, pre, real_tokenizer):
     """Guards against pre-tokenizer rules for GGUF files that differ from the model's own tokenizer.json."""
     folder = real_tokenizer(kind)
-    ours, gguf = load_tokenizer(str(folder)), _from_gguf("x.gguf", as_gguf(folder, pre))
+    ours, gguf = load_tokenizer(str(folder)), from_gguf(as_gguf(folder, pre))
     for text in [*TEXTS, *random_texts(), "<|im_end|><|eot_id|> x", "<think>\n"]:
         for special in (False, True):
             assert gguf.encode(text, special) == ours.encode(text, special)
@@ -135,7 +141,7 @@ def test_olmo2_rules_of_a_gguf_file(real_tokenizer, tmp_path):
     raw["pre_tokenizer"]["pretokenizers"] = [split | {"behavior": "Removed", "invert": True}, byte_level]
     raw["model"]["ignore_merges"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
-    ours, gguf = load_tokenizer(str(tmp_path)), _from_gguf("x.gguf", as_gguf(tmp_path, "dbrx"))
+    ours, gguf = load_tokenizer(str(tmp_path)), from_gguf(as_gguf(tmp_path, "dbrx"))
     for text in [*TEXTS, *random_texts()]:
         assert gguf.encode(text) == ours.encode(text)
 
@@ -154,7 +160,7 @@ def test_bad_gguf_vocabularies(real_tokenizer):
     for key, (value, reason) in broken.items():
         meta = good.metadata | {f"tokenizer.ggml.{key}": value}
         with pytest.raises(InputError, match=reason):
-            _from_gguf("x.gguf", GGUFFile(good.path, meta, {}, good.data))
+            from_gguf(GGUFFile(good.path, meta, {}, good.data))
 
 
 def test_config_files(tmp_path, tiny_models):

@@ -17,14 +17,13 @@ from vdengine.data.meanings import (
     is_no,
     is_null_text,
     is_number,
-    message_meaning,
     missing,
-    part_meaning,
     row_meaning,
     said,
     yes_or_no,
 )
 from vdengine.data.rowfiles import json_kind
+from vdengine.data.turns import NUMERIC, any_said, is_order, is_trained, one_of, read_turn, thoughts_of, valid
 from vdengine.data.words import (
     both_sides,
     is_event,
@@ -38,15 +37,7 @@ from vdengine.data.words import (
 )
 from vdengine.errors import InputError
 
-# The names of a role in the formats read here, in any case; a role that is not listed is an error.
-ROLES = (
-    dict.fromkeys(("system", "developer"), "system")
-    | dict.fromkeys(("user", "human", "prompter"), "user")
-    | dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "ai", "bot", "chatbot"), "assistant")
-)
-_TOOL_ROLES = ("tool", "function", "function_call", "function_response", "tool_call", "observation", "ipython")
 _UNWANTED = "marked as not to be trained on"
-_SPEAKING = ("tools", "media", "refusal")  # what may stand in place of a content
 # Meanings that cannot be honoured in a row, and what to do instead.
 _REFUSED = {
     "template": "asks for a rendering of its own; all rows are rendered by data.template. Leave the column out",
@@ -54,8 +45,6 @@ _REFUSED = {
     "mask": 'says what is trained on in a way that is not read; mark an assistant turn by "train": true or false',
     "prefix": "is not read; make it part of the prompt or the answer",
 }
-_NUMERIC = ("margin", "scores", "ratings", "trained", "untrained")  # of which NaN is not a null
-_MARK_TURNS = 'say "train": true or false of an assistant turn, or give data without it'
 _MARK_ROWS = '"train": false leaves a row or an assistant turn out; write that, or give data without the column'
 # Where a text has an image: what LLaVA and others write, but for the elements of HTML, which are closed.
 _MEDIA_MARK = re.compile(
@@ -90,7 +79,7 @@ class Fields:
             if meaning is None:
                 if value is UNREAD or not missing(value):
                     self._other[key] = None
-            elif not (absent(value) if meaning in _NUMERIC else missing(value)):
+            elif not (absent(value) if meaning in NUMERIC else missing(value)):
                 self._meant.setdefault(meaning, {})[key] = value
 
     @property
@@ -156,104 +145,8 @@ class Fields:
                 raise InputError(f"{place} must be an object with role and content, it is {json_kind(item)}")
             if item and all(map(missing, item.values())):
                 continue
-            found.append(self._message(item, place, field))
+            found.append(read_turn(item, place, field, self._other))
         return found
-
-    def _message(self, item: dict[str, Any], place: str, field: str) -> Message:
-        meant: dict[str, dict[str, Any]] = {}
-        for key, value in item.items():
-            if absent(value):
-                continue
-            meaning = message_meaning(key)
-            if missing(value) and meaning not in _NUMERIC:
-                continue
-            if meaning in (None, "harmless", "mark", "ratings", "perhaps"):
-                self._check_guess(meaning, key, value, place, field)
-                self._other[f"{field}.{key}"] = None
-            else:
-                meant.setdefault(str(meaning), {})[key] = value
-        role, content = (self._either(item, keys, place) for keys in (("role", "from"), ("content", "value")))
-        role = role.strip().lower() if isinstance(role, str) else role
-        if (isinstance(role, str) and role in _TOOL_ROLES) or _any(meant.get("tools")):
-            raise Drop("uses tools")
-        if _any(meant.get("media")):
-            raise Drop("has images, audio or video")
-        if not isinstance(role, str) or role not in ROLES:
-            raise InputError(f"{place} has the role {repr(role)[:40]}; write system, user or assistant")
-        if meant.get("refusal"):
-            raise Drop("a refusal beside the content")
-        if _any(meant.get("prefix")) or any(v is not True for v in meant.get("eot", {}).values()):
-            raise Drop("an answer that is only begun")
-        if any(channel != "final" for channel in meant.get("channel", {}).values()):
-            raise Drop("a turn of another channel than final")
-        for key in meant.get("mask", {}):
-            raise InputError(
-                f"{place} has '{key}', which means one thing here and another there; say "
-                '"train": true or false of an assistant turn'
-            )
-        role = ROLES[role]
-        content, thinking = _parts(content, place)
-        message = turn(role, valid(content))
-        thoughts = [*_texts(meant.get("reasoning", {})), *thinking]
-        if thoughts:
-            if role != "assistant":
-                raise Drop("reasoning in a turn that is not the assistant's")
-            message["reasoning_content"] = _same(thoughts, place)
-        for name in meant.get("name", {}).values():
-            if is_null_text(name):
-                continue
-            if not isinstance(name, str):
-                raise InputError(f"{place}: 'name' must be text, it is {json_kind(name)}")
-            message["name"] = valid(name)
-        scored = _trained(meant, place)
-        if scored and role != "assistant":
-            raise InputError(f"{place} asks for a {role} turn to be trained on; only assistant turns are")
-        if scored is False and role == "assistant":
-            message["scored"] = False
-        return message
-
-    def _check_guess(self, meaning: str | None, key: str, value: Any, place: str, field: str) -> None:
-        """Look at a key of a message that is on no list.
-
-        Raises:
-            InputError: it seems to ask for something.
-        """
-        flag = said(value) if str(value).strip().lower() in ("true", "false") else yes_or_no(value)
-        if meaning == "mark" and not (isinstance(value, str) and said(value) is None and not _is_order(key, value)):
-            raise InputError(
-                f"{place}: '{key}' seems to say what is trained on, in a way that is not read; {_MARK_TURNS}"
-            )
-        if meaning is None and flag is not None:
-            raise InputError(
-                f"{place}: '{key}' is {repr(value)[:40]}, and what that asks for is not known; if the turn is to be "
-                'left out say "train": false, else give data without the key'
-            )
-        if meaning == "ratings" and field in ("chosen", "rejected") and is_number(value):
-            raise InputError(
-                f"{place}: '{key}' is not read in a message; write score_chosen and score_rejected, or margin, into "
-                "the row"
-            )
-        if meaning == "perhaps":
-            raise InputError(
-                f"{place}: '{key}' may be the thinking before the answer; then write 'reasoning_content', else give "
-                "data without it"
-            )
-
-    def _either(self, item: dict[str, Any], keys: tuple[str, str], place: str) -> Any:
-        """The value of one of two keys of a message."""
-        there = [key for key in keys if not missing(item.get(key))]
-        if len(there) == 2 and item[keys[0]] != item[keys[1]]:
-            both = (ROLES.get(v.strip().lower()) if isinstance(v := item[k], str) else None for k in keys)
-            if keys[0] != "role" or len(set(both)) > 1:
-                raise InputError(f"{place} has '{keys[0]}' and '{keys[1]}', and they differ")
-        if there:
-            return item[there[0]]
-        if keys[0] == "role" or not any(key in item for key in keys):
-            if keys[0] != "role" and any(not missing(v) for k, v in item.items() if message_meaning(k) in _SPEAKING):
-                return ""  # what it has in place of a content drops the row
-            named = keys[1] if "from" in item and "role" not in item else keys[0]
-            raise InputError(f"{place} has no '{named}'; a message is {{role, content}} or {{from, value}}")
-        return next((v for key in keys if (v := item.get(key)) is not None and not isinstance(v, float)), "")
 
     # --------------------------------------------------------------------------------------------- by meaning
 
@@ -273,9 +166,9 @@ class Fields:
             for key, value in meant.get(meaning, {}).items():
                 if not is_no(value):
                     raise self.error(f"field '{key}' {why}")
-        if _any(meant.get("tools")):
+        if any_said(meant.get("tools")):
             raise Drop("uses tools")
-        if _any(meant.get("media")):
+        if any_said(meant.get("media")):
             raise Drop("has images, audio or video")
         of_row: dict[str, dict[str, Any]] = {}
         for meaning in ("trained", "untrained"):
@@ -284,7 +177,7 @@ class Fields:
                     of_row.setdefault(meaning, {})[key] = value
                 elif answers is not None:  # else `mark_turns` reads it
                     raise self.error(f"field '{key}' is a list, which marks messages; this row has none: true or false")
-        if _trained(of_row, self.where) is False:
+        if is_trained(of_row, self.where) is False:
             raise Drop(_UNWANTED)
         for key, value in meant.get("mark", {}).items():
             if _asks(key, value):
@@ -452,13 +345,13 @@ class Fields:
             InputError: two fields of thinking that differ.
         """
         if of is None:
-            thoughts = _texts(self._meant.get("reasoning", {}))
+            thoughts = thoughts_of(self._meant.get("reasoning", {}))
         else:
-            thoughts = _texts({k: v for k, v in self._meant.get("thoughts", {}).items() if side(k) == of})
+            thoughts = thoughts_of({k: v for k, v in self._meant.get("thoughts", {}).items() if side(k) == of})
         if not thoughts:
             return answer
         before = [answer["reasoning_content"]] if "reasoning_content" in answer else []
-        return answer | {"reasoning_content": _same([*thoughts, *before], self.where)}
+        return answer | {"reasoning_content": one_of([*thoughts, *before], self.where)}
 
     def mark_turns(self, messages: list[Message], key: str) -> list[Message]:
         """Messages with the row's own list of which turns count, one value a message (LLaMA-Factory's loss_mask).
@@ -515,25 +408,11 @@ class Fields:
         return values[0] if values else Preference.margin
 
 
-def valid(text: str) -> str:
-    """The text; Drop if it is not valid Unicode."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # a lone surrogate (half of "\\ud83d\\ude00"), which tokenizers refuse
-            raise Drop("text is not valid Unicode") from None
-    return text
-
-
-def _any(values: dict[str, Any] | None) -> bool:
-    return values is not None and any(not is_no(value) and value != 0 for value in values.values())
-
-
 def _asks(key: str, value: Any) -> bool:
     """Whether a key of a row with words of training asks for something by its value."""
     flag = said(value)
     if isinstance(value, str) and flag is None:
-        return _is_order(key, value)
+        return is_order(key, value)
     if speaks_of_loss(key):
         return True
     if flag is not None:
@@ -543,11 +422,6 @@ def _asks(key: str, value: Any) -> bool:
     return weighs(key)
 
 
-def _is_order(key: str, value: str) -> bool:
-    """Whether a text beside words of training may be one: a sentence is not, a word ("assistant") is."""
-    return speaks_of_loss(key) and len(value.split()) == 1 and len(value) <= 40
-
-
 def _is_among(text: str, read: list[str]) -> bool:
     """Whether a text is part of one that is read, or has one in it; white space does not matter."""
     text = " ".join(text.split())
@@ -555,83 +429,3 @@ def _is_among(text: str, read: list[str]) -> bool:
         if text in other or (other and other in text and (len(other) >= 20 or 2 * len(other) > len(text))):
             return True
     return False
-
-
-def _trained(meant: dict[str, dict[str, Any]], place: str) -> bool | None:
-    """What a message or a row says of whether it is to be trained on; None: nothing.
-
-    Raises:
-        InputError: neither yes nor no, or both.
-    """
-    found = set()
-    for meaning in ("trained", "untrained"):
-        for key, value in meant.get(meaning, {}).items():
-            marked = yes_or_no(value)
-            if marked is None:
-                raise InputError(
-                    f"{place}: '{key}' must be true or false (1 or 0), it is {repr(value)[:40]}; "
-                    "a turn is trained on or not, and weighs what others do"
-                )
-            found.add(marked == (meaning == "trained"))
-    if len(found) > 1:
-        names = " and ".join(k for m in ("trained", "untrained") for k in meant.get(m, {}))
-        raise InputError(f"{place}: {names} contradict each other")
-    return found.pop() if found else None
-
-
-def _texts(values: dict[str, Any]) -> list[str]:
-    """Thinking as text; Drop if it is in another form."""
-    texts = []
-    for value in values.values():
-        if is_no(value):
-            continue
-        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-            value = value[0]
-        if isinstance(value, list) and all(isinstance(part, dict) for part in value):
-            parts = [
-                next((p[k] for k in ("text", "thinking", "summary") if isinstance(p.get(k), str)), None) for p in value
-            ]
-            value = None if None in parts else "".join(part for part in parts if part is not None)
-        if not isinstance(value, str):
-            raise Drop("reasoning that is not text")
-        texts.append(valid(value))
-    return texts
-
-
-def _same(texts: list[str], place: str) -> str:
-    """Thinking that several fields repeat, as the first has it."""
-    if any(text.split() != texts[0].split() for text in texts):
-        raise InputError(f"{place}: two fields of thinking that differ")
-    return texts[0]
-
-
-def _parts(content: Any, place: str) -> tuple[str, list[str]]:
-    """The text of a content, which may be a list of parts as {"type": "text", "text": ...}; and the thinking in it.
-
-    Raises:
-        InputError: neither text nor a list.
-        Drop: parts that are not text.
-    """
-    if isinstance(content, str):
-        return content, []
-    if not isinstance(content, list):
-        raise InputError(f"{place}: 'content' must be text, it is {json_kind(content)}")
-    texts, thoughts = list[str](), list[str]()
-    for part in content:
-        if not isinstance(part, dict):
-            raise Drop("content that is not text")
-        if absent(part):
-            continue
-        there = {k: v for k, v in part.items() if not absent(v)}
-        kind = there.pop("type", "text")
-        meaning = part_meaning(kind) if isinstance(kind, str) else None
-        if meaning is None or any(message_meaning(k) in _SPEAKING for k in there):
-            raise Drop("content that is not text")
-        if meaning == "reasoning":
-            value = next((there[k] for k in ("thinking", "reasoning", "thought", "text") if k in there), None)
-            thoughts += _texts({"part": value})
-        elif there and not isinstance(there.get("text"), str):
-            raise Drop("content that is not text")
-        else:
-            texts.append(there.get("text", ""))
-    return "".join(texts), ["".join(thoughts)] if thoughts else []

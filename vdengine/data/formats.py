@@ -16,10 +16,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vdengine.data.examples import Conversation, Drop, Example, Preference, Prompt, turn, usable
-from vdengine.data.fields import ROLES, Fields
+from vdengine.data.fields import Fields
 from vdengine.data.locate import FileSource, Source
 from vdengine.data.meanings import ALIASES, missing, plain
 from vdengine.data.parsers import ANSWERS, FORMATS, PARSERS, PREFERENCE_FORMATS, is_transcript
+from vdengine.data.turns import ROLES
 from vdengine.errors import InputError
 from vdengine.outside import printable
 

@@ -14,8 +14,6 @@ number of ranks can load it. Nothing of it is trusted: its metadata, a pickle, i
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -31,7 +29,7 @@ from torch import nn
 from vdengine.engine.metadata import cause, read_state
 from vdengine.engine.parallel import World, broadcast
 from vdengine.errors import InputError
-from vdengine.files import digest
+from vdengine.files import digest, json_hash
 from vdengine.outside import json_object
 from vdengine.runfolder import CHECKPOINT, MANIFEST, RunFolder
 
@@ -157,7 +155,7 @@ def inspect(folder: Path, hashes: bool = True) -> tuple[dict[str, Any], str]:
     bytes than the manifest says. Without `hashes` only sizes are looked at."""
     try:
         manifest = json_object(folder / MANIFEST)
-        if manifest.pop("hash", None) != manifest_hash(manifest):
+        if manifest.pop("hash", None) != json_hash(manifest):
             return manifest, f"{MANIFEST} does not match its hash"
         if manifest.get("step") != step_of(folder):
             return manifest, f"{MANIFEST} is of step {manifest.get('step')}"
@@ -187,11 +185,6 @@ def _other_hash(folder: Path, manifest: Mapping[str, Any], rank: int, ranks: int
     except (InputError, OSError) as error:
         return cause(error)
     return ""
-
-
-def manifest_hash(manifest: Mapping[str, Any]) -> str:
-    """BLAKE2b of a manifest without its own "hash": 32 hex digits."""
-    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _is_entry(entry: object) -> bool:

@@ -1,9 +1,8 @@
 """Reading a folder of torch.distributed.checkpoint (DCP) without running what is in it.
 
 DCP's `.metadata` is a pickle, and so is the head of every tensor in its shards, and a pickle can call anything. Here
-both are read by an interpreter of the few pickle opcodes that torch's own writer uses (torch 2.11 to 2.13, Python's
-protocols 2 to 5). The classes that they name are never looked up: each known name stands for a function of this file,
-any other is an `InputError`. What comes out is checked before DCP sees it: types, sizes, names of files and places in
+both are read by an interpreter that calls nothing but functions of this file (`engine.pickles`); what else they name is
+an `InputError`. What comes out is checked before DCP sees it: types, sizes, names of files and places in
 them. So a stranger's checkpoint can hold wrong numbers, and nothing else.
 
     read_state(folder, state)   # in place of dcp.load(state, checkpoint_id=folder)
@@ -19,8 +18,6 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -38,6 +35,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
+from vdengine.engine.pickles import ClassName, Damaged, Instance, Names, shown, unpickle
 from vdengine.errors import InputError
 from vdengine.outside import MIB, first_line, open_regular, printable, read_bytes
 
@@ -105,212 +103,16 @@ def cause(error: BaseException) -> str:
     return first_line(reason)
 
 
-# ------------------------------------------------------------------------------------------------------ pickles
-
-
-class _Damaged(Exception):
-    """The bytes are no pickle of the kind that is read here; the message says why."""
-
-
-@dataclass(eq=False)  # eq=False: hashed by identity, as a key of a dictionary
-class _Object:
-    """An instance of a named class, with the state that its pickle gives it."""
-
-    kind: str
-    state: Any = None
-
-
-class _Class(NamedTuple):
-    """What stands for a class whose instances are `_Object`s."""
-
-    kind: str
-
-
-_Names = Mapping[tuple[str, str], Any]  # (module, name) -> a `_Class`, a function to call, or a value
-_MARK = object()
-_MISFIT = "its parts do not fit together"
-
-
-def unpickle(file: IO[bytes], names: _Names, persistent: Callable[[Any], Any] | None = None) -> Any:
-    """The value of the pickle that begins here.
-
-    Nothing is imported, no method of a value is called, and no step allocates more than the bytes that it reads.
-
-    Args:
-        names: what the pickle may name; functions among them are called with what the pickle says.
-        persistent: makes a value of a persistent id; None: there are none.
-
-    Raises:
-        _Damaged: an opcode, a name or a use of one that is not allowed, or a pickle that is cut short.
-    """
-    return _Pickle(file, names, persistent).value()
-
-
-class _Pickle:
-    """A pickle machine: a stack, and a memo of values to come back to."""
-
-    def __init__(self, file: IO[bytes], names: _Names, persistent: Callable[[Any], Any] | None) -> None:
-        self.file, self.names, self.persistent = file, names, persistent
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}  # no list: an index of 2^32 costs nothing here
-        push, number, text = self.push, self.number, self.text
-        # Every opcode that torch's writer may use; named as in Python's pickletools.
-        self.steps: dict[bytes, Callable[[], Any]] = {
-            b"\x80": lambda: number("<B"),  # PROTO
-            b"\x95": lambda: number("<Q"),  # FRAME, a hint for readers of streams
-            b"(": lambda: push(_MARK),
-            b"N": lambda: push(None),
-            b"\x88": lambda: push(True),
-            b"\x89": lambda: push(False),
-            b"K": lambda: push(number("<B")),  # BININT1
-            b"M": lambda: push(number("<H")),  # BININT2
-            b"J": lambda: push(number("<i")),  # BININT
-            b"\x8a": lambda: push(int.from_bytes(self.take(number("<B")), "little", signed=True)),  # LONG1
-            b"\x8c": lambda: push(text(number("<B"))),  # SHORT_BINUNICODE
-            b"X": lambda: push(text(number("<I"))),  # BINUNICODE
-            b")": lambda: push(()),
-            b"]": lambda: push([]),
-            b"}": lambda: push({}),
-            b"\x85": lambda: self.tuple_of(1),
-            b"\x86": lambda: self.tuple_of(2),
-            b"\x87": lambda: self.tuple_of(3),
-            b"t": lambda: push(tuple(self.to_mark())),
-            b"a": lambda: self.extend([self.pop()]),
-            b"e": lambda: self.extend(self.to_mark()),
-            b"s": lambda: self.set_items([self.pop(), self.pop()][::-1]),
-            b"u": lambda: self.set_items(self.to_mark()),
-            b"c": lambda: self.find(self.line(), self.line()),  # GLOBAL
-            b"\x93": lambda: self.find(*[self.pop(str), self.pop(str)][::-1]),  # STACK_GLOBAL
-            b"R": self.reduce,
-            b"\x81": self.new,
-            b"b": self.build,
-            b"\x94": lambda: self.remember(len(self.memo)),  # MEMOIZE
-            b"q": lambda: self.remember(number("<B")),  # BINPUT
-            b"r": lambda: self.remember(number("<I")),
-            b"h": lambda: self.recall(number("<B")),  # BINGET
-            b"j": lambda: self.recall(number("<I")),
-            b"Q": self.refer,  # BINPERSID
-        }
-
-    def value(self) -> Any:
-        """Run to the opcode STOP."""
-        try:
-            while (opcode := self.take(1)) != b".":
-                if opcode not in self.steps:
-                    raise _Damaged(f"it uses the pickle opcode {opcode!r}, which no checkpoint needs")
-                self.steps[opcode]()
-            return self.pop()
-        except (ValueError, TypeError, MemoryError) as error:  # no UTF-8; arguments that a function does not take
-            raise _Damaged(first_line(error)) from None
-
-    # Reading. A count from the file is no reason to allocate: `read` gives at most what there is.
-
-    def take(self, count: int) -> bytes:
-        data = self.file.read(count)
-        if len(data) != count:
-            raise _Damaged("it is cut short")
-        return data
-
-    def number(self, form: str) -> int:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def text(self, count: int) -> str:
-        return self.take(count).decode("utf-8")
-
-    def line(self) -> str:
-        return self.file.readline(200).decode("utf-8").removesuffix("\n")
-
-    # The stack.
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def pop(self, kind: type = object) -> Any:
-        value = self.stack.pop() if self.stack else _MARK
-        if value is _MARK or not isinstance(value, kind):
-            raise _Damaged(_MISFIT)
-        return value
-
-    def to_mark(self) -> list[Any]:
-        values: list[Any] = []
-        while self.stack:
-            if (value := self.stack.pop()) is _MARK:
-                return values[::-1]
-            values.append(value)
-        raise _Damaged(_MISFIT)
-
-    def remember(self, index: int) -> None:
-        self.memo[index] = self.pop()
-        self.push(self.memo[index])
-
-    def recall(self, index: int) -> None:
-        if index not in self.memo:
-            raise _Damaged(_MISFIT)
-        self.push(self.memo[index])
-
-    # Containers.
-
-    def tuple_of(self, count: int) -> None:
-        self.push(tuple([self.pop() for _ in range(count)][::-1]))
-
-    def extend(self, values: list[Any]) -> None:
-        target = self.pop(list)
-        target += values
-        self.push(target)
-
-    def set_items(self, pairs: list[Any]) -> None:
-        target = self.pop(dict)
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if not isinstance(key, str | _Object):  # to hash a tuple of great depth overflows the C stack
-                raise _Damaged(_MISFIT)
-            target[key] = value
-        self.push(target)
-
-    # Names and what is done with them.
-
-    def find(self, module: str, name: str) -> None:
-        if (module, name) not in self.names:
-            raise _Damaged(f"it asks for {_shown(f'{module}.{name}')}, which no checkpoint needs")
-        self.push(self.names[module, name])
-
-    def reduce(self) -> None:
-        arguments, function = self.pop(tuple), self.pop()
-        if isinstance(function, _Class) or not callable(function):
-            raise _Damaged(_MISFIT)
-        self.push(function(*arguments))
-
-    def new(self) -> None:
-        arguments, of = self.pop(tuple), self.pop(_Class)
-        if arguments:
-            raise _Damaged(_MISFIT)
-        self.push(_Object(of.kind))
-
-    def build(self) -> None:
-        state, instance = self.pop(), self.pop(_Object)
-        instance.state = state
-        self.push(instance)
-
-    def refer(self) -> None:
-        if self.persistent is None:
-            raise _Damaged("it refers to what is not in it")
-        self.push(self.persistent(self.pop()))
-
-
-def _shown(text: str) -> str:
-    """A name from the file, fit for a message."""
-    return printable(text[:100])
-
-
 # ----------------------------------------------------------------------------------------------------- metadata
 
 
 def _size(dims: Any = ()) -> torch.Size:
     """A shape, or an offset into one."""
     if not isinstance(dims, tuple) or len(dims) > _MOST_DIMS:
-        raise _Damaged("a shape is none")
+        raise Damaged("a shape is none")
     for dim in dims:
         if type(dim) is not int or not 0 <= dim < 2**48:
-            raise _Damaged("a shape is none")
+            raise Damaged("a shape is none")
     return torch.Size(dims)
 
 
@@ -320,11 +122,11 @@ def _nothing(*_: Any) -> None:
 
 _CLASSES = ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex")
 _SHARED_NAMES: dict[tuple[str, str], Any] = {("torch", str(d).removeprefix("torch.")): d for d in _DTYPES.values()}
-_METADATA_NAMES: _Names = (
+_METADATA_NAMES: Names = (
     _SHARED_NAMES
-    | {("torch.distributed.checkpoint.metadata", kind): _Class(kind) for kind in (*_CLASSES, "StorageMeta")}
+    | {("torch.distributed.checkpoint.metadata", kind): ClassName(kind) for kind in (*_CLASSES, "StorageMeta")}
     | {
-        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _Class("_StorageInfo"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): ClassName("_StorageInfo"),
         ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"): _nothing,
         ("torch.serialization", "_get_layout"): _nothing,
         ("torch", "Size"): _size,
@@ -346,14 +148,14 @@ class _Place(NamedTuple):
 
 def _fields(value: Any, kind: str, *names: str) -> list[Any]:
     """The named fields of an instance of `kind`; None where it has no such field."""
-    if not isinstance(value, _Object) or value.kind != kind or not isinstance(value.state, dict):
-        raise _Damaged(f"it has no {kind} where one belongs")
+    if not isinstance(value, Instance) or value.kind != kind or not isinstance(value.state, dict):
+        raise Damaged(f"it has no {kind} where one belongs")
     return [value.state.get(name) for name in names]
 
 
 def _count(value: Any, what: str) -> int:
     if type(value) is not int or not 0 <= value < 2**62:
-        raise _Damaged(f"{what} is no such number")
+        raise Damaged(f"{what} is no such number")
     return value
 
 
@@ -361,43 +163,43 @@ def _checked(root: Any) -> tuple[dict[str, Any], dict[MetadataIndex, _Place]]:
     """The tensors by name, and the places of their pieces, out of what the pickle holds.
 
     Raises:
-        _Damaged: it is not what DCP writes for a state of tensors.
+        Damaged: it is not what DCP writes for a state of tensors.
     """
     by_name, storage = _fields(root, "Metadata", "state_dict_metadata", "storage_data")
     if not isinstance(by_name, dict) or not isinstance(storage, dict):
-        raise _Damaged("it names no tensors")
+        raise Damaged("it names no tensors")
     infos: dict[MetadataIndex, Any] = {}
     for key, info in storage.items():
         name, offset = _fields(key, "MetadataIndex", "fqn", "offset")
         if not isinstance(name, str) or not isinstance(offset, torch.Size):
-            raise _Damaged("a piece belongs to no tensor")
+            raise Damaged("a piece belongs to no tensor")
         infos[MetadataIndex(name, offset)] = info
     tensors: dict[str, TensorStorageMetadata] = {}
     places: dict[MetadataIndex, _Place] = {}
     for name, tensor in by_name.items():
         if not isinstance(name, str):
-            raise _Damaged("a name is no text")
+            raise Damaged("a name is no text")
         properties, size, chunks = _fields(tensor, "TensorStorageMetadata", "properties", "size", "chunks")
-        if not isinstance(properties, _Object) or properties.kind != "TensorProperties":
-            raise _Damaged(f"{_shown(name)} has no properties")
+        if not isinstance(properties, Instance) or properties.kind != "TensorProperties":
+            raise Damaged(f"{shown(name)} has no properties")
         dtype = properties.state[0] if isinstance(properties.state, tuple) and properties.state else None
         if not isinstance(dtype, torch.dtype) or not isinstance(size, torch.Size) or not isinstance(chunks, list):
-            raise _Damaged(f"{_shown(name)} has no dtype, shape or pieces")
+            raise Damaged(f"{shown(name)} has no dtype, shape or pieces")
         pieces = []
         for chunk in chunks:  # one list may stand for many tensors, but each piece is in `infos` once
             offsets, sizes = _fields(chunk, "ChunkStorageMetadata", "offsets", "sizes")
             if not isinstance(offsets, torch.Size) or not isinstance(sizes, torch.Size):
-                raise _Damaged(f"a piece of {_shown(name)} has no shape")
+                raise Damaged(f"a piece of {shown(name)} has no shape")
             if not len(offsets) == len(sizes) == len(size) or any(
                 o + n > whole for o, n, whole in zip(offsets, sizes, size, strict=True)
             ):
-                raise _Damaged(f"a piece of {_shown(name)} is not within it")
+                raise Damaged(f"a piece of {shown(name)} is not within it")
             if (info := infos.pop(index := MetadataIndex(name, offsets), None)) is None:
-                raise _Damaged(f"a piece of {_shown(name)} is nowhere")
+                raise Damaged(f"a piece of {shown(name)} is nowhere")
             places[index] = _place(info, sizes, dtype)
             pieces.append(ChunkStorageMetadata(offsets, sizes))
         if sum(math.prod(piece.sizes) for piece in pieces) != math.prod(size):
-            raise _Damaged(f"the pieces of {_shown(name)} are not the whole of it")
+            raise Damaged(f"the pieces of {shown(name)} are not the whole of it")
         tensors[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), size, pieces)
     return tensors, places
 
@@ -407,9 +209,9 @@ def _place(info: Any, sizes: torch.Size, dtype: torch.dtype) -> _Place:
         info, "_StorageInfo", "relative_path", "offset", "length", "transform_descriptors"
     )
     if not isinstance(name, str) or not _SHARD.fullmatch(name):
-        raise _Damaged(f"a file is called {_shown(str(name))}; shards are __RANK_NUMBER.distcp")
+        raise Damaged(f"a file is called {shown(str(name))}; shards are __RANK_NUMBER.distcp")
     if transforms:
-        raise _Damaged("its shards are transformed, by which code it does not say")
+        raise Damaged("its shards are transformed, by which code it does not say")
     return _Place(name, _count(offset, "an offset"), _count(length, "a length"), sizes, dtype)
 
 
@@ -436,7 +238,7 @@ class _Part(io.RawIOBase):
         count = max(0, min(len(buffer), self._length - self._at))
         self._budget -= count
         if self._budget < 0:
-            raise _Damaged("what describes a tensor is too long")
+            raise Damaged("what describes a tensor is too long")
         self._file.seek(self._start + self._at)
         data = self._file.read(count)
         buffer[: len(data)] = data
@@ -460,21 +262,21 @@ class _View(NamedTuple):
 def _storage(reference: Any) -> _Storage:
     """A persistent id of torch.save: ("storage", class, key, device, number of elements)."""
     if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
-        raise _Damaged("a tensor has no storage")
+        raise Damaged("a tensor has no storage")
     _, dtype, key, _, num_elements = reference
     if not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-        raise _Damaged("a tensor has no storage")
+        raise Damaged("a tensor has no storage")
     return _Storage(dtype, key, _count(num_elements, "a number of elements"))
 
 
 def _view(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _View:
     """The arguments of torch._utils._rebuild_tensor_v2."""
     if not isinstance(storage, _Storage):
-        raise _Damaged("a tensor has no storage")
+        raise Damaged("a tensor has no storage")
     return _View(storage, _count(offset, "an offset"), _size(size), _size(stride))
 
 
-_TENSOR_NAMES: _Names = {
+_TENSOR_NAMES: Names = {
     ("torch._utils", "_rebuild_tensor_v2"): _view,
     ("collections", "OrderedDict"): _nothing,  # of hooks: empty
     **{("torch", name): dtype for name, dtype in _DTYPES.items()},
@@ -487,43 +289,43 @@ def _tensor(file: IO[bytes], place: _Place) -> torch.Tensor:
     torch.save writes a zip archive: data.pkl has shape, strides and dtype, data/0 the numbers, uncompressed.
 
     Raises:
-        _Damaged: there is no such tensor at this place.
+        Damaged: there is no such tensor at this place.
     """
     end = file.seek(0, io.SEEK_END)
     num_bytes = math.prod(place.sizes) * place.dtype.itemsize
     if place.offset + place.length > end or num_bytes > place.length:
-        raise _Damaged("a tensor goes beyond the end of the file")
+        raise Damaged("a tensor goes beyond the end of the file")
     try:
         with zipfile.ZipFile(_Part(file, place.offset, place.length, _MOST_HEAD)) as archive:
             records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
             if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
-                raise _Damaged("a tensor is compressed")
+                raise Damaged("a tensor is compressed")
             view = unpickle(io.BytesIO(archive.read(records["data.pkl"])), _TENSOR_NAMES, _storage)
             if not isinstance(view, _View) or archive.read(records["byteorder"]) != b"little":
-                raise _Damaged("a tensor is none, or its bytes are in another order")
+                raise Damaged("a tensor is none, or its bytes are in another order")
             record = records[f"data/{view.storage.key}"]
     except (zipfile.BadZipFile, zipfile.LargeZipFile, KeyError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise _Damaged(f"a tensor cannot be read: {first_line(error)}") from None
+        raise Damaged(f"a tensor cannot be read: {first_line(error)}") from None
     if view.size != place.sizes or view.storage.dtype != place.dtype or len(view.stride) != len(view.size):
-        raise _Damaged("a tensor is not the one that the metadata names")
+        raise Damaged("a tensor is not the one that the metadata names")
     count = view.storage.num_elements
     last = view.offset + sum((n - 1) * step for n, step in zip(view.size, view.stride, strict=True))
     if not record.file_size == count * place.dtype.itemsize == num_bytes:  # DCP saves a piece and nothing beside it
-        raise _Damaged("a tensor has not as many bytes as it says")
+        raise Damaged("a tensor has not as many bytes as it says")
     if num_bytes and last >= count:
-        raise _Damaged("a tensor goes beyond its storage")
+        raise Damaged("a tensor goes beyond its storage")
     part = _Part(file, place.offset, place.length, place.length + _MOST_HEAD)
     part.seek(record.header_offset)
     head = part.read(30)  # of the record: the lengths of its name and extra field are at the end
     if len(head) < 30:
-        raise _Damaged("a tensor goes beyond the end of the file")
+        raise Damaged("a tensor goes beyond the end of the file")
     start = record.header_offset + 30 + sum(struct.unpack("<HH", head[26:]))
     if start + record.file_size > place.length:
-        raise _Damaged("a tensor goes beyond the end of the file")
+        raise Damaged("a tensor goes beyond the end of the file")
     numbers = torch.empty(record.file_size, dtype=torch.uint8)
     file.seek(place.offset + start)
     if record.file_size and file.readinto(numbers.numpy()) != record.file_size:  # type: ignore[attr-defined]
-        raise _Damaged("a tensor goes beyond the end of the file")
+        raise Damaged("a tensor goes beyond the end of the file")
     return numbers.view(place.dtype).as_strided(view.size, view.stride, view.offset)
 
 
@@ -543,7 +345,7 @@ class SafeReader(StorageReader):
             tensors, self.places = _checked(unpickle(io.BytesIO(read_bytes(path, _MOST_METADATA)), _METADATA_NAMES))
         except InputError as error:
             self.error = error
-        except _Damaged as error:
+        except Damaged as error:
             self.error = InputError(f"{printable(path)}: not the metadata of a checkpoint: {error}")
         return Metadata(tensors, storage_data=self.places, storage_meta=StorageMeta())
 
@@ -568,7 +370,7 @@ class SafeReader(StorageReader):
                         raise InputError(f"{printable(self.folder)}: only tensors are read from a checkpoint")
                     try:
                         tensor = _tensor(file, self.places[item.storage_index])
-                    except _Damaged as error:
+                    except Damaged as error:
                         raise InputError(f"{printable(self.folder / name)}: damaged: {error}") from None
                     for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                         tensor = tensor.narrow(dim, start, length)

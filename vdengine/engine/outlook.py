@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import math
@@ -20,12 +21,14 @@ import torch
 from vdengine.data.loader import Loader
 from vdengine.data.locate import FileSource
 from vdengine.data.show import show_batch
-from vdengine.data.store import Store, build_store
+from vdengine.data.store import Store
 from vdengine.drift.openings import Openings, stratified_order
 from vdengine.drift.schedule import Schedule
 from vdengine.engine.memory import Load, estimate
 from vdengine.engine.preflight import Found
+from vdengine.engine.rows import open_loader, open_store
 from vdengine.errors import InputError
+from vdengine.files import existing
 from vdengine.models.device import compute_dtype, default_device
 from vdengine.models.weights import Weights, check_vocabulary, open_causal, open_weights
 from vdengine.objectives import Objective
@@ -80,7 +83,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
         raise InputError("the recipe names no tokenizer or no data that can be looked at")
     weights = open_weights(recipe.model.source) if objective.head == "scalar" else open_causal(recipe.model.source)
     config = weights.config
-    check_vocabulary(config.vocab_size, tokenizer)
+    check_vocabulary(config.vocab_size, tokenizer, renderer)
     device = default_device()
     dtype = compute_dtype(recipe.model.dtype, device)
 
@@ -89,15 +92,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
         sources = [source for source, _, _ in looked]
         whole = all(not source["estimate"] for source in sources)
         store = _store(recipe, [s for _, s, _ in looked], renderer, recipe.data.max_tokens, Path(scratch))
-        loader = Loader(
-            store,
-            examples=recipe.batch.examples,
-            seed=recipe.run.seed,
-            weights=recipe.data.weights,
-            evaluation=recipe.data.eval_fraction,
-            flops=config.flops,
-            prefetch=False,
-        )
+        loader = open_loader(recipe, store, flops=config.flops, prefetch=False)
         if not objective.rollout:
             loader.check_budget(recipe.batch.tokens)
         first = loader.rows(0)
@@ -134,20 +129,9 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
 
 
 def _store(recipe: Recipe, sources: Sequence[Sample], renderer: Renderer, max_tokens: int, scratch: Path) -> Store:
-    objective: Objective = recipe.objective.declaration
-    room = recipe.rollout.max_new_tokens if objective.rollout and max_tokens != NO_LIMIT else 0
-    return build_store(
-        sources,
-        recipe.data.format,
-        objective.rows,
-        renderer,
-        max_tokens=max_tokens - room,
-        reserved=room,
-        overlong=recipe.data.overlong,
-        cache=scratch,
-        progress=False,
-        workers=1,
-    )
+    """The store of samples, in a folder that does not stay."""
+    data = dataclasses.replace(recipe.data, max_tokens=max_tokens, cache=str(scratch))
+    return open_store(dataclasses.replace(recipe, data=data), sources, renderer, progress=False, workers=1)
 
 
 def _look(
@@ -328,15 +312,14 @@ def _disk(recipe: Recipe, memory: dict[str, Any]) -> dict[str, Any]:
     """Bytes that a run writes, and those that its disk has."""
     # while one is written those that are kept stand beside it
     checkpoints = memory["checkpoint"] * (recipe.checkpoint.keep + 1)
-    folder = RunFolder.at(recipe.run.folder).path.expanduser().absolute()
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    folder = RunFolder.at(recipe.run.folder).path
     return {
         "folder": str(recipe.run.folder),
         "exists": folder.exists(),
         "checkpoints": checkpoints,
         "export": memory["export"],
         "needed": checkpoints + memory["export"],
-        "free": shutil.disk_usage(existing).free,
+        "free": shutil.disk_usage(existing(folder)).free,
     }
 
 

@@ -15,7 +15,7 @@ from vdengine.data.locate import FileSource, resolve, resolve_here
 from vdengine.engine.pattern import pattern_reward
 from vdengine.engine.resuming import check_folder
 from vdengine.errors import InputError
-from vdengine.files import Lock
+from vdengine.files import Lock, existing
 from vdengine.gguf import read_gguf
 from vdengine.hub import locate_here
 from vdengine.models.families import ModelConfig
@@ -92,9 +92,7 @@ def _check_places(recipe: Recipe, objective: Objective) -> None:
     files = RunFolder.at(recipe.run.folder)
     Lock(files.lock, "a run is being written here").undo()
     cache = Path(recipe.data.cache).expanduser()
-    place = cache.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    place = existing(cache)
     if not place.is_dir() or not os.access(place, os.W_OK if place != cache.absolute() else os.R_OK):
         raise InputError(f"data.cache: {cache} is no folder, and cannot be made one")
     ranks, r = int(os.environ.get("WORLD_SIZE", "1")), recipe.parallel

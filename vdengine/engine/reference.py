@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import vdengine
 from vdengine.data.store import Store
 from vdengine.engine.parallel import World, main_first
 from vdengine.errors import InputError
-from vdengine.files import write_bytes
+from vdengine.files import json_hash, write_bytes
 from vdengine.models.transformer import Transformer
 from vdengine.outside import parsing, read_bytes
 from vdengine.progress import progress
@@ -124,7 +123,7 @@ def cache_reference(
         "vdengine": vdengine.__version__,
         "torch": torch.__version__,
     }
-    name = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+    name = json_hash(key)
     paths = [RunFolder(folder).reference / f"{name}.npy" for folder in folders]
     cached = np.full(int(store.tree_start[-1]), np.nan, dtype=np.float32)  # [branches of the store]; NaN: missing
     known: list[np.ndarray] = []  # of each file, on rank 0

@@ -14,7 +14,7 @@ from vdengine.engine.learning_rate import learning_rate
 from vdengine.errors import InputError
 from vdengine.files import digest
 from vdengine.objectives import Objective
-from vdengine.outside import parse_json, read_bytes
+from vdengine.outside import LARGE, is_count, parse_json, read_bytes
 from vdengine.runfolder import RunFolder
 
 # Keys in which a run that goes on may differ, as long as the steps so far are the same (`check_length`).
@@ -124,12 +124,12 @@ def last_step(files: RunFolder) -> int:
     """The step of the last whole line of metrics; 0 where there is none."""
     if not files.metrics.exists():
         return 0
-    for line in reversed(read_bytes(files.metrics, 2**40).split(b"\n")[:-1]):
+    for line in reversed(read_bytes(files.metrics, LARGE).split(b"\n")[:-1]):
         try:
             row = parse_json(line, str(files.metrics))
         except InputError:
             continue  # of a crash; the line before it counts
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and is_count(row.get("step")):
             return row["step"]
     return 0
 

@@ -24,11 +24,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 import vdengine
-from vdengine.engine.checkpoint import Trained, checkpoints, manifest_hash, size_of, state_of, step_of
+from vdengine.engine.checkpoint import Trained, checkpoints, size_of, state_of, step_of
 from vdengine.engine.metadata import cause
 from vdengine.engine.parallel import World, broadcast
 from vdengine.errors import InputError
-from vdengine.files import Lock, check_space, digest, sync, write_text
+from vdengine.files import Lock, check_space, digest, json_hash, sync, write_text
 from vdengine.recipe import CheckpointKeys
 from vdengine.runfolder import MANIFEST, RunFolder
 
@@ -208,7 +208,7 @@ class Saver:
                 if size
             },
         }
-        manifest["hash"] = manifest_hash(manifest)
+        manifest["hash"] = json_hash(manifest)
         write_text(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         if not self.files.saved.exists():
             self.files.saved.write_text(SAVED)
@@ -224,7 +224,7 @@ class Saver:
         stay = {*found[-self.settings.keep :], *good[-1:]}
         gone = [folder for folder in found if folder not in stay and not (every and step_of(folder) % every == 0)]
         for folder in (*gone, *self.files.checkpoints.glob("*.damaged")):
-            if folder.suffix and step_of(folder.with_suffix("")) > (self.newest or -1):
+            if folder.suffix and step_of(folder.with_suffix("")) > (-1 if self.newest is None else self.newest):
                 continue  # of a step that has not been saved anew
             try:
                 _remove(folder)

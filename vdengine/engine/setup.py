@@ -17,10 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vdengine import recipe as recipes
-from vdengine.data.loader import Loader
 from vdengine.data.locate import Source
 from vdengine.data.memory import rows_in_memory
-from vdengine.data.store import Store, build_store
+from vdengine.data.store import Store
 from vdengine.drift.opening_log import DriftLog
 from vdengine.engine import checkpoint
 from vdengine.engine.checkpoint import Found, Trained, size_of
@@ -36,6 +35,7 @@ from vdengine.engine.probes import Probes
 from vdengine.engine.reference import CachedReference, LiveReference, cache_reference
 from vdengine.engine.resuming import check_folder, check_fresh, check_length, check_logs, differing, keep_old_end
 from vdengine.engine.rollouts import Sampler
+from vdengine.engine.rows import open_loader, open_store
 from vdengine.engine.saver import Saver
 from vdengine.engine.skips import Skips
 from vdengine.engine.trouble import MAX_SKIPPED, NothingLearned, given_up
@@ -65,27 +65,6 @@ class RowExtras:
 
     reference: Callable[[Pack], Tensor] | None  # branch sums of the reference model, [B] fp32
     row_margins: Callable[[Pack], Tensor] | None  # of a pack's trees, [n] fp32
-
-
-def open_store(
-    r: recipes.Recipe, paths: Sequence[str | Source], renderer: Renderer, progress: bool, vocab_size: int | None = None
-) -> Store:
-    """The rows of `paths` as the recipe's objective reads them, for a model of so many ids."""
-    objective: Objective = r.objective.declaration
-    room = r.rollout.max_new_tokens if objective.rollout else 0  # for what follows a prompt
-    return build_store(
-        paths,
-        r.data.format,
-        objective.rows,
-        renderer,
-        max_tokens=r.data.max_tokens - room,
-        reserved=room,
-        vocab_size=vocab_size,
-        verify=progress,  # once is enough: on the rank that opens it first
-        overlong=r.data.overlong,
-        cache=r.data.cache,
-        progress=progress,
-    )
 
 
 class Setup:
@@ -240,16 +219,8 @@ class Setup:
             if evaluation:
                 held_out = open_store(r, [evaluation], self.renderer, progress, vocab_size)
         self.flops = self.weights.config.flops
-        self.loader = Loader(
-            self.store,
-            examples=r.batch.examples,
-            seed=r.run.seed,
-            weights=r.data.weights,
-            evaluation=held_out,
-            eval_examples=r.data.eval_examples,
-            flops=self.flops,
-            pin=self.world.device.type == "cuda",
-        )
+        pin = self.world.device.type == "cuda"
+        self.loader = open_loader(r, self.store, evaluation=held_out, flops=self.flops, pin=pin)
         if not self.objective.rollout:
             self.loader.check_budget(r.batch.tokens)
         self.own_batches = 0  # steps so far whose batch was given to `step`

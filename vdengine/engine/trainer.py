@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -35,7 +34,6 @@ from vdengine.models.export import save_model
 from vdengine.models.head import Scores
 from vdengine.objectives import Objective, Scored
 from vdengine.panels.panel import Panel
-from vdengine.runfolder import RunFolder
 from vdengine.trees import Pack, Tree
 
 
@@ -181,7 +179,8 @@ class Trainer(Setup):
             self._skips = self._skips.after(finite, k)
             self.saver.staged()  # a checkpoint's copy of the weights is made before they move
             if k == 0 and not logged and not isinstance(extras.reference, GivenReference):  # that may be any model's
-                self._check_start({name: total / denominator for name, total in zip(names, totals, strict=True)})
+                first = {name: total / denominator for name, total in zip(names, totals, strict=True)}
+                trouble.check_start(self.recipe, first, self.dtype, referred=self.reference is not None)
             for t, norm in zip(self.trained, norms, strict=True):
                 lr = learning_rate(self.recipe.optimizer, k, self.total_steps, t.lr)
                 apply_update(t.optimizer, lr, norm, (~finite).float(), self.recipe.optimizer.clip)
@@ -405,37 +404,6 @@ class Trainer(Setup):
             self.saver.wait()
             given_up = trouble.given_up(self.folder, in_a_row, proven)
             raise NothingLearned(f"step {self.step_count}: {given_up}; nothing is exported")
-
-    def _check_start(self, row: dict[str, Tensor]) -> None:
-        """The first update knows one of its metrics (`Objective.at_start`). A rollout was made by the policy: every
-        ratio is 1, whatever the dtype, for the old log-probs come from the same packs and kernels. A reference is the
-        policy: the margin is 0, and DPO's loss ln 2.
-
-        Tolerance, in nats of a pair's mean margin: the two differ by rounding when the cache was filled along other
-        packs. A sum of some hundred log-probs around 5 carries 1e-4 in fp32; in bf16 activations differ by 2^-8 a
-        layer, 0.03 nats a token with random signs, so half a nat. A reference of another model is off by tens.
-
-        Raises:
-            InputError: the reference log-probs are not this model's. The weights have not moved.
-            RuntimeError: a ratio that is not 1: the forward does not repeat itself on this device.
-        """
-        if self.objective.at_start is None:
-            return
-        metric, expected = self.objective.at_start
-        value, name = float(row[metric]), self.objective.name.upper()
-        if not math.isfinite(value):  # what is not finite is skipped, and named with its rows
-            return
-        if self.objective.rollout and abs(value - expected) > 1e-3:
-            raise RuntimeError(f"{name} at step 0: the first update's mean {metric} is {value:.6f}, not {expected:g}")
-        if self.reference is None:
-            return
-        nats = abs(value - expected) / float(getattr(self.recipe.objective, "beta", 1.0))
-        if nats > (1e-2 if self.dtype == torch.float32 else 1.0):
-            where = RunFolder.at(Path(self.recipe.data.cache).expanduser()).reference
-            raise InputError(
-                f"{name} at step 0: {metric} is {nats:.4g} nats from {expected:g} (loss {float(row['loss']):.6f}): the "
-                f"reference log-probs are not this model's; remove {where} and start again with a new run.folder"
-            )
 
     # ------------------------------------------------------------------------------------- between the steps
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vdengine.data.store import Store
 from vdengine.engine import checkpoint
 from vdengine.engine.parallel import World, grad_norm, ordered
 from vdengine.errors import InputError
+from vdengine.objectives import Objective
 from vdengine.recipe import Recipe
+from vdengine.runfolder import RunFolder
 from vdengine.trees import Pack
 
 MAX_SKIPPED = 20  # updates in a row; then a run gives up
@@ -53,6 +56,44 @@ def spoilt(
         whole &= math.isfinite(float(grad_norm(t.parameters)))
         t.optimizer.zero_grad(set_to_none=True)
     return proven < 0 or not whole or in_a_row >= by_chance
+
+
+def check_start(recipe: Recipe, row: Mapping[str, Tensor], dtype: torch.dtype, referred: bool) -> None:
+    """The first update knows one of its metrics (`Objective.at_start`). A rollout was made by the policy: every ratio
+    is 1, whatever the dtype, for the old log-probs come from the same packs and kernels. A reference is the policy: the
+    margin is 0, and DPO's loss ln 2.
+
+    Tolerance, in nats of a pair's mean margin: the two differ by rounding when the cache was filled along other packs.
+    A sum of some hundred log-probs around 5 carries 1e-4 in fp32; in bf16 activations differ by 2^-8 a layer, 0.03 nats
+    a token with random signs, so half a nat. A reference of another model is off by tens.
+
+    Args:
+        row: the step's means.
+        dtype: that the model computes in.
+        referred: whether there is a reference.
+
+    Raises:
+        InputError: the reference log-probs are not this model's. The weights have not moved.
+        RuntimeError: a ratio that is not 1: the forward does not repeat itself on this device.
+    """
+    objective: Objective = recipe.objective.declaration
+    if objective.at_start is None:
+        return
+    metric, expected = objective.at_start
+    value, name = float(row[metric]), objective.name.upper()
+    if not math.isfinite(value):  # what is not finite is skipped, and named with its rows
+        return
+    if objective.rollout and abs(value - expected) > 1e-3:
+        raise RuntimeError(f"{name} at step 0: the first update's mean {metric} is {value:.6f}, not {expected:g}")
+    if not referred:
+        return
+    nats = abs(value - expected) / float(getattr(recipe.objective, "beta", 1.0))
+    if nats > (1e-2 if dtype == torch.float32 else 1.0):
+        where = RunFolder.at(recipe.data.cache).reference
+        raise InputError(
+            f"{name} at step 0: {metric} is {nats:.4g} nats from {expected:g} (loss {float(row['loss']):.6f}): the "
+            f"reference log-probs are not this model's; remove {where} and start again with a new run.folder"
+        )
 
 
 def given_up(run_folder: Path, in_a_row: int, proven: int) -> str:

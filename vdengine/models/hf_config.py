@@ -461,3 +461,9 @@ def _score_pad(tokenizer: Tokenizer | None, ends: Sequence[int]) -> int | None:
     excluded = {*ends, tokenizer.bos_id}
     special = (tokenizer.token_id(token.content) for token in tokenizer.added_special_tokens)
     return next((token for token in (tokenizer.pad_id, *special) if token is not None and token not in excluded), None)
+
+
+def some_names(names: set[str]) -> str:
+    """The first names in alphabetical order, for a message."""
+    first = [printable(name)[:100] for name in sorted(names)[:4]]
+    return ", ".join(first) + (", ..." if len(names) > len(first) else "")

@@ -16,12 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vdengine.errors import InputError
-from vdengine.gguf import GGUFFile, read_gguf
+from vdengine.gguf import read_gguf
 from vdengine.hub import locate
 from vdengine.outside import LARGE, json_object, parse_json, parsing, read_text
+from vdengine.settings import shown
+from vdengine.text.gguf_vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
@@ -67,7 +67,7 @@ class Tokenizer:
         self._backend, self._config, self._lock = backend, dict(config or {}), threading.Lock()
         for name, text in special_tokens.items():
             if _id_of(backend, text) is None:
-                raise InputError(f"{source}: {name} is {_short(text)}, which is not in the vocabulary")
+                raise InputError(f"{source}: {name} is {shown(text)}, which is not in the vocabulary")
         self.bos_id = self._special_id("bos_token")
         self.eos_id = self._special_id("eos_token")
         self.pad_id = self._special_id("pad_token")
@@ -228,7 +228,10 @@ def load_tokenizer(source: Any) -> Tokenizer:
         return _from_memory(getattr(source, "tokenizer", source))  # a processor has a tokenizer
     source = str(source)
     path = locate(source, ("*.json", "*.jinja"))
-    return _from_gguf(source, read_gguf(path)) if path.is_file() else _from_folder(source, path)
+    if path.is_file():
+        backend, settings = read_vocabulary(read_gguf(path))
+        return Tokenizer(backend, source, **settings)
+    return _from_folder(source, path)
 
 
 def _say(text: str) -> None:
@@ -260,7 +263,7 @@ def _from_folder(source: str, folder: Path) -> Tokenizer:
     _add_declared(backend, folder, config)
     add_bos = config.get("add_bos_token")
     if not isinstance(add_bos, bool | None):
-        raise InputError(f"{folder}/tokenizer_config.json: add_bos_token is {_short(add_bos)}, not true or false")
+        raise InputError(f"{folder}/tokenizer_config.json: add_bos_token is {shown(add_bos)}, not true or false")
     return Tokenizer(
         backend,
         source,
@@ -291,7 +294,7 @@ def _backend(text: str, file: Path) -> tokenizers.Tokenizer:
     # the library makes room for all ids up to the largest, and ends the process where there is none
     for number in [*numbers, *(t.get("id") for t in added)]:
         if type(number) is not int or not 0 <= number < MAX_IDS:
-            raise InputError(f"{file}: a token has the id {_short(number)}; whole numbers below {MAX_IDS} are allowed")
+            raise InputError(f"{file}: a token has the id {shown(number)}; whole numbers below {MAX_IDS} are allowed")
     _check_growth(raw, file)
     with parsing(file, "tokenizer"):
         backend = tokenizers.Tokenizer.from_str(text)
@@ -299,7 +302,7 @@ def _backend(text: str, file: Path) -> tokenizers.Tokenizer:
         found = backend.token_to_id(str(token.get("content")))
         if found != token["id"]:
             _say(
-                f"{file}: says that the added token {_short(token.get('content'))} has the id {token['id']}; it has "
+                f"{file}: says that the added token {shown(token.get('content'))} has the id {token['id']}; it has "
                 f"the id {found}, in transformers too, because added ids follow those of the vocabulary without a gap"
             )
     return backend
@@ -358,7 +361,7 @@ def _add_declared(backend: tokenizers.Tokenizer, folder: Path, config: dict[str,
                 int(number) if str(number).isdecimal() and len(str(number)) < 10 else -1,
             )
             if not isinstance(text, str) or not 0 <= number < MAX_IDS:
-                raise InputError(f"{folder}/{name}: {_short(key)}: {_short(value)} is no token and its id")
+                raise InputError(f"{folder}/{name}: {shown(key)}: {shown(value)} is no token and its id")
             declared[text] = (number, options, name)
     for text, (number, options, name) in sorted(declared.items(), key=lambda item: item[1][0]):
         found = _id_of(backend, text)
@@ -384,7 +387,7 @@ def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
             if isinstance(value, dict):  # a serialised AddedToken
                 value = value.get("content")
             if not isinstance(value, str | None):
-                raise InputError(f"{folder}/{file}: {name} is {_short(values[name])}, not a token")
+                raise InputError(f"{folder}/{file}: {name} is {shown(values[name])}, not a token")
             found.setdefault(name, {})[file] = value
     tokens = {}
     for name, by_file in found.items():
@@ -408,14 +411,14 @@ def _eos_of_configs(backend: tokenizers.Tokenizer, folder: Path) -> list[int]:
         value = _optional_json(folder / file).get("eos_token_id")
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(i) is int for i in ids):
-            raise InputError(f"{folder}/{file}: eos_token_id = {_short(value)}; token ids are needed")
+            raise InputError(f"{folder}/{file}: eos_token_id = {shown(value)}; token ids are needed")
         return ids
 
     named, configs = eos("generation_config.json"), eos("config.json")
     known = {i for i in {*named, *configs} if 0 <= i < MAX_IDS and backend.id_to_token(i) is not None}
     for file, ids in (("generation_config.json", named), ("config.json", configs)):
         if lost := sorted(set(ids) - known):
-            _say(f"{folder}/{file}: eos_token_id {_short(lost)}: the tokenizer has no such token")
+            _say(f"{folder}/{file}: eos_token_id {shown(lost)}: the tokenizer has no such token")
     if named:
         return [i for i in named if i in known]
     return [i for i in configs if i in backend.get_added_tokens_decoder()]
@@ -460,103 +463,3 @@ def _id_of(backend: tokenizers.Tokenizer, token: str) -> int | None:
         return backend.token_to_id(token)
     except UnicodeEncodeError:
         return None
-
-
-def _short(value: Any) -> str:
-    """A value for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# ----------------------------------------------------------------------------------------------------------------- GGUF
-
-# How each `tokenizer.ggml.pre` splits text before the merges: (regex, or None for GPT-2's; whether digits are split
-# off; ignore_merges; NFC). These are the rules of the models' own tokenizer.json files. transformers' GGUF import
-# differs: it does not split off digits for "smollm", so spaces before a digit ("x  1") get other ids than in the
-# model's training.
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_PRE: dict[str, tuple[str | None, bool, bool, bool]] = {
-    "gpt-2": (None, False, False, False),
-    "smollm": (None, True, False, False),
-    "llama-bpe": (_LLAMA3, False, True, False),
-    "llama3": (_LLAMA3, False, True, False),
-    "llama-v3": (_LLAMA3, False, True, False),
-    "qwen2": (_QWEN2, False, False, True),
-    "dbrx": (_LLAMA3, False, False, False),  # OLMo 2's; DBRX's own tokenizer has not been compared
-}
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
-
-
-def _from_gguf(source: str, file: GGUFFile) -> Tokenizer:
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers
-
-    meta, path = file.metadata, file.path
-
-    def get(key: str) -> Any:
-        return meta.get(f"tokenizer.ggml.{key}")
-
-    if not isinstance(get("model"), str) or get("model") != "gpt2":
-        raise InputError(
-            f"{path}: tokenizer.ggml.model = {_short(get('model'))} is not supported; only gpt2 (byte BPE)"
-        )
-    if not isinstance(get("pre"), str) or get("pre") not in _PRE:
-        raise InputError(
-            f"{path}: tokenizer.ggml.pre = {_short(get('pre'))} is not supported; supported: {', '.join(_PRE)}"
-        )
-    regex, digits, ignore_merges, nfc = _PRE[get("pre")]
-    tokens, merges, types = get("tokens"), get("merges"), get("token_type")
-    if not _is_texts(tokens) or not _is_texts(merges) or not isinstance(types, np.ndarray) or len(types) != len(tokens):
-        raise InputError(f"{path}: tokenizer.ggml.tokens, .merges and .token_type must be lists, one type per token")
-    # converters name unused rows of the embedding with "unused" tokens, which the model's own tokenizer does not have
-    vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind != _UNUSED}
-    if len(vocab) != int((types != _UNUSED).sum()):
-        raise InputError(f"{path}: tokenizer.ggml.tokens has a token twice")
-    with parsing(f"{path}: tokenizer.ggml.merges", "list of pairs of tokens"):
-        pairs = [tuple(merge.split(" ")) for merge in merges]
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=ignore_merges))
-    steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
-    if regex is not None:
-        steps.append(pre_tokenizers.Split(tokenizers.Regex(regex), behavior="isolated", invert=False))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex is None))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    backend.decoder = decoders.ByteLevel()
-    if nfc:
-        backend.normalizer = normalizers.NFC()
-    added = [(t, int(kind)) for t, kind in zip(tokens, types, strict=True) if kind in (_CONTROL, _USER_DEFINED)]
-    with parsing(f"{path}: tokenizer.ggml.tokens", "list of tokens"):
-        backend.add_tokens([tokenizers.AddedToken(t, special=k == _CONTROL, normalized=False) for t, k in added])
-    if any(backend.token_to_id(t) != vocab[t] for t, _ in added):
-        raise InputError(f"{path}: tokenizer.ggml.tokens: the control tokens come out with other ids than they have")
-
-    def token_id(key: str) -> int | None:
-        number = get(f"{key}_token_id")
-        if number is None:
-            return None
-        if type(number) is not int or not 0 <= number < len(tokens) or types[number] == _UNUSED:
-            raise InputError(f"{path}: tokenizer.ggml.{key}_token_id = {_short(number)} is not the id of a token")
-        return number
-
-    names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
-    ids = {f"{name}_token": token_id(key) for name, key in names.items()}
-    template, add_bos = meta.get("tokenizer.chat_template"), get("add_bos_token")
-    if not isinstance(template, str | None):
-        raise InputError(f"{path}: tokenizer.chat_template is a {type(template).__name__}, not text")
-    if not isinstance(add_bos, bool | None):
-        raise InputError(f"{path}: tokenizer.ggml.add_bos_token = {_short(add_bos)}, not true or false")
-    return Tokenizer(
-        backend,
-        source,
-        special_tokens={name: tokens[i] for name, i in ids.items() if i is not None},
-        chat_template=template,
-        add_bos=add_bos,
-        generation_eos=[i for i in (token_id("eot"), token_id("eom")) if i is not None],
-    )
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, str) for v in value)
