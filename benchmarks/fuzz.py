@@ -54,13 +54,14 @@ from vdengine.data.memory import rows_in_memory  # noqa: E402
 from vdengine.data.store import DTYPES, MANIFEST, Store  # noqa: E402
 from vdengine.drift.load import load_run  # noqa: E402
 from vdengine.drift.openings import Openings  # noqa: E402
-from vdengine.engine.checkpoint import load_weights, manifest_hash, newest  # noqa: E402
+from vdengine.engine.checkpoint import load_weights, newest  # noqa: E402
 from vdengine.engine.parallel import World  # noqa: E402
 from vdengine.engine.pattern import pattern_reward  # noqa: E402
 from vdengine.engine.reference import DIGEST  # noqa: E402
 from vdengine.engine.reference import _read as read_sums  # noqa: E402
 from vdengine.engine.resuming import check_fresh, check_logs, differing, holds_a_run  # noqa: E402
 from vdengine.errors import InputError  # noqa: E402
+from vdengine.files import json_hash  # noqa: E402
 from vdengine.judges.base import Item, JudgeOptions  # noqa: E402
 from vdengine.judges.cache import VerdictCache  # noqa: E402
 from vdengine.judges.people import read_sheet  # noqa: E402
@@ -723,7 +724,7 @@ def seal_checkpoint(files: Files) -> Files:
         for name, c in files.items()
         if name.startswith(head) and not name.endswith("manifest.json") and isinstance(c, bytes)
     }
-    manifest["hash"] = manifest_hash(manifest)
+    manifest["hash"] = json_hash(manifest)
     return files | {head + "manifest.json": json.dumps(manifest).encode()}
 
 

@@ -9,10 +9,13 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import warnings
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +23,82 @@ from vdengine.errors import InputError
 from vdengine.outside import open_regular
 
 
-def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
-    """Write a file atomically and durably: under a temporary name, synced, then renamed. After a crash there is the old
-    file or the new one, whole; what the crash left beside it goes with the next write.
+@contextmanager
+def partial(path: Path, *, folder: bool = False, leftovers: str = "") -> Iterator[Path]:
+    """A new file or folder beside `path`, NAME.RANDOM.partial, for what is to take its name when it is complete. It is
+    locked while it is written, and removed unless it is renamed.
+
+    Any number of processes may write the same thing at once, and nobody removes what another is writing: what a process
+    that was killed has left is told from it by the lock (flock), which the operating system has released.
 
     Args:
-        shared: other processes may write the same file at the same time, as in a cache: a name of one's own then.
+        leftovers: a pattern of names in the same folder; those that no one holds are removed. Default: those of `path`.
     """
-    temporary = private(path, "tmp") if shared else path.with_name(f"{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+    with contextlib.ExitStack() as stack:
+        with locked(path.parent):  # so that no one finds the new one before it is locked
+            for leftover in path.parent.glob(leftovers or f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}.partial"):
+                _remove_unless_held(leftover)
+            new.mkdir() if folder else new.touch(exist_ok=False)
+            stack.callback(_remove, new)
+            fd = os.open(new, os.O_RDONLY)
+            stack.callback(os.close, fd)
+            _flock(fd, wait=False)
+        yield new
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Wait for the lock on a folder, and hold it for a moment."""
+    fd = os.open(folder, os.O_RDONLY)
     try:
+        _flock(fd, wait=True)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _flock(fd: int, wait: bool) -> bool | None:
+    """Lock what is open: whether it could be had; None: this file system has no such locks."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # NFS, some parallel file systems: then renaming alone decides, and nothing is cleaned up
+        return None
+    return True
+
+
+def _remove_unless_held(leftover: Path) -> None:
+    try:
+        fd = os.open(leftover, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        if _flock(fd, wait=False):
+            _remove(leftover)
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically and durably: under a temporary name, synced, then renamed. After a crash there is the old
+    file or the new one, whole; what the crash left beside it goes with the next write."""
+    with partial(path) as temporary:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     sync(path.parent)
-
-
-def private(path: Path, kind: str) -> Path:
-    """A name beside `path` that is this process's own, NAME.HOST.PID.KIND, with nothing there. What processes of this
-    host that have ended left under such names is removed."""
-    start = f"{path.name}.{socket.gethostname()}."
-    own = path.with_name(f"{start}{os.getpid()}.{kind}")
-    for leftover in path.parent.glob(f"{glob.escape(start)}*.{kind}"):
-        pid = leftover.name[len(start) : -len(kind) - 1]
-        if pid.isdecimal() and (leftover == own or not _is_running(pid)):
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
-    return own
-
-
-def _is_running(pid: str) -> bool:
-    """Whether there is a process of this number."""
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def write_text(path: Path, text: str) -> None:

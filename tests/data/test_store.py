@@ -353,7 +353,7 @@ def test_a_complete_cache_is_only_read(tmp_path: Path, monkeypatch: pytest.Monke
     disk, and nothing of the attempt is left."""
     path = write(tmp_path / "a.jsonl", ROWS)
     store = build(path, tmp_path)
-    monkeypatch.setattr("vdengine.data.building.partial_folder", lambda folder: pytest.fail("writes into the cache"))
+    monkeypatch.setattr("vdengine.data.building.partial", lambda *args, **kwargs: pytest.fail("writes into the cache"))
     assert build(path, tmp_path).tree(1) == store.tree(1)
     monkeypatch.undo()
 

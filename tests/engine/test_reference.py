@@ -108,10 +108,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, tiny_models, d
     recipe = recipe_of("base", tmp_path, str(tiny_models["qwen3"]), str(data))
     write = reference.write_bytes
 
-    def read_only(path, content, **options):
+    def read_only(path, content):
         if path.is_relative_to(tmp_path / "cache"):
             raise OSError(30, "Read-only file system", str(path))
-        write(path, content, **options)
+        write(path, content)
 
     monkeypatch.setattr(reference, "write_bytes", read_only)
     trainer = Trainer(recipe)

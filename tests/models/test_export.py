@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-import socket
-import subprocess
 
 import pytest
 import torch
@@ -157,12 +156,13 @@ def test_no_room_is_said_before_writing(tmp_path, tiny_models, monkeypatch):
 def test_exports_at_once_and_what_killed_ones_left(tmp_path, tiny_models, monkeypatch):
     """Guards two exports to one place, of which each is whole and the later one stays, and the disk against leftovers
     of killed ones."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    host, model = socket.gethostname(), load_model(str(tiny_models["qwen3"]))
-    for name in (f".out.{host}.{process.pid}.partial", f".out.{host}.1.partial", f".out.other-{host}.7.partial"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_text("half")
+    model = load_model(str(tiny_models["qwen3"]))
+    dead, alive, other = (tmp_path / f".{name}.partial" for name in ("out.0123456789abcdef", "out." + "f" * 16, "mine"))
+    for folder in (dead, alive, other):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text("half")
+    fd = os.open(alive, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)  # as a process that writes it does
     finish = module._finish_folder
 
     def while_another_finishes(*arguments):
@@ -176,7 +176,8 @@ def test_exports_at_once_and_what_killed_ones_left(tmp_path, tiny_models, monkey
     monkeypatch.setattr(module, "_finish_folder", while_another_finishes)
     save_model(model, None, tmp_path / "out")
     same_weights(load_model(str(tmp_path / "out")), dict(model.named_parameters()))
-    assert sorted(os.listdir(tmp_path)) == sorted(["out", f".out.{host}.1.partial", f".out.other-{host}.7.partial"])
+    os.close(fd)
+    assert sorted(os.listdir(tmp_path)) == sorted(["out", alive.name, other.name])
 
 
 def test_an_adapter_is_not_dropped(tmp_path, tiny_models):

@@ -21,9 +21,9 @@ from vdengine.data.formats import Account, Row, choose_format, read
 from vdengine.data.locate import FileSource, Source, resolve
 from vdengine.data.rendering import RenderedRow, render
 from vdengine.data.store import DTYPES, MANIFEST, TOO_LONG, SourceInfo, Store
-from vdengine.data.storefolder import ArrayFile, give_name, partial_folder
+from vdengine.data.storefolder import ArrayFile, give_name
 from vdengine.errors import InputError
-from vdengine.files import digest, json_hash, sync
+from vdengine.files import digest, json_hash, partial, sync
 from vdengine.outside import first_line, printable
 from vdengine.progress import progress as show
 from vdengine.text.renderer import Rendered
@@ -105,12 +105,12 @@ def build_store(
         # Forking is safe on Linux only, and the children only tokenise.
         workers = min(8, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
     try:
-        with partial_folder(folder) as partial:
-            infos = _Builder(partial, inputs, renderer, progress, workers, reserved).build(sources, source_formats)
+        with partial(folder, folder=True, leftovers="*.partial") as unfinished:
+            infos = _Builder(unfinished, inputs, renderer, progress, workers, reserved).build(sources, source_formats)
             for source, stamp in zip(sources, stamps, strict=True):
                 if _stamp(source) != stamp:
                     raise InputError(f"{source.name}: changed while it was read; start again")
-            _seal(partial, folder, inputs, infos)
+            _seal(unfinished, folder, inputs, infos)
     except OSError as error:  # of the cache: what is wrong with a source is an InputError already
         raise InputError(
             f"{folder.parent}: cannot be written ({error.strerror or first_line(error)}); "

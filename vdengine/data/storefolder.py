@@ -1,81 +1,27 @@
 """The folder of a store while it is written: arrays that grow, and a name that no one else sees until all is there.
 
 Any number of processes may build one store at once. The first that is ready gives it its name, the others then use it;
-nobody removes what another has made or is making. Who is at work is told by locks (flock) on folders, which the
-operating system releases with the process.
+nobody removes what another has made or is making (`files.partial`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from vdengine.files import sync
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Wait for the lock on a folder, and hold it for a moment."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        _flock(fd, wait=True)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _flock(fd: int, wait: bool) -> bool | None:
-    """Lock an open folder: whether it could be had; None: this file system has no locks on folders."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:  # NFS, some parallel file systems: then renaming alone decides, and nothing is cleaned up
-        return None
-    return True
-
-
-@contextmanager
-def partial_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, locked while it is written, and removed unless it is renamed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(8)}.partial")
-    with ExitStack() as stack:
-        with _locked(folder.parent):  # so that no one finds the new folder before it is locked
-            for leftover in folder.parent.glob("*.partial"):
-                _remove_unless_locked(leftover)
-            partial.mkdir()
-            stack.callback(shutil.rmtree, partial, ignore_errors=True)
-            fd = os.open(partial, os.O_RDONLY)
-            stack.callback(os.close, fd)
-            _flock(fd, wait=False)
-        yield partial
-
-
-def _remove_unless_locked(leftover: Path) -> None:
-    """Remove what a process that was killed has left; the lock tells it from one that is at work."""
-    try:
-        fd = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return
-    try:
-        if _flock(fd, wait=False):
-            shutil.rmtree(leftover, ignore_errors=True)
-    finally:
-        os.close(fd)
+from vdengine.files import locked, sync
 
 
 def give_name(partial: Path, folder: Path, is_whole: Callable[[Path], bool]) -> None:
     """Rename a folder that is complete and synced, unless another process has made the same one meanwhile. One that is
     there but not whole gives way."""
-    with _locked(folder.parent):
+    with locked(folder.parent):
         if folder.exists():
             if is_whole(folder):
                 return

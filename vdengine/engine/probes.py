@@ -276,7 +276,8 @@ class Probes:
         )
         self.seconds = {"answers": time.perf_counter() - started}
         count = self.answers.settings.samples if step else self.answers.base
-        self.note = f"step {step}: {count} answer{'s' * (count > 1)} to each of {len(self.answers.prompts)} probes drawn ({reason})"
+        drawn = f"{count} answer{'s' * (count > 1)} to each of {len(self.answers.prompts)} probes drawn"
+        self.note = f"step {step}: {drawn} ({reason})"
 
     def abandon(self) -> None:
         """Forget the readings whose forwards have not all run: of a step that ended with an error."""

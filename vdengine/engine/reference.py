@@ -201,7 +201,7 @@ def _write(paths: Sequence[Path], sums: Tensor, known: Sequence[np.ndarray], wor
                 continue
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(path, body + hashlib.blake2b(body, digest_size=DIGEST).digest(), shared=True)
+                write_bytes(path, body + hashlib.blake2b(body, digest_size=DIGEST).digest())
             except OSError as error:
                 if path is paths[0]:
                     raise

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import shutil
 import warnings
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 import vdengine
 from vdengine.errors import InputError
-from vdengine.files import check_space, private, sync
+from vdengine.files import check_space, partial, sync
 from vdengine.models.families import ModelConfig, expected_shapes
 from vdengine.models.hf_config import config_to_hf
 from vdengine.models.transformer import Transformer
@@ -100,34 +101,30 @@ def save_model(
     if writer and renderer is not None and model.config.head == "causal" and renderer.missing_end is not None:
         warnings.warn(f"{folder}: {renderer.missing_end}", stacklevel=2)
     target = Path(os.path.abspath(Path(folder).expanduser()))
-    partial: Path | None = None  # of the writer, once it is known that it may write
     files = _plan_files(parameters, dtype)
     failure: Exception | None = None
-    # From here on an error of the writer is kept until all ranks have left the collectives.
-    if writer:
-        failure = _attempt(check_replaceable, target)
-    if writer and failure is None:
-        partial = private(target.with_name(f".{target.name}"), "partial")
-        size = sum(p.numel() * (dtype or p.dtype).itemsize for _, p in parameters)
-        failure = _attempt(_begin_folder, partial, size, target)
-    for file, names in files.items():
-        tensors = {}
-        for name, parameter in parameters:
-            if name not in names:
-                continue
-            # a collective, in which every rank takes part even after rank 0 has failed to write
-            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            if partial is not None and failure is None:
-                tensors[name] = full.detach().to(dtype or full.dtype).cpu().contiguous()
-                failure = _attempt(_check_finite, name, tensors[name], target)
-            del full
-        if partial is not None and failure is None:
-            failure = _attempt(_write_tensors, tensors, partial / file)
-        del tensors
-    if partial is not None and failure is None:
-        failure = _attempt(_finish_folder, model.config, parameters, files, words, partial, target, dtype)
-    if partial is not None and failure is not None:
-        shutil.rmtree(partial, ignore_errors=True)
+    with contextlib.ExitStack() as stack:  # what is not complete at its end goes
+        folders: list[Path] = []  # of the writer: where it writes, once it is known that it may
+        # From here on an error of the writer is kept until all ranks have left the collectives.
+        if writer:
+            size = sum(p.numel() * (dtype or p.dtype).itemsize for _, p in parameters)
+            failure = _attempt(_begin_folder, target, size, stack, folders)
+        for file, names in files.items():
+            tensors = {}
+            for name, parameter in parameters:
+                if name not in names:
+                    continue
+                # a collective, in which every rank takes part even after rank 0 has failed to write
+                full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+                if folders and failure is None:
+                    tensors[name] = full.detach().to(dtype or full.dtype).cpu().contiguous()
+                    failure = _attempt(_check_finite, name, tensors[name], target)
+                del full
+            if folders and failure is None:
+                failure = _attempt(_write_tensors, tensors, folders[0] / file)
+            del tensors
+        if folders and failure is None:
+            failure = _attempt(_finish_folder, model.config, parameters, files, words, folders[0], target, dtype)
     if sharded and dist.is_initialized():  # every rank learns of rank 0's error
         told: list[Any] = [(None if failure is None else str(failure), isinstance(failure, InputError))]
         dist.broadcast_object_list(told, src=0)
@@ -164,9 +161,12 @@ def _plan_files(parameters: list[tuple[str, Tensor]], dtype: torch.dtype | None)
     return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": set(g) for i, g in enumerate(groups)}
 
 
-def _begin_folder(partial: Path, size: int, target: Path) -> None:
+def _begin_folder(target: Path, size: int, stack: contextlib.ExitStack, folders: list[Path]) -> None:
+    """Make the folder that is to become `target`, beside it, where there is room for so many bytes of tensors. It is
+    added to `folders`, and removed with the stack."""
+    check_replaceable(target)
     check_space(target, size + SPARE, "the export")
-    partial.mkdir(parents=True)
+    folders.append(stack.enter_context(partial(target.with_name(f".{target.name}"), folder=True)))
 
 
 def _check_finite(name: str, tensor: Tensor, target: Path) -> None:
@@ -187,41 +187,42 @@ def _finish_folder(
     parameters: list[tuple[str, Tensor]],
     files: dict[str, set[str]],
     words: _Words,
-    partial: Path,
+    folder: Path,
     target: Path,
     dtype: torch.dtype | None,
 ) -> None:
-    """Write what stands beside the tensors in `partial`, and rename it to `target`, which it replaces."""
+    """Write what stands beside the tensors in `folder`, and rename it to `target`, which it replaces."""
     written = dtype or parameters[0][1].dtype
     if len(files) > 1:
         total = sum(p.numel() * (dtype or p.dtype).itemsize for _, p in parameters)
         mapping = {name: file for file, names in files.items() for name in sorted(names)}
         index = {"metadata": {"total_size": total}, "weight_map": mapping}
-        _write_json(partial / "model.safetensors.index.json", index)
+        _write_json(folder / "model.safetensors.index.json", index)
     tokenizer = words.tokenizer
     raw = config_to_hf(config, str(written).removeprefix("torch."), tokenizer, words.ends)
-    _write_json(partial / "config.json", raw)
+    _write_json(folder / "config.json", raw)
     if tokenizer is not None and config.head == "causal":
         generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": words.ends, "pad_token_id": tokenizer.pad_id}
-        _write_json(partial / "generation_config.json", {k: v for k, v in generation.items() if v not in (None, [])})
+        _write_json(folder / "generation_config.json", {k: v for k, v in generation.items() if v not in (None, [])})
     if tokenizer is not None:
-        tokenizer.save(partial, words.template)
-    sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-    _write_json(partial / MARK, {"vdengine": vdengine.__version__, "files": sizes})
-    for file in (*partial.iterdir(), partial):  # on the disk before it takes the name
+        tokenizer.save(folder, words.template)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    _write_json(folder / MARK, {"vdengine": vdengine.__version__, "files": sizes})
+    for file in (*folder.iterdir(), folder):  # on the disk before it takes the name
         sync(file)
-    _publish(partial, target)
+    _publish(folder, target)
 
 
-def _publish(partial: Path, target: Path) -> None:
+def _publish(folder: Path, target: Path) -> None:
     """Rename the folder to `target`, in place of what may be replaced there."""
-    old = private(target.with_name(f".{target.name}"), "old")
-    while not _renamed(partial, target):
+    # named so that a later export removes it where this one is killed
+    old = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+    while not _renamed(folder, target):
         check_replaceable(target)  # again: writing may have taken long
         with contextlib.suppress(FileNotFoundError):  # another export has moved it away just now
             os.replace(target, old)
         try:
-            if _renamed(partial, target):
+            if _renamed(folder, target):
                 break
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
