@@ -1,14 +1,20 @@
 """Runs that stop and go on."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from helpers.launch import environment
 from helpers.runs import recipe_of
-from helpers.scenarios import same_bits
+from helpers.scenarios import assert_close, same_bits
+from safetensors.torch import load_file
 
+from vdengine.drift.opening_log import DriftLog
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
+from vdengine.recipe import to_toml
 
 
 @pytest.mark.slow
@@ -65,3 +71,33 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, tiny_models, data):
     (root / "step-000001" / "manifest.json").unlink()
     with pytest.raises(InputError, match="no whole checkpoint: step-000001"):
         Trainer(recipe)
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_goes_on(tmp_path, tiny_models, data, start):
+    """Guards a job that comes back with other hardware: a checkpoint of one rank, gone on with by two, ends where one
+    rank alone does, but for the order of sums, and its logs have no hole."""
+    found = []
+    for name in ("alone", "handed on"):
+        recipe = recipe_of("sft", tmp_path, str(tiny_models["qwen3"]), str(data))
+        recipe.run.folder, recipe.checkpoint.export = str(tmp_path / name), True
+        trainer = Trainer(recipe)
+        for _ in range(2):
+            trainer.step()
+        trainer.save()
+        if name == "alone":
+            for _ in range(2):
+                trainer.step()
+            trainer.finish()
+        trainer.close()
+        if name == "handed on":
+            (tmp_path / "recipe.toml").write_text(to_toml(recipe))
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+            command = [*torchrun, "-m", "vdengine.train", str(tmp_path / "recipe.toml")]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"))
+            assert done.returncode == 0 and "resuming at step 2" in done.stdout, done.stdout + done.stderr
+        rows = [json.loads(line) for line in trainer.files.metrics.read_text().splitlines()]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        assert DriftLog.open(trainer.folder).steps.tolist() == [0, 1, 2, 3, 4]
+        found.append({"weights": dict(load_file(trainer.files.export / "model.safetensors")), "rows": rows})
+    assert_close(*found, start)
