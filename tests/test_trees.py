@@ -150,6 +150,35 @@ def test_pack_by_hand() -> None:
     assert found.tree_ids.tolist() == [8, 3]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_firsts_are_branches_of_one_token_that_are_not_run(seed: int) -> None:
+    """Guards leads: each is scored by the last row of its prompt, and nothing else of the pack changes."""
+    rng = random.Random(seed)
+    trees = random_forest(rng, 5, most_branches=1 if seed == 0 else 3)
+    firsts = [[rng.randrange(1000) for _ in range(rng.randrange(4))] for _ in trees]
+    firsts[2] = [1, 2]
+    bare = pack(trees)
+    full = pack([dataclasses.replace(tree, firsts=own) for tree, own in zip(trees, firsts, strict=True)])
+    flat = [(t, token) for t, own in enumerate(firsts) for token in own]
+    count, end = full.num_firsts, bare.num_scored
+    assert count == len(flat) == full.num_branches - bare.num_branches
+    for name in ("tokens", "positions", "cu_seqlens_q", "cu_seqlens_k", "tree_ids"):
+        assert getattr(full, name).equal(getattr(bare, name))
+    assert full.rows[:end].equal(bare.rows) and full.targets[:end].equal(bare.targets)
+    assert full.targets[end:].tolist() == [token for _, token in flat]
+    assert full.branch_offsets.tolist() == [*bare.branch_offsets.tolist(), *range(end + 1, end + 1 + count)]
+    assert full.tree_of_branch[-count:].tolist() == [t for t, _ in flat]
+    starts = np.cumsum([0, *(len(t.prompt) + sum(map(len, t.branches)) for t in trees)])
+    last = [int(starts[t]) + len(trees[t].prompt) - 1 for t, _ in flat]
+    assert full.rows[end:].tolist() == full.ends[-count:].tolist() == last
+    inverse = full.rows_inverse
+    for row in range(full.num_tokens):
+        uses = inverse.order[inverse.offsets[row] : inverse.offsets[row + 1]].tolist()
+        assert uses == [i for i, r in enumerate(full.rows.tolist()) if r == row]
+    with pytest.raises(ValueError, match="a first token has the id -1"):
+        pack([dataclasses.replace(trees[0], firsts=[-1])])
+
+
 def test_pack_of_nothing() -> None:
     """A rank with fewer trees than packs runs an empty one: every length is zero, nothing is None that was not."""
     check_pack(pack([]), [])

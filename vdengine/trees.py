@@ -16,7 +16,7 @@ Trees come as lists (`pack`) or as rows of a store's flat arrays (`pack_store`);
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from typing import Any
 
@@ -38,6 +38,9 @@ class Tree:
     have no scored token as long as another branch of the tree has one. `id` is the row of the store that the tree comes
     from (-1: none).
 
+    `firsts` are tokens scored as the first one after the prompt and not run: a branch of one token each, which costs a
+    row of the head and nothing in the layers.
+
     Raises:
         InputError: an empty prompt, no branch, an empty branch, masks of another length, or no scored token.
     """
@@ -46,6 +49,7 @@ class Tree:
     branches: list[list[int]]
     scored: list[list[bool]] | None = None
     id: int = -1
+    firsts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         where = f"tree {self.id}" if self.id >= 0 else "tree"
@@ -106,7 +110,8 @@ class Pack:
     """Trees laid out for one forward: T tokens, S attention segments, K keys, R scored tokens, B branches.
 
     The scored tokens of branch b are at `branch_offsets[b] : branch_offsets[b + 1]` of every array of length R. A token
-    is predicted by the row of the token before it, the first token of a branch by the last row of its prompt.
+    is predicted by the row of the token before it, the first token of a branch by the last row of its prompt. The last
+    `num_firsts` branches are the trees' `firsts`, tree by tree: they have no rows of their own.
     """
 
     tokens: Tensor  # [T] int64
@@ -120,12 +125,13 @@ class Pack:
     rows: Tensor  # [R] int64, the row that predicts each scored token
     targets: Tensor  # [R] int64, ids of the scored tokens
     branch_offsets: Tensor  # [B+1] int64
-    ends: Tensor  # [B] int64, the row of each branch's last token
+    ends: Tensor  # [B] int64, the row of each branch's last token; of a first, of its prompt's
     tree_of_branch: Tensor  # [B] int64, index into tree_ids
     tree_ids: Tensor  # [trees] int64, rows of the store (or Tree.id)
     rows_inverse: Inverse  # of `rows`: n = R, m = T
     kv_inverse: Inverse | None  # of `kv_index`: n = K, m = T
     token_inverse: tuple[Tensor, Inverse]  # distinct token ids [u] int64, ascending; the rows of each: n = T, m = u
+    num_firsts: int = 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Pack:
         """The pack on `device`. With `non_blocking` the host does not wait for copies from pinned memory."""
@@ -180,12 +186,12 @@ class Pack:
     def _map(self, move: Any) -> Pack:
         """A pack with `move` applied to every Tensor and Inverse, also inside tuples."""
         moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for part in fields(self):
+            value = getattr(self, part.name)
             if isinstance(value, tuple):
-                moved[field.name] = tuple(map(move, value))
+                moved[part.name] = tuple(map(move, value))
             else:
-                moved[field.name] = move(value) if isinstance(value, Tensor | Inverse) else value
+                moved[part.name] = move(value) if isinstance(value, Tensor | Inverse) else value
         return Pack(**moved)
 
 
@@ -222,7 +228,37 @@ def pack(trees: Sequence[Tree]) -> Pack:
     }
     parts = _native.assemble(**arrays, select=np.arange(len(trees)))
     parts["tree_ids"] = np.array([tree.id for tree in trees], np.int64)
-    return _as_pack(parts)
+    return _with_firsts(_as_pack(parts), trees)
+
+
+def _with_firsts(pack: Pack, trees: Sequence[Tree]) -> Pack:
+    """The pack with the `firsts` of its trees behind its branches."""
+    tree = np.repeat(np.arange(len(trees)), [len(t.firsts) for t in trees])  # [firsts]
+    if not len(tree):
+        return pack
+    # The last row of a prompt: the segment of a tree of several branches ends there, that of one branch as many rows
+    # later as the branch has tokens.
+    num_branches = np.array([len(t.branches) for t in trees])
+    segment = np.concatenate([[0], np.cumsum(num_branches + (num_branches > 1))[:-1]])  # [trees], each tree's first
+    alone = np.array([len(t.branches[0]) if len(t.branches) == 1 else 0 for t in trees])
+    last = pack.cu_seqlens_q.numpy()[segment + 1].astype(np.int64) - 1 - alone  # [trees]
+    rows = np.concatenate([pack.rows.numpy(), last[tree]])
+    targets = np.fromiter(chain.from_iterable(t.firsts for t in trees), np.int64, len(tree))
+    if targets.min() < 0:
+        raise ValueError(f"pack: a first token has the id {targets.min()}")
+    counts = np.bincount(rows, minlength=pack.num_tokens)
+    inverse = Inverse(torch.from_numpy(np.argsort(rows, kind="stable")), torch.from_numpy(_starts(counts)))
+    end = int(pack.branch_offsets[-1])
+    return replace(
+        pack,
+        rows=torch.from_numpy(rows),
+        targets=torch.cat([pack.targets, torch.from_numpy(targets)]),
+        branch_offsets=torch.cat([pack.branch_offsets, torch.arange(end + 1, end + 1 + len(tree))]),
+        ends=torch.cat([pack.ends, torch.from_numpy(last[tree])]),
+        tree_of_branch=torch.cat([pack.tree_of_branch, torch.from_numpy(tree)]),
+        rows_inverse=inverse,
+        num_firsts=len(tree),
+    )
 
 
 def pack_store(arrays: Mapping[str, NDArray[Any]], select: Sequence[int] | NDArray[np.int64]) -> Pack:
@@ -272,7 +308,7 @@ def tree_cost(
     return total if num_scored is None else total + head * num_scored
 
 
-def _starts(lengths: Sequence[int]) -> NDArray[np.int64]:
+def _starts(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     """Exclusive prefix sum of n lengths with the total at the end: [n+1]."""
     starts = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=starts[1:])

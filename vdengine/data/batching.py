@@ -114,7 +114,7 @@ class Forest:
         several with the same prompt.
 
         Args:
-            slots: for each tree, the places of its branches in the flat order.
+            slots: for each tree, the places of its branches in the flat order, and then of its firsts.
 
         Raises:
             ValueError: a branch with its prompt is above `max_tokens`.
@@ -122,15 +122,15 @@ class Forest:
         packs: list[Pack] = []
         pack_slots: list[Tensor] = []
         open_trees: list[Tree] = []  # of the pack that is being filled
-        open_slots: list[int] = []
+        open_slots: tuple[list[int], list[int]] = [], []  # of branches, of firsts
         open_tokens = 0
 
         def close() -> None:
             nonlocal open_trees, open_slots, open_tokens
             if open_trees:
                 packs.append(pack(open_trees))
-                pack_slots.append(torch.tensor(open_slots))
-            open_trees, open_slots, open_tokens = [], [], 0
+                pack_slots.append(torch.tensor(open_slots[0] + open_slots[1]))
+            open_trees, open_slots, open_tokens = [], ([], []), 0
 
         for tree, tree_slots in zip(trees, slots, strict=True):
             for part, part_slots in _cut(tree, tree_slots, max_tokens):
@@ -138,7 +138,8 @@ class Forest:
                 if open_tokens + size > max_tokens:
                     close()
                 open_trees.append(part)
-                open_slots += part_slots
+                open_slots[0].extend(part_slots[: len(part.branches)])
+                open_slots[1].extend(part_slots[len(part.branches) :])
                 open_tokens += size
         close()
         return cls(packs, pack_slots, sum(map(len, slots)))
@@ -196,6 +197,7 @@ class Forest:
 
 def _cut(tree: Tree, slots: list[int], max_tokens: int) -> Iterator[tuple[Tree, list[int]]]:
     """The tree as trees of at most `max_tokens` tokens, each with the whole prompt, and the slots of their branches.
+    The last of them has the firsts.
 
     Raises:
         ValueError: a branch with the prompt is above `max_tokens`.
@@ -208,7 +210,7 @@ def _cut(tree: Tree, slots: list[int], max_tokens: int) -> Iterator[tuple[Tree, 
             yield Tree(tree.prompt, tree.branches[first:i], id=tree.id), slots[first:i]
             first, size = i, len(tree.prompt)
         size += len(branch)
-    yield Tree(tree.prompt, tree.branches[first:], id=tree.id), slots[first:]
+    yield Tree(tree.prompt, tree.branches[first:], id=tree.id, firsts=tree.firsts), slots[first:]
 
 
 def deal(packs: Sequence[T], ranks: int, rank: int, micro_steps: int) -> list[list[T]]:

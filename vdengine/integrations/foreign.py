@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,38 +81,63 @@ def tree_unit(pack: Pack, slots: Tensor) -> Unit:
     return Unit(tokens, positions, pack.rows, pack.targets, pack.branch_offsets, slots, tree, branch)
 
 
+class _Row(NamedTuple):
+    """A row of tokens, and what is scored in it: one branch, or the firsts of one tree."""
+
+    tokens: Tensor  # [L] int64, with the prompt
+    rows: Tensor  # [R] int64, into L
+    targets: Tensor  # [R] int64
+    counts: list[int]  # [B] scored tokens of each branch
+    slots: list[int]  # [B]
+
+
 def row_units(packs: Sequence[tuple[Pack, Tensor]], max_tokens: int) -> list[Unit]:
-    """Each branch of these packs (and their slots) with its prompt, several to a forward: at most `max_tokens` tokens
-    with their padding, or one row."""
-    flat = []  # of each branch: its tokens with the prompt, the rows that predict its scored tokens, these, its slot
-    for pack, slots in packs:
-        for b, keys in enumerate(_keys_of_branches(pack)):
-            scored = slice(int(pack.branch_offsets[b]), int(pack.branch_offsets[b + 1]))
-            rows = pack.positions[pack.rows[scored]].long()  # a tree's positions run on from its prompt to each branch
-            flat.append((pack.tokens[keys], rows, pack.targets[scored], int(slots[b])))
-    flat.sort(key=lambda row: -len(row[0]))  # rows of one length need no padding
+    """Each branch of these packs (and their slots) with its prompt, and each prompt alone that has firsts, several to a
+    forward: at most `max_tokens` tokens with their padding, or one row."""
+    flat = [row for pack, slots in packs for row in _rows(pack, slots)]
+    flat.sort(key=lambda row: -len(row.tokens))  # rows of one length need no padding
     units = []
     while flat:
-        longest = len(flat[0][0])
+        longest = len(flat[0].tokens)
         count = max(1, max_tokens // longest)
         chosen, flat = flat[:count], flat[count:]
         units.append(
             Unit(
-                torch.stack([F.pad(tokens, (0, longest - len(tokens))) for tokens, *_ in chosen]),
+                torch.stack([F.pad(row.tokens, (0, longest - len(row.tokens))) for row in chosen]),
                 torch.arange(longest).expand(len(chosen), -1),
-                torch.cat([rows + n * longest for n, (_, rows, *_) in enumerate(chosen)]),
-                torch.cat([targets for _, _, targets, _ in chosen]),
-                torch.tensor([0, *(len(targets) for _, _, targets, _ in chosen)]).cumsum(0),
-                torch.tensor([slot for *_, slot in chosen]),
-                lengths=torch.tensor([len(tokens) for tokens, *_ in chosen]),
+                torch.cat([row.rows + n * longest for n, row in enumerate(chosen)]),
+                torch.cat([row.targets for row in chosen]),
+                torch.tensor([0, *(n for row in chosen for n in row.counts)]).cumsum(0),
+                torch.tensor([slot for row in chosen for slot in row.slots]),
+                lengths=torch.tensor([len(row.tokens) for row in chosen]),
             )
         )
     return units
 
 
+def _rows(pack: Pack, slots: Tensor) -> Iterator[_Row]:
+    keys = _keys_of_branches(pack)
+    tree_of_branch = pack.tree_of_branch.tolist()
+    for b, own in enumerate(keys):
+        scored = slice(int(pack.branch_offsets[b]), int(pack.branch_offsets[b + 1]))
+        rows = pack.positions[pack.rows[scored]].long()  # a tree's positions run on from its prompt to each branch
+        yield _Row(pack.tokens[own], rows, pack.targets[scored], [len(rows)], [int(slots[b])])
+    by_tree: dict[int, list[int]] = {}  # branches without rows of their own
+    for b in range(len(keys), pack.num_branches):
+        by_tree.setdefault(tree_of_branch[b], []).append(b)
+    for tree, firsts in by_tree.items():
+        end = int(pack.ends[firsts[0]])  # the last row of the prompt
+        prompt = keys[tree_of_branch.index(tree)]
+        prompt = prompt[: int(pack.positions[end]) + 1]
+        targets = pack.targets[pack.branch_offsets[:-1][firsts]]
+        rows = torch.full((len(firsts),), len(prompt) - 1)
+        yield _Row(pack.tokens[prompt], rows, targets, [1] * len(firsts), slots[firsts].tolist())
+
+
 def _keys_of_branches(pack: Pack) -> list[Tensor]:
-    """Of each branch the rows of its prompt and its own, in order: [p + b] int64 each."""
-    branches = torch.bincount(pack.tree_of_branch, minlength=pack.num_trees)  # [trees]
+    """Of each branch that has rows, those of its prompt and its own, in order: [p + b] int64 each."""
+    run = pack.num_branches - pack.num_firsts
+    branches = torch.bincount(pack.tree_of_branch[:run], minlength=pack.num_trees)  # [trees]
     index = torch.arange(len(pack.tokens)) if pack.kv_index is None else pack.kv_index
     keys, segment = [], 0
     for count in branches.tolist():
