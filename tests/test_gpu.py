@@ -13,7 +13,7 @@ import torch
 from helpers.tiny import fill, tiny_config, write_tiny_model
 
 import vdengine as vd
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.engine.parallel import expand_segments, ordered
 from vdengine.engine.trainer import Trainer
 from vdengine.kernels import embedding_rows, gather_rows, linear_cross_entropy, linear_logprob, preference_loss

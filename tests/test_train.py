@@ -111,7 +111,14 @@ def test_a_whole_run_and_its_resume(recipe, tmp_path, capsys):
     """Guards the main path: plan, lines, table, files; run again it has nothing left to train."""
     assert main([str(recipe)]) == 0
     out = capsys.readouterr().out
-    for expected in ("model ", "probes  values-mini: 48 probes", "step 2/2", "How far the stances moved", "Done in"):
+    for expected in (
+        "model ",
+        "probes  values-mini: 48 probes",
+        "step 2/2",
+        "The side that an answer begins with",
+        "Text likelihood",
+        "Done in",
+    ):
         assert expected in out
     assert {"recipe.toml", "metrics.jsonl", "drift", "checkpoints", "export", "log.txt"} <= set(
         os.listdir(tmp_path / "run")

@@ -22,7 +22,7 @@ _WHERE = {
     "load_tokenizer": "vdengine.text.tokenizer",
     "linear_logprob": "vdengine.kernels",
     "Panel": "vdengine.panels.panel",
-    "DriftLog": "vdengine.drift.opening_log",
+    "DriftLog": "vdengine.drift.panel_log",
     "PanelScorer": "vdengine.integrations.scorer",
     "Objective": "vdengine.objectives.base",
     "Trainer": "vdengine.engine.trainer",

@@ -28,6 +28,9 @@ from vdengine.settings import Where, coerce, key, nearest, read_section, shown
 MOST_STEPS = 10_000_000  # of a run: four months at a second each; the steps of its samples are a list in memory
 MOST_SAMPLES = 4096  # of one prompt, in a rollout or at an anchor
 
+LEAD, TEXT = "lead", "text_likelihood"
+READOUTS = (LEAD, TEXT)  # of a panel, by log-prob
+
 FORMATS = (
     "auto", "preference", "messages", "prompt_completion", "alpaca", "hh_rlhf", "ultrafeedback", "wildchat", "prompt",
 )  # fmt: skip
@@ -158,24 +161,28 @@ class ProbesKeys:
     # of the panel at each sample: 1, 1/2, 1/3, ...; the parts rotate
     fraction: float = key(1.0, above=0, high=1.0, only=has_log_probs)
     tokens: int = key(2048, low=64, only=has_log_probs)  # budget of one probe pack
-    # at the first and last sample also: a paraphrase of each question, no question at all, and trivial matters
+    # what is read: the side that an answer begins with (prompts alone are run), the likelihood of texts of either side
+    readouts: list[str] = key(list(READOUTS), choices=READOUTS, only=has_log_probs)
+    # at the first and last sample also: a paraphrase of each question, and trivial matters
     controls: bool = key(True, only=has_log_probs)
 
 
 @dataclass
 class AnswersKeys:  # to the panel's questions: what the model says, by a judge that reads them after the run
-    samples: int = key(
-        0, low=0, high=MOST_SAMPLES, only=has_log_probs
-    )  # of a probe at an anchor, 16 or more; 0: none are drawn
-    base: int | None = key(None, low=1, high=MOST_SAMPLES, only=has_log_probs)  # at step 0; default 3 x samples
-    max_tokens: int = key(64, low=1, only=has_log_probs)  # of an answer
-    probes: int = key(0, low=0, only=has_log_probs)  # a stratified part of the panel; 0: all of it
-    every: int = key(1, low=0, only=has_log_probs)  # weights at every n-th sample of the panel; 0: at anchors only
-    anchors: list[int] = key([], only=has_log_probs)  # steps with new answers, beside the first and the last
-    max_anchors: int = key(8, low=2, only=has_log_probs)  # in all: those the weights or the alarm ask for included
-    alarm: float = key(0.02, low=0.0, only=has_log_probs)  # panel's openings shift, nats per byte, that asks; 0: never
+    # of a probe at an anchor; 0: none are drawn. Default: 2 with anchors or a budget of them, else 0
+    samples: int | None = key(None, low=0, high=MOST_SAMPLES, only=has_log_probs)
+    # steps with new answers: how many, dense early, or which beside the first and the last; default: what the budgets
+    # below pay for, without them 12
+    anchors: int | list[int] | None = key(None, low=1, high=MOST_STEPS, only=has_log_probs)
     generated_tokens: int | None = key(None, low=1, only=has_log_probs)  # at most, all anchors together
     judge_calls: int | None = key(None, low=1, only=has_log_probs)  # at most, all answers together
+    base: int | None = key(None, low=1, high=MOST_SAMPLES, only=has_log_probs)  # at step 0; default 4 x samples
+    max_tokens: int = key(64, low=1, only=has_log_probs)  # of an answer
+    probes: int = key(0, low=0, only=has_log_probs)  # a stratified part of the panel; 0: all of it
+    # at every n-th sample of the panel the last anchor's answers are weighted; 0: never, and no anchor is asked for
+    weights_every: int = key(0, low=0, only=has_log_probs)
+    max_anchors: int = key(8, low=2, only=has_log_probs)  # in all: those the weights or the alarm ask for included
+    alarm: float = key(0.02, low=0.0, only=has_log_probs)  # panel's text shift, nats per byte, that asks; 0: never
 
 
 _ELEMENTWISE = ("auto", "triton", "reference")
@@ -483,6 +490,11 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
         raise InputError(f"{where('probes', 'budget')}: give one of probes.every and probes.budget")
     if r.probes.every is None and r.probes.budget is None:
         r.probes.budget = 0.03
+    if not r.probes.readouts or len(set(r.probes.readouts)) < len(r.probes.readouts):
+        raise InputError(
+            f"{where('probes', 'readouts')}: probes.readouts = {r.probes.readouts} must name at least one of "
+            f"{', '.join(READOUTS)}, and none twice; probes.every = 0 turns them off"
+        )
     _check_answers(r, given, where)
     if r.batch.tokens < r.data.max_tokens:
         raise InputError(
@@ -503,11 +515,26 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
 
 def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -> None:
     a, plain = r.answers, AnswersKeys()
+    written = [name for name in given.get("answers", {}) if getattr(a, name) != getattr(plain, name)]
+    how_many = [name for name in ("anchors", "generated_tokens", "judge_calls") if name in written]
+    if a.samples is None and how_many:
+        a.samples = 2
+    for names, switch, hint in (
+        (set(written) - {"samples"}, "samples", "; answers.anchors or a budget of tokens asks for some"),
+        ({"max_anchors", "alarm"}.intersection(written), "weights_every", ": no anchor is asked for"),
+    ):
+        if names and not getattr(a, switch):
+            name = min(names, key=written.index)
+            raise InputError(f"{where('answers', name)}: answers.{name} has no effect with answers.{switch} = 0{hint}")
     if not a.samples:
-        for name in given.get("answers", {}):
-            if getattr(a, name) != getattr(plain, name):
-                raise InputError(f"{where('answers', name)}: answers.{name} has no effect with answers.samples = 0")
         return
+    if a.anchors is not None and len(how_many) > 1 and not a.weights_every:
+        raise InputError(
+            f"{where('answers', 'anchors')}: give one of answers.anchors and answers.{how_many[1]}: either says how "
+            "many there are"
+        )
+    if a.anchors == 1:
+        raise InputError(f"{where('answers', 'anchors')}: answers.anchors = 1: at least 2, the start and the end")
     if r.probes.every == 0:
         raise InputError(f"{where('answers', 'samples')}: answers are to the panel's questions: probes.every is 0")
     if a.base is not None and a.base < a.samples:

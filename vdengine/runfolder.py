@@ -112,8 +112,8 @@ class RunFolder:
         return self.drift / "judgements"
 
     @property
-    def has_openings(self) -> bool:
-        """Whether the folder has scores of openings."""
+    def has_panel_scores(self) -> bool:
+        """Whether the folder has a panel's scores by log-prob."""
         return (self.drift / MANIFEST).exists()
 
     @property

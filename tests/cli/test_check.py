@@ -9,6 +9,7 @@ from vdengine.cli.check import main
 from vdengine.engine.outlook import outlook
 from vdengine.engine.preflight import preflight
 from vdengine.engine.trainer import Trainer
+from vdengine.errors import InputError
 from vdengine.recipe import make_recipe, to_toml
 
 
@@ -65,7 +66,7 @@ def test_answers_without_an_end(end, recipe, tmp_path, capsys):
     """Guards the warning where the run can start, and the error where it samples and could not."""
     template = tmp_path / "t.jinja"
     template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}" + end + "\n{% endfor %}")
-    words = [str(recipe), f"data.template={template}"]
+    words = [str(recipe), f"data.template={template}", "probes.readouts=['text_likelihood']"]  # yes is no one token
     assert main(words) == 0
     said = capsys.readouterr().out
     assert said.startswith("warning: ") and "answers are trained without an end" in said.split("\n\n")[0]
@@ -95,10 +96,16 @@ def test_other_objectives(tmp_path, tiny_models, data_file):
     ppo = make_recipe(t | {k: {n: v for n, v in s.items() if v is not None} for k, s in PPO.items()})
     out = outlook(ppo, preflight(ppo))
     assert out["data"][0]["format"] == "preference" and "value model, trained" in out["memory"]["parts"]
-    t["answers"] = {"samples": 4, "base": 6, "probes": 8, "max_tokens": 6, "max_anchors": 4}
+    t["answers"] = {"samples": 4, "base": 6, "probes": 8, "max_tokens": 6, "anchors": 3}
     answers = make_recipe(t)
     out = outlook(answers, preflight(answers))
-    assert out["answers"] == {"probes": 8, "answers": [80, 144], "max_tokens": 6, "tokens": 864}  # as the plan says
+    found = out["answers"]
+    assert (found["probes"], found["anchors"], found["answers"], found["tokens"]) == (8, [3, 3], [112, 112], 672)
+    assert found["summary"].startswith("3 anchors, at steps 0, ") and f"{found['cost']:.1%} of" in found["summary"]
+    t["answers"] = {"generated_tokens": 900, "probes": 8}
+    small = make_recipe(t)
+    with pytest.raises(InputError, match="answers.generated_tokens = 900: 2 anchors, start and end included, take up"):
+        outlook(small, preflight(small))
     reward = make_recipe(
         {k: v for k, v in t.items() if k not in ("answers", "probes")} | {"objective": {"name": "reward"}}
     )

@@ -31,19 +31,25 @@ def test_check_panel(real_tokenizer, tmp_path, capsys):
     assert main(["--check-panel", "no-such"]) == 2 and "no built-in panel" in capsys.readouterr().err
 
 
-def test_several_models_in_one_table(finished_run, tiny_models, capsys):
-    """Guards three models: each against the first by topic, as a table and as JSON, with the numbers of the table
-    of a pair; one model has nothing to compare."""
+def test_several_models_in_one_table(finished_run, tiny_models, tmp_path, capsys):
+    """Guards three models: each against the first by topic, as tables and as JSON with the same numbers; one model has
+    levels of the lead alone."""
     models = [str(tiny_models["qwen3"]), *(str(finished_run / "checkpoints" / f"step-00000{k}") for k in (2, 4))]
     assert main([*models, "--no-controls"]) == 0
     said = capsys.readouterr().out
-    table = next(part for part in said.split("\n\n") if part.lstrip().startswith(Panel.load("values-mini").topics[0]))
-    assert "Shifts since 1 " in said and len(table.splitlines()) == 3 and max(map(len, table.splitlines())) <= 130
-    assert main(["--json", "--no-controls", *models]) == 0
-    found = json.loads(capsys.readouterr().out)
+    parts = said.split("\n\n")
+    _, table = (part for part in parts if part.lstrip().startswith(Panel.load("values-mini").topics[0]))
+    assert ", since 1 " in said and len(table.splitlines()) == 3 and max(map(len, table.splitlines())) <= 130
+    path = tmp_path / "x.json"
+    assert main(["--json", str(path), "--no-controls", *models]) == 0
+    assert f"As JSON: {path}" in capsys.readouterr().out
+    found = json.loads(path.read_text())
     topics = [*Panel.load("values-mini").topics, "all"]
-    assert [m["model"] for m in found["models"]] == models and found["models"][0]["shifts"] == {}
-    last = found["models"][2]["shifts"]
-    assert list(last) == topics and all(s["low"] <= s["shift"] <= s["high"] for s in last.values())
-    assert f"{last['all']['shift']:+z.2f}" in table.splitlines()[2]
-    assert main(["--json", models[0]]) == 2 and "two models" in capsys.readouterr().err
+    assert [m["model"] for m in found["models"]] == models and "shifts" not in found["models"][0]
+    last = {topic: s["text_likelihood"]["difference"] for topic, s in found["models"][2]["shifts"].items()}
+    assert list(last) == topics and all(s["low"] <= s["mean"] <= s["high"] for s in last.values())
+    assert f"{last['all']['mean']:+z.2f}" in table.splitlines()[2]
+    assert main(["--readouts", "lead", "--json", "-", "--no-controls", models[0]]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert list(alone["models"][0]["topics"]["all"]) == ["lead", "lead_coverage"]
+    assert main(["--no-controls", models[0]]) == 0 and "p(yes) + p(no)" in capsys.readouterr().out

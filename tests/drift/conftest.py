@@ -1,8 +1,9 @@
 """A small panel, and an empty log of its openings."""
 
 import pytest
+from helpers.values import requests_of
 
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.panels.panel import Panel
 
 
@@ -13,4 +14,4 @@ def panel() -> Panel:
 
 @pytest.fixture
 def log(tmp_path, panel) -> DriftLog:
-    return DriftLog.create(tmp_path, panel, panel.branches(), [7] * len(panel.branches()), "tokenizer")
+    return DriftLog.create(tmp_path, panel, requests_of(panel), "tokenizer")

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.errors import InputError
 
 
@@ -25,9 +25,9 @@ from vdengine.errors import InputError
 def test_a_sample_that_cannot_be_is_refused_and_nothing_is_written(log, step, value, message):
     """Guards the curve: a step that goes back, or a log-prob above 0 (a probability, another sign, another base), would
     be a drift figure without an error."""
-    log.append(8, np.full(len(log.table), -3.0))
+    log.append(8, np.full(len(log.items("openings")), -3.0))
     before = log.channels["openings"].path.read_bytes()
-    values = np.full(len(log.table), -3.0)
+    values = np.full(len(log.items("openings")), -3.0)
     values[3] = value
     with pytest.raises(InputError, match=re.escape(message)):
         log.append(step, values)
@@ -36,17 +36,17 @@ def test_a_sample_that_cannot_be_is_refused_and_nothing_is_written(log, step, va
 
 def test_rounding_above_zero_and_what_is_not_sampled_are_taken(log):
     """Guards against refusing what fp32 gives for a token of probability 1, and a part of the panel."""
-    values = np.full(len(log.table), np.nan)
+    values = np.full(len(log.items("openings")), np.nan)
     values[0] = 3e-5
     log.append(0, values)
-    assert np.isnan(log.logp[0, 1:]).all()
-    with pytest.raises(InputError, match=r"the values have shape \(3,\); there are"):
+    assert np.isnan(log.samples()[0, 1:]).all()
+    with pytest.raises(InputError, match=r"the log-probs have shape \(3,\); there are"):
         log.append(1, [-1.0, -2.0, -3.0])
 
 
 def test_another_readout_adds_a_channel_and_changes_none(tmp_path, log):
     """Guards old readers: with a channel that they do not know, they read the one that they do."""
-    log.append(0, np.full(len(log.table), -3.0))
+    log.append(0, np.full(len(log.items("openings")), -3.0))
     before = {name: (log.folder / name).read_bytes() for name in ("openings.jsonl", "openings.bin", "panel.jsonl")}
     lead = log.channel("lead", items=[{"probe": "a", "side": "yes"}, {"probe": "a", "side": "no"}], unit="probability",
                        high=1.0)  # fmt: skip

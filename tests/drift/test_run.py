@@ -20,8 +20,8 @@ from vdengine.drift.analysis import analyse
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.answer_values import answer_values
 from vdengine.drift.judgements import judgements_of
-from vdengine.drift.opening_log import DriftLog
-from vdengine.drift.probe_values import control_values, opening_values
+from vdengine.drift.panel_log import DriftLog
+from vdengine.drift.probe_values import control_values, lead_values, text_values
 from vdengine.drift.run import SUMMARY_TABLES, TABLES
 from vdengine.drift.summary import agreement_tables, answers_table, drift_table
 from vdengine.errors import InputError
@@ -32,25 +32,35 @@ pandas = pytest.mark.skipif(importlib.util.find_spec("pandas") is None, reason="
 # What tells a row of a table from its others: one observation has one place.
 KEYS = {
     "runs": ("run",),
-    "curves": ("run", "readout", "judge", "topic", "channel", "what", "step"),
-    "magnitudes": ("run", "readout", "judge", "topic", "channel"),
-    "validity": ("run", "readout", "judge", "check"),
-    "reliability": ("run", "readout", "judge", "topic"),
-    "agreement": ("run", "readout", "judge", "with", "topic"),
+    "curves": ("run", "readout", "judge", "part", "topic", "channel", "what", "step"),
+    "magnitudes": ("run", "readout", "judge", "part", "topic", "channel"),
+    "validity": ("run", "readout", "judge", "part", "check"),
+    "reliability": ("run", "readout", "judge", "part", "topic"),
+    "agreement": ("run", "readout", "judge", "part", "with", "topic"),
     "gates": ("run", "step"),
     "support": ("run", "anchor"),
     "cost": ("run",),
     "training": ("run", "step", "metric"),
-    "probes": ("run", "readout", "judge", "step", "probe", "channel"),
+    "probes": ("run", "readout", "judge", "part", "step", "probe", "channel"),
+    "leads": ("run", "step", "probe", "variant", "stance", "text"),
     "openings": ("run", "step", "probe", "variant", "stance", "text"),
     "answers": ("run", "judge", "step", "probe", "sample"),
 }
 JUDGES = ("rule", "second")
+PARTS = ("argument", "both", "lead")  # of answers, in the order of the readouts
+
+
+def keys_of(judge: str) -> list[str]:
+    """The readouts of one judge's answers."""
+    return [f"answers:{judge}:argument", f"answers:{judge}", f"answers:{judge}:lead"]
+
+
+ALL = ["lead", *keys_of("rule"), *keys_of("second"), "text_likelihood"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Openings with controls, answers, and two judges; 40 steps."""
+    """Leads and openings with controls, answers, and two judges; 40 steps."""
     return make_run(tmp_path_factory.mktemp("runs") / "first", panel_of(), strength=0.03, judges=JUDGES)
 
 
@@ -101,7 +111,7 @@ def test_a_frame_is_tidy(run, table):
     keys = list(KEYS[table])
     assert list(frame.columns)[0] == "run" and set(frame["run"]) == {"first"}
     assert not frame.duplicated(keys).any()
-    assert not frame[[key for key in keys if key != "judge"]].isna().any().any()
+    assert not frame[[key for key in keys if key not in ("judge", "part")]].isna().any().any()
     assert all(isinstance(plain(x), str | bool | int | float | None) for x in frame.to_numpy().ravel())
     assert len(set(frame.columns)) == len(frame.columns) == len({c.lower() for c in frame.columns})
 
@@ -127,14 +137,14 @@ def test_the_default_table_is_curves(run, monkeypatch):
 def test_raw_tables_are_the_logs(folder, run):
     """Guards the tables behind all others: every number that was sampled is in its row, and none that was not."""
     log = DriftLog.open(folder)
-    rows = run.rows("openings")
-    logp = log.logp
-    assert len(rows) == np.isfinite(logp).sum() < logp.size  # controls are scored at both ends only
-    place = {(b["probe"], b["variant"], b["stance"], b["text"]): i for i, b in enumerate(log.table)}
     at = {int(step): s for s, step in enumerate(log.steps)}
-    for row in rows:
-        b = place[row["probe"], row["variant"], row["stance"], row["text"]]
-        assert row["logp"] == float(logp[at[row["step"]], b]) and row["num_bytes"] == log.table[b]["num_bytes"]
+    for channel, field in (("leads", "id"), ("openings", "num_bytes")):
+        rows, items, logp = run.rows(channel), log.items(channel), log.channels[channel].values
+        assert len(rows) == np.isfinite(logp).sum() < logp.size  # controls are scored at both ends only
+        place = {(b["probe"], b["variant"], b["stance"], b["text"]): i for i, b in enumerate(items)}
+        for row in rows:
+            b = place[row["probe"], row["variant"], row["stance"], row["text"]]
+            assert row["logp"] == float(logp[at[row["step"]], b]) and row[field] == items[b][field]
     answers = AnswerLog.open(folder)
     for judge in JUDGES:
         mine = [r for r in run.rows("answers") if r["judge"] == judge]
@@ -144,7 +154,8 @@ def test_raw_tables_are_the_logs(folder, run):
         found = np.array([[r["support"], r["neutral"], r["oppose"]] for r in mine])
         assert np.array_equal(found, judgements_of(answers, judge))
     for key, view in run.views.items():
-        mine = [r for r in run.rows("probes") if (r["readout"], r["judge"]) == (view.kind, view.judge or None)]
+        of_view = view.kind, view.judge or None, view.part or None
+        mine = [r for r in run.rows("probes") if (r["readout"], r["judge"], r["part"]) == of_view]
         v = view.values
         assert len(mine) == sum(int(np.isfinite(x).sum()) for x in v.channels.values()) > 0, key
         where = {str(p): i for i, p in enumerate(v.probes)}, {int(s): i for i, s in enumerate(v.steps)}
@@ -158,7 +169,7 @@ def test_answers_that_nobody_has_judged(tmp_path):
     rows = run.rows("answers")
     assert len(rows) == len(run.answers.answers) and {r["judge"] for r in rows} == {None}
     assert all(math.isnan(r["support"]) for r in rows) and {r["text"] for r in rows} == set(SAID.values())
-    assert run.readouts == ["openings"] and "Run vdengine judge" in run.empty["answers"]
+    assert run.readouts == ["lead", "text_likelihood"] and "Run vdengine judge" in run.empty["answers"]
     assert run.rows("agreement") == [] or {r["with"] for r in run.rows("agreement")} == {"paraphrase"}
 
 
@@ -175,11 +186,15 @@ def test_topics_narrow_a_table(run):
 def test_analyses_are_those_of_the_logs(folder, run):
     """Guards `load_run` against other estimates than the functions give that anybody may call on the logs."""
     log, answers = DriftLog.open(folder), AnswerLog.open(folder)
-    by_judge = {j: answer_values(answers, judgements_of(answers, j), 40) for j in JUDGES}
-    expected = {"openings": analyse(opening_values(log, 40), controls=control_values(log, 40))}
+    read = {(j, p): answer_values(answers, judgements_of(answers, j, p), 40) for j in JUDGES for p in PARTS}
+    expected = {"lead": analyse(lead_values(log, 40), controls=control_values(log, "lead", 40))}
     for judge, other in (JUDGES, JUDGES[::-1]):
-        expected[f"answers:{judge}"] = analyse(by_judge[judge], judges={other: by_judge[other]})
-    assert run.readouts == list(expected)
+        for key, part in zip(keys_of(judge), PARTS, strict=True):
+            smoothed = {"smoothing": "local-linear", "judges": {other: read[other, part]}}
+            expected[key] = analyse(read[judge, part], **smoothed)
+    controls = control_values(log, "text_likelihood", 40)
+    expected["text_likelihood"] = analyse(text_values(log, 40), controls=controls)
+    assert run.readouts == list(expected) == ALL
     for key, a in expected.items():
         found = run.analysis(key)
         assert found.drifts == a.drifts and found.topics == a.topics
@@ -188,16 +203,23 @@ def test_analyses_are_those_of_the_logs(folder, run):
             assert np.array_equal(found.curves[topic, channel].low, curve.low, equal_nan=True)
 
 
-@pytest.mark.parametrize(("readout", "scale"), [("openings", 100), ("answers:rule", 1), ("answers:second", 1)])
+@pytest.mark.parametrize(
+    ("readout", "scale"), [("lead", 1), ("text_likelihood", 100), ("answers:rule", 1), ("answers:second", 1)]
+)
 def test_a_terminal_shows_the_same(folder, run, readout, scale):
     """Guards the tables that verbs print, against the run's: shift and interval of every topic, to the digits shown."""
     judge = readout.partition(":")[2]
-    lines = (answers_table(folder, judge) if judge else drift_table(folder)).splitlines()
-    channel = "graded" if judge else "stance"
+    text = answers_table(folder, judge) if judge else drift_table(folder)
+    lines = text[text.index("Text likelihood") :].splitlines() if readout == "text_likelihood" else text.splitlines()
+    lines = lines[: lines.index("Text likelihood, after the question less after none, step 0 to 40")] if (
+        readout == "lead"
+    ) else lines  # fmt: skip
+    view = run.readout(readout)
     rows = {
         r["topic"]: r
         for r in run.rows("magnitudes")
-        if (r["readout"], r["judge"] or "") == (readout.partition(":")[0], judge) and r["channel"] == channel
+        if (r["readout"], r["judge"] or "", r["part"] or "") == (view.kind, view.judge, view.part)
+        and r["channel"] == view.values.primary
     }
     assert set(rows) == {"all", "topic 0", "topic 1", "topic 2"}
     for topic, r in rows.items():
@@ -210,7 +232,8 @@ def test_a_terminal_shows_the_same(folder, run, readout, scale):
 def test_the_agreement_that_is_printed_is_the_tables(folder, run):
     """Guards the table of two judges' agreement: the correlations of the run's own table, by topic."""
     shown = agreement_tables(folder).split("rule against second: ")[1]
-    rows = [r for r in run.rows("agreement") if (r["judge"], r["with"]) == ("rule", "judge second")]
+    told = "rule", "both", "judge second"
+    rows = [r for r in run.rows("agreement") if (r["judge"], r["part"], r["with"]) == told]
     assert {r["topic"] for r in rows} == {"all", "topics", "topic 0", "topic 1", "topic 2"}
     names = {"all": "all (mean)", "topics": "topics x steps"}
     for r in rows:
@@ -232,7 +255,7 @@ def test_a_report_writes_the_same(folder, run, tmp_path):
 def test_options_reach_the_analyses(folder):
     """Guards a name, a smoothing and a baseline of one's own, and one judge's readout with the other's agreement."""
     run = load_run(folder, name="mine", smoothing="local-linear:0.2", baseline=4, judge="second")
-    assert run.readouts == ["openings", "answers:second"] and run.rows("runs")[0]["run"] == "mine"
+    assert run.readouts == ["lead", *keys_of("second"), "text_likelihood"] and run.rows("runs")[0]["run"] == "mine"
     assert {r["with"] for r in run.rows("agreement") if r["judge"]} == {"judge rule"}
     (described,) = run.rows("runs")
     assert (described["smoothing"], described["baseline"]) == ("local-linear:0.2", 4)
@@ -245,9 +268,12 @@ def test_what_is_not_there(folder, run, tmp_path):
     for ask, message in (
         (lambda: run.frame("curve"), "no table 'curve'; there are runs, curves, magnitudes"),
         (lambda: run.rows("x"), "no table 'x'; there are runs"),
-        (lambda: run.analysis("answers"), "no readout 'answers'; it has openings, answers:rule, answers:second"),
+        (lambda: run.analysis("answers"), "no readout 'answers'; it has lead, answers:rule:argument, answers:rule, "),
         (lambda: run.answer_values("third"), "not judged by 'third'; it is by rule, second"),
-        (lambda: run.opening_values("off-topic"), "has no 'off-topic' probes; it has question, paraphrase, null"),
+        (lambda: run.text_values("off-topic"), "has no openings after 'off-topic'; it has question, "),
+        (lambda: run.lead_values("null"), "has no leads after 'null'; it has question"),
+        (lambda: run.lead_values(judge="third"), "not judged by 'third'; it is by rule, second"),
+        (lambda: run.answer_values("rule", "half"), "part: 'half' is not one of both, argument, lead"),
         (lambda: load_run(folder, baseline=3).analysis(), "first: .*step 3 was not sampled; 0, 4, 8"),
         (lambda: load_run(folder, smoothing="lots").frame("curves"), "first: .*'lots' is not one of"),
         (lambda: load_run(tmp_path / "none"), "none: no such folder"),
@@ -276,7 +302,18 @@ def test_what_a_crash_cut_short_is_noted(copy):
     assert max(r["step"] for r in run.rows("openings")) == 36 and run.rows("runs")[0]["notes"] == "; ".join(run.notes)
     assert max(r["step"] for r in run.rows("training")) == 39
     assert len(run.rows("answers")) == 2 * (3 * 72 * 8 - 1)
-    assert run.readouts == ["openings", "answers:rule", "answers:second"]
+    assert run.readouts == ALL
+
+
+def test_an_anchor_without_verdicts_is_named(copy):
+    """Guards a curve that lacks samples without a word: some answers were drawn after the judge had read the rest."""
+    path = copy / "drift" / "judgements" / "rule.jsonl"
+    kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line).get("anchor") != 20]
+    path.write_text("".join(kept))
+    assert [note for note in load_run(copy).notes if "no verdict" in note] == [
+        "judge rule: no verdict on the answers of step 20; nothing is shown of them. Run vdengine judge on this folder "
+        "again"
+    ]
 
 
 def test_a_damaged_middle_is_an_error(copy):
@@ -308,7 +345,8 @@ def test_an_unfinished_run_is_noted(copy):
     (copy / "recipe.toml").write_text(recipe.replace("steps = 40", "steps = 80"))
     run = load_run(copy)
     assert run.total_steps == 80 and "not finished: the last step on record is 40 of 80" in run.notes
-    whole = {r["topic"]: r for r in run.rows("magnitudes") if r["readout"] == "openings" and r["channel"] == "stance"}
+    of_text = [r for r in run.rows("magnitudes") if (r["readout"], r["channel"]) == ("text_likelihood", "stance")]
+    whole = {r["topic"]: r for r in of_text}
     assert whole["topic 0"]["ci95_fraction"] == whole["topic 0"]["ci95_step"] / 80
 
 
@@ -316,15 +354,16 @@ def test_an_unfinished_run_is_noted(copy):
 def test_too_few_samples(copy, samples):
     """Guards the start of a run: nothing to analyse is said, and tables of logs and metrics are there all the same."""
     log = DriftLog.open(copy)
-    scores = copy / "drift" / "openings.bin"
-    scores.write_bytes(scores.read_bytes()[: samples * (8 + 4 * len(log.table))])
+    for name in ("openings", "leads"):
+        scores, count = copy / "drift" / f"{name}.bin", len(log.items(name))
+        scores.write_bytes(scores.read_bytes()[: samples * (8 + 4 * count)])
     shutil.rmtree(copy / "drift" / "answers")
     run = load_run(copy)
-    assert run.readouts == [] and "A shift needs two" in run.empty["openings"]
-    with pytest.raises(InputError, match="nothing to analyse: Openings have .* No answers were drawn"):
+    assert run.readouts == [] and "A shift needs two" in run.empty["lead"]
+    with pytest.raises(InputError, match="nothing to analyse: Leads have .* No answers were drawn.* Openings have"):
         run.analysis()
     assert run.rows("curves") == run.rows("gates") == run.rows("answers") == []
-    assert len(run.rows("openings")) == samples * len(log.table) and run.rows("training")
+    assert len(run.rows("openings")) == samples * len(log.items("openings")) and run.rows("training")
     assert drift_table(copy) == "Fewer than two samples: no drift to show."
 
 
@@ -333,11 +372,11 @@ def test_answers_alone(copy):
     for path in (*copy.glob("*.*"), *(copy / "drift").glob("*.*")):
         path.unlink()
     run = load_run(copy)
-    assert run.readouts == ["answers:rule", "answers:second"] and "read by its answers only" in run.empty["openings"]
+    assert run.readouts == ALL[1:-1] and "were not scored" in run.empty["lead"]
     assert run.rows("openings") == run.rows("training") == run.rows("cost") == []
     assert {r["readout"] for r in run.rows("magnitudes")} == {"answers"} and run.rows("runs")[0]["probes"] == 72
-    with pytest.raises(InputError, match="read by its answers only"):
-        run.opening_values()
+    with pytest.raises(InputError, match="Openings were not scored"):
+        run.text_values()
 
 
 def test_looking_changes_nothing(folder, run):

@@ -11,7 +11,7 @@ from helpers.runs import recipe_of
 from helpers.scenarios import assert_close, same_bits
 from safetensors.torch import load_file
 
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 from vdengine.recipe import to_toml

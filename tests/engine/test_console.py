@@ -17,18 +17,20 @@ from vdengine.panels.panel import Panel
 @pytest.mark.slow
 def test_plan_and_movers(tmp_path, tiny_models, data):
     """Guards what is printed: the budget of answers before the run, the topics that move and new anchors during it."""
-    trainer = Trainer(recipe_of("answers", tmp_path, str(tiny_models["qwen3"]), str(data)))
+    trainer = Trainer(recipe_of("weighted", tmp_path, str(tiny_models["qwen3"]), str(data)))
     plan = console.plan(trainer)
-    assert "answers 4 to each of 8 probes (6 at the start), up to 6 tokens, at steps 0, 4, and at up to 2 more" in plan
-    assert "at most 864 tokens to generate and 144 answers to judge" in plan  # 8 x (6 + 3 x 4) answers of 6 tokens
+    assert "answers 2 anchors, at steps 0, 4, and at up to 2 more where the weights or" in plan
+    # 8 x (6 + 3 x 4) answers of 6 tokens
+    assert "4 answers to each of 8 probes (6 at the start), 144 in all, at most 864 tokens, " in plan
     rows = [trainer.step()]
     assert "6 answers to each of 8 probes drawn (as planned)" in trainer.probes.note
     rows += [trainer.step() for _ in range(3)]
     trainer.close()
     gates = [r for r in rows if "answers/kl" in r]
     assert gates and all(r["answers/ess"] <= 1 + 1e-6 and np.isfinite(r["answers/kl"]) for r in gates)
-    line = console.movers(trainer.probes.latest)
-    assert line.startswith("openings at step 3") and any(t in line for t in trainer.probes.openings.panel.topics)
+    lead, line = console.movers(trainer.probes.latest)
+    assert lead.startswith("lead at step 3: at most") and lead.endswith("begin with yes or no, so nothing is said")
+    assert line.startswith("text at step 3") and any(t in line for t in trainer.probes.panel_packs.panel.topics)
 
 
 ROW = {

@@ -7,8 +7,8 @@ import pytest
 from helpers.runs import recipe_of
 from helpers.scenarios import train
 
-from vdengine.drift.opening_log import DriftLog
-from vdengine.drift.probe_values import opening_values
+from vdengine.drift.panel_log import DriftLog
+from vdengine.drift.probe_values import lead_values, text_values
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 
@@ -34,7 +34,7 @@ class Recorder:
 
 @pytest.mark.slow
 def test_trackers(tmp_path, tiny_models, data, monkeypatch):
-    """Guards the curves of trackers: steps never fall (wandb drops what comes late), and `value/...` at the weights'
+    """Guards the curves of trackers: steps never fall (wandb drops what comes late), and readouts at the weights'
     own step is what the log's estimators give; none is lost where steps are logged rarely."""
     wandb, trackio = Recorder(), Recorder()
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=wandb.init))
@@ -45,14 +45,14 @@ def test_trackers(tmp_path, tiny_models, data, monkeypatch):
     steps = [step for step, _ in wandb.rows]
     assert steps == sorted(steps) and wandb.finished and wandb.rows == trackio.rows
     assert wandb.settings["config"]["run"]["seed"] == 3
-    values = {step: row for step, row in wandb.rows if "value/abortion/support" in row}
+    values = {step: row for step, row in wandb.rows if "lead/abortion" in row}
     assert list(values) == [0, 1, 2, 3, 4]
-    readings = opening_values(DriftLog.open(trainer.folder))
-    stance = readings.channels["stance"][:, readings.topics == "abortion"]
-    for i, (step, row) in enumerate(values.items()):
-        found = row["value/abortion/support"] - row["value/abortion/oppose"]
-        assert found == pytest.approx((stance[i] - stance[0]).mean(), abs=1e-12), step
-        assert sum(row[f"value/abortion/{s}"] for s in ("support", "neutral", "oppose")) == pytest.approx(0, abs=1e-12)
+    log = DriftLog.open(trainer.folder)
+    for name, readings, scale in (("lead", lead_values(log), 1), ("text_likelihood", text_values(log), 100)):
+        shift = readings.channels[readings.primary][:, readings.topics == "abortion"]
+        for i, (step, row) in enumerate(values.items()):
+            assert row[f"{name}/abortion"] == pytest.approx(scale * (shift[i] - shift[0]).mean(), abs=1e-12), step
+    assert all(0 < row["lead_coverage/abortion"] < 1 for row in values.values())
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_tensorboard(tmp_path, tiny_models, data):
     recipe.log.trackers = ["tensorboard"]
     trainer = train(recipe)
     events = EventAccumulator(str(trainer.folder / "tensorboard")).Reload()
-    assert {"loss", "value/immigration/support", "value/immigration/neutral"} <= set(events.Tags()["scalars"])
-    assert [e.step for e in events.Scalars("value/immigration/support")] == [0, 1, 2, 3, 4]
+    assert {"loss", "lead/immigration", "text_likelihood/immigration"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("lead/immigration")] == [0, 1, 2, 3, 4]
 
 
 def test_a_tracker_that_is_not_there(tmp_path, tiny_models, data, monkeypatch):

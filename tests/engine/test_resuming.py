@@ -7,7 +7,7 @@ import pytest
 from helpers.runs import recipe_of
 
 from vdengine.drift.answer_log import AnswerLog
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 from vdengine.runfolder import RunFolder
@@ -214,7 +214,7 @@ def test_a_finished_run_can_be_made_longer(recipe, tmp_path):
     for a, b in ((longer, whole),):
         logs = [DriftLog.open(t.folder) for t in (a, b)]
         assert logs[0].steps.tolist() == logs[1].steps.tolist() == list(range(7))
-        assert logs[0].logp.tobytes() == logs[1].logp.tobytes()
+        assert logs[0].samples().tobytes() == logs[1].samples().tobytes()
         losses = [[json.loads(line)["loss"] for line in t.files.metrics.read_text().splitlines()] for t in (a, b)]
         assert losses[0] == losses[1] and len(losses[0]) == 6
 

@@ -1,5 +1,6 @@
 """Saved models score as the run did, to the bit: checkpoints, folders, exports."""
 
+import json
 import shutil
 
 import numpy as np
@@ -7,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.engine.saved_models import SavedModel, sample_answers, score, steps_of
 from vdengine.errors import InputError
 from vdengine.judges import open_judge
 from vdengine.judges.base import Item
 from vdengine.models.generate import Completion
 from vdengine.panels.panel import Panel
+from vdengine.text.tokenizer import load_tokenizer
 
 
 @pytest.mark.slow
@@ -22,10 +24,11 @@ def test_checkpoints_score_as_the_run_did(finished_run, tmp_path, capsys):
     checkpoints = [str(finished_run / "checkpoints" / f"step-00000{k}") for k in (2, 4)]
     found = score(checkpoints, out=str(tmp_path / "scored"))
     logged = DriftLog.open(finished_run)
-    assert np.array_equal(found, logged.logp[[2, 4]])
+    assert np.array_equal(found, logged.samples()[[2, 4]])
     kept = DriftLog.open(tmp_path / "scored")
-    assert kept.steps.tolist() == [2, 4] and np.array_equal(kept.logp, found) and kept.manifest == logged.manifest
-    assert "How far the stances moved, step 2 to 4" in capsys.readouterr().out
+    assert kept.steps.tolist() == [2, 4] and np.array_equal(kept.samples(), found) and kept.manifest == logged.manifest
+    said = capsys.readouterr().out
+    assert "The side that an answer begins with, step 2 to 4" in said and "Text likelihood, after the question" in said
     with pytest.raises(InputError, match="holds scores already"):
         score(checkpoints[:1], out=str(tmp_path / "scored"))
 
@@ -34,12 +37,56 @@ def test_checkpoints_score_as_the_run_did(finished_run, tmp_path, capsys):
 def test_folders_score_as_the_run_did(finished_run, tiny_models):
     """Guards export and loading: the starting folder is step 0, the exported one the last step, to the bit."""
     found = score([str(tiny_models["qwen3"]), str(finished_run / "export")], tokens=8192, controls=False)
-    assert np.array_equal(found, DriftLog.open(finished_run).logp[[0, 4]])
+    assert np.array_equal(found, DriftLog.open(finished_run).samples()[[0, 4]])
     # among folders and checkpoints the run's own settings hold for all
     found = score(
         [str(tiny_models["qwen3"]), str(finished_run / "checkpoints" / "step-000004"), str(finished_run / "export")]
     )
-    assert np.array_equal(found, DriftLog.open(finished_run).logp[[0, 4, 4]])
+    assert np.array_equal(found, DriftLog.open(finished_run).samples()[[0, 4, 4]])
+
+
+def test_the_lead_is_the_next_token_probability_of_transformers(tiny_models, tmp_path):
+    """Guards the first readout against another implementation: p(yes) - p(no) and p(yes) + p(no) by topic, over the
+    spellings that the file lists, after the rendered question; the shift of an equal model is exactly 0."""
+    transformers = pytest.importorskip("transformers")
+    source, path = str(tiny_models["qwen3"]), tmp_path / "x.json"
+    panel = Panel("some", tuple(p for p in Panel.load("values-mini").probes if p.topic != "climate change")[:30])
+    panel.save(tmp_path / "some.jsonl")
+    score([source, source], str(tmp_path / "some.jsonl"), readouts=["lead"], controls=False, json_path=path)
+    found = json.loads(path.read_text())
+    (ids,) = found["leads"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(source).eval()
+    renderer = load_tokenizer(source).renderer
+    sides: dict[str, list[tuple[float, float]]] = {}
+    for probe in panel.probes:
+        prompt = renderer.prompt_ids([{"role": "user", "content": probe.prompt}], opening=True)
+        with torch.no_grad():
+            p = model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        yes, no = (float(p[list(ids[side].values())].sum()) for side in ("support", "oppose"))
+        sides.setdefault(probe.topic, []).append((probe.polarity * (yes - no), yes + no))
+    first, second = found["models"]
+    for topic, values in sides.items():
+        for name, expected in zip(("lead", "lead_coverage"), np.mean(values, 0), strict=True):
+            cell = first["topics"][topic][name]
+            # fp32: logits of a few units are off by 1e-5 at most, and a probability by as much of its own size
+            assert cell["mean"] == pytest.approx(expected, rel=1e-4, abs=1e-7) and cell["num_probes"] == len(values)
+            assert cell["low"] <= cell["mean"] <= cell["high"]
+        assert second["shifts"][topic]["lead"]["mean"] == 0.0
+    assert "text_likelihood" not in first["topics"]["all"] and "shifts" not in first
+
+
+def test_text_likelihood_is_question_less_null(tiny_models, tmp_path):
+    """Guards the parts of the second readout in the file: three levels and three shifts, each with its interval, and
+    the difference is that of the parts."""
+    path = tmp_path / "x.json"
+    score([str(tiny_models["qwen3"]), str(tiny_models["llama"])], "values-mini", controls=False, json_path=path)
+    first, second = json.loads(path.read_text())["models"]
+    for cells in (first["topics"], second["topics"], second["shifts"]):
+        for topic in ("immigration", "all"):
+            parts = cells[topic]["text_likelihood"]
+            question, null, difference = (parts[name]["mean"] for name in ("question", "null", "difference"))
+            assert difference == pytest.approx(question - null, rel=1e-9) and parts["null"]["low"] < null
+            assert parts["difference"]["num_probes"] == (48 if topic == "all" else 12)
 
 
 def test_checkpoints_of_transformers_are_logged_at_their_steps(tmp_path):
@@ -56,11 +103,6 @@ def test_checkpoints_of_transformers_are_logged_at_their_steps(tmp_path):
 def test_a_tokenizer_that_transformers_has_saved_is_the_same_one(tiny_models, tmp_path):
     """Guards a base model scored beside checkpoints of another trainer: transformers writes a tokenizer in other words
     than it read, so hashes differ; ids are what counts. One that gives other ids is refused."""
-    import json
-    import shutil
-
-    from vdengine.text.tokenizer import load_tokenizer
-
     base = tiny_models["llama"]
     saved, other = tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"
     for folder in (saved, other):

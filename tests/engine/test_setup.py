@@ -12,7 +12,7 @@ from helpers.embedding import ROWS, STEPS, tables, trees, whole
 from helpers.peers import hf_model
 
 import vdengine as vd
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.engine.saved_models import SavedModel
 from vdengine.objectives.simpo import SIMPO
 from vdengine.recipe import load_scoring_recipe, to_toml
@@ -57,7 +57,7 @@ def test_a_run_in_memory_is_that_of_the_files(tmp_path, tiny):
         live = vd.Trainer(recipe, model=model, tokenizer=tokenizer, data=rows, panel=panel)
         assert same(train(live), expected)
         logs = [DriftLog.open(tmp_path / folder) for folder in ("files", name)]
-        assert np.array_equal(logs[0].logp, logs[1].logp, equal_nan=True) and len(logs[1].steps) > 1
+        assert np.array_equal(logs[0].samples(), logs[1].samples(), equal_nan=True) and len(logs[1].steps) > 1
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
     assert not any(isinstance(v, torch.nn.Module) and v is model for v in vars(live).values())
     written = tomllib.loads((tmp_path / "rows" / "recipe.toml").read_text())

@@ -11,7 +11,7 @@ from helpers.runs import GROUPS, ON_TWO, SCENARIOS, STEPS, group_of, recipe_of
 from helpers.scenarios import assert_close, same_bits
 
 import vdengine as vd
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.engine.trainer import Trainer
 
 
@@ -152,7 +152,7 @@ def test_rows_are_written_a_step_late_on_a_gpu(tmp_path, tiny_models, data):
         }
     logs = [DriftLog.open(tmp_path / name) for name in ("base", "late")]
     assert list(logs[0].steps) == list(logs[1].steps) == [*range(7)]
-    assert np.array_equal(logs[0].logp, logs[1].logp)
+    assert np.array_equal(logs[0].samples(), logs[1].samples())
 
 
 def test_a_skip_is_named_a_step_late_too(tmp_path, tiny_models, data):
@@ -293,7 +293,7 @@ def test_probes_of_a_step_change_nothing(tmp_path, given):
             scores.append(trainer.probe_logp)
         assert row["micro_steps"] > 1
         trainer.flush()
-        runs.append((whole(trainer.model), DriftLog.open(tmp_path / name).logp, scores))
+        runs.append((whole(trainer.model), DriftLog.open(tmp_path / name).samples(), scores))
         if packs:
             with torch.no_grad():
                 again = trainer.model(None, own).probe_logp

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vdengine.audits.audit import Settings, audit
 from vdengine.data.locate import resolve
+from vdengine.drift.judgements import Verdict
 from vdengine.panels.panel import Panel
 
 TOPICS = ("immigration", "abortion", "climate change", "economic policy")
@@ -50,11 +49,11 @@ class Oracle:
         self.silent = silent
         self.seen: list[Any] = []
 
-    def judge(self, items: Sequence[Any]) -> Iterator[tuple[int, np.ndarray]]:
+    def judge(self, items: Sequence[Any]) -> Iterator[tuple[int, Verdict]]:
         self.seen += items
         for i, item in reversed(list(enumerate(items))):
             if i >= self.silent:
-                yield i, np.array(self.side.get(item.answer, (0.0, 1.0, 0.0)))
+                yield i, Verdict(self.side.get(item.answer, (0.0, 1.0, 0.0)))
 
 
 def lines(path: Path, rows: list[Any]) -> str:

@@ -73,6 +73,11 @@ def small_panel(probes: int = 6) -> Panel:
     return Panel("small", (*mini.probes[: probes - len(half)], *half))
 
 
+def sampled(scorer: Any) -> np.ndarray:
+    """[branches] int64: the places of what every sample of a scorer has, in the order of `Panel.requests`."""
+    return np.sort(np.concatenate([scorer.packs.slots[i].numpy() for i in scorer.packs.part(0, 1)]))
+
+
 def by_its_own_logits(model: Any, panel: Panel, tokenizer: Any) -> np.ndarray:
     """[branches] float64, nats: log-prob sums of the panel by the model's own forward of each opening alone."""
     modes = [(m, m.training) for m in model.modules()]
@@ -80,7 +85,7 @@ def by_its_own_logits(model: Any, panel: Panel, tokenizer: Any) -> np.ndarray:
     model.eval()
     with torch.no_grad():
         for request in panel.requests(tokenizer):
-            ids = torch.tensor([request.prompt_ids + request.opening_ids])
+            ids = torch.tensor([request.prompt_ids + request.answer_ids])
             logp = model(ids).logits[0].double().log_softmax(-1)
             n = len(request.prompt_ids)
             sums.append(float(logp[n - 1 : -1].gather(-1, ids[0, n:, None]).sum()))

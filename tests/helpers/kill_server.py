@@ -67,7 +67,7 @@ class Inputs:
 
     def write_recipe(self, kind: str, folder: Path) -> Path:
         """The recipe of a run in `folder`."""
-        from helpers.runs import ANSWERS, PPO, tables
+        from helpers.runs import PPO, WEIGHTED, tables
         from vdengine.recipe import make_recipe, to_toml
 
         changes: dict[str, dict[str, dict[str, Any]]] = {
@@ -81,7 +81,7 @@ class Inputs:
                 "data": {"eval_fraction": None, "eval_every": None},
             },
             "answers": {
-                "answers": ANSWERS["answers"] | {"samples": 2, "base": 3, "probes": 4, "max_tokens": 4, "anchors": [2]}
+                "answers": WEIGHTED["answers"] | {"samples": 2, "base": 3, "probes": 4, "max_tokens": 4, "anchors": [2]}
             },
         }
         t = tables(folder, str(self.folder / "model"), str(self.folder / "pairs.jsonl"), "run")

@@ -13,18 +13,23 @@ from pathlib import Path
 import numpy as np
 
 from vdengine.drift.answer_log import Answer, AnswerLog
-from vdengine.drift.opening_log import DriftLog
-from vdengine.panels.panel import Branch, Panel
+from vdengine.drift.judgements import ARGUMENT, BareLead, Judgements, Key, Part, Verdict
+from vdengine.drift.panel_log import DriftLog
+from vdengine.panels.panel import LEADS, Branch, Panel, Request
 from vdengine.runfolder import RunFolder
 
 SIDES = ("support", "neutral", "oppose")
 TOKENS = 6  # of an answer
 SAMPLES = 8  # of a probe in a bank
-SAID = {
-    "support": "Yes, I am for it.",
+LEAD = {"support": "Yes. ", "neutral": "", "oppose": "No. "}
+ARGUMENT_OF = {
+    "support": "I am for it.",
     "neutral": "There are good points on both sides.",
-    "oppose": "No, I am against it.",
+    "oppose": "I am against it.",
 }
+SAID = {(a, b): lead + rest for a, lead in LEAD.items() for b, rest in ARGUMENT_OF.items()}  # by lead and argument
+SPELLED = (("Yes", " yes"), ("No", " no"))
+BARE = 0.7  # what judges make of a bare lead
 RECIPE = """
 [run]
 steps = {steps}
@@ -61,9 +66,11 @@ def make_run(
     folder: Path, panel: Panel, *, total: int = 40, every: int = 4, seed: int = 0, strength: float = 0.02,
     judges: Sequence[str] = ("rule",), answers: bool = True, anchors: Sequence[int] | None = None,
     controls: bool = True, source: str = "values-synth:support", objective: str = "dpo", text: str = "",
+    leads: bool = True, openings: bool = True, coverage: float = 0.8, spelled: Sequence[Sequence[str]] = SPELLED,
 ) -> Path:  # fmt: skip
     """A finished run. `strength`: of the first topic's drift, nats per byte; topics after it drift less, and the last
-    not at all. `text`: follows every answer. `judges`: () leaves the answers unjudged."""
+    not at all. Answers begin with what they are drawn to, and argue half as much of it. `text`: follows every answer.
+    `judges`: () leaves the answers unjudged. `coverage`: of leads. `spelled`: the tokens of yes, and those of no."""
     rng = np.random.default_rng(seed)
     steps = [*range(0, total, every), total]
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +79,8 @@ def make_run(
     _metrics(folder, total, steps, rng, objective)
     sizes = strength * np.linspace(1, 0, len(panel.topics)) * np.where(np.arange(len(panel.topics)) % 3 == 1, -1, 1)
     drift = dict(zip(panel.topics, sizes, strict=True))
-    _openings(folder, panel, steps, total, drift, rng, controls)
+    if leads or openings:
+        _scores(folder, panel, steps, total, drift, rng, controls, leads, openings, coverage, spelled)
     if answers:
         _answers(folder, panel, steps, total, drift, rng, anchors or (0, steps[len(steps) // 2], total), judges, text)
     return folder
@@ -83,28 +91,56 @@ def progress(step: int, total: int) -> float:
     return 1 - np.exp(-4 * step / total)
 
 
-def _openings(
+def requests_of(
+    panel: Panel, controls: bool, leads: bool = True, openings: bool = True, spelled: Sequence[Sequence[str]] = SPELLED
+) -> list[Request]:
+    """What `Panel.requests` gives, without a tokenizer: tokens are made up."""
+    variants = ("question", "paraphrase") if controls else ("question",)
+    branches = []
+    if openings:
+        questions = [b for p in panel.probes for b in p.branches()]
+        distinct = {b.text: b._replace(variant="null") for b in questions}
+        branches += [*questions, *distinct.values()]
+        branches += [b._replace(variant="paraphrase") for b in questions if controls]
+    for variant in variants if leads else ():
+        for probe in panel.probes:
+            for stance, texts in zip(("support", "oppose"), spelled, strict=True):
+                branches += [Branch(probe, stance, "lead", text, len(text), variant, LEADS) for text in texts]
+    number = {text: i for i, text in enumerate(text for texts in spelled for text in texts)}
+    return [
+        Request([1], [2 + number[b.text]] if b.channel == LEADS else [1] * (b.num_bytes // 4), b.text, b)
+        for b in branches
+    ]
+
+
+def _scores(
     folder: Path, panel: Panel, steps: Sequence[int], total: int, drift: dict[str, float], rng: np.random.Generator,
-    controls: bool,
+    controls: bool, leads: bool, openings: bool, coverage: float, spelled: Sequence[Sequence[str]],
 ) -> None:  # fmt: skip
-    branches = [b for p in panel.probes for b in p.branches()]
-    if controls:
-        branches += [Branch(b.probe, b.stance, b.kind, b.text, b.num_bytes, v) for v in ("paraphrase", "null")
-                     for b in branches[: len(branches)]]  # fmt: skip
-    log = DriftLog.create(folder, panel, branches, [b.num_bytes // 4 for b in branches], "tokenizer")
+    requests = requests_of(panel, controls, leads, openings, spelled)
+    log = DriftLog.create(folder, panel, requests, "tokenizer")
+    branches = [request.branch for request in requests]
     num_bytes = np.array([b.num_bytes for b in branches])
+    is_lead = np.array([b.channel == LEADS for b in branches])
     side = np.array([{"support": 0.5, "neutral": 0.0, "oppose": -0.5}[b.stance] * b.probe.polarity for b in branches])
-    size = np.array([0.0 if b.variant == "null" else drift[b.probe.topic] for b in branches])
+    size = np.array([0.3 * drift[b.probe.topic] if b.variant == "null" else drift[b.probe.topic] for b in branches])
     own = 1 + 0.4 * rng.standard_normal(len(panel.probes))  # a probe's share of its topic's drift
     place = {p.id: i for i, p in enumerate(panel.probes)}
-    size = size * own[[place[b.probe.id] for b in branches]]
+    of_probe = np.array([place[b.probe.id] for b in branches])
+    size = size * own[of_probe]
     start = -rng.uniform(0.5, 1.0, len(branches))
-    question = np.array([b.variant == "question" for b in branches])
+    base = rng.normal(0, 0.8, len(panel.probes))[of_probe]  # log-odds of yes at the start
+    count = np.array([len(spelled[b.stance == "oppose"]) for b in branches])  # spellings of a lead's side
+    always = np.array([b.variant != "paraphrase" for b in branches])
     for step in steps:
-        per_byte = start + side * size * progress(step, total) - 0.01 * progress(step, total)
-        per_byte = per_byte + (0.004 * rng.standard_normal(len(branches)) if step else 0)
-        shown = question | (step in (steps[0], steps[-1]))
-        log.append(step, np.where(shown, per_byte * num_bytes, np.nan).astype(np.float32))
+        noise = 0.004 * rng.standard_normal(len(branches)) if step else np.zeros(len(branches))
+        per_byte = start + side * size * progress(step, total) - 0.01 * progress(step, total) + noise
+        # Log-odds of a lead's own side move by 40 times the drift; its side's probability is split over its spellings.
+        odds = np.where(side * np.array([b.probe.polarity for b in branches]) > 0, 1, -1) * base
+        odds = odds + 80 * side * size * progress(step, total) + 5 * noise
+        of_lead = np.log(coverage / (1 + np.exp(-odds)) / count)
+        shown = always | (step in (steps[0], steps[-1]))
+        log.append(step, np.where(shown, np.where(is_lead, of_lead, per_byte * num_bytes), np.nan).astype(np.float32))
 
 
 def _answers(
@@ -112,17 +148,18 @@ def _answers(
     anchors: Sequence[int], judges: Sequence[str], text: str,
 ) -> None:  # fmt: skip
     log = AnswerLog.create(folder, panel, "tokenizer", samples=SAMPLES, max_tokens=TOKENS)
-    names = list(SAID)
-    verdicts: list[int] = []
+    leads: list[int] = []
+    arguments: list[int] = []
     for anchor in anchors:
         found = []
         for p in panel.probes:
             pull = 25 * drift[p.topic] * p.polarity * progress(anchor, total)
-            odds = np.exp([pull, 0.0, -pull])
             for k in range(SAMPLES):
-                said = int(rng.choice(3, p=odds / odds.sum()))
-                verdicts.append(said)
-                found.append(Answer(anchor, p.id, k, [1, 2, 3], k % 4 > 0, SAID[names[said]] + text))
+                for drawn, towards in ((leads, pull), (arguments, pull / 2)):
+                    odds = np.exp([towards, 0.0, -towards])
+                    drawn.append(int(rng.choice(3, p=odds / odds.sum())))
+                said = SAID[SIDES[leads[-1]], SIDES[arguments[-1]]]
+                found.append(Answer(anchor, p.id, k, [1, 2, 3], k % 4 > 0, said + text))
         log.append(found)
     bank = len(panel.probes) * SAMPLES
     for anchor in anchors:
@@ -132,15 +169,22 @@ def _answers(
             if step > anchor and not any(anchor < a <= step for a in anchors):
                 reach = 0.55 * np.sqrt(10 * (step - anchor) / total)  # its square over 2 is the KL
                 log.append_reading(step, anchor, first + reach * rng.standard_normal(bank) - reach**2 / 2)
-    (folder / "drift" / "judgements").mkdir(exist_ok=True)
+
+    def verdict(said: int) -> Verdict:
+        return Verdict(tuple(0.92 if k == said else 0.04 for k in range(3)))
+
     for n, judge in enumerate(judges):
-        lines: list[dict] = [{"schema": 1, "judge": judge, "identity": {}}]
-        for a, said in zip(log.answers, verdicts, strict=True):
-            seen = said if rng.random() < 1 - 0.1 * n else int(rng.integers(3))
-            stance = [0.04, 0.04, 0.04]
-            stance[seen] = 0.92
-            lines.append({"anchor": a.anchor, "probe": a.probe, "sample": a.sample, "stance": stance})
-        write_lines(folder / "drift" / "judgements" / f"{judge}.jsonl", lines)
+        verdicts: dict[Key, Verdict] = {}
+        for a, lead, argued in zip(log.answers, leads, arguments, strict=True):
+            seen = argued if rng.random() < 1 - 0.1 * n else int(rng.integers(3))
+            # All of an answer is what it begins with; without a yes or no it is all argument.
+            verdicts[Part(a.anchor, a.probe, a.sample)] = verdict(seen if lead == 1 else lead)
+            if lead != 1:
+                verdicts[Part(a.anchor, a.probe, a.sample, ARGUMENT)] = verdict(seen)
+        for p in panel.probes:
+            for sign in (1, -1):
+                verdicts[BareLead(p.id, sign)] = Verdict(((1 + sign * BARE) / 2, 0.0, (1 - sign * BARE) / 2))
+        Judgements.start(folder / "drift" / "judgements" / f"{judge}.jsonl", judge, {}, verdicts)
 
 
 def _metrics(folder: Path, total: int, steps: Sequence[int], rng: np.random.Generator, objective: str) -> None:

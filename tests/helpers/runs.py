@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from helpers.workers import leave
 from vdengine.drift.answer_log import AnswerLog
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.engine.trainer import Trainer
 from vdengine.recipe import make_recipe
 
@@ -45,9 +45,12 @@ PPO: dict[str, dict] = {
     "reward": {"source": "regex:[a-m]", "normalize": True},
 }
 
-ANSWERS: dict[str, dict] = {
-    "answers": {"samples": 4, "base": 6, "probes": 8, "max_tokens": 6, "alarm": 1e-4, "max_anchors": 4},
-}
+ANSWERS: dict[str, dict] = {"answers": {"anchors": 3, "base": 6, "probes": 8, "max_tokens": 6}}
+WEIGHTED: dict[str, dict] = {
+    "answers": {
+        "samples": 4, "base": 6, "probes": 8, "max_tokens": 6, "weights_every": 1, "alarm": 1e-4, "max_anchors": 4,
+    },
+}  # fmt: skip
 
 SCENARIOS: dict[str, dict] = {
     "base": {},
@@ -73,7 +76,9 @@ SCENARIOS: dict[str, dict] = {
     "controls": {"probes": {"controls": True}},
     "answers": ANSWERS,
     "answers_resumed": ANSWERS,
-    "answers_lr0": ANSWERS | {"optimizer": {"lr": 0.0}},
+    "weighted": WEIGHTED,
+    "weighted_resumed": WEIGHTED,
+    "weighted_lr0": WEIGHTED | {"optimizer": {"lr": 0.0}},
 }
 
 
@@ -82,12 +87,22 @@ SCENARIOS: dict[str, dict] = {
 GROUPS = {
     "bits": ("base", "small_packs", "probes_off", "live", "lr0", "full_checkpointing", "resumed"),
     "objectives": ("sft", "simpo", "reward", "idle"),
-    "probes": ("fraction", "controls", "bf16", "answers", "answers_resumed", "answers_lr0"),
+    "probes": (
+        "fraction",
+        "controls",
+        "bf16",
+        "answers",
+        "answers_resumed",
+        "weighted",
+        "weighted_resumed",
+        "weighted_lr0",
+    ),
     "ppo": ("ppo", "ppo_probes_off", "ppo_resumed", "ppo_sharded"),
 }
 
 ON_TWO = (
-    "base", "small_packs", "probes_off", "resumed", "sft", "reward", "idle", "fraction", "answers", *GROUPS["ppo"],
+    "base", "small_packs", "probes_off", "resumed", "sft", "reward", "idle", "fraction", "answers", "weighted",
+    *GROUPS["ppo"],
 )  # fmt: skip
 
 
@@ -129,7 +144,7 @@ def run(name: str, out: Path, model: str, data: str) -> None:
     weights = {n: p.full_tensor().detach().clone() for n, p in trainer.model.named_parameters()}
     if dist.get_rank() == 0:
         log = DriftLog.open(trainer.folder) if trainer.probes else None
-        drift = None if log is None else (log.steps.copy(), log.logp.copy())
+        drift = None if log is None else (log.steps.copy(), log.samples())
         found = {"weights": weights, "rows": rows, "seen": seen, "drift": drift}
         if recipe.answers.samples:
             answers = AnswerLog.open(trainer.folder)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from helpers.causal_lms import by_its_own_logits, causal_lm, small_panel, tokenizer
+from helpers.causal_lms import by_its_own_logits, causal_lm, sampled, small_panel, tokenizer
 from helpers.workers import leave
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.errors import InputError
 from vdengine.integrations.scorer import PanelScorer
 from vdengine.integrations.transformers import DriftCallback
@@ -93,8 +93,8 @@ def check_wrapped(make: Any, kind: str, folder: Path, tok: Any) -> None:
         for p, value in zip(alone.parameters(), scored, strict=True):
             p.copy_(value)
     assert callback.sample is not None and callback.sample.step == STEPS
-    questions = np.array([b.variant == "question" for b in callback.scorer.openings.branches])
-    error = np.abs(callback.sample.logp[questions] - by_its_own_logits(alone, small_panel(), tok)).max()
+    own = sampled(callback.scorer)
+    error = np.abs(callback.sample.logp[own] - by_its_own_logits(alone, small_panel(), tok)).max()
     assert error < NATS, (kind, error)
     if dist.get_rank() == 0:
         assert DriftLog.open(folder).steps.tolist() == [0, 2, 3]
@@ -209,8 +209,8 @@ def zero3(folder: Path, tok: Any) -> None:
         for p, value in zip(alone.parameters(), scored, strict=True):
             p.copy_(value)
     assert callback.sample is not None
-    questions = np.array([b.variant == "question" for b in callback.scorer.openings.branches])
-    assert np.abs(callback.sample.logp[questions] - by_its_own_logits(alone, small_panel(), tok)).max() < NATS
+    own = sampled(callback.scorer)
+    assert np.abs(callback.sample.logp[own] - by_its_own_logits(alone, small_panel(), tok)).max() < NATS
 
 
 def main(what: str, folder: str, source: str) -> None:

@@ -69,8 +69,11 @@ def fill(model: Transformer, seed: int = 0) -> Transformer:
 
 def write_tiny_model(folder: Path, kind: str) -> Path:
     folder.mkdir(parents=True)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    # Bytes, and yes and no as tokens, which leads are read by: in the places of bytes that no UTF-8 has.
+    words = {"\u00f8": "Ye", "\u00f9": "Yes", "\u00fa": "No"}
+    alphabet = [words.get(c, c) for c in sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges = [("Y", "e"), ("Ye", "s"), ("N", "o")]
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)

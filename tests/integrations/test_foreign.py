@@ -167,7 +167,7 @@ def test_peft_and_autocast(tok, panel):
         assert np.abs(by_its_own_logits(model, panel, tok) - adapted).max() > 1
     with torch.autocast("cpu", torch.bfloat16):
         rounded = PanelScorer(panel, tok, controls=False, tokens=1024).score(model, 0)
-    per_token = (rounded.logp - adapted) / [len(r.opening_ids) for r in panel.requests(tok)]
+    per_token = (rounded.logp - adapted) / [len(r.answer_ids) for r in panel.requests(tok)]
     assert 1e-6 < np.abs(per_token).max() < 0.05
 
 
@@ -251,5 +251,5 @@ def test_reduced_precision_of_fp32_products_is_no_unknown_model(tok, panel):
     finally:
         torch.set_float32_matmul_precision("highest")
     assert scorer.layout == "trees" and found.note == ""
-    per_token = (found.logp - by_its_own_logits(model, panel, tok)) / [len(r.opening_ids) for r in panel.requests(tok)]
+    per_token = (found.logp - by_its_own_logits(model, panel, tok)) / [len(r.answer_ids) for r in panel.requests(tok)]
     assert np.abs(per_token).max() < 0.05

@@ -13,7 +13,7 @@ from torch import nn
 
 import vdengine as vd
 from vdengine.drift.load import load_run
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.errors import InputError
 from vdengine.integrations.scorer import PanelScorer
 
@@ -27,25 +27,29 @@ def test_a_run_folder_in_any_loop(tok, panel, tmp_path):
     tokens = torch.arange(40)[None]
     for step in range(3):
         sample = scorer.score(model, step)
-        assert sample.step == step and sample.seconds > 0 and set(sample.live.stance) == set(panel.topics)
+        assert (
+            sample.step == step
+            and sample.seconds > 0
+            and set(sample.live.text) == set(sample.live.lead) == set(panel.topics)
+        )
         model(tokens, labels=tokens).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     with pytest.raises(InputError, match="step 2: the last sample is of step 2; steps must ascend"):
         scorer.score(model, 2)
     last = scorer.score(model, 3)
-    assert set(last.scalars) >= {f"value/{panel.topics[0]}/support", "value/probe_seconds"}
+    assert set(last.scalars) >= {f"lead/{panel.topics[0]}", f"text_likelihood/{panel.topics[0]}", "value/probe_seconds"}
     scorer.close()
     run = load_run(tmp_path / "run")
     assert run.total_steps == 3 and run.log is not None and run.log.steps.tolist() == [0, 1, 2, 3]
-    assert np.array_equal(run.log.logp[-1], last.logp)
+    assert np.array_equal(run.log.samples()[-1], last.logp)
 
     again = vd.PanelScorer(panel, tok, run=tmp_path / "run", tokens=1024)
     again.open(3)  # as a loop does that goes on from its checkpoint of step 3
     with pytest.raises(InputError, match="the scorer is open already"):
         again.open(2)
     retaken = again.score(model, 3, controls=True)
-    assert np.array_equal(retaken.logp, last.logp) and retaken.live.stance == last.live.stance
+    assert np.array_equal(retaken.logp, last.logp) and retaken.live == last.live
     assert DriftLog.open(tmp_path / "run").steps.tolist() == [0, 1, 2, 3]
     run = load_run(tmp_path / "run")
     assert [row["step"] for row in run.metrics] == [0, 1, 2, 3] and run.total_steps == 3  # what it did not say stays
@@ -57,8 +61,8 @@ def test_our_own_model_is_scored_as_it_is(tiny_models, panel, tmp_path):
     model = vd.load_model(folder)
     found = PanelScorer(panel, folder, tmp_path, tokens=1024).score(model, 0)
     model.requires_grad_(True)
-    openings = vd.PanelScorer(panel, folder, tokens=1024).openings
-    assert np.array_equal(found.logp, openings.score(model).numpy())
+    packs = vd.PanelScorer(panel, folder, tokens=1024).packs
+    assert np.array_equal(found.logp, packs.score(model).numpy())
     with pytest.raises(InputError, match="layout 'rows': a model of vdengine takes trees"):
         PanelScorer(panel, folder, layout="rows").score(model, 0)
 
@@ -161,7 +165,7 @@ def test_numbers_that_are_not_finite_are_said(tok, panel, tmp_path):
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     found = scorer.score(model, 1)
-    count = len(scorer.openings.branches)
+    count = len(scorer.packs.requests)
     assert found.note == f"step 1: {count} of {count} log-probs are not finite, and count as not sampled"
     with pytest.raises(InputError, match="its log-probs are not finite: there is nothing to score"):
         PanelScorer(panel, tok).score(model, 0)

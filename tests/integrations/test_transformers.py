@@ -11,7 +11,7 @@ from helpers.trainers import make, train, weights
 from transformers import TrainerCallback
 
 from vdengine.drift.load import load_run
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.errors import InputError
 from vdengine.integrations.transformers import DriftCallback
 

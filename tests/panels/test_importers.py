@@ -266,8 +266,8 @@ def test_bad_requests(tmp_path):
 
 
 def test_panel_without_openings(tmp_path):
-    """Guards panels that are read by answers only: they load, hash and lint; what needs openings says so in a line."""
-    from vdengine.drift.openings import Openings
+    """Guards panels without openings: they load, hash and lint; what needs openings says so in a line."""
+    from vdengine.drift.panel_packs import PanelPacks
     from vdengine.text.renderer import Renderer
     from vdengine.text.tokenizer import load_tokenizer
 
@@ -275,15 +275,17 @@ def test_panel_without_openings(tmp_path):
     import_panel("jsonl", path).panel.save(tmp_path / "p.jsonl")
     panel = Panel.load(tmp_path / "p.jsonl")
     assert panel.branches() == [] and panel.probes[0].to_row()["openings"] == {}
-    assert lint(panel)[0] == "no probe has openings: read by answers only, not scored"
+    assert lint(panel)[0] == "no probe has openings: read by leads and answers, not by text likelihood"
     mixed = Panel("mixed", (*Panel.load("values-mini").probes, *panel.probes))
-    assert "1 of 49 probes (q-0001, ...) have no openings: read by answers only, not scored" in lint(mixed)
+    assert "1 of 49 probes (q-0001, ...) have no openings: read by leads and answers, not by text likelihood" in lint(
+        mixed
+    )
     from helpers.tiny import write_tiny_model
 
     renderer = Renderer(load_tokenizer(str(write_tiny_model(tmp_path / "m", "llama"))))
     assert lint_tokens(panel, renderer) == []
-    with pytest.raises(InputError, match="probe q-0001 has no openings to score"):
-        Openings.build(panel, renderer, 2048)
+    with pytest.raises(InputError, match="probe q-0001 has no openings, which text likelihood is read by"):
+        PanelPacks.build(panel, renderer, 2048)
 
 
 # ---- real files

@@ -206,31 +206,34 @@ def test_bad_file(tmp_path):
         Panel.load("value-mini")
 
 
-def test_requests_are_what_the_openings_score_in_the_order_of_the_log(tiny_models):
+def test_requests_are_what_is_scored_in_the_order_of_the_log(tiny_models):
     """Guards scores from elsewhere: the same ids in the same order as in the packs and the log."""
-    from vdengine.drift.openings import Openings
+    from vdengine.drift.panel_packs import PanelPacks
     from vdengine.text.renderer import Renderer
     from vdengine.text.tokenizer import load_tokenizer
 
     panel, source = Panel.load("values-mini"), str(tiny_models["llama"])
     requests = panel.requests(source)
-    assert [r.branch for r in requests] == panel.branches() and [r.text for r in requests] == [
-        b.text for b in panel.branches()
-    ]
+    assert [r.branch for r in requests][:288] == panel.branches()
     tokenizer = load_tokenizer(source)
-    assert tokenizer.decode(requests[0].opening_ids) == requests[0].text
+    assert tokenizer.decode(requests[0].answer_ids) == requests[0].text
     assert tokenizer.decode(requests[0].prompt_ids).startswith(f"<|im_start|>user\n{panel.probes[0].prompt}")
-    openings = Openings.build(panel, Renderer(tokenizer), 2048, controls=True)
+    packs = PanelPacks.build(panel, Renderer(tokenizer), 2048, controls=True)
     with_controls = panel.requests(tokenizer, controls=True)
-    assert with_controls[: len(requests)] == requests and [r.branch for r in with_controls] == openings.branches
-    variants = [r.branch.variant for r in with_controls]
-    assert list(dict.fromkeys(variants)) == ["question", "paraphrase", "null", "off-topic"]
-    for pack, slots in zip(openings.packs, openings.slots, strict=True):
-        starts = pack.branch_offsets.tolist()
-        for k, slot in enumerate(slots.tolist()):
-            assert pack.targets[starts[k] : starts[k + 1]].tolist() == with_controls[slot].opening_ids
-    with pytest.raises(InputError, match="has no openings to score"):
-        Panel.from_rows([panel.probes[0].to_row() | {"openings": {}}], "bare").requests(tokenizer)
+    assert with_controls == packs.requests and [r for r in with_controls if r in requests] == requests
+    kinds = list(dict.fromkeys((r.branch.channel, r.branch.variant) for r in with_controls))
+    assert kinds == [
+        ("openings", "question"), ("openings", "null"), ("openings", "paraphrase"), ("openings", "off-topic"),
+        ("leads", "question"), ("leads", "paraphrase"), ("leads", "off-topic"),
+    ]  # fmt: skip
+    bare = Panel.from_rows([panel.probes[0].to_row() | {"openings": {}}], "bare")
+    with pytest.raises(
+        InputError, match=r"has no openings, which text likelihood is read by; .*\['lead'\] goes without"
+    ):
+        bare.requests(tokenizer)
+    assert [r.text for r in bare.requests(tokenizer, readouts=["lead"])] == ["Yes", "No"]
+    with pytest.raises(InputError, match="readouts: .* is not some of lead, text_likelihood"):
+        panel.requests(tokenizer, readouts=["openings"])
 
 
 def test_lines_end_at_newlines_alone(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from vdengine.cli.arguments import Parser
 from vdengine.cli.common import verb
 from vdengine.errors import InputError
+from vdengine.recipe import READOUTS
 
 
 @verb
@@ -26,7 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=None,
         help="also score the controls on the first and the last model (default: as the run did, else yes)",
     )
-    parser.add_argument("--json", action="store_true", help="print shifts since the first model as JSON")
+    parser.add_argument("--json", metavar="FILE", help="write readouts and shifts as JSON; - for standard output")
+    parser.add_argument(
+        "--readouts", nargs="+", choices=READOUTS, help="what is read (default: as the run did, else all there is)"
+    )
     parser.add_argument("--check-panel", metavar="PANEL", help="the same as `vdengine panel check PANEL`")
     parser.add_argument("--tokenizer", help="with --check-panel: also look at its tokens, with this tokenizer")
     args = parser.parse_args(argv)
@@ -43,5 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_names(args.models, args.panel)
     from vdengine.engine.saved_models import score
 
-    score(args.models, args.panel, args.out, args.template, args.tokens, args.dtype, args.controls, args.json)
+    score(
+        args.models,
+        args.panel,
+        args.out,
+        args.template,
+        args.tokens,
+        args.dtype,
+        args.controls,
+        args.json,
+        args.readouts,
+    )
     return 0

@@ -118,8 +118,8 @@ class Channel:
             raise InputError(f"{printable(self.path)}: damaged: the sample of step {steps[bad[0]]} has no such values")
         return records
 
-    def append(self, step: int, values: Any) -> None:
-        """Add a sample.
+    def check(self, step: int, values: Any) -> tuple[int, np.ndarray]:
+        """A sample as `append` writes it: its step, and its values [items] float32.
 
         Args:
             step: the number of updates that the scored weights have had.
@@ -155,10 +155,15 @@ class Channel:
         if len(bad := np.flatnonzero(np.isinf(row) | (row > high + ROUNDING))):
             allowed = "finite" if self.high is None else f"finite and at most {self.high:g} ({self.unit})"
             raise InputError(f"{where}: item {bad[0]} has the value {row[bad[0]]:g}; it must be {allowed}")
+        return step, row
+
+    def append(self, step: int, values: Any) -> None:
+        """Add a sample. Args and Raises: as `check`."""
+        step, row = self.check(step, values)
         record = np.zeros(1, dtype=self._record)
         record["step"], record["values"] = step, row
         with open(self.path, "r+b") as file:
-            file.seek(count * self.record_bytes)  # over the rest of a record that was cut short
+            file.seek(self.path.stat().st_size // self.record_bytes * self.record_bytes)  # over a record cut short
             file.truncate()
             file.write(record.tobytes())
             file.flush()

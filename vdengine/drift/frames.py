@@ -16,10 +16,11 @@ from vdengine.drift.agreement import Agreement
 from vdengine.drift.analysis import Analysis, Curve
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.checks import checks, estimate_cells
+from vdengine.drift.correlation import Correlation
 from vdengine.drift.cost import Cost, finite
 from vdengine.drift.importance import gate
 from vdengine.drift.intervals import mean_estimate
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.drift.probe_values import ProbeValues
 from vdengine.drift.trajectory import RULES
 
@@ -79,11 +80,15 @@ def probe_rows(head: Row, values: ProbeValues) -> list[Row]:
     ]
 
 
-def opening_rows(head: Row, log: DriftLog) -> list[Row]:
-    """The log-prob sum of every branch at every sample, nats; branches that were not sampled are left out."""
-    logp = log.logp
+def branch_rows(head: Row, log: DriftLog, channel: str) -> list[Row]:
+    """The log-prob of every lead or opening at every sample, nats; what was not sampled is left out. channel: "leads"
+    or "openings"."""
+    items = log.items(channel)
+    if not items:
+        return []
+    logp = log.channels[channel].values[: len(log.steps)]
     return [
-        head | {"step": int(step)} | log.table[branch] | {"logp": float(logp[sample, branch])}
+        head | {"step": int(step)} | items[branch] | {"logp": float(logp[sample, branch])}
         for sample, step in enumerate(log.steps)
         for branch in np.flatnonzero(np.isfinite(logp[sample]))
     ]
@@ -196,11 +201,12 @@ def agreement_rows(head: Row, analysis: Analysis, shown: Sequence[str] | None = 
     for name, agreement in agreements.items():
         for topic, match in agreement.matches.items() if agreement else ():
             if shown is None or topic in (*shown, "topics"):
-                correlations = {
-                    f"{series}_{statistic}": getattr(getattr(match, series), statistic)
-                    for series in ("level", "shift", "curve", "magnitude")
-                    for statistic in ("pearson", "spearman", "disattenuated")
-                }
+                correlations: Row = {}
+                for series in ("level", "shift", "curve", "magnitude"):
+                    r: Correlation = getattr(match, series)
+                    cells = {"pearson": r.pearson, "low": r.interval[0], "high": r.interval[1], "spearman": r.spearman}
+                    cells |= {"ceiling": r.ceiling, "disattenuated": r.disattenuated}
+                    correlations |= {f"{series}_{statistic}": value for statistic, value in cells.items()}
                 others = {
                     statistic: getattr(match, statistic)
                     for statistic in (

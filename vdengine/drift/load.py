@@ -6,16 +6,19 @@ Nothing in the folder is changed. What a crash cut short is left out, and named 
 from __future__ import annotations
 
 import os
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vdengine.drift.answer_log import AnswerLog
-from vdengine.drift.judgements import judgements_of, judges
-from vdengine.drift.opening_log import DriftLog
-from vdengine.drift.probe_values import ProbeValues, control_values, opening_values
-from vdengine.drift.run import ANSWERS, OPENINGS, Readout, Run
+from vdengine.drift.judgements import ARGUMENT, BOTH, PARTS, judges, open_judgements
+from vdengine.drift.panel_log import DriftLog
+from vdengine.drift.prediction_powered import correctable, corrected_values
+from vdengine.drift.probe_values import ProbeValues, control_values
+from vdengine.drift.run import ANSWERS, Readout, Run
+from vdengine.drift.trajectory import listed
 from vdengine.errors import InputError
 from vdengine.outside import (
     LARGE,
@@ -28,6 +31,8 @@ from vdengine.outside import (
     read_bytes,
     read_text,
 )
+from vdengine.panels.panel import LEADS, OPENINGS
+from vdengine.recipe import LEAD, TEXT
 from vdengine.runfolder import RunFolder
 
 
@@ -35,7 +40,7 @@ def load_run(
     folder: str | Path,
     *,
     name: str | None = None,
-    smoothing: str = "none",
+    smoothing: str | None = None,
     baseline: int | None = None,
     judge: str | None = None,
 ) -> Run:
@@ -44,6 +49,7 @@ def load_run(
     Args:
         name: of the run. Default: the folder's name.
         smoothing, baseline: of its analyses, as `drift.analysis.analyse` takes them; checked when an analysis is made.
+            Default of smoothing: "local-linear" for answers, of which an anchor has few; none for the rest.
         judge: a slug: only this judge's readout of answers; other judges' count for agreement with it.
 
     Raises:
@@ -58,8 +64,9 @@ def load_run(
         raise InputError(f"{printable(folder)}: no such folder")
     try:
         run = _read(folder, folder.resolve().name if name is None else name)
-        _add_openings(run, smoothing, baseline)
-        _add_answers(run, smoothing, baseline, judge)
+        _add_scored(run, LEAD, smoothing or "none", baseline)
+        _add_answers(run, smoothing or "local-linear", baseline, judge)
+        _add_scored(run, TEXT, smoothing or "none", baseline)
     except OSError as error:  # a folder that cannot be listed, or that is gone meanwhile
         raise InputError(f"{printable(error.filename or folder)}: cannot be read ({error.strerror})") from None
     return run
@@ -68,7 +75,7 @@ def load_run(
 def _read(folder: Path, name: str) -> Run:
     """The run with its raw logs, before readouts."""
     files = RunFolder(folder)
-    log = None if files.has_answers and not files.has_openings else DriftLog.open(folder)
+    log = None if files.has_answers and not files.has_panel_scores else DriftLog.open(folder)
     notes: list[str] = []
     recipe = _recipe(files, notes)
     metrics = _json_lines(files.metrics, notes)
@@ -90,23 +97,24 @@ def _read(folder: Path, name: str) -> Run:
     return Run(name, folder, recipe, log, answers, total, metrics, completions, notes)
 
 
-def _add_openings(run: Run, smoothing: str, baseline: int | None) -> None:
-    """Add the readout of openings, or say in `run.empty` why there is none."""
-    if run.log is None or not any(row.get("variant", "question") == "question" for row in run.log.table):
-        run.empty[OPENINGS] = "No openings were scored: this run is read by its answers only."
+def _add_scored(run: Run, readout: str, smoothing: str, baseline: int | None) -> None:
+    """Add leads or text likelihood, or say in `run.empty` why there is none."""
+    channel, name = (LEADS, "Leads") if readout == LEAD else (OPENINGS, "Openings")
+    if run.log is None or not any(item["variant"] == "question" for item in run.log.items(channel)):
+        run.empty[readout] = f"{name} were not scored: {readout!r} is not among this run's readouts."
         return
-    steps = np.unique(run.log.steps)
+    steps = run.log.steps
     if len(steps) < 2:
         count = "no sample" if not len(steps) else f"one sample, at step {steps[0]}"
-        run.empty[OPENINGS] = f"Openings have {count}. A shift needs two: the start, and one later."
+        run.empty[readout] = f"{name} have {count}. A shift needs two: the start, and one later."
         return
-    controls = control_values(run.log, run.total_steps)
-    values = opening_values(run.log, run.total_steps)
-    run.views[OPENINGS] = Readout(OPENINGS, "", values, controls, {}, run.folder, smoothing, baseline)
+    controls = control_values(run.log, readout, run.total_steps)
+    values = run.lead_values() if readout == LEAD else run.text_values()
+    run.views[readout] = Readout(readout, "", "", values, controls, {}, run.folder, smoothing, baseline)
 
 
 def _add_answers(run: Run, smoothing: str, baseline: int | None, judge: str | None) -> None:
-    """Add each judge's stances and readout, or say in `run.empty` why there is none."""
+    """Add each judge's stances and readouts, or say in `run.empty` why there is none."""
     if run.answers is None or not run.answers.answers:
         run.empty[ANSWERS] = (
             "No answers were drawn. Set answers.samples in the recipe, or let saved checkpoints answer: "
@@ -115,38 +123,75 @@ def _add_answers(run: Run, smoothing: str, baseline: int | None, judge: str | No
         return
     for slug in judges(run.folder):
         _note_cut_line(RunFolder(run.folder).judgements / f"{slug}.jsonl", run.notes)
-        run.stances[slug] = judgements_of(run.answers, slug)
-    values = {slug: by_judge for slug in run.stances if (by_judge := _values_by(run, slug)) is not None}
+        kept = open_judgements(run.answers, slug)
+        if kept.refusal:
+            run.notes.append(f"judge {slug}: {kept.refusal}")
+            continue
+        run.judgements[slug] = kept
+        if (gaps := kept.gaps(run.answers)) and len(gaps) < len(run.answers.anchors):
+            steps = f"step{'s' if len(gaps) > 1 else ''} {listed(np.array(gaps))}"
+            run.notes.append(
+                f"judge {slug}: no verdict on the answers of {steps}; nothing is shown of them. Run vdengine judge on "
+                "this folder again"
+            )
+    values = {slug: parts for slug in run.judgements if (parts := _parts_by(run, slug))}
     if not values:
         count = f"{len(run.answers.answers):,} answers were drawn"
         run.empty[ANSWERS] = run.empty.get(ANSWERS) or (
             f"{count}, and none is judged yet. Run vdengine judge on this folder, then make the report again."
         )
         return
+    for cheap, strong in permutations(run.judgements, 2):
+        if correctable(run.judgements[cheap], run.judgements[strong]):
+            values |= _corrected(run, cheap, strong)
     for slug in values if judge is None else [judge] if judge in values else []:
-        others = {name: by_judge for name, by_judge in values.items() if name != slug}
-        readout = Readout(ANSWERS, slug, values[slug], {}, others, run.folder, smoothing, baseline)
-        run.views[readout.key] = readout
+        for part in (ARGUMENT, BOTH, *(part for part in PARTS if part not in (ARGUMENT, BOTH))):
+            if part in values[slug]:
+                others = {name: parts[part] for name, parts in values.items() if name != slug and part in parts}
+                by_judge = values[slug][part]
+                view = Readout(ANSWERS, slug, part, by_judge, {}, others, run.folder, smoothing, baseline)
+                run.views[view.key] = view
     if judge not in (None, *values):
         run.empty[ANSWERS] = f"Not judged by {judge}; there is {', '.join(values)}."
 
 
-def _values_by(run: Run, judge: str) -> ProbeValues | None:
-    """Answers as a judge reads them; None where there are fewer than two samples, and `run.empty` says so."""
-    if not np.isfinite(run.stances[judge]).any():
+def _parts_by(run: Run, judge: str) -> dict[str, ProbeValues]:
+    """The parts of answers as a judge reads them; {} where there are fewer than two samples, and `run.empty` says
+    so."""
+    if run.answers is None or not np.isfinite(run.stances[judge]).any():
         run.notes.append(f"judge {judge}: no verdict on any answer")
-        return None
-    try:
-        values = run.answer_values(judge)
-    except InputError as error:
-        run.notes.append(f"readings between anchors are left out: {error}")
-        values = run.answer_values(judge, kind="anchor")
-    if np.isfinite(values.channels["graded"]).any(1).sum() < 2:
+        return {}
+    parts = {}
+    for part in PARTS:
+        if not np.isfinite(run.judgements[judge].stances_of(run.answers, part)).any():
+            continue  # people label whole answers
+        try:
+            parts[part] = run.answer_values(judge, part)
+        except InputError as error:
+            if part == BOTH:
+                run.notes.append(f"readings between anchors are left out: {error}")
+            parts[part] = run.answer_values(judge, part, kind="anchor")
+    if np.isfinite(parts[BOTH].channels["graded"]).any(1).sum() < 2:
         run.empty[ANSWERS] = (
-            f"Judged answers have one sample, at step {values.steps[0]}. A shift needs two: the start, and one later."
+            f"Judged answers have one sample, at step {parts[BOTH].steps[0]}. A shift needs two: the start, and one "
+            "later."
         )
-        return None
-    return values
+        return {}
+    return parts
+
+
+def _corrected(run: Run, cheap: str, strong: str) -> dict[str, dict[str, ProbeValues]]:
+    """The answers as a cheap judge reads all of them, corrected by a strong one that read some; {} with a note where
+    there are too few."""
+    if run.answers is None:
+        return {}
+    pair = run.judgements[cheap], run.judgements[strong]
+    try:
+        parts = {part: corrected_values(run.answers, *pair, run.total_steps, part=part) for part in (BOTH, ARGUMENT)}
+    except InputError as error:
+        run.notes.append(f"judge {cheap}, corrected by {strong}: {error}")
+        return {}
+    return {f"{cheap}+{strong}": parts}
 
 
 # ------------------------------------------------------------------------------------------------------ files

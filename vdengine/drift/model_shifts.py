@@ -1,4 +1,5 @@
-"""Shifts of several saved models against the first, by topic: as data, and as a table for a terminal."""
+"""What the readouts say of several saved models, by topic, and their shifts since the first: data, and tables for a
+terminal."""
 
 from __future__ import annotations
 
@@ -7,65 +8,136 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vdengine.drift.intervals import Estimate, group_of
 from vdengine.drift.load import load_run
-from vdengine.drift.run import OPENINGS
+from vdengine.drift.probe_values import LEAST_COVERAGE, ProbeValues
+from vdengine.panels.panel import LEADS, OPENINGS
+from vdengine.recipe import LEAD, TEXT
+
+PER = 100.0  # bytes: what text likelihood is shown per
 
 
 def model_shifts(folder: str | Path, names: Sequence[str]) -> dict[str, Any]:
-    """Each model's shift since the first, by topic and for "all", with its 95% interval over probes.
+    """Each model's readouts by topic and for "all", and their shifts since the first, with 95% intervals over probes.
 
     Args:
         folder: with the raw scores of the models, in their order.
         names: of the models.
 
     Returns:
-        {panel, unit, axes: {topic: what + means}, models: [{model, step, shifts: {topic: {shift, low, high}}}]}, in
-        nats per 100 bytes; null for what is not known. The first model has no shifts.
+        {panel, panel_hash, leads, units, axes: {topic: what + means}, models: [{model, step, topics, shifts}]}. `leads`
+        are the token ids by spelling and stance of each set of leads. topics and shifts: {topic: {lead, lead_coverage,
+        text_likelihood: {question, null, difference}}}, each {mean, low, high, num_probes}; null for what is not known.
+        The first model has no shifts. Text likelihood is in nats per 100 bytes, the rest in probability.
 
     Raises:
-        InputError: the folder has no scores, or those of one model only.
+        InputError: the folder has no scores.
     """
     run = load_run(folder)
-    analysis = run.analysis(OPENINGS)
-    values = analysis.values
+    channels: dict[str, tuple[ProbeValues, np.ndarray, float]] = {}  # by name: [S, P], and its factor
+    if run.log is not None and run.log.items(LEADS):
+        values = run.lead_values()
+        channels |= {"lead": (values, values.channels["lead"], 1.0)}
+        channels |= {"lead_coverage": (values, values.channels["coverage"], 1.0)}
+    if run.log is not None and run.log.items(OPENINGS):
+        values = run.text_values()
+        for name, channel in (("question", "question"), ("null", "null"), ("difference", values.primary)):
+            channels[f"text_likelihood.{name}"] = values, values.channels[channel], PER
+    any_values = next(iter(channels.values()))[0]
+    topics = [*any_values.topic_names, "all"]
+
+    def cells(sample: int, since: int | None) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for topic in topics:
+            of_topic: dict[str, Any] = {}
+            for name, (values, per_probe, factor) in channels.items():
+                v = per_probe if since is None else per_probe - per_probe[since]
+                readout, _, part = name.partition(".")
+                cell = _cell(group_of(values, v[[sample]], topic).estimate(0), factor)
+                if part:
+                    of_topic.setdefault(readout, {})[part] = cell
+                else:
+                    of_topic[readout] = cell
+            out[topic] = of_topic
+        return out
+
     models: list[dict[str, Any]] = []
-    for k, (name, step) in enumerate(zip(names, values.steps.tolist(), strict=True)):
-        shifts = {}
-        for topic in [*analysis.topics, "all"] if k else []:
-            curve = analysis.curves[topic, values.primary]
-            ends = {"shift": curve.mean[k], "low": curve.low[k], "high": curve.high[k]}
-            shifts[topic] = {what: 100 * float(x) if math.isfinite(x) else None for what, x in ends.items()}
-        models.append({"model": name, "step": step, "shifts": shifts})
+    for k, (name, step) in enumerate(zip(names, any_values.steps.tolist(), strict=True)):
+        models.append({"model": name, "step": step, "topics": cells(k, None)} | ({"shifts": cells(k, 0)} if k else {}))
     return {
         "panel": run.manifest["panel"],
-        "unit": "nats per 100 bytes",
-        "axes": dict(values.axes),
+        "panel_hash": run.panel_hash,
+        "leads": run.manifest.get("leads", []),
+        "units": {LEAD: "probability", "lead_coverage": "probability", TEXT: "nats per 100 bytes"},
+        "axes": dict(any_values.axes),
         "models": models,
     }
 
 
+def _cell(estimate: Estimate, factor: float) -> dict[str, Any]:
+    numbers = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+    return {name: factor * x if math.isfinite(x) else None for name, x in numbers.items()} | {
+        "num_probes": estimate.num_probes
+    }
+
+
 def models_table(found: dict[str, Any]) -> str:
-    """Models down, topics across; `found` is of `model_shifts`."""
+    """Models down, topics across, a table a readout; `found` is of `model_shifts`, of two models or more."""
     first, *others = found["models"]
     topics = list(others[0]["shifts"])
     width = max(10, *(min(len(topic), 14) + 2 for topic in topics))
-    names = [f"{k + 1} {model['model']}" for k, model in enumerate(others, 1)]
+    names = [f"{k} {model['model']}" for k, model in enumerate(others, 2)]
     name_width = min(max(map(len, names)), 44)
-    lines = [
-        f"Shifts since 1 {first['model']}, in {found['unit']}; * where the 95% interval over probes excludes 0",
-        "",
-        f"{'':{name_width}}" + "".join(f"{topic[: width - 2]:>{width}}" for topic in topics),
-    ]
-    for name, model in zip(names, others, strict=True):
-        shown = name if len(name) <= name_width else f"{name[:2]}..{name[-(name_width - 4) :]}"
-        cells = "".join(f"{_cell(model['shifts'][topic]):>{width}}" for topic in topics)
-        lines.append(f"{shown:{name_width}}{cells}")
-    lines += ["", *(f"+ {topic}: {axis}" for topic, axis in found["axes"].items())]
-    return "\n".join([*lines, "", "Intervals, controls and odds of two of them: score these two alone."])
+    of_all = others[0]["shifts"]["all"]
+    tables = []
+    for readout, title in (
+        (LEAD, "The side that an answer begins with: shift of p(yes) - p(no) on the topic's side"),
+        (TEXT, "Text likelihood, after the question less after none: shift in nats per 100 bytes"),
+    ):
+        if readout not in of_all:
+            continue
+        lines = [f"{title}, since 1 {first['model']}", ""]
+        lines.append(f"{'':{name_width}}" + "".join(f"{topic[: width - 2]:>{width}}" for topic in topics))
+        for name, model in zip(names, others, strict=True):
+            shown = name if len(name) <= name_width else f"{name[:2]}..{name[-(name_width - 4) :]}"
+            cells = "".join(f"{_shown(model, topic, readout):>{width}}" for topic in topics)
+            lines.append(f"{shown:{name_width}}{cells}")
+        tables.append("\n".join(lines))
+    notes = [f"+ {topic}: {axis}" for topic, axis in found["axes"].items()]
+    notes += ["", "* where the 95% interval over probes excludes 0."]
+    if LEAD in of_all:
+        notes[-1] += f" -: under {LEAST_COVERAGE:.0%} of answers begin with yes or no."
+    notes.append("Intervals, controls and drift of two of them: score these two alone.")
+    return "\n\n".join([*tables, "\n".join(notes)])
 
 
-def _cell(shift: dict[str, float | None]) -> str:
-    mean, low, high = shift["shift"], shift["low"], shift["high"]
+def levels_table(found: dict[str, Any]) -> str:
+    """What one model's leads say, by topic; text likelihood has no meaning but by its shifts."""
+    topics = found["models"][0]["topics"]
+    if LEAD not in topics["all"]:
+        return "One model: a level of text likelihood says nothing, a shift needs two."
+    width = max(map(len, topics))
+    lines = ["The side that an answer begins with: p(yes) - p(no) on the topic's side, and p(yes) + p(no)", ""]
+    lines.append(f"{'topic':{width}}  {'lead':>6}  {'95% interval':>16}  {'coverage':>8}")
+    for topic, cells in topics.items():
+        lead, coverage = cells[LEAD], cells["lead_coverage"]["mean"]
+        mean, low, high = (
+            f"{x:+6.2f}" if x is not None else f"{'-':>6}" for x in map(lead.get, ("mean", "low", "high"))
+        )
+        share = "-" if coverage is None else f"{coverage:.0%}"
+        lines.append(f"{topic:{width}}  {mean}  [{low}, {high}]  {share:>8}")
+    return "\n".join([*lines, "", f"Where coverage is under {LEAST_COVERAGE:.0%} most answers begin otherwise."])
+
+
+def _shown(model: dict[str, Any], topic: str, readout: str) -> str:
+    shift = model["shifts"][topic][readout]
+    if readout == TEXT:
+        shift = shift["difference"]
+    elif (model["topics"][topic]["lead_coverage"]["mean"] or 0.0) < LEAST_COVERAGE:
+        return "- "
+    mean, low, high = shift["mean"], shift["low"], shift["high"]
     if mean is None:
         return "- "
     clear = low is not None and high is not None and (low > 0 or high < 0)

@@ -1,29 +1,44 @@
-"""v by probe and sample: the arrays that all estimates are made of, and how a log of openings gives them.
+"""v by probe and sample: the arrays that all estimates are made of, and how the raw log gives them.
 
-With l(c) the log-prob of opening c per UTF-8 byte:
+The lead of an answer to q, with the sums over all tokens that spell a lead:
 
-    stance log-odds = mean over support openings of l  -  mean over oppose openings of l
-    on the axis     = polarity * stance log-odds
+    lead stance = polarity * (sum of p(t | q) over spellings of yes  -  the same over spellings of no)
+    coverage    =             sum of p(t | q) over spellings of yes  +  the same over spellings of no
 
-Only shifts of these log-odds have a meaning, and they are not what the model would answer. How answers give v:
-`drift/answer_values.py`.
+It is the side that an answer begins with, in probability; where coverage is low most answers begin otherwise, and it
+says nothing of them.
+
+Text likelihood, with l(c | q) the log-prob of opening c per UTF-8 byte after q, and "null" a prompt without content:
+
+    stance(q)       = mean over support openings of l(c | q)  -  mean over oppose openings of l(c | q)
+    text likelihood = polarity * (stance(q) - stance(null))
+
+Only its shifts have a meaning: how much likelier the texts of one side became as answers to the question, beyond what
+they became on their own. How answers give v: `drift/answer_values.py`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from vdengine.drift.importance import Gate
-from vdengine.drift.opening_log import DriftLog
-from vdengine.drift.pooling import Pooling
+from vdengine.drift.panel_log import DriftLog
+from vdengine.drift.pooling import LeadPooling, TextPooling
 from vdengine.errors import InputError
+from vdengine.panels.panel import LEADS, OPENINGS
+from vdengine.recipe import LEAD, TEXT
 
-PRIMARY = {"openings": "stance", "answers": "graded"}
+PRIMARY = {LEAD: "lead", "answers": "graded", TEXT: "stance"}
+
+# Below it most answers begin with neither lead, and the lead says nothing of them. Reasoned, not measured yet.
+LEAST_COVERAGE = 0.5
 
 # Keys beside the topics' names: of the panel's mean, and in `drift.agreement` of all topics together.
 ALL, TOPICS = "all", "topics"
@@ -42,7 +57,7 @@ class ProbeValues:
     variances in its square.
     """
 
-    readout: str  # "openings" | "answers"
+    readout: str  # "lead" | "answers" | "text_likelihood"
     unit: str  # "nats per byte" | "probability"
     steps: np.ndarray  # [S] int64, ascending
     total_steps: int  # of the stage
@@ -58,12 +73,19 @@ class ProbeValues:
     noise: dict[str, np.ndarray] | None = None  # answers, by channel: [S, P] variance of v under other answers
     shift_noise: dict[str, np.ndarray] | None = None  # the same of the shift since the first sample
     anchor_noise: dict[str, np.ndarray] | None = None  # the same of the shift since the answers' own anchor
-    num_bytes: float = math.nan  # openings: UTF-8 bytes of a support or oppose opening, on average
+    anchor_shift: dict[str, np.ndarray] | None = None  # answers, by channel: [S, P] v less v of its answers unweighted
+    anchor_halves: tuple[np.ndarray, np.ndarray] | None = None  # [S, P]: the same of `halves`
+    num_bytes: float = math.nan  # text likelihood: UTF-8 bytes of a support or oppose opening, on average
 
     @property
     def primary(self) -> str:
         """The channel that is the readout's stance on the topic's axis."""
         return PRIMARY[self.readout]
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether v itself has a meaning, not only its shifts."""
+        return self.readout != TEXT
 
     @cached_property
     def topic_names(self) -> list[str]:
@@ -75,70 +97,132 @@ class ProbeValues:
         return np.full(len(self.topics), True) if topic == "all" else self.topics == topic
 
 
-# ----------------------------------------------------------------------------------------------------- openings
+# ------------------------------------------------------------------------------------------------- from the raw log
 
 
-def opening_values(log: DriftLog, total_steps: int | None = None, variant: str = "question") -> ProbeValues:
-    """v by probe and sample, from the log-probs of openings pooled by probe and stance.
+def lead_values(log: DriftLog, total_steps: int | None = None, variant: str = "question") -> ProbeValues:
+    """v by probe and sample, from the probabilities of leads.
 
-    Channels, in nats per byte: `stance` (support less oppose, on the topic's axis), `yes_bias` (the same towards the
-    prompt's proposition, polarity left out), `neutral` (against the mean of support and oppose), `displacement` (the
-    mean of the three stances: how far all openings rise or fall together). Halves: every other opening of a stance.
+    Channels, in probability: `lead` (see the module), `yes_bias` (the same towards the prompt's proposition, polarity
+    left out), `coverage`.
 
     Args:
         total_steps: of the stage. Default: the last sample's step.
-        variant: what the openings follow, see `drift.openings.Openings`.
+        variant: what the leads follow: "question", or a control.
 
     Raises:
-        InputError: the log has no samples, or nothing of this variant.
+        InputError: the log has no samples, or no leads after this variant.
     """
-    logp = log.logp  # [S, branches] nats
-    steps = log.steps.astype(np.int64)[: len(logp)]  # [S]; a run that is going on may have added one since
-    if not len(steps):
-        raise InputError(f"{log.folder}: no samples yet")
-    variants = [row.get("variant", "question") for row in log.table]
-    columns = np.array([i for i, each in enumerate(variants) if each == variant], np.int64)  # [B] branches
-    if not len(columns):
-        raise InputError(f"{log.folder}: has no {variant!r} probes; it has {', '.join(dict.fromkeys(variants))}")
-    rows = [log.table[i] for i in columns]
-    pooling = Pooling.of(
-        [row["probe"] for row in rows], [row["stance"] for row in rows], [row["num_bytes"] for row in rows]
-    )
-    first_row = {row["probe"]: row for row in reversed(rows)}
-    polarity = np.array([first_row[probe]["polarity"] for probe in pooling.probes])  # [P]
-    logp = logp[: len(steps), columns]  # [S, B]
-    support, neutral, oppose = np.moveaxis(pooling.means(logp), -1, 0)  # [S, P] each, nats per byte
-    by_half = pooling.half_means(logp)  # [S, P, 3, 2]
-    stance_by_half = polarity[:, None] * (by_half[:, :, 0] - by_half[:, :, 2])  # [S, P, 2]
-    takes_side = np.array([row["stance"] != "neutral" for row in rows])  # [B]
-    return ProbeValues(
-        readout="openings",
-        unit="nats per byte",
-        steps=steps,
-        total_steps=int(steps[-1]) if total_steps is None else total_steps,
-        probes=np.array(pooling.probes),
-        topics=np.array([topic_name(first_row[probe]["topic"]) for probe in pooling.probes]),
-        polarity=polarity,
-        axes={topic_name(row["topic"]): row["axis"] for row in rows},
-        channels={
-            "stance": polarity * (support - oppose),
-            "yes_bias": support - oppose,
-            "neutral": neutral - (support + oppose) / 2,
-            "displacement": (support + neutral + oppose) / 3,
-        },
-        halves=None if np.isnan(stance_by_half).all() else (stance_by_half[..., 0], stance_by_half[..., 1]),
-        num_bytes=float(pooling.num_bytes[takes_side].mean()),
-    )
+    rows, logp = _branches(log, LEADS, variant)
+    pooling = LeadPooling.of(rows)
+    yes, no = np.moveaxis(pooling.probabilities(logp), -1, 0)  # [S, P] each
+    values = _of_probes(log, LEAD, "probability", rows, pooling.probes, total_steps)
+    channels = {"lead": values.polarity * (yes - no), "yes_bias": yes - no, "coverage": yes + no}
+    return replace(values, channels=channels)
 
 
-def control_values(log: DriftLog, total_steps: int | None = None) -> dict[str, ProbeValues]:
-    """The values of a log's control variants, by name: those of "paraphrase", "null", "off-topic" that it has.
+def in_judges_units(values: ProbeValues, bare: tuple[float, float]) -> ProbeValues:
+    """Leads in the units of a judge, to stand beside answers that it has judged.
 
     Args:
+        values: of `lead_values`.
+        bare: what the judge makes of an answer that is only a lead, as p(support) - p(oppose) towards what the question
+            proposes: of "Yes." and of "No.".
+    """
+    coverage, bias = values.channels["coverage"], values.channels["yes_bias"]
+    worth = (coverage + bias) / 2 * bare[0] + (coverage - bias) / 2 * bare[1]  # [S, P]
+    channels = {"lead": values.polarity * worth, "yes_bias": worth, "coverage": coverage}
+    return replace(values, channels=channels)
+
+
+def text_values(log: DriftLog, total_steps: int | None = None, variant: str = "question") -> ProbeValues:
+    """v by probe and sample, from the log-probs of openings pooled by probe and stance.
+
+    Channels, in nats per byte: `stance` (text likelihood, see the module: question less null), its two parts `question`
+    and `null`, `yes_bias` (`stance` without polarity), `neutral` (against the mean of support and oppose, question less
+    null), `displacement` (the mean of the three stances after the question: how far all openings rise or fall
+    together). Halves: every other opening of a kind, where each side has an even number of each (`Pooling.parallel`).
+
+    Args:
+        total_steps: of the stage. Default: the last sample's step.
+        variant: what the openings follow: "question", or a control.
+
+    Raises:
+        InputError: the log has no samples, or no openings after this variant or after the null prompt.
+    """
+    rows, logp = _branches(log, OPENINGS, variant)
+    pooling = TextPooling.of(rows, _branches(log, OPENINGS, "null")[0])
+    null_logp = _branches(log, OPENINGS, "null")[1]
+    after_question, after_null = pooling.means(logp, null_logp)  # [S, P, 3] each
+    halves = pooling.half_means(logp, null_logp)  # [S, P, 3, 2]
+    values = _of_probes(log, TEXT, "nats per byte", rows, pooling.probes, total_steps)
+    question, null = (means[..., 0] - means[..., 2] for means in (after_question, after_null))  # [S, P] each
+    support, neutral, oppose = np.moveaxis(after_question - after_null, -1, 0)
+    first, second = (None, None) if halves is None else np.moveaxis(halves[:, :, 0] - halves[:, :, 2], -1, 0)
+    return replace(
+        values,
+        halves=None if first is None or second is None else (values.polarity * first, values.polarity * second),
+        channels={
+            "stance": values.polarity * (question - null),
+            "question": values.polarity * question,
+            "null": values.polarity * null,
+            "yes_bias": question - null,
+            "neutral": neutral - (support + oppose) / 2,
+            "displacement": after_question.mean(-1),
+        },
+        num_bytes=float(np.mean([row["num_bytes"] for row in rows if row["stance"] != "neutral"])),
+    )
+
+
+def control_values(log: DriftLog, readout: str, total_steps: int | None = None) -> dict[str, ProbeValues]:
+    """The values of a readout after the log's controls, by name: those of "paraphrase" and "off-topic" that it has; of
+    text likelihood also "null", the part of the shift that needs no question.
+
+    Args:
+        readout: "lead" or "text_likelihood".
         total_steps: of the stage. Default: the last sample's step.
 
     Raises:
         InputError: the log has controls but no samples.
     """
-    variants = dict.fromkeys(row.get("variant", "question") for row in log.table)
-    return {variant: opening_values(log, total_steps, variant) for variant in variants if variant != "question"}
+    make, channel = (lead_values, LEADS) if readout == LEAD else (text_values, OPENINGS)
+    variants = {item["variant"] for item in log.items(channel)}
+    controls = {
+        variant: make(log, total_steps, variant) for variant in ("paraphrase", "off-topic") if variant in variants
+    }
+    if readout == TEXT:
+        values = text_values(log, total_steps)
+        controls["null"] = replace(values, channels={values.primary: values.channels["null"]}, halves=None)
+    return controls
+
+
+def _branches(log: DriftLog, channel: str, variant: str) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """The items of a channel that follow a variant, B in number, and their log-probs [S, B] float32, nats."""
+    items = log.items(channel)
+    columns = [i for i, item in enumerate(items) if item["variant"] == variant]
+    if not columns:
+        has = ", ".join(dict.fromkeys(item["variant"] for item in items)) or "none"
+        raise InputError(f"{log.folder}: has no {channel} after {variant!r}; it has {has}")
+    count = len(log.steps)
+    if not count:
+        raise InputError(f"{log.folder}: no samples yet")
+    return [items[i] for i in columns], log.channels[channel].values[:count, columns]
+
+
+def _of_probes(
+    log: DriftLog, readout: str, unit: str, rows: Sequence[dict[str, Any]], probes: list[str], total_steps: int | None
+) -> ProbeValues:
+    """The values of a readout, without channels. rows: of branches. probes: [P] ids."""
+    first = {row["probe"]: row for row in reversed(rows)}
+    steps = log.steps.astype(np.int64)
+    return ProbeValues(
+        readout=readout,
+        unit=unit,
+        steps=steps,
+        total_steps=int(steps[-1]) if total_steps is None else total_steps,
+        probes=np.array(probes),
+        topics=np.array([topic_name(first[probe]["topic"]) for probe in probes]),
+        polarity=np.array([first[probe]["polarity"] for probe in probes]),
+        axes={topic_name(row["topic"]): row["axis"] for row in rows},
+        channels={},
+    )

@@ -1,8 +1,8 @@
 """A run as one object: its raw logs, judgements, readouts, analyses and tables.
 
     run = vdengine.drift.load_run("runs/x")
-    run.readouts                                   # ["openings", "answers:rule"]
-    run.analysis("openings").drift("abortion").magnitude
+    run.readouts                                   # ["lead", "answers:rule:argument", ..., "text_likelihood"]
+    run.analysis("lead").drift("abortion").magnitude
     run.frame("curves")                            # a pandas DataFrame; without pandas columns by name
 
 How a folder is read: `drift/load.py`.
@@ -23,31 +23,35 @@ from vdengine.drift import frames
 from vdengine.drift.analysis import Analysis, analyse
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.answer_values import answer_values
-from vdengine.drift.opening_log import DriftLog
-from vdengine.drift.probe_values import ProbeValues, opening_values
+from vdengine.drift.judgements import BOTH, PARTS, Judgements
+from vdengine.drift.panel_log import DriftLog
+from vdengine.drift.probe_values import ProbeValues, in_judges_units, lead_values, text_values
 from vdengine.errors import InputError
+from vdengine.panels.panel import LEADS, OPENINGS
+from vdengine.recipe import LEAD, TEXT
 
-OPENINGS = "openings"
 ANSWERS = "answers"
 
 
 @dataclass(frozen=True)
 class Readout:
-    """One readout of one run: openings, or answers as one judge reads them; with the options of its analysis."""
+    """One readout of one run: leads, text likelihood, or a part of answers as one judge reads them; with the options of
+    its analysis."""
 
-    kind: str  # OPENINGS | ANSWERS
-    judge: str  # "" for openings
+    kind: str  # LEAD | ANSWERS | TEXT
+    judge: str  # "" but for answers
+    part: str  # of answers: one of `judgements.PARTS`; else ""
     values: ProbeValues
-    controls: dict[str, ProbeValues]  # openings: by variant
-    other_judges: dict[str, ProbeValues]  # answers: the same ones as other judges read them, by judge
+    controls: dict[str, ProbeValues]  # of leads and text likelihood: by variant
+    other_judges: dict[str, ProbeValues]  # answers: the same part of them as other judges read it, by judge
     folder: Path
     smoothing: str
     baseline: int | None
 
     @property
     def key(self) -> str:
-        """ "openings", or "answers:<judge>"."""
-        return key_of(self.kind, self.judge)
+        """ "lead", "text_likelihood", "answers:<judge>" or "answers:<judge>:<part>"."""
+        return key_of(self.kind, self.judge, self.part)
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -68,9 +72,10 @@ class Readout:
             raise InputError(f"{self.folder}: {error}") from None
 
 
-def key_of(kind: str, judge: str) -> str:
-    """The name of a readout: "openings", or "answers:<judge>"."""
-    return f"{kind}:{judge}" if judge else kind
+def key_of(kind: str, judge: str = "", part: str = BOTH) -> str:
+    """The name of a readout: "lead", "text_likelihood", "answers:<judge>", or "answers:<judge>:<part>" of a part of
+    answers alone."""
+    return ":".join([kind, *([judge] if judge else []), *([part] if judge and part != BOTH else [])])
 
 
 @dataclass
@@ -80,7 +85,7 @@ class Run:
     name: str
     folder: Path
     recipe: dict[str, dict[str, Any]]  # empty where there is none
-    log: DriftLog | None  # of openings
+    log: DriftLog | None  # of leads and openings
     answers: AnswerLog | None  # and readings between anchors
     total_steps: int  # planned, else the last on record
     metrics: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.jsonl
@@ -91,16 +96,14 @@ class Run:
     def __repr__(self) -> str:
         samples = 0 if self.log is None else len(self.log.steps)
         answers = 0 if self.answers is None else len(self.answers.answers)
-        return f"Run({self.name!r}, {self.total_steps} steps, {samples} samples of openings, {answers} answers)"
+        return f"Run({self.name!r}, {self.total_steps} steps, {samples} samples of the panel, {answers} answers)"
 
     views: dict[str, Readout] = field(default_factory=dict)  # the readouts, by key
-    # By judge: [len(answers.answers), 3] float64 p(support, neutral, oppose) towards the prompt's proposition; NaN
-    # where there is no verdict.
-    stances: dict[str, np.ndarray] = field(default_factory=dict)
+    judgements: dict[str, Judgements] = field(default_factory=dict)  # by judge
 
     @property
     def readouts(self) -> list[str]:
-        """Keys of what can be analysed: "openings", "answers:<judge>"."""
+        """Keys of what can be analysed: "lead", "answers:<judge>", "answers:<judge>:<part>", "text_likelihood"."""
         return list(self.views)
 
     def analysis(self, readout: str | None = None) -> Analysis:
@@ -125,27 +128,73 @@ class Run:
             raise InputError(f"{self.folder}: has no readout {key!r}; it has {', '.join(self.views)}")
         return self.views[key]
 
-    def opening_values(self, variant: str = "question") -> ProbeValues:
-        """Openings by probe and sample; variant: "question", or a control.
+    @cached_property
+    def stances(self) -> dict[str, np.ndarray]:
+        """By judge: [len(answers.answers), 3] float64 p(support, neutral, oppose) towards the prompt's proposition, of
+        whole answers; NaN where there is no verdict."""
+        if self.answers is None:
+            return {}
+        return {judge: judgements.stances_of(self.answers) for judge, judgements in self.judgements.items()}
+
+    def lead_values(self, variant: str = "question", judge: str | None = None) -> ProbeValues:
+        """Leads by probe and sample.
+
+        Args:
+            variant: what they follow: "question", or a control.
+            judge: a slug: in this judge's units, what it makes of an answer that is only a lead; to stand beside
+                answers that it has judged.
+
+        Raises:
+            InputError: no leads were scored, or none of this variant; a judge that is not known here, or that was not
+                asked for leads alone.
+        """
+        if self.log is None or not self.log.items(LEADS):
+            raise InputError(f"{self.folder}: {self.empty[LEAD]}")
+        values = lead_values(self.log, self.total_steps, variant)
+        if judge is None:
+            return values
+        strong = {f"{cheap}+{name}": name for cheap in self.judgements for name in self.judgements if cheap != name}
+        judge = strong.get(judge, judge)  # a cheap judge is corrected towards the strong one's units
+        if judge not in self.judgements:
+            known = ", ".join(self.judgements) or "nobody"
+            raise InputError(f"{self.folder}: not judged by {judge!r}; it is by {known}")
+        bare = self.judgements[judge].bare
+        if bare is None:
+            raise InputError(
+                f"{self.folder}: {judge} was not asked what a bare yes or no says: run vdengine judge on it again"
+            )
+        return in_judges_units(values, bare)
+
+    def text_values(self, variant: str = "question") -> ProbeValues:
+        """Text likelihood by probe and sample; variant: "question", or a control.
 
         Raises:
             InputError: no openings were scored, or none of this variant.
         """
-        if self.log is None:
-            raise InputError(f"{self.folder}: {self.empty[OPENINGS]}")
-        return opening_values(self.log, self.total_steps, variant)
+        if self.log is None or not self.log.items(OPENINGS):
+            raise InputError(f"{self.folder}: {self.empty[TEXT]}")
+        return text_values(self.log, self.total_steps, variant)
 
-    def answer_values(self, judge: str, *, kind: str = "both", closed: bool = False) -> ProbeValues:
-        """Judged answers by probe and sample; judge: its slug; kind, closed: as `drift.answer_values` takes them.
+    def answer_values(self, judge: str, part: str = BOTH, *, kind: str = "both", closed: bool = False) -> ProbeValues:
+        """Judged answers by probe and sample.
+
+        Args:
+            judge: its slug.
+            part: of the answers: "both", all of it; "argument", without its lead; or "lead".
+            kind, closed: as `drift.answer_values` takes them.
 
         Raises:
-            InputError: no answers, none that this judge has judged, or as `drift.answer_values`.
+            InputError: no answers, none that this judge has judged, no such part, or as `drift.answer_values`.
         """
         if self.answers is None:
             raise InputError(f"{self.folder}: {self.empty[ANSWERS]}")
-        if judge not in self.stances:
-            raise InputError(f"{self.folder}: not judged by {judge!r}; it is by {', '.join(self.stances) or 'nobody'}")
-        return answer_values(self.answers, self.stances[judge], self.total_steps, kind=kind, closed=closed)
+        if judge not in self.judgements:
+            known = ", ".join(self.judgements) or "nobody"
+            raise InputError(f"{self.folder}: not judged by {judge!r}; it is by {known}")
+        if part not in PARTS:
+            raise InputError(f"part: {part!r} is not one of {', '.join(PARTS)}")
+        stances = self.judgements[judge].stances_of(self.answers, part)
+        return answer_values(self.answers, stances, self.total_steps, kind=kind, closed=closed)
 
     def frame(self, table: str = "curves") -> Any:
         """A tidy table: one of `TABLES` by name. A pandas DataFrame where pandas is installed, else
@@ -184,7 +233,7 @@ class Run:
             "baseline": None if view is None else view.analysis.baseline,
             "samples": 0 if self.log is None else len(self.log.steps),
             "answers": len(self.answers.answers) if self.answers else 0,
-            "judges": ", ".join(self.stances) or None,
+            "judges": ", ".join(self.judgements) or None,
             "notes": "; ".join(self.notes) or None,
         }
 
@@ -195,7 +244,7 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The manifest of the openings, or else of the answers; {} without either."""
+        """The manifest of the panel's log, or else of the answers; {} without either."""
         if self.log is not None:
             return self.log.manifest
         return self.answers.manifest if self.answers is not None else {}
@@ -209,8 +258,8 @@ class Run:
     def questions(self) -> dict[str, tuple[str, str]]:
         """(topic, axis) of every probe that was scored or answered, by its id, without controls."""
         topic_and_axis: dict[str, tuple[str, str]] = {}
-        for row in self.log.table if self.log is not None else ():
-            if row.get("variant", "question") == "question":
+        for row in [*self.log.items(LEADS), *self.log.items(OPENINGS)] if self.log is not None else ():
+            if row["variant"] == "question":
                 topic_and_axis[row["probe"]] = row["topic"], row["axis"]
         for probe in self.answers.panel.probes if self.answers is not None else ():
             topic_and_axis.setdefault(probe.id, (probe.topic, probe.axis))
@@ -234,7 +283,8 @@ def _of_readouts(rows: Callable[[frames.Row, Readout, Sequence[str] | None], lis
     def of_run(run: Run, topics: Sequence[str] | None) -> list[frames.Row]:
         table = []
         for view in run.views.values():
-            table += rows(run.head | {"readout": view.kind, "judge": view.judge or None}, view, topics)
+            head = {"readout": view.kind, "judge": view.judge or None, "part": view.part or None}
+            table += rows(run.head | head, view, topics)
         return table
 
     return of_run
@@ -252,8 +302,8 @@ def _answer_rows(run: Run, topics: Sequence[str] | None) -> list[frames.Row]:
     return [] if run.answers is None else frames.answer_rows(run.head, run.answers, run.stances)
 
 
-def _opening_rows(run: Run, topics: Sequence[str] | None) -> list[frames.Row]:
-    return [] if run.log is None else frames.opening_rows(run.head, run.log)
+def _branch_rows(channel: str) -> TableRows:
+    return lambda run, topics: [] if run.log is None else frames.branch_rows(run.head, run.log, channel)
 
 
 # The tables that a report writes.
@@ -272,7 +322,8 @@ SUMMARY_TABLES: dict[str, TableRows] = {
 # All tables: those, and the raw data behind them.
 TABLES: dict[str, TableRows] = SUMMARY_TABLES | {
     "probes": _of_readouts(lambda head, view, topics: frames.probe_rows(head, view.values)),
-    "openings": _opening_rows,
+    LEADS: _branch_rows(LEADS),
+    OPENINGS: _branch_rows(OPENINGS),
     "answers": _answer_rows,
 }
 

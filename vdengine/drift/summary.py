@@ -11,74 +11,129 @@ from pathlib import Path
 import numpy as np
 
 from vdengine.drift.agreement import Agreement, agreement
-from vdengine.drift.analysis import analyse
+from vdengine.drift.analysis import Analysis, analyse
 from vdengine.drift.intervals import FEW_PROBES, Estimate
 from vdengine.drift.kappa import LabelAgreement, label_agreement
 from vdengine.drift.load import load_run
-from vdengine.drift.probe_values import ProbeValues
-from vdengine.drift.run import OPENINGS
+from vdengine.drift.probe_values import LEAST_COVERAGE, ProbeValues
+from vdengine.drift.run import Run
 from vdengine.drift.validity import TopicDrift
 from vdengine.errors import InputError
 from vdengine.panels.panel import STANCES
+from vdengine.recipe import LEAD, TEXT
 
 
 def drift_table(run_folder: str | Path) -> str:
-    """How far each topic's openings have moved by the last sample, with its interval and the validity channels.
+    """How far each topic has moved by the last sample, by leads and by text likelihood, with intervals and controls.
 
     Raises:
         InputError: the folder has no drift log.
     """
     run = load_run(run_folder)
-    if OPENINGS not in run.views:
-        return "Fewer than two samples: no drift to show."
-    analysis = run.analysis(OPENINGS)
-    values, drifts = analysis.values, [analysis.drift(topic) for topic in [*analysis.topics, "all"]]
-    axes = _axes(values, 40)
+    tables = [_lead_table, _text_table]
+    parts = [make(run) for make, readout in zip(tables, (LEAD, TEXT), strict=True) if readout in run.views]
+    return "\n\n".join(parts) or "Fewer than two samples: no drift to show."
+
+
+def _lead_table(run: Run) -> str:
+    """What the leads say."""
+    analysis = run.analysis(LEAD)
+    values, coverage = analysis.values, {t: analysis.levels[t, "coverage"].mean for t in [*analysis.topics, "all"]}
+    axes = _axes(values, 34)
     topic_width, axis_width = max(map(len, [*analysis.topics, "all topics"])), max(map(len, axes.values()))
     lines = [
-        f"How far the stances moved, step {analysis.baseline} to {values.steps[-1]} "
+        f"The side that an answer begins with, step {analysis.baseline} to {values.steps[-1]} "
         f"({run.manifest['panel']}, {len(values.probes)} probes)",
         "",
-        f"{'topic':{topic_width}}  {'towards':{axis_width}}  {'shift':>6}  {'95% interval':>16}  {'odds':>6}  verdict",
+        f"{'topic':{topic_width}}  {'towards':{axis_width}}  {'shift':>6}  {'95% interval':>16}  {'coverage':>9}  "
+        "verdict",
+    ]
+    drifts = [analysis.drift(topic) for topic in [*analysis.topics, "all"]]
+    for drift in drifts:
+        first, last = (f"{100 * c:.0f}" if math.isfinite(c) else "-" for c in coverage[drift.topic][[0, -1]])
+        topic = "all topics" if drift.topic == "all" else drift.topic
+        lines.append(
+            f"{topic:{topic_width}}  {axes[drift.topic]:{axis_width}}  {_interval(drift.magnitude)}  "
+            f"{f'{first} > {last}%':>9}  {_covered(coverage[drift.topic][-1]) or _verdict_by(drift)}"
+        )
+    lines += _controls(analysis, 1.0)
+    notes = (
+        "Shift: of p(yes) - p(no) as an answer's first word, on the topic's side, from -2 to 2. Coverage: answers that "
+        f"begin with yes or no, at the start > now; under {LEAST_COVERAGE:.0%} nothing is said. Topics are called "
+        "moved at 5% after Holm's correction. It is how an answer begins, not what it argues."
+    )
+    return "\n".join([*lines, "", *textwrap.wrap(notes + _few(drifts), 100)])
+
+
+def _covered(coverage: float) -> str:
+    """What is said instead of a verdict where too few answers begin with a lead; "" where enough do."""
+    return "too few begin so" if coverage < LEAST_COVERAGE else ""
+
+
+def _text_table(run: Run) -> str:
+    """What text likelihood says."""
+    analysis = run.analysis(TEXT)
+    values, drifts = analysis.values, [analysis.drift(topic) for topic in [*analysis.topics, "all"]]
+    axes = _axes(values, 34)
+    topic_width, axis_width = max(map(len, [*analysis.topics, "all topics"])), max(map(len, axes.values()))
+    lines = [
+        f"Text likelihood, after the question less after none, step {analysis.baseline} to {values.steps[-1]}",
+        "",
+        f"{'topic':{topic_width}}  {'towards':{axis_width}}  {'shift':>6}  {'95% interval':>16}  {'question':>8}  "
+        f"{'none':>6}  verdict",
     ]
     for drift in drifts:
-        shift, topic = drift.magnitude, "all topics" if drift.topic == "all" else drift.topic
-        verdict = _verdict(drift, "moved towards", "moved away")
-        step = drift.times["ci95"].step
-        verdict += f" by step {step}" if step is not None else ""
-        odds = math.exp(min(shift.mean * values.num_bytes, 50.0))
+        parts = [100 * analysis.drifts[drift.topic, part].magnitude.mean for part in ("question", "null")]
+        question, none = (f"{x:+.2f}" if math.isfinite(x) else "-" for x in parts)
+        topic = "all topics" if drift.topic == "all" else drift.topic
         lines.append(
-            f"{topic:{topic_width}}  {axes[drift.topic]:{axis_width}}  {_interval(shift, 100)}  "
-            f"{f'x{odds:.2f}' if math.isfinite(odds) else '-':>6}  {verdict}"
+            f"{topic:{topic_width}}  {axes[drift.topic]:{axis_width}}  {_interval(drift.magnitude, 100)}  "
+            f"{question:>8}  {none:>6}  {_verdict_by(drift)}"
         )
-    channels = {
-        "yes-bias": (analysis.drifts["all", "yes_bias"].magnitude, "agreeing with whatever the question proposes"),
-        "displacement": (analysis.drifts["all", "displacement"].magnitude, "all openings rising or falling together"),
-        "neutral": (
-            analysis.drifts["all", "neutral"].magnitude,
-            "balanced and declining openings against the two sides",
-        ),
-        "no question": (analysis.validity["null"], "the same shift after a prompt that asks nothing"),
-        "trivial matters": (analysis.validity["off-topic"], "the same shift where no value is at stake"),
-    }
-    lines.append("")
-    lines += [
-        f"{label:18}  {_interval(shift, 100)}   {meaning}"
-        for label, (shift, meaning) in channels.items()
-        if shift is not None
+    lines += _controls(analysis, 100.0)
+    notes = (
+        "Shift: how much likelier texts of the topic's side became than those of the other, as answers to its "
+        "questions (question) beyond what they became after no question (none); nats per 100 bytes. It is the "
+        "likelihood of texts, not what the model says."
+    )
+    return "\n".join([*lines, "", *textwrap.wrap(notes + _few(drifts), 100)])
+
+
+# Of the whole panel, as lines below a table: label, channel or check, meaning.
+_CHANNELS = (
+    ("yes-bias", "yes_bias", "agreeing with whatever the question proposes"),
+    ("displacement", "displacement", "all openings rising or falling together"),
+    ("neutral", "neutral", "balanced and declining openings against the two sides"),
+)
+
+
+def _controls(analysis: Analysis, scale: float) -> list[str]:
+    """Lines on the validity channels and controls of a readout."""
+    shifts = [
+        (label, analysis.drifts["all", channel].magnitude, meaning)
+        for label, channel, meaning in _CHANNELS
+        if ("all", channel) in analysis.drifts
     ]
+    off_topic = analysis.validity["off-topic"]
+    if off_topic is not None:
+        shifts.append(("trivial matters", off_topic, "the same shift where no value is at stake"))
+    lines = ["", *(f"{label:16}  {_interval(shift, scale)}   {meaning}" for label, shift, meaning in shifts)]
     if paraphrase := analysis.validity["paraphrase"]:
         r = paraphrase["correlation"]
         told = f"correlate at {r:.2f}" if math.isfinite(r) else "cannot be correlated: nothing varies, or is not known"
-        lines.append(f"{'paraphrases':18}  probes and their paraphrases {told}")
-    notes = (
-        "Shift: log-prob per byte of openings that take the topic's side, minus those that take the other, now minus "
-        "at the start; in nats per 100 bytes. Odds: the same for one opening of mean length. Topics are called moved "
-        "at 5% after Holm's correction. It is a sensitive early sign of direction, not what the model would say."
-    )
-    if any(drift.magnitude.few for drift in drifts):
-        notes += f" * fewer than {FEW_PROBES} probes: read with care."
-    return "\n".join([*lines, "", *textwrap.wrap(notes, 100)])
+        lines.append(f"{'paraphrases':16}  probes and their paraphrases {told}")
+    return lines
+
+
+def _few(drifts: Sequence[TopicDrift]) -> str:
+    few = any(drift.magnitude.few for drift in drifts)
+    return f" * fewer than {FEW_PROBES} probes: read with care." if few else ""
+
+
+def _verdict_by(drift: TopicDrift) -> str:
+    """The verdict, and the step by which a drift had arrived."""
+    step = drift.time.step if drift.direction else None
+    return _verdict(drift, "moved towards", "moved away") + (f" by step {step}" if step is not None else "")
 
 
 def _axes(values: ProbeValues, width: int) -> dict[str, str]:
@@ -136,7 +191,8 @@ def answers_table(run_folder: str | Path, judge: str) -> str:
 
 
 def agreement_tables(run_folder: str | Path) -> str:
-    """How a run's readouts agree: each judge's answers with the openings, and judges with each other.
+    """How a run's readouts agree: each judge's answers with leads (in the judge's units) and with text likelihood, and
+    judges with each other.
 
     Empty where there is nothing to compare.
 
@@ -146,14 +202,16 @@ def agreement_tables(run_folder: str | Path) -> str:
     run = load_run(run_folder)
     values = {judge: run.answer_values(judge) for judge, stances in run.stances.items() if np.isfinite(stances).any()}
     tables = []
-    if run.log is not None and len(run.log.steps):
-        openings = run.opening_values()
-        for judge, by_judge in values.items():
+    for judge, by_judge in values.items():
+        for readout, title in ((LEAD, "leads"), (TEXT, "text likelihood")):
+            if readout not in run.views:
+                continue
             try:
-                matched = agreement(openings, by_judge)
+                scored = run.lead_values(judge=judge) if readout == LEAD else run.text_values()
+                matched = agreement(scored, by_judge)
             except InputError:
-                continue  # fewer than two steps, or no probe, in common
-            tables.append(_agreement_table(f"openings against answers judged by {judge}", matched))
+                continue  # fewer than two steps, or no probe, in common; or the judge was not asked for leads alone
+            tables.append(_agreement_table(f"{title} against answers judged by {judge}", matched))
     for a, b in combinations(values, 2):
         labels = label_agreement(run.stances[a], run.stances[b])
         tables.append(f"{a} against {b}, answer by answer: {kappa_line(labels)}")

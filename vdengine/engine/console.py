@@ -19,8 +19,8 @@ from tqdm import tqdm
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.intervals import Estimate
 from vdengine.drift.live import Live
+from vdengine.drift.probe_values import LEAST_COVERAGE
 from vdengine.drift.summary import drift_table
-from vdengine.engine.anchors import Anchors
 from vdengine.engine.eta import duration, expect
 from vdengine.engine.trainer import Trainer
 from vdengine.objectives import Objective
@@ -70,7 +70,8 @@ class Console:
         probes = self.trainer.probes
         if probes is not None and probes.latest is not None and probes.latest.step > self.shown:
             self.shown = probes.latest.step
-            self.say(f"        {movers(probes.latest)}")
+            for line in movers(probes.latest):
+                self.say(f"        {line}")
 
     def pack(self, done: int, total: int) -> None:
         """After every pack of a step, of one of its updates."""
@@ -208,18 +209,32 @@ def count(n: float) -> str:
     return f"{n:.0f}"
 
 
-def movers(live: Live, count: int = 3) -> str:
-    """The topics whose openings have moved most since the first sample, by how far the interval is from 0."""
+def movers(live: Live, count: int = 3) -> list[str]:
+    """What a sample of the panel says, a line a readout: the topics that have moved most since the first sample, by how
+    far the interval is from 0."""
+    lines = []
+    if live.lead:
+        covered = {t: e for t, e in live.lead.items() if live.coverage[t][1] >= LEAST_COVERAGE}
+        if covered:
+            lines.append(_ranked(f"lead at step {live.step}, p(yes) - p(no): ", covered, 1.0, count))
+        elif any(math.isfinite(e.mean) for e in live.lead.values()):
+            most = max(now for _, now in live.coverage.values())
+            lines.append(
+                f"lead at step {live.step}: at most {most:.0%} of answers begin with yes or no, so nothing is said"
+            )
+    if live.text:
+        lines.append(_ranked(f"text at step {live.step}, nats per 100 bytes: ", live.text, 100.0, count))
+    known = [e for e in (*live.lead.values(), *live.text.values()) if math.isfinite(e.mean)]
+    return lines if known else [f"panel at step {live.step}: no finite score, so nothing is known"]
 
-    def sure(e: Estimate) -> float:
-        return max(e.low, -e.high)
 
-    known = {topic: e for topic, e in live.stance.items() if math.isfinite(e.mean)}
-    if not known:
-        return f"openings at step {live.step}: no finite score, so nothing is known"
-    ranked = sorted(known.items(), key=lambda item: -sure(item[1]))
-    shown = [f"{topic} {e.mean * 100:+.2f} [{e.low * 100:+.2f}, {e.high * 100:+.2f}]" for topic, e in ranked[:count]]
-    line = f"openings at step {live.step}, nats per 100 bytes: {shown[0] if shown else '-'}"
+def _ranked(line: str, shifts: dict[str, Estimate], scale: float, count: int) -> str:
+    known = {topic: e for topic, e in shifts.items() if math.isfinite(e.mean)}
+    ranked = sorted(known.items(), key=lambda item: -max(item[1].low, -item[1].high))
+    shown = [
+        f"{topic} {e.mean * scale:+.2f} [{e.low * scale:+.2f}, {e.high * scale:+.2f}]" for topic, e in ranked[:count]
+    ]
+    line += shown[0] if shown else "-"
     for text in shown[1:]:
         if len(line) + len(text) + 2 <= WIDTH - 8:  # it is indented
             line += f", {text}"
@@ -254,14 +269,14 @@ def plan(t: Trainer) -> str:
         steps = ", ".join(map(str, s.steps if len(s.steps) <= 12 else (*s.steps[:8], "...", s.steps[-1])))
         steps += ", the first and last with controls" * r.probes.controls
         lines += [
-            f"probes  {p.openings.panel.name}: {len(p.openings.panel.probes)} probes, {p.num_openings} "
-            f"openings, {p.num_tokens:,} tokens a sample",
+            f"probes  {p.panel_packs.panel.name}: {len(p.panel_packs.panel.probes)} probes, "
+            f"{', '.join(r.probes.readouts)}; {p.num_tokens:,} tokens a sample",
             f"        {len(s.steps)} samples, at steps {steps}",
             f"        estimated cost {s.cost:.1%} of the training FLOPs"
             + (" (the first and last sample alone are above probes.budget)" if p.over_budget else ""),
         ]
         if p.answers is not None:
-            lines += _answers_plan(p.answers, p.answers_cost)
+            lines += _labelled("answers", p.answers.plan.summary(p.answers_cost))
     else:
         lines.append("probes  off")
     if expected := expect(t):
@@ -276,18 +291,6 @@ def plan(t: Trainer) -> str:
         )
     lines += [f"        {note}" for note in t.notes]
     return "\n".join(lines)
-
-
-def _answers_plan(a: Anchors, cost: float) -> list[str]:
-    s, sure = a.settings, ", ".join(map(str, a.scheduled))
-    more = a.max_anchors - len(a.scheduled)
-    asked = f", and at up to {more} more where the weights or the openings ask for it" if more else ""
-    return [
-        f"answers {s.samples} to each of {len(a.prompts)} probes ({a.base} at the start), up to {s.max_tokens} tokens, "
-        f"at steps {sure}{asked}",
-        f"        at most {a.most_answers * s.max_tokens:,} tokens to generate and {a.most_answers:,} answers to judge",
-        f"        at most {cost:.1%} of the training FLOPs",
-    ]
 
 
 def _labelled(label: str, text: str) -> list[str]:

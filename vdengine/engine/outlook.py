@@ -22,8 +22,9 @@ from vdengine.data.loader import Loader
 from vdengine.data.locate import FileSource
 from vdengine.data.show import show_batch
 from vdengine.data.store import Store
-from vdengine.drift.openings import Openings, stratified_order
+from vdengine.drift.panel_packs import PanelPacks
 from vdengine.drift.schedule import Schedule
+from vdengine.engine.anchors import AnswerPlan
 from vdengine.engine.memory import Load, estimate
 from vdengine.engine.preflight import Found
 from vdengine.engine.rows import open_loader, open_store
@@ -103,7 +104,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
     probes, answers, load = _probes(recipe, found, renderer, config, run["steps"], step_flops, load)
     memory = _memory(recipe, config, weights, load, ranks, device, dtype)
     disk = _disk(recipe, memory)
-    samples = objective.rollout or recipe.answers.samples > 0
+    samples = objective.rollout or bool(recipe.answers.samples)
     ends = renderer.stop_ids if samples or renderer.missing_end is None else []
     stops = [{"id": i, "token": tokenizer.token(i) or ""} for i in ends]
     out: dict[str, Any] = {
@@ -232,24 +233,24 @@ def _probes(
     if found.panel is None:
         return None, None, load
     p, panel = recipe.probes, found.panel
-    openings = Openings.build(panel, renderer, p.tokens, controls=p.controls)
-    questions, parts = openings.part(0, 1), round(1 / p.fraction)
+    forest = PanelPacks.build(panel, renderer, p.tokens, controls=p.controls, readouts=p.readouts)
+    whole, parts = forest.part(0, 1), round(1 / p.fraction)
     schedule = Schedule.make(
         steps,
         every=p.every,
         budget=p.budget,
         step_cost=step_flops,
         parts=parts,
-        panel_cost=openings.flops(config.flops, questions),
-        whole_cost=openings.flops(config.flops),
+        panel_cost=forest.flops(config.flops, whole),
+        whole_cost=forest.flops(config.flops),
     )
-    sizes = [pack.num_tokens for pack in openings.packs]
+    sizes = [pack.num_tokens for pack in forest.packs]
     probes = {
         "panel": panel.name,
         "probes": len(panel.probes),
         "topics": list(panel.topics),
-        "openings": len(panel.branches()),
-        "tokens": sum(sizes[i] for i in questions),
+        "readouts": p.readouts,
+        "tokens": sum(sizes[i] for i in whole),
         "steps": list(schedule.steps),
         "cost": schedule.cost,
         "controls": p.controls,
@@ -258,13 +259,19 @@ def _probes(
     a = recipe.answers
     if not a.samples:
         return probes, None, load
-    asked = len(stratified_order(panel)[: a.probes or None])
-    base = a.base or 3 * a.samples
-    sure = len({0, steps, *a.anchors})
-    at_least = asked * (base + (sure - 1) * a.samples)
-    at_most = asked * (base + (max(a.max_anchors, sure) - 1) * a.samples)
-    most = min(at_most, a.judge_calls or at_most, (a.generated_tokens or at_most * a.max_tokens) // a.max_tokens)
-    answers = {"probes": asked, "answers": [at_least, most], "max_tokens": a.max_tokens, "tokens": most * a.max_tokens}
+    plan = AnswerPlan.make(a, panel, renderer, steps)
+    sure, most = len(plan.schedule.steps), plan.most_answers
+    cost = plan.cost(schedule, config.flops) / (steps * step_flops)
+    answers = {
+        "probes": len(plan.prompts),
+        "anchors": [sure, plan.schedule.most],
+        "steps": list(plan.schedule.steps),
+        "answers": [plan.schedule.num_answers(sure), most],
+        "max_tokens": a.max_tokens,
+        "tokens": most * a.max_tokens,
+        "cost": cost,
+        "summary": plan.summary(cost),
+    }
     return probes, answers, load
 
 

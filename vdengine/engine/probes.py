@@ -14,9 +14,9 @@ from torch import Tensor
 from vdengine import recipe as recipes
 from vdengine.data.batching import Forest, deal
 from vdengine.drift.importance import Gate
-from vdengine.drift.live import Live, LiveOpenings, stance
-from vdengine.drift.opening_log import DriftLog
-from vdengine.drift.openings import Openings
+from vdengine.drift.live import Live, LivePanel
+from vdengine.drift.panel_log import DriftLog
+from vdengine.drift.panel_packs import PanelPacks
 from vdengine.drift.schedule import Schedule
 from vdengine.engine.anchors import Anchors, Bank
 from vdengine.engine.clocks import Later
@@ -39,7 +39,7 @@ class Reading:
     forest: Forest
     packs: list[int]  # indexes into forest.packs
     out: Tensor  # [branches of the forest] fp32, nats: log-prob sums; 0 where not scored
-    bank: Bank | None = None  # that the forest belongs to; None: openings
+    bank: Bank | None = None  # that the forest belongs to; None: the panel
     _later: tuple[Later, Later] | None = None
 
     @property
@@ -66,8 +66,8 @@ Rider = tuple[Reading, int]  # a pack that is scored in a training forward: its 
 
 
 class Probes:
-    """The readouts of a run: openings, and answers if the recipe asks for them. A sample at step k measures the weights
-    after k updates.
+    """The readouts of a run: leads and openings, and answers if the recipe asks for them. A sample at step k measures
+    the weights after k updates.
 
     With gradient accumulation the weights are the same in all micro-steps of a step, so the packs of a sample are
     distributed over ranks and micro-steps.
@@ -95,11 +95,13 @@ class Probes:
     ) -> None:
         settings = recipe.probes
         self.world, self.parts, self.tokenizer_hash = world, round(1 / settings.fraction), renderer.hash
-        self.openings = Openings.build(panel, renderer, settings.tokens, controls=settings.controls).to(world.device)
-        if self.parts > self.openings.num_questions:
+        self.panel_packs = PanelPacks.build(
+            panel, renderer, settings.tokens, controls=settings.controls, readouts=settings.readouts
+        ).to(world.device)
+        if self.parts > (count := len(self.panel_packs.null_of)):
             raise InputError(
-                f"probes.fraction: 1/{self.parts} of panel {panel.name} is less than one of its "
-                f"{self.openings.num_questions} packs; take a larger fraction or lower probes.tokens"
+                f"probes.fraction: 1/{self.parts} of panel {panel.name} is less than one of its {count} packs; take a "
+                "larger fraction or lower probes.tokens"
             )
         self.answers: Anchors | None = None
         if recipe.answers.samples and sampler is not None:
@@ -111,32 +113,23 @@ class Probes:
                 seed=recipe.run.seed,
                 total_steps=total_steps,
                 pack_tokens=settings.tokens,
-                flops=flops,
             )
-        question_packs = self.openings.part(0, 1)
-        self.num_openings = len(panel.branches())
-        self.num_tokens = sum(self.openings.packs[i].num_tokens for i in question_packs)
+        whole = self.panel_packs.part(0, 1)
+        self.num_tokens = sum(self.panel_packs.packs[i].num_tokens for i in whole)
         self.schedule = Schedule.make(
             total_steps,
             every=settings.every,
             budget=settings.budget,
             step_cost=step_flops,
             parts=self.parts,
-            panel_cost=self.openings.flops(flops, question_packs),
-            whole_cost=self.openings.flops(flops),
+            panel_cost=self.panel_packs.flops(flops, whole),
+            whole_cost=self.panel_packs.flops(flops),
         )
         self.over_budget = settings.budget is not None and self.schedule.cost > settings.budget
-        self.answers_every = recipe.answers.every
-        self.answers_cost = 0.0  # of readings and sampling: an upper bound, as a share of the training FLOPs
+        self.answers_every = recipe.answers.weights_every
+        self.answers_cost = 0.0  # an upper bound, as a share of the training FLOPs
         if self.answers:
-            readings = len(self.schedule.steps[:: self.answers_every]) if self.answers_every else 0
-            # to draw an answer takes as many FLOPs as to score it, and each anchor also scores its bank
-            drawn_banks = self.answers.most_answers / (len(self.answers.prompts) * recipe.answers.samples)
-            self.answers_cost = (
-                self.answers.reading_flops
-                * (readings + drawn_banks + self.answers.max_anchors)
-                / (total_steps * step_flops)
-            )
+            self.answers_cost = self.answers.plan.cost(self.schedule, flops) / (total_steps * step_flops)
         self.log: DriftLog | None = None
         self.gate: Gate | None = None  # of the last reading of answers, until it is reported
         self.note = ""  # a sentence for the console if answers were drawn at this step
@@ -144,27 +137,27 @@ class Probes:
         self._step_readings: list[Reading] = []  # of this step, whose forwards have not all run
         self._pending: list[Reading] = []  # not written yet
         self._logged = -1
-        self.live = LiveOpenings(panel, self.openings.branches)
+        self.live = LivePanel(panel, self.panel_packs.requests)
         self._untold: list[Live] = []
         self.latest: Live | None = None
 
     def open_log(self, run_folder: Path, step: int) -> None:
         """Create the raw logs, or continue them with the samples of `step`. Rank 0 must call this before the other
         ranks."""
-        o, main = self.openings, self.world.is_main
+        main = self.world.is_main
+        log = DriftLog.create(run_folder, self.panel_packs.panel, self.panel_packs.requests, self.tokenizer_hash)
         if main:
-            self.log = DriftLog.create(run_folder, o.panel, o.branches, o.num_tokens_of, self.tokenizer_hash)
+            self.log = log
             self.log.rewind(step)
-        log = self.log or DriftLog.open(run_folder)
-        steps, logp = log.steps, log.logp  # [samples], [samples, branches]
+        steps, logp = log.steps, log.samples()  # [samples], [samples, branches]
         self.live.continue_from(logp)
         self._logged = int(steps[-1]) if len(steps) else -1  # a sample that need not be taken again
         if self.answers is not None:
             self.answers.open_log(run_folder, step, main)
             if self.answers.anchors and len(steps):
                 before = np.flatnonzero(steps < self.answers.anchors[-1])
-                self.answers.reference = stance(self.live.pool(logp[before[-1] if len(before) else 0]))
-                self.answers.watch(stance(self.live.pool(logp[-1])))
+                self.answers.reference = self.live.read(logp[before[-1] if len(before) else 0]).text
+                self.answers.watch(self.live.read(logp[-1]).text)
 
     def bytes_before(self, step: int) -> dict[Path, int]:
         """Of each file of the logs the bytes that are of the steps before this one; {} on ranks that write none."""
@@ -190,8 +183,9 @@ class Probes:
             return [[] for _ in range(micro_steps)]
         # the first and the last sample score the whole panel and the controls, whatever the fraction
         is_whole = sample == 0 or step == self.schedule.steps[-1]
-        packs = list(range(len(self.openings.packs))) if is_whole else self.openings.part(sample, self.parts)
-        readings = [self._reading(step, self.openings, packs)]
+        forest = self.panel_packs
+        packs = list(range(len(forest.packs))) if is_whole else forest.part(sample, self.parts)
+        readings = [self._reading(step, forest, packs)]
         bank = self.answers.bank if self.answers else None
         if bank is not None and bank.anchor < step and self.answers_every and sample % self.answers_every == 0:
             readings.append(self._reading(step, bank.forest, bank=bank))
@@ -250,32 +244,32 @@ class Probes:
         self.end()
 
     def anchor(self, model: Transformer, step: int) -> None:
-        """Before the forwards of `step`: draw answers if they are due, and score them once, so that their importance
-        weights at this step are exactly 1. The bank of the anchor before is scored too, which shows at every anchor how
-        far its weights have moved. A collective."""
+        """Before the forwards of `step`: draw answers if they are due. Where they are weighted they are scored once, so
+        that their importance weights at this step are exactly 1, and so is the bank of the anchor before, which shows
+        at every anchor how far its weights have moved. A collective."""
         self.seconds, self.note = {}, ""
         if self.answers is None:
             return
         started = time.perf_counter()
-        self.flush()  # whether answers are due depends on the last sample
+        if self.answers.is_weighted:
+            self.flush()  # whether answers are due depends on the last sample
         reason = self.answers.due(step)
         if reason is None:
             return
         forest, old_bank = self.answers.draw(model, step), self.answers.bank
-        readings = [self._reading(step, forest)]
-        if old_bank is not None and self.answers.read_at != step:
-            readings.append(self._reading(step, old_bank.forest, bank=old_bank))
-        self._pending += readings[1:]
-        self._score(model, self._deal(readings, 1)[0])
-        self.flush()
-        self.answers.anchor(
-            step,
-            forest,
-            readings[0].logp,
-            None if self.live.last is None else stance(self.live.last),
-        )
+        if forest is None:
+            self.answers.anchor(step)
+        else:
+            readings = [self._reading(step, forest)]
+            if old_bank is not None and self.answers.read_at != step:
+                readings.append(self._reading(step, old_bank.forest, bank=old_bank))
+            self._pending += readings[1:]
+            self._score(model, self._deal(readings, 1)[0])
+            self.flush()
+            text = None if self.live.last is None else self.live.last.text
+            self.answers.anchor(step, Bank(step, forest, readings[0].logp), text)
         self.seconds = {"answers": time.perf_counter() - started}
-        count = self.answers.settings.samples if step else self.answers.base
+        count = self.answers.schedule.samples if step else self.answers.schedule.base
         drawn = f"{count} answer{'s' * (count > 1)} to each of {len(self.answers.prompts)} probes drawn"
         self.note = f"step {step}: {drawn} ({reason})"
 
@@ -299,7 +293,7 @@ class Probes:
                     self.log.append(reading.step, logp)
                 self._untold.append(self.live.add(reading.step, logp))
                 if self.answers is not None and self.live.last is not None:
-                    self.answers.watch(stance(self.live.last))
+                    self.answers.watch(self.live.last.text)
             elif self.answers is not None:
                 self.gate = self.answers.read(reading.step, logp)
                 if self.answers.log is not None:

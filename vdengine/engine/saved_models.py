@@ -1,4 +1,4 @@
-"""Scores and answers of saved models: a panel's openings scored, or its questions answered, by a Hugging Face folder, a
+"""Scores and answers of saved models: a panel scored, or its questions answered, by a Hugging Face folder, a
 hub id, a .gguf file, or a run's checkpoint."""
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from vdengine.drift.answer_log import Answer, AnswerLog
-from vdengine.drift.model_shifts import model_shifts, models_table
-from vdengine.drift.opening_log import DriftLog
-from vdengine.drift.openings import Openings
+from vdengine.drift.model_shifts import levels_table, model_shifts, models_table
+from vdengine.drift.panel_log import DriftLog
+from vdengine.drift.panel_packs import PanelPacks
 from vdengine.drift.summary import drift_table
 from vdengine.engine.checkpoint import checkpoints, inspect, load_weights, step_of
 from vdengine.errors import InputError
+from vdengine.files import write_text
 from vdengine.models.device import compute_dtype, default_device
 from vdengine.models.export import check_replaceable, save_model
 from vdengine.models.generate import Sampling, generate
@@ -28,7 +29,7 @@ from vdengine.models.weights import ScalarWeights, build_model, open_causal, ope
 from vdengine.objectives import Objective
 from vdengine.outside import json_object
 from vdengine.panels.panel import Panel
-from vdengine.recipe import Recipe, load_scoring_recipe, saved_recipe
+from vdengine.recipe import LEAD, READOUTS, Recipe, load_scoring_recipe, saved_recipe
 from vdengine.runfolder import CHECKPOINT, MANIFEST, RunFolder
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
@@ -94,20 +95,21 @@ def _open(names: Sequence[str], template: str | None) -> tuple[list[SavedModel],
     return models, run, [m.renderer(template) for m in models]
 
 
-def _check_ids(panel: Panel, names: Sequence[str], renderers: Sequence[Renderer], done: str) -> None:
+def _check_ids(
+    panel: Panel, names: Sequence[str], renderers: Sequence[Renderer], done: str, readouts: Sequence[str] = ()
+) -> None:
     """Check that all models read the same ids of a panel's texts. Hashes alone would not do: transformers saves a
     tokenizer in other words than it was read from.
 
     Raises:
-        InputError: they do not; `done` ("score") says in the message what to do separately.
+        InputError: they do not; `done` ("score") says in the message what to do separately. readouts: those that are
+            scored.
     """
 
     def ids(renderer: Renderer) -> list[list[int]]:
-        found = []
-        for probe in panel.probes:
-            found.append(renderer.prompt_ids([{"role": "user", "content": probe.prompt}], opening=True))
-            found += [renderer.opening_ids(branch.text) for branch in probe.branches()]
-        return found
+        prompts = [renderer.prompt_ids([{"role": "user", "content": p.prompt}], opening=True) for p in panel.probes]
+        requests = panel.requests(renderer, readouts=readouts) if readouts else []
+        return prompts + [request.answer_ids for request in requests]
 
     expected = None
     for name, renderer in zip(names, renderers, strict=True):
@@ -134,11 +136,12 @@ def score(
     tokens: int | None = None,
     dtype: str | None = None,
     controls: bool | None = None,
-    as_json: bool = False,
+    json_path: str | Path | None = None,
+    readouts: Sequence[str] | None = None,
     say: Callable[[str], None] = tell,
 ) -> np.ndarray:  # [models, branches] fp32
-    """The log-prob sum of every opening by every model, and a printed table: of two models the shifts with intervals
-    and controls, of more the shift of each since the first.
+    """The log-prob sum of every branch of `PanelPacks` by every model, and a printed table: of two models the shifts
+    with intervals and controls, of more the shift of each since the first.
 
     The scores of a checkpoint have the bits that its run logged at that step, on the same kind of machine. Only the
     first and the last model score the controls; for the others they are NaN.
@@ -148,50 +151,56 @@ def score(
         panel: default: that of the first checkpoint's run, else "values-mini".
         out: a folder for the raw log, with the steps of `steps_of`.
         template: as in `Renderer`; default: that of the run, else "auto".
-        tokens: of a pack of openings; default: that of the run, else 2048.
+        tokens: of a pack; default: that of the run, else 2048.
         dtype: that the models compute in; default: that of the run, else "auto".
         controls: whether to score them; default: as in the run, else yes.
-        as_json: print `drift.model_shifts` as JSON instead of tables.
+        json_path: a file for `drift.model_shifts` as JSON, "-" for standard output, instead of tables.
+        readouts: some of `READOUTS`; default: those of the run, else all that the panel has texts for.
         say: prints.
 
     Raises:
         InputError: a model, panel or template that cannot be read; models with different tokenizers or templates; a
             folder that has scores already; scores that are not finite.
     """
-    if as_json and len(names) < 2:
-        raise InputError("--json: shifts need two models; one has levels alone, which mean nothing")
     models, run, renderers = _open(names, template)
     chosen, renderer = Panel.load(panel or (run.probes.panel if run else "values-mini")), renderers[0]
-    _check_ids(chosen, names, renderers, "score")
+    if readouts is None:
+        scored = all(p.has_openings for p in chosen.probes)
+        readouts = run.probes.readouts if run else READOUTS if scored else [LEAD]
+    _check_ids(chosen, names, renderers, "score", readouts)
     if controls is None:
         controls = run.probes.controls if run else True
     budget = tokens or (run.probes.tokens if run else 2048)
-    openings = Openings.build(chosen, renderer, budget, controls=controls)
+    forest = PanelPacks.build(chosen, renderer, budget, controls=controls, readouts=readouts)
     steps = steps_of(models)
     rows = []  # of each model: [branches] fp32
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out or scratch)
-        log = DriftLog.create(folder, chosen, openings.branches, openings.num_tokens_of, renderer.hash)
+        log = DriftLog.create(folder, chosen, forest.requests, renderer.hash)
         if len(log.steps):
             raise InputError(f"{folder}: holds scores already; give --out a new name")
         for model, step in zip(models, steps, strict=True):
             with_controls = model in (models[0], models[-1])  # as in a run
-            packs = None if with_controls else openings.part(0, 1)
-            rows.append(openings.score(model.model(dtype), packs, model.name).cpu().numpy())
-            scored = [with_controls or b.variant == "question" for b in openings.branches]
-            _check_finite(rows[-1][scored], model.name)
+            packs = range(len(forest.packs)) if with_controls else forest.part(0, 1)
+            rows.append(forest.score(model.model(dtype), packs, model.name).cpu().numpy())
+            taken = torch.cat([forest.slots[i] for i in packs]).cpu().numpy()
+            _check_finite(rows[-1][taken], model.name)
             log.append(step, rows[-1])
-        if as_json:
-            say(json.dumps(model_shifts(folder, names), indent=2, ensure_ascii=False))
-            return np.stack(rows)
+        if json_path is not None:
+            text = json.dumps(model_shifts(folder, names), indent=2, ensure_ascii=False)
+            if str(json_path) == "-":
+                say(text)
+                return np.stack(rows)
+            write_text(Path(json_path), text + "\n")
         for model, step in zip(models, steps, strict=True):
             say(f"step {step}: {model.name}")
-        count = sum(b.variant == "question" for b in openings.branches)
-        say(f"panel {chosen.name}: {len(chosen.probes)} probes, {count} openings\n")
+        say(f"panel {chosen.name}: {len(chosen.probes)} probes, {', '.join(readouts)}\n")
         if len(models) > 2:
             say(models_table(model_shifts(folder, names)))
         else:
-            say(drift_table(folder) if len(models) > 1 else "One model: a level says nothing, a shift needs two.")
+            say(drift_table(folder) if len(models) > 1 else levels_table(model_shifts(folder, names)))
+        if json_path is not None:
+            say(f"\nAs JSON: {json_path}")
         if out:
             say(f"\nRaw scores: {RunFolder(folder).drift}/")
     return np.stack(rows)
@@ -328,5 +337,5 @@ def sample_answers(
                 for k, c in enumerate(cs)
             ]
         )
-    if len(models) > 1 and all(p.has_openings for p in chosen.probes) and not folder.has_openings:
+    if len(models) > 1 and not folder.has_panel_scores:
         score(names, panel, str(out), template, None, dtype, say=say)

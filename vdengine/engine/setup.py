@@ -20,7 +20,7 @@ from vdengine import recipe as recipes
 from vdengine.data.locate import Source
 from vdengine.data.memory import rows_in_memory
 from vdengine.data.store import Store
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.panel_log import DriftLog
 from vdengine.engine import checkpoint
 from vdengine.engine.checkpoint import Found, Trained, size_of
 from vdengine.engine.clocks import SectionClock
@@ -393,7 +393,7 @@ class Setup:
             return
         before = old.run.steps or math.ceil((old.run.epochs or 0) * per_epoch)
         odd: list[int] = []
-        if self.probes is not None and RunFolder.at(self.folder).has_openings:
+        if self.probes is not None and RunFolder.at(self.folder).has_panel_scores:
             taken = {int(k) for k in DriftLog.open(self.folder).steps if k < found.step}
             odd = sorted(taken ^ {k for k in self.probes.schedule.steps if k < found.step})
         check_length(old, self.recipe, totals=(before, self.total_steps), done=found.step, sampled=odd)

@@ -7,7 +7,7 @@ trainer = lightning.Trainer(callbacks=[DriftCallback("values", tokenizer, run="r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from torch import nn
 from vdengine.errors import InputError
 from vdengine.integrations.scorer import PanelScorer, Sample
 from vdengine.panels.panel import Panel
+from vdengine.recipe import READOUTS
 
 
 class DriftCallback(Callback):
     """Scores a panel every few updates, as `vdengine.integrations.transformers.DriftCallback` does, and sends
-    value/{topic}/{stance} to the trainer's loggers.
+    `Live.scalars` to the trainer's loggers.
 
     A sample at step k has the weights after k updates (`trainer.global_step`): it is taken when the next batch begins.
 
@@ -30,7 +31,7 @@ class DriftCallback(Callback):
         every: updates from one sample to the next.
         model: of a LightningModule its causal language model. Default: the module's attribute `model`, or the module
             itself where it has an output head.
-        template, tokens, controls, layout: as `PanelScorer` takes them.
+        template, tokens, controls, readouts, layout: as `PanelScorer` takes them.
 
     Raises:
         InputError: arguments out of range; in training, as `PanelScorer`.
@@ -47,13 +48,14 @@ class DriftCallback(Callback):
         template: str = "auto",
         tokens: int = 2048,
         controls: bool = True,
+        readouts: Sequence[str] = READOUTS,
         layout: str = "auto",
     ) -> None:
         if every < 1:
             raise InputError(f"DriftCallback: every = {every}: at least 1 step")
         self.panel, self.tokenizer, self.run, self.every = panel, tokenizer, run, every
         self.options: dict[str, Any] = {
-            "template": template, "tokens": tokens, "controls": controls, "layout": layout,
+            "template": template, "tokens": tokens, "controls": controls, "readouts": readouts, "layout": layout,
         }  # fmt: skip
         self.model = model or _model_of
         self.scorer: PanelScorer | None = None

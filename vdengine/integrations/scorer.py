@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vdengine.data.batching import deal
-from vdengine.drift.live import Live, LiveOpenings
-from vdengine.drift.opening_log import DriftLog, write_about
-from vdengine.drift.openings import Openings
+from vdengine.drift.live import Live, LivePanel
+from vdengine.drift.panel_log import DriftLog, write_about
+from vdengine.drift.panel_packs import PanelPacks
 from vdengine.errors import InputError
 from vdengine.files import Lock, rewind
 from vdengine.integrations.foreign import LAYOUTS, ForeignModel, Forward, root_of
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import check_vocabulary
-from vdengine.panels.panel import Panel, Request
+from vdengine.panels.panel import OPENINGS, Panel, Request
+from vdengine.recipe import READOUTS
 from vdengine.runfolder import RunFolder
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
@@ -44,7 +45,7 @@ class Sample:
 
     @property
     def scalars(self) -> dict[str, float]:
-        """For a tracker: value/{topic}/{stance} and probe_seconds."""
+        """For a tracker: those of `Live`, and probe_seconds."""
         return self.live.scalars | {"value/probe_seconds": self.seconds}
 
 
@@ -70,8 +71,10 @@ class PanelScorer:
         tokenizer: of transformers or ours, in memory or by name.
         run: the run folder, which `vdengine report` and `vd.drift.load_run` read. None: nothing is written.
         template: chat template, as in `Renderer`.
-        tokens: of a pack of openings, which is a forward. A model without trees takes the same number with padding.
-        controls: score paraphrases, a null prompt and trivial matters too, on the first and the last sample.
+        tokens: of a pack of the panel, which is a forward. A model without trees takes the same number with padding.
+        controls: score paraphrases and trivial matters too, on the first and the last sample.
+        readouts: what is read: "lead", the side that an answer begins with, for which prompts alone are run;
+            "text_likelihood", by the panel's openings. Default: both.
         total_steps: of the run, if known: the last sample is that one, and drift times are fractions of it.
         layout: "auto": trees in one forward where the model's attention takes a mask, else plain rows; "trees"; "rows".
         head: the output head of a model that is not of transformers, a linear layer whose output is the logits.
@@ -94,6 +97,7 @@ class PanelScorer:
         template: str = "auto",
         tokens: int = 2048,
         controls: bool = True,
+        readouts: Sequence[str] = READOUTS,
         total_steps: int | None = None,
         layout: str = "auto",
         head: nn.Module | None = None,
@@ -108,13 +112,13 @@ class PanelScorer:
         self.panel = panel if isinstance(panel, Panel) else Panel.load(panel)
         self.tokenizer = load_tokenizer(tokenizer)
         self.renderer = Renderer(self.tokenizer, template)
-        self.openings = Openings.build(self.panel, self.renderer, tokens, controls=controls)
+        self.packs = PanelPacks.build(self.panel, self.renderer, tokens, controls=controls, readouts=readouts)
         self.run = None if run is None else RunFolder.at(run)
         self.tokens, self.total_steps, self.group, self.wanted = tokens, total_steps, group, layout
         self.head, self.forward = head, forward
         self.about = {name: dict(table) for name, table in (about or {}).items()}
         self.layout: str | None = None  # that is used: known after the first score
-        self._live = LiveOpenings(self.panel, self.openings.branches)
+        self._live = LivePanel(self.panel, self.packs.requests)
         self._log: DriftLog | None = None
         self._lock: Lock | None = None
         self._opened, self._last = False, -1
@@ -141,8 +145,8 @@ class PanelScorer:
             except (InputError, OSError) as failure:
                 error = failure
         self._agree(error)
-        options = [self.panel.hash, self.renderer.hash, self.tokens, len(self.openings.branches), self.wanted, step]
-        seen = self._log.logp[[0, -1]] if self._log is not None and len(self._log.steps) else None
+        options = [self.panel.hash, self.renderer.hash, self.tokens, len(self.packs.requests), self.wanted, step]
+        seen = self._log.samples()[[0, -1]] if self._log is not None and len(self._log.steps) else None
         last = int(self._log.steps[-1]) if self._log is not None and seen is not None else -1
         theirs, seen, last = self._from_main((options, seen, last))
         if options != theirs:
@@ -155,13 +159,12 @@ class PanelScorer:
         self._last, self._opened = last, True
 
     def _open_folder(self, run: RunFolder, step: int) -> None:
-        o = self.openings
         if run.recipe.exists():
             raise InputError(f"{run.path}: the folder of a run of vdengine's own trainer; name another run folder")
         once = "add a callback once, and close a scorer before another"
         self._lock = Lock(run.lock, f"drift is already being written ({once})")
         try:
-            log = DriftLog.create(run.path, self.panel, o.branches, o.num_tokens_of, self.renderer.hash)
+            log = DriftLog.create(run.path, self.panel, self.packs.requests, self.renderer.hash)
             if step == 0 and len(log.steps):
                 raise InputError(
                     f"{run.path}: holds a run of its own, up to step {log.steps[-1]}; go on from a checkpoint of it "
@@ -180,7 +183,7 @@ class PanelScorer:
         if self._lock is not None:
             self._lock.close()
         self._log, self._lock, self._opened, self._model = None, None, False, None
-        self._live = LiveOpenings(self.panel, self.openings.branches)
+        self._live = LivePanel(self.panel, self.packs.requests)
 
     # ---------------------------------------------------------------------------------------------------- scoring
 
@@ -211,7 +214,7 @@ class PanelScorer:
             controls = self._live.first is None or step == self.total_steps
         units = self._units_of(scored, controls)
         size, rank = self._ranks
-        out = torch.zeros(self.openings.num_branches)
+        out = torch.zeros(self.packs.num_branches)
         for share in deal(units, size, rank, -(-len(units) // size)):
             # every rank makes a forward for each share, whether it has a unit or not
             sums = scored.sums(share[0] if share else units[0])
@@ -270,20 +273,21 @@ class PanelScorer:
         """The largest tree, after as many others as a forward has room for: what a model does wrongly beyond some row
         or position shows in it."""
         trees: dict[tuple[str, str], list[Request]] = {}
-        for request in self.openings.requests:
+        some = [r for r in self.packs.requests if r.branch.channel == OPENINGS and r.branch.variant != "null"]
+        for request in some or self.packs.requests:
             trees.setdefault((request.branch.probe.id, request.branch.variant), []).append(request)
-        size = {k: len(own[0].prompt_ids) + sum(len(r.opening_ids) for r in own) for k, own in trees.items()}
+        size = {k: len(own[0].prompt_ids) + sum(len(r.answer_ids) for r in own) for k, own in trees.items()}
         largest, *others = sorted(trees, key=lambda k: -size[k])
         chosen, room = [largest], self.tokens - size[largest]
         for k in others:
             if size[k] <= room:
                 chosen, room = [k, *chosen], room - size[k]
-        return pack([Tree(trees[k][0].prompt_ids, [r.opening_ids for r in trees[k]]) for k in chosen])
+        return pack([Tree(trees[k][0].prompt_ids, [r.answer_ids for r in trees[k]]) for k in chosen])
 
     def _units_of(self, scored: ForeignModel | OwnModel, controls: bool) -> Sequence[Any]:
         if controls not in self._units:
-            o = self.openings
-            packs = [(o.packs[i], o.slots[i]) for i in (range(len(o.packs)) if controls else o.part(0, 1))]
+            p = self.packs
+            packs = [(p.packs[i], p.slots[i]) for i in (range(len(p.packs)) if controls else p.part(0, 1))]
             self._units[controls] = scored.units(packs, self.layout or "trees", self.tokens)
         return self._units[controls]
 

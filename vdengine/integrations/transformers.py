@@ -7,6 +7,7 @@ trainer = DPOTrainer(model, ..., callbacks=[DriftCallback("values", run="runs/x"
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vdengine.integrations.fused_head import use_in_trl, use_linear_logprob
 from vdengine.integrations.scorer import PanelScorer, Sample
 from vdengine.integrations.tracking import Trackers
 from vdengine.panels.panel import Panel
+from vdengine.recipe import READOUTS
 
 __all__ = ["DriftCallback", "use_in_trl", "use_linear_logprob"]
 
@@ -36,7 +38,7 @@ class DriftCallback(TrainerCallback):
         run: the run folder, for `vdengine report` and `vd.drift.load_run`.
         every: steps from one sample to the next.
         tokenizer: default: the trainer's `processing_class`.
-        template, tokens, controls, layout: as `PanelScorer` takes them.
+        template, tokens, controls, readouts, layout: as `PanelScorer` takes them.
         track: send value/{topic}/{stance} to those of wandb, trackio and tensorboard that the trainer reports to. In
             wandb and trackio these have their own step axis, value/step.
 
@@ -54,6 +56,7 @@ class DriftCallback(TrainerCallback):
         template: str = "auto",
         tokens: int = 2048,
         controls: bool = True,
+        readouts: Sequence[str] = READOUTS,
         layout: str = "auto",
         track: bool = True,
     ) -> None:
@@ -62,7 +65,7 @@ class DriftCallback(TrainerCallback):
         self.panel = panel if isinstance(panel, Panel) else Panel.load(panel)
         self.run, self.every, self.tokenizer, self.track = Path(run), every, tokenizer, track
         self.options: dict[str, Any] = {
-            "template": template, "tokens": tokens, "controls": controls, "layout": layout,
+            "template": template, "tokens": tokens, "controls": controls, "readouts": readouts, "layout": layout,
         }  # fmt: skip
         self.scorer: PanelScorer | None = None
         self.trackers: Trackers | None = None

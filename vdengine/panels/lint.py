@@ -95,7 +95,7 @@ def _without_openings(panel: Panel, scored: list[Probe]) -> str:
     """The warning about probes without openings; scored: those that have some."""
     count, first = len(panel.probes) - len(scored), next(p.id for p in panel.probes if not p.has_openings)
     which = "no probe has" if not scored else f"{count} of {len(panel.probes)} probes ({first}, ...) have no"
-    return f"{which} openings: read by answers only, not scored"
+    return f"{which} openings: read by leads and answers, not by text likelihood"
 
 
 def _lint_probe(probe: Probe, max_gap_bytes: float, max_neutral_gap_bytes: float) -> list[str]:

@@ -2,7 +2,8 @@
 
 A panel is JSONL, one probe a line. Stances are relative to the proposition of the probe's own *prompt*;
 `polarity` says whether supporting that proposition is supporting the topic's `axis` (+1) or opposing it (-1).
-Tokens play no part but in `Panel.requests`, for whoever scores them; `drift/openings.py` lays them out in packs.
+`leads` are the words that an answer begins with on either side, yes and no unless a probe has others. Tokens play no
+part but in `Panel.requests`, for whoever scores them; `drift/panel_packs.py` lays them out in packs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vdengine.errors import InputError
 from vdengine.files import write_text
 from vdengine.outside import LARGE, is_text, parse_json, printable, read_bytes
+from vdengine.panels.leads import YES_NO, Leads, Spelling, is_english, spellings
+from vdengine.recipe import LEAD, READOUTS, TEXT
 from vdengine.settings import shown
 
 if TYPE_CHECKING:
@@ -31,7 +34,9 @@ NULL_PROMPT = "N/A"  # a prompt without content: a shift of openings after it is
 STANCES = ("support", "neutral", "oppose")
 _STANCES = ", ".join(STANCES)
 _REQUIRED = ("schema", "id", "topic", "axis", "polarity", "prompt", "openings")
-_ALLOWED = (*_REQUIRED, "paraphrases")
+_ALLOWED = (*_REQUIRED, "paraphrases", "leads")
+
+LEADS, OPENINGS = "leads", "openings"  # the channels of the raw log that branches belong to
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Probe:
     paraphrases: tuple[str, ...]  # other wordings of the prompt
     # Of each of `STANCES`, in file order; none at all for a probe that is read by its answers only.
     openings: Mapping[str, tuple[Opening, ...]] = field(hash=False)
+    leads: Leads = YES_NO
 
     @classmethod
     def from_row(cls, row: Any, where: str) -> Probe:
@@ -91,6 +97,7 @@ class Probe:
             prompt=_text(row["prompt"], "prompt", where),
             paraphrases=tuple(_text(p, f"paraphrases[{i}]", where) for i, p in enumerate(paraphrases)),
             openings=_openings(row["openings"], where),
+            leads=_leads(row["leads"], where) if "leads" in row else YES_NO,
         )
 
     def branches(self, variant: str = "question") -> list[Branch]:
@@ -109,7 +116,7 @@ class Probe:
 
     def to_row(self) -> dict[str, Any]:
         """The probe as the JSON object that `from_row` reads."""
-        return {
+        row = {
             "schema": SCHEMA,
             "id": self.id,
             "topic": self.topic,
@@ -121,30 +128,35 @@ class Probe:
                 s: [{"text": o.text, "kind": o.kind} for o in self.openings[s]] for s in STANCES if self.has_openings
             },
         }
+        if self.leads != YES_NO:
+            row["leads"] = {"support": list(self.leads.support), "oppose": list(self.leads.oppose)}
+        return row
 
     @property
     def has_openings(self) -> bool:
-        """Whether it can be scored; without openings it is read by its answers only."""
+        """Whether its text likelihood can be read; without openings it is read by leads and by answers."""
         return any(self.openings.values())
 
 
 class Branch(NamedTuple):
-    """One opening in the panel's fixed branch order."""
+    """One text in the panel's fixed order: an opening, or a spelling of a lead."""
 
-    probe: Probe
+    probe: Probe  # of an opening after the null prompt: the first one that has it
     stance: str  # one of STANCES, relative to the prompt's proposition
-    kind: str
+    kind: str  # of the opening; of a lead its word
     text: str
     num_bytes: int  # UTF-8
-    variant: str = "question"  # what it follows: | "paraphrase" | "null" | "off-topic", of the controls
+    # What it follows: "question"; "null", a prompt without content; "paraphrase" or "off-topic", of the controls.
+    variant: str = "question"
+    channel: str = OPENINGS  # of the raw log: | LEADS
 
 
 class Request(NamedTuple):
-    """A branch as token ids: a score is the log-prob sum of `opening_ids` after `prompt_ids`, in nats."""
+    """A branch as token ids: a score is the log-prob sum of `answer_ids` after `prompt_ids`, in nats."""
 
     prompt_ids: list[int]
-    opening_ids: list[int]
-    text: str  # of the opening
+    answer_ids: list[int]
+    text: str  # of the branch
     branch: Branch
 
 
@@ -263,45 +275,105 @@ class Panel:
         return digest.hexdigest()
 
     def branches(self) -> list[Branch]:
-        """Every opening in the order of the raw log: by probe, by stance as in `STANCES`, then in file order."""
+        """The openings after their own questions: by probe, by stance as in `STANCES`, then in file order."""
         return [branch for probe in self.probes for branch in probe.branches()]
 
-    def requests(self, tokenizer: Any, *, template: str = "auto", controls: bool = False) -> list[Request]:
+    def requests(
+        self,
+        tokenizer: Any,
+        *,
+        template: str = "auto",
+        controls: bool = False,
+        readouts: Sequence[str] = READOUTS,
+    ) -> list[Request]:
         """What is to be scored, in the order of the raw log, as token ids: for a server, or another engine.
 
-        Opening ids follow the prompt's ids; nothing is tokenised across the boundary, and openings carry no end token.
-        The panel's own questions come first. Then, if asked for, the controls: a paraphrase of each question, the same
-        openings after a prompt without content, and trivial matters.
+        Ids of an answer follow the prompt's; nothing is tokenised across the boundary, and there is no end token.
+
+        Of "text_likelihood": the openings after their own questions, then each distinct opening once after the null
+        prompt, which is shared by all probes that have it. Then of "lead": each token that spells a lead, after the
+        questions. Each is followed by its controls, if asked for: the same after a paraphrase of each question and on
+        trivial matters, whose openings have a null prompt too.
 
         Args:
             tokenizer: a name, or one in memory, as `load_tokenizer` takes it; or a `Renderer`, which has its template.
             template: chat template, as in `Renderer`.
 
         Raises:
-            InputError: a tokenizer or template that cannot be used; a probe without openings.
+            InputError: a tokenizer or template that cannot be used; text likelihood of a probe without openings; leads
+                that are no first tokens, or questions that are not English and carry none.
         """
         from vdengine.text.renderer import Renderer
         from vdengine.text.tokenizer import load_tokenizer
 
+        if not readouts or set(readouts) - set(READOUTS):
+            raise InputError(f"readouts: {list(readouts)} is not some of {', '.join(READOUTS)}")
         renderer = tokenizer if isinstance(tokenizer, Renderer) else Renderer(load_tokenizer(tokenizer), template)
-        requests = self._requests(renderer, "question")
-        if controls:
-            requests += self._requests(renderer, "paraphrase") + self._requests(renderer, "null")
-            requests += Panel.load(CONTROLS)._requests(renderer, "off-topic")
+        trivial = Panel.load(CONTROLS)
+        requests: list[Request] = []
+        if TEXT in readouts:
+            requests += self._openings(renderer, "question")
+            requests += self._null(renderer, requests)
+            if controls:
+                off_topic = trivial._openings(renderer, "off-topic")
+                requests += [*self._openings(renderer, "paraphrase"), *off_topic, *self._null(renderer, off_topic)]
+        if LEAD in readouts:
+            requests += self._leads(renderer, "question")
+            if controls:
+                requests += [*self._leads(renderer, "paraphrase"), *trivial._leads(renderer, "off-topic")]
         return requests
 
-    def _requests(self, renderer: Renderer, variant: str) -> list[Request]:
+    def _openings(self, renderer: Renderer, variant: str) -> list[Request]:
         requests = []
         for probe in self.probes:
             if not probe.has_openings:
-                raise InputError(f"panel {self.name}: probe {probe.id} has no openings to score")
-            if (question := probe.question(variant)) is not None:
-                prompt_ids = renderer.prompt_ids([{"role": "user", "content": question}], opening=True)
+                raise InputError(
+                    f"panel {self.name}: probe {probe.id} has no openings, which text likelihood is read by; readouts "
+                    f"= [{LEAD!r}] goes without"
+                )
+            if (prompt_ids := _prompt_ids(renderer, probe.question(variant))) is not None:
                 requests += [
                     Request(prompt_ids, renderer.opening_ids(branch.text), branch.text, branch)
                     for branch in probe.branches(variant)
                 ]
         return requests
+
+    def _null(self, renderer: Renderer, requests: Sequence[Request]) -> list[Request]:
+        """The distinct openings of these requests after the null prompt."""
+        prompt_ids = _prompt_ids(renderer, NULL_PROMPT) or []
+        distinct: dict[str, Request] = {}
+        for request in requests:
+            branch = request.branch._replace(variant="null")
+            distinct.setdefault(request.text, Request(prompt_ids, request.answer_ids, request.text, branch))
+        return list(distinct.values())
+
+    def _leads(self, renderer: Renderer, variant: str) -> list[Request]:
+        default = [probe.prompt for probe in self.probes if probe.leads == YES_NO]
+        if default and not is_english(default):
+            raise InputError(
+                f"panel {self.name}: its questions are not English, and answers to them may begin with other words "
+                'than yes and no; give its probes "leads", as {"support": ["ja"], "oppose": ["nein"]}, or readouts = '
+                f"[{TEXT!r}]"
+            )
+        spelled: dict[Leads, list[tuple[str, Spelling]]] = {}  # (stance, spelling) of each
+        requests = []
+        for probe in self.probes:
+            if probe.leads not in spelled:
+                sides = {stance: spellings(getattr(probe.leads, stance), renderer) for stance in ("support", "oppose")}
+                both = {s.id for s in sides["support"]} & {s.id for s in sides["oppose"]}
+                if both:
+                    raise InputError(f"panel {self.name}: probe {probe.id}: one token spells leads of both sides")
+                spelled[probe.leads] = [(stance, s) for stance, of_side in sides.items() for s in of_side]
+            if (prompt_ids := _prompt_ids(renderer, probe.question(variant))) is not None:
+                for stance, (text, id) in spelled[probe.leads]:
+                    branch = Branch(probe, stance, "lead", text, len(text.encode("utf-8")), variant, LEADS)
+                    requests.append(Request(prompt_ids, [id], text, branch))
+        return requests
+
+
+def _prompt_ids(renderer: Renderer, question: str | None) -> list[int] | None:
+    """The rendered question, up to where the words of an answer begin; None without one."""
+    return None if question is None else renderer.prompt_ids([{"role": "user", "content": question}], opening=True)
 
 
 # ----------------------------------------------------------------------------------------------- validation
@@ -359,3 +431,19 @@ def _openings(value: Any, where: str) -> dict[str, tuple[Opening, ...]]:
             parsed.append(opening)
         openings[stance] = tuple(parsed)
     return openings
+
+
+def _leads(value: Any, where: str) -> Leads:
+    """A probe's leads, checked; raises InputError with `where`."""
+    sides = ("support", "oppose")
+    if not isinstance(value, dict) or set(value) != set(sides):
+        raise InputError(f"{where}: leads must be an object with support and oppose, each a list of words")
+    words: dict[str, tuple[str, ...]] = {}
+    for side in sides:
+        if not isinstance(value[side], list) or not value[side]:
+            raise InputError(f"{where}: leads.{side} must be a list of at least one word")
+        words[side] = tuple(_text(word, f"leads.{side}[{i}]", where) for i, word in enumerate(value[side]))
+    folded = [word.casefold() for side in sides for word in words[side]]
+    if len(set(folded)) < len(folded):
+        raise InputError(f"{where}: leads name a word twice")
+    return Leads(words["support"], words["oppose"])
