@@ -1,4 +1,4 @@
-"""The estimators of drift on simulated trajectories with known truth: `python benchmarks/estimators.py` (a minute).
+"""The estimators of drift on simulations with known truth: `python benchmarks/estimators.py` (three minutes).
 
 The simulations are those of tests/drift, where bounds on the rates are asserted; this script prints the rates.
 """
@@ -12,12 +12,22 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from helpers.values import DRAWS, POLARITIES, Categorical, probe_values, saturating, strata  # noqa: E402
+from helpers.values import (  # noqa: E402
+    DRAWS,
+    POLARITIES,
+    Categorical,
+    crossed_pair,
+    probe_values,
+    saturating,
+    strata,
+)
 
 from vdengine.drift.analysis import analyse  # noqa: E402
 from vdengine.drift.answer_values import reweighted  # noqa: E402
+from vdengine.drift.correlation import correlate  # noqa: E402
 from vdengine.drift.importance import gate  # noqa: E402
 from vdengine.drift.intervals import group_of, holm  # noqa: E402
+from vdengine.drift.seeds import recipe_shifts  # noqa: E402
 
 
 def coverage(draws: int = 8000) -> None:
@@ -52,13 +62,58 @@ def false_alarms(draws: int = 5000, rounds: int = 6) -> None:
 
 
 def drift_times(runs: int = 60) -> None:
-    """The error of drift times, by number of probes."""
-    for num in POLARITIES:
-        truth, trajectories = saturating(np.random.default_rng([12, num]), num, runs)
-        drifts = [analyse(probe_values(x), resamples=20, seed=i).drift() for i, x in enumerate(trajectories)]
-        errors = [d.times["ci95"].fraction - truth for d in drifts if d.significant]
-        text = f"mean error {np.mean(errors):+.3f}, mean absolute {np.mean(np.abs(errors)):.3f} of the stage"
-        print(f"drift time ci95, {num} probes: {text} ({len(errors)} of {runs} runs have one)")
+    """Drift times of one curve, by number of probes and noise: its own time is the same for all."""
+    for noise in (0.1, 0.3):
+        for num in POLARITIES:
+            truth, trajectories = saturating(np.random.default_rng([12, num]), num, runs, noise)
+            drifts = [analyse(probe_values(x), resamples=100, seed=i).drift() for i, x in enumerate(trajectories)]
+            found = [d.times for d in drifts if d.significant]
+            # A sample comes half of the spacing, 0.0125, after the crossing in the mean.
+            errors = np.array([times["frac95"].fraction - 0.0125 - truth for times in found])
+            inside = np.mean([times["frac95"].low <= truth <= times["frac95"].high for times in found])
+            ci95 = np.mean([times["ci95"].fraction for times in found])
+            print(
+                f"drift time frac95, {num} probes, noise {1.4 * noise / num**0.5:.1%} of the extreme: mean error "
+                f"{errors.mean():+.3f}, mean absolute {np.abs(errors).mean():.3f} of the stage, interval covers "
+                f"{inside:.0%} (ci95 of the same curve: {ci95:.2f}; {len(found)} of {runs} runs have one)"
+            )
+
+
+def correlations(draws: int = 1500) -> None:
+    """The coverage of intervals of r over runs and topics: of r, of r without noise and of partial r."""
+    runs, topics = np.arange(26)[:, None], np.arange(4)
+    for r in (0.0, 0.9):
+        for shares in ((0.0, 0.0), (0.25, 0.1), (0.1, 0.25)):
+            rng, inside = np.random.default_rng(5), np.zeros(3)
+            for _ in range(draws):
+                a, b = crossed_pair(rng, (26, 4), r, shares, noise=0.7)
+                dose = rng.choice([-1, -0.5, 0, 0.5, 1], (26, 4))
+                found = correlate(a[:1], b, clusters=[runs, topics])
+                given = correlate(a[:1] + dose, b[:1] + dose, given=[dose], clusters=[runs, topics])
+                observed = r / np.sqrt(1 + 0.7**2 / 2)
+                for k, ((low, high), truth) in enumerate(
+                    ((found.interval, observed), (found.disattenuated_interval, r), (given.partial_interval, observed))
+                ):
+                    inside[k] += low <= truth <= high
+            print(
+                f"26 runs x 4 topics, r {r}, shares of runs {shares[0]}, of topics {shares[1]}: intervals of r, of r "
+                "without noise, of partial r cover " + ", ".join(f"{x:.1%}" for x in inside / draws)
+            )
+
+
+def seeds(draws: int = 3000) -> None:
+    """The coverage of intervals about a recipe, by number of seeds and how far they differ, 48 probes."""
+    for count in (3, 5):
+        rates = []
+        for deviation in (0.0, 0.15, 0.3, 0.6, 1.2):
+            rng, inside = np.random.default_rng([count, int(100 * deviation)]), 0
+            for _ in range(draws):
+                own = 2 * rng.normal(size=48)
+                x = deviation * rng.normal(size=(count, 1)) + own + rng.normal(size=(count, 48))
+                found = recipe_shifts([probe_values(np.stack([each * 0, each])) for each in x])["all"]
+                inside += found.low <= 0 <= found.high
+            rates.append(f"{deviation:g}: {inside / draws:.1%}")
+        print(f"intervals about a recipe cover, {count} seeds, by their deviation (probes' 2): {', '.join(rates)}")
 
 
 def weights(banks: int = 300) -> None:
@@ -97,5 +152,5 @@ def long_run() -> None:
 
 
 if __name__ == "__main__":
-    for part in (coverage, false_alarms, drift_times, weights, long_run):
+    for part in (coverage, false_alarms, drift_times, correlations, seeds, weights, long_run):
         part()

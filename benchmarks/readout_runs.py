@@ -56,17 +56,17 @@ CONDITIONS = {
 }
 SMALL = {
     "model": common.SMOLLM2, "panel": "values-mini", "probes": 24, "samples": 16, "base": 16, "max_tokens": 16,
-    "steps": 32, "pairs": 8, "lr": 5e-5, "anchors": [2, 4], "every": 4, "readings": 0, "argued": False,
+    "steps": 32, "pairs": 8, "lr": 5e-5, "anchors": [2, 4], "every": 4, "readings": 1, "argued": False,
 }  # fmt: skip
 FULL = SMALL | {
     "model": "Qwen/Qwen3-0.6B", "panel": "values", "probes": 0, "base": 48, "max_tokens": 128, "steps": 48,
-    "pairs": 32, "lr": 1e-5, "anchors": [4, 12, 24, 36], "readings": 1,
+    "pairs": 32, "lr": 1e-5, "anchors": [4, 12, 24, 36],
 }  # fmt: skip
 
 
 def panel_of(size: dict[str, Any], root: Path) -> str:
     """The panel that is scored: only the probes that are answered."""
-    from vdengine.drift.openings import stratified_order
+    from vdengine.drift.panel_packs import stratified_order
     from vdengine.panels.panel import Panel
 
     if not size["probes"]:
@@ -147,7 +147,7 @@ def recipe(name: str, seed: int, folder: Path, size: dict[str, Any]) -> str:
             "max_tokens": size["max_tokens"],
             "anchors": [] if still else size["anchors"],
             "alarm": 0.0,
-            "every": size["readings"],
+            "weights_every": size["readings"],
             "max_anchors": 2 if still else 2 + len(size["anchors"]),
         },
         "parallel": {"activation_checkpoint": "none"},
@@ -198,8 +198,9 @@ class Run:
 
     condition: str
     seed: int
-    openings: ProbeValues
-    controls: dict[str, ProbeValues]  # openings after paraphrases, after no question, on trivial matters
+    lead: ProbeValues
+    text: ProbeValues  # likelihood
+    controls: dict[str, ProbeValues]  # of text likelihood: paraphrases, no question, trivial matters
     fresh: ProbeValues  # judged answers of each anchor: the truth
     weighted: ProbeValues  # answers of the anchor before, reweighted, at the same steps; with closed gates too
 
@@ -226,13 +227,14 @@ def load(root: Path, judge_name: str) -> list[Run]:
                 continue
             judge_answers(AnswerLog.open(folder), judge)
             run, slug = load_run(folder), slug_of(judge.name)
-            openings = run.readout("openings")
+            text = run.readout("text_likelihood")
             runs.append(
                 Run(
                     name,
                     int(folder.name.rsplit("-", 1)[1]),
-                    openings.values,
-                    openings.controls,
+                    run.readout("lead").values,
+                    text.values,
+                    text.controls,
                     run.answer_values(slug, kind="anchor"),
                     run.answer_values(slug, kind="weighted", closed=True),
                 )

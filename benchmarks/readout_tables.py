@@ -1,13 +1,17 @@
 """The tables of `readouts.py`: each readout against fresh judged answers, run by run or topic by topic.
 
-Arrays of one run are [steps, probes], or of means over probes [steps, 1] or [steps, topics]. Lists of arrays have one
-for each run.
+Arrays of one run are [steps, probes], or of means over probes [steps, cells]: one cell a step, or one a topic. What is
+compared shares no noise: weighted answers are read since their own anchor, where the truth has other answers; others
+have no noise, and are read since the start. Intervals are over conditions, whose seeds stay together, and by
+topic over topics too.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +27,18 @@ if TYPE_CHECKING:
 def report(runs: list[Run]) -> str:
     """All tables, as markdown."""
     first = runs[0].fresh
+    unasked = [r for r in runs if not CONDITIONS[r.condition].asked]
     parts = [
         f"{len(runs)} runs, {len(first.probes)} probes, fresh answers at steps "
         f"{', '.join(map(str, runs[0].fresh.steps.tolist()))}.",
         "What each condition did by its last step",
         by_condition(runs),
-        "Reliability of the judged truth",
+        "Reliability of the judged truth, from every other answer",
         reliability(runs),
         "Against fresh judged answers, run x step",
         against_truth(runs, topics=False),
         "The same without the conditions that learn the panel's own openings",
-        against_truth([r for r in runs if not CONDITIONS[r.condition].asked], topics=False),
+        against_truth(unasked, topics=False),
         "Against fresh judged answers, run x step x topic",
         against_truth(runs, topics=True),
         "The neutral share, against fresh judged answers, run x step",
@@ -42,7 +47,7 @@ def report(runs: list[Run]) -> str:
         against_truth(runs, True, "neutral"),
         "Weighted answers against fresh ones of the same step",
         weights_quality(runs),
-        "Openings: stability and controls, means over seeds",
+        "Text likelihood: stability and controls, means over seeds",
         stability(runs),
     ]
     return "\n\n".join(part if isinstance(part, str) else table(part) for part in parts)
@@ -62,6 +67,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 # ------------------------------------------------------------------------------------------------ against fresh answers
 
 
+@dataclass(frozen=True)
+class Cells:
+    """What is compared of one run at S steps, by probe [S, probes], in probability but for readouts in nats."""
+
+    truth: np.ndarray  # [3, S, probes]: from all answers, and from every other one
+    readouts: dict[str, np.ndarray]  # by name; NaN where not sampled
+
+
 def against_truth(runs: list[Run], topics: bool, channel: str = "graded") -> list[dict[str, Any]]:
     """Each readout, and each predictor that does not use the model, against fresh judged answers: one row each.
 
@@ -71,88 +84,155 @@ def against_truth(runs: list[Run], topics: bool, channel: str = "graded") -> lis
     """
     from vdengine.drift.baselines import predict_direction_step, score_predictions
 
-    # the truth: shifts of fresh answers since the start, by probe and as means
-    steps = [r.fresh.steps[1:] for r in runs]
-    fresh = [shifts(r.fresh, k, channel) for r, k in zip(runs, steps, strict=True)]
-    truth = [mean_of(r, x, topics) for r, x in zip(runs, fresh, strict=True)]
-    # the predictor "training direction x step", in the form that fits best
-    groups, directions = [r.condition for r in runs], [r.direction(channel) for r in runs]
-    forms = [predict_direction_step(truth, steps, directions, form=f, groups=groups) for f in ("free", "linear", "log")]
+    def mean(r: Run, x: np.ndarray) -> np.ndarray:
+        """Over probes: [..., steps, probes] to [..., steps, cells]."""
+        members = [r.fresh.member(t) for t in r.fresh.topic_names] if topics else [slice(None)]
+        return np.stack([x[..., m].mean(-1) for m in members], -1)
+
+    conditions, steps = [r.condition for r in runs], [r.fresh.steps[1:] for r in runs]
+    directions = [r.direction(channel) for r in runs]
+    since_start = [_since_start(r, channel) for r in runs]
+    truth = [mean(r, cells.truth[0]) for r, cells in zip(runs, since_start, strict=True)]
+    # The predictor "training direction x step", in the form that fits best; it predicts means, and each probe has its
+    # cell's.
+    forms = [
+        predict_direction_step(truth, steps, directions, form=form, groups=conditions)
+        for form in ("free", "linear", "log")
+    ]
     direction_step = min(forms, key=lambda x: score_predictions(flat(truth), flat(x)).rmse)
-    # openings, scaled from nats per byte to stance by one factor, which is fitted to the runs of all other conditions
-    opening_shifts = [shifts(r.openings, k, channel) for r, k in zip(runs, steps, strict=True)]
-    scaled = []
-    for i, x in enumerate(opening_shifts):
-        others = [k for k in range(len(runs)) if groups[k] != groups[i]]
-        u, v = (
-            np.concatenate([mean_of(runs[k], z[k], topics).ravel() for k in others]) for z in (opening_shifts, fresh)
-        )
-        both = np.isfinite(u) & np.isfinite(v)
-        scaled.append(x * float((u * v)[both].sum() / (u * u)[both].sum()))
-    weighted = [shifts(r.weighted, k, channel) for r, k in zip(runs, steps, strict=True)]
-    # which steps have an open gate, and which have openings: [steps, 1] each
-    is_open = []
-    for r, k in zip(runs, steps, strict=True):
-        gates = dict(zip(r.weighted.steps.tolist(), r.weighted.gates or [], strict=True))
-        is_open.append(np.array([[(g := gates.get(int(s))) is not None and g.open] for s in k]))
-    scored = [np.isfinite(x).all(1, keepdims=True) for x in opening_shifts]
-    # "direction x step" predicts means; every probe gets that of its group, and only means of probes are used below
-    direction_step_probes = []
-    for r, k, x in zip(runs, direction_step, fresh, strict=True):
-        of_probes = np.zeros_like(x)
-        for column, t in enumerate(r.fresh.topic_names if topics else ["all"]):
-            of_probes[:, r.fresh.member(t)] = k[:, [column]]
-        direction_step_probes.append(of_probes)
+    by_probe = [np.stack([x[:, c] for c in _cell_of(r, topics)], -1) for r, x in zip(runs, direction_step, strict=True)]
     rows = []
-    for name, predicted in (
-        ("openings, scaled", scaled),
-        ("weighted answers", weighted),
-        ("training direction x step", direction_step_probes),
-        ("no drift", [np.zeros_like(x) for x in fresh]),
+    for since, compared, given in (
+        ("the start", since_start, by_probe),
+        ("its anchor", [_since_anchor(r, channel) for r in runs], [np.diff(x, axis=0, prepend=0) for x in by_probe]),
     ):
-        means = [mean_of(r, x, topics) for r, x in zip(runs, predicted, strict=True)]
-        covers = [held(r, x - y, topics) for r, x, y in zip(runs, predicted, fresh, strict=True)]
-        for subset, keep in (("all", [np.ones_like(m) for m in is_open]), ("openings", scored), ("gate open", is_open)):
-            if subset == "all" and predicted is scaled:
-                continue
-            cells = [np.where(k, x, np.nan) for k, x in zip(keep, truth, strict=True)]
-            condition_on = None if predicted is direction_step_probes else direction_step
-            score = score_predictions(flat(cells), flat(means), flat(condition_on) if condition_on else None)
-            inside = flat([np.where(k, c, np.nan) for k, c in zip(keep, covers, strict=True)])
-            rows.append(
-                {
-                    "readout": name,
-                    "points": subset,
-                    "n": score.num,
-                    "r": score.pearson,
-                    "95% over runs": over_runs(cells, means),
-                    "rank r": score.spearman,
-                    "RMSE": score.rmse,
-                    "same sign": score.sign,
-                    "r given direction x step": score.partial,
-                    "95% over runs ": over_runs(cells, means, condition_on) if condition_on else "",
-                    "interval of the gap holds 0": float(np.nanmean(inside)),
-                }
-            )
+        readouts = {name: [c.readouts[name] for c in compared] for name in compared[0].readouts}
+        for subset in ("", *([", gate open"] if since == "its anchor" else [])):
+            keep = [_kept(r, bool(subset)) for r in runs]
+            for name, predicted in (
+                readouts | {"training direction x step": given, "no drift": [x * 0 for x in given]}
+            ).items():
+                cells = [np.where(k, c.truth, np.nan) for k, c in zip(keep, compared, strict=True)]
+                row = {"readout": name + subset, "since": since}
+                others = None if predicted is given else given
+                rows.append(row | _row(runs, cells, predicted, others, mean, topics, in_nats=name.startswith("text")))
     return rows
+
+
+def _row(
+    runs: list[Run],
+    truth: list[np.ndarray],
+    predicted: list[np.ndarray],
+    given: list[np.ndarray] | None,
+    mean: Callable[[Run, np.ndarray], np.ndarray],
+    topics: bool,
+    in_nats: bool,
+) -> dict[str, Any]:
+    """How predictions fare: r of them as they are, with its ceiling; RMSE of them in the truth's unit.
+
+    Args:
+        truth: of each run, [3, steps, probes]. predicted, given: of each run, [steps, probes].
+        mean: over probes.
+        in_nats: the predictions' unit is not the truth's: they are scaled, for RMSE alone, by one factor, that of the
+            runs of all other conditions.
+    """
+    from vdengine.drift.baselines import scaled, score_predictions
+    from vdengine.drift.correlation import correlate
+
+    def means(of_runs: list[np.ndarray]) -> list[np.ndarray]:
+        return [mean(r, x) for r, x in zip(runs, of_runs, strict=True)]
+
+    conditions = [r.condition for r in runs]
+    true, told = means(truth), means(predicted)
+    labels = [np.full(x.shape[1:], list(CONDITIONS).index(name)) for x, name in zip(true, conditions, strict=True)]
+    clusters = [flat(labels)]
+    if topics:
+        clusters.append(flat([np.broadcast_to(np.arange(x.shape[-1]), x.shape[1:]) for x in true]))
+    found = correlate(
+        np.concatenate([x.reshape(3, -1) for x in true], 1),
+        flat(told)[None],
+        given=[] if given is None else [flat(means(given))],
+        clusters=clusters,
+    )
+    if in_nats:
+        predicted = scaled(predicted, [x[0] for x in truth], conditions)
+    score = score_predictions(flat([x[0] for x in true]), flat(means(predicted)))
+    gaps = flat([_gap_holds_0(r, y - x[0], topics) for r, x, y in zip(runs, truth, predicted, strict=True)])
+    return {
+        "n": found.num,
+        "r": found.pearson,
+        "95%": ranged(found.interval),
+        "ceiling": found.ceiling,
+        "r / ceiling": found.disattenuated,
+        "95% ": ranged(found.disattenuated_interval),
+        "r given direction x step": found.partial,
+        "95%  ": ranged(found.partial_interval),
+        "rank r": found.spearman,
+        "RMSE": score.rmse,
+        "same sign": score.sign,
+        "interval of the gap holds 0": float(np.nanmean(gaps)) if np.isfinite(gaps).any() else math.nan,
+    }
+
+
+def ranged(interval: tuple[float, float]) -> str:
+    """An interval as text; "" where it is not known."""
+    low, high = interval
+    return f"{low:+.2f} to {high:+.2f}" if math.isfinite(low) else ""
+
+
+def _cell_of(r: Run, topics: bool) -> np.ndarray:
+    """[probes] int64: the cell that each probe is in."""
+    return np.array([r.fresh.topic_names.index(t) if topics else 0 for t in r.fresh.topics.tolist()])
+
+
+def _since_start(r: Run, channel: str) -> Cells:
+    """Shifts since step 0 of what has no answers: leads, and text likelihood with its parts."""
+    steps, of_text = r.fresh.steps[1:], {"graded": r.text.primary}.get(channel, channel)
+    readouts = {"text likelihood": shifts(r.text, steps, of_text)}
+    if channel == "graded":
+        readouts |= {f"text after {part}": shifts(r.text, steps, name) for part, name in TEXT_PARTS.items()}
+        readouts = {"lead": shifts(r.lead, steps, r.lead.primary)} | readouts
+    return Cells(np.stack([x[1:] - x[:1] for x in _with_halves(r, channel)]), readouts)
+
+
+TEXT_PARTS = {"the question": "question", "no question": "null"}  # by channel of text likelihood
+
+
+def _since_anchor(r: Run, channel: str) -> Cells:
+    """Shifts since the anchor whose answers are weighted, the one before each: of these, and of fresh ones."""
+    shift = r.weighted.anchor_shift
+    assert shift is not None and r.weighted.anchors is not None
+    rows = np.searchsorted(r.weighted.steps, r.fresh.steps[1:])
+    if (r.weighted.anchors[rows] != r.fresh.steps[:-1]).any():
+        raise SystemExit(f"{r.condition}-{r.seed}: an anchor's answers were not weighted at the next one")
+    truth = np.stack([x[1:] - x[:-1] for x in _with_halves(r, channel)])
+    return Cells(truth, {"weighted answers": shift[channel][rows]})
+
+
+def _with_halves(r: Run, channel: str) -> np.ndarray:
+    """[3, samples, probes]: judged stance from all fresh answers, and from every other one; of other channels NaN."""
+    v = r.fresh.channels[channel]
+    halves = r.fresh.halves if channel == "graded" and r.fresh.halves is not None else (v * np.nan, v * np.nan)
+    return np.stack([v, *halves])
+
+
+def _kept(r: Run, gate_open: bool) -> np.ndarray:
+    """[steps, 1] bool: the steps that count."""
+    gates = dict(zip(r.weighted.steps.tolist(), r.weighted.gates or [], strict=True))
+    kept = [not gate_open or ((g := gates[int(k)]) is not None and g.open) for k in r.fresh.steps[1:]]
+    return np.array(kept)[:, None]
 
 
 def shifts(r: ProbeValues, steps: np.ndarray, channel: str) -> np.ndarray:
     """The shift from the first sample to each of these steps: [steps, probes]; NaN where there is no sample."""
-    x = r.channels[r.primary if channel == "graded" else channel]  # [samples, probes]
+    x = r.channels[channel]  # [samples, probes]
     index_of = {int(k): i for i, k in enumerate(r.steps)}
     return np.array([x[index_of[int(k)]] - x[0] if int(k) in index_of else np.full(x.shape[1], np.nan) for k in steps])
 
 
-def mean_of(r: Run, x: np.ndarray, topics: bool) -> np.ndarray:
-    """The mean of x [steps, probes] over probes: [steps, 1], or by topic [steps, topics]."""
-    members = [r.fresh.member(t) for t in r.fresh.topic_names] if topics else [slice(None)]
-    return np.stack([x[:, m].mean(1) for m in members], 1)
-
-
-def held(r: Run, gap: np.ndarray, topics: bool) -> np.ndarray:
-    """Whether the 95% interval, over probes, of the mean of gap [steps, probes] contains 0: [steps, 1], or by topic
-    [steps, topics]; NaN where there is no gap."""
+def _gap_holds_0(r: Run, gap: np.ndarray, topics: bool) -> np.ndarray:
+    """Whether the 95% interval, over probes, of the mean of gap [steps, probes] contains 0: [steps, cells]; NaN where
+    there is no gap."""
     from vdengine.drift.intervals import group_of
 
     low, high = np.stack(
@@ -164,23 +244,6 @@ def held(r: Run, gap: np.ndarray, topics: bool) -> np.ndarray:
 def flat(of_runs: list[np.ndarray]) -> np.ndarray:
     """All values of all runs: [points]."""
     return np.concatenate([x.ravel() for x in of_runs])
-
-
-def over_runs(
-    truth: list[np.ndarray], predicted: list[np.ndarray], given: list[np.ndarray] | None = None, resamples: int = 500
-) -> str:
-    """The 95% percentile interval of Pearson's r, or of the partial r given another predictor, by a bootstrap over
-    runs, because the points of one run depend on each other."""
-    from vdengine.drift.baselines import score_predictions
-
-    rng, correlations = np.random.default_rng(0), []
-    for _ in range(resamples):
-        drawn = rng.integers(0, len(truth), len(truth)).tolist()
-        t, p, g = (x and flat([x[i] for i in drawn]) for x in (truth, predicted, given))
-        score = score_predictions(t, p, g)
-        correlations.append(score.pearson if given is None else score.partial)
-    finite = np.array(correlations)[np.isfinite(correlations)]
-    return f"{np.quantile(finite, 0.025):+.2f} to {np.quantile(finite, 0.975):+.2f}" if len(finite) else ""
 
 
 def weights_quality(runs: list[Run]) -> list[dict[str, Any]]:
@@ -224,6 +287,9 @@ def weights_quality(runs: list[Run]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------- the readouts themselves
 
 
+READ: tuple[Callable[[Run], ProbeValues], ...] = (lambda r: r.fresh, lambda r: r.lead, lambda r: r.text)
+
+
 def by_condition(runs: list[Run]) -> list[dict[str, Any]]:
     """The shifts of each condition at its last step: the mean over seeds, and their range."""
     from vdengine.drift.analysis import analyse
@@ -233,9 +299,8 @@ def by_condition(runs: list[Run]) -> list[dict[str, Any]]:
         members = [r for r in runs if r.condition == name]
         if not members:
             continue
-        answers, openings = [analyse(r.fresh) for r in members], [analyse(r.openings) for r in members]
-        judged = [a.drift().magnitude for a in answers]
-        scored = [a.drift().magnitude for a in openings]
+        answers, leads, texts = ([analyse(values(r)) for r in members] for values in READ)
+        judged, led, scored = ([a.drift().magnitude for a in of_runs] for of_runs in (answers, leads, texts))
         neutral = [a.drifts["all", "neutral"].magnitude.mean for a in answers]
         rows.append(
             {
@@ -246,7 +311,9 @@ def by_condition(runs: list[Run]) -> list[dict[str, Any]]:
                 "of seeds": spread([e.mean for e in judged]),
                 "beyond interval": sum(e.significant for e in judged),
                 "neutral": float(np.mean(neutral)),
-                "openings, nats/100 B": 100 * mean(scored),
+                "lead": mean(led),
+                "of seeds, lead": spread([e.mean for e in led]),
+                "text likelihood, nats/100 B": 100 * mean(scored),
                 "of seeds ": spread([100 * e.mean for e in scored]),
                 "beyond interval ": sum(e.significant for e in scored),
             }
@@ -281,14 +348,14 @@ def reliability(runs: list[Run]) -> list[dict[str, Any]]:
 
 
 def stability(runs: list[Run]) -> list[dict[str, Any]]:
-    """The stability of the openings' last shifts: whether they are the same with paraphrases, with half of a stance's
-    openings, or with half of the panel; and the shifts of the controls, which should be 0."""
+    """The stability of text likelihood's last shifts: whether they are the same with paraphrases, or with half of the
+    panel; and the shifts of the controls, which should be 0."""
     from vdengine.drift.analysis import analyse
 
     rows = []
     for name in CONDITIONS:
         members = [r for r in runs if r.condition == name]
-        checks = [analyse(r.openings, controls=r.controls).validity for r in members]
+        checks = [analyse(r.text, controls=r.controls).validity for r in members]
         if not members or name == "lr-0":
             continue
         rows.append(
@@ -297,11 +364,10 @@ def stability(runs: list[Run]) -> list[dict[str, Any]]:
                 "paraphrases, r over probes": average(
                     [v["paraphrase"]["correlation"] for v in checks if v["paraphrase"]]
                 ),
-                "halves of openings, r stepped up": average([v["items"] for v in checks]),
                 "half-panels, r over topics": average(
                     [v["half_panels"] and v["half_panels"].correlation for v in checks]
                 ),
-                "shift, nats/100 B": average([100 * analyse(r.openings).drift().magnitude.mean for r in members]),
+                "shift, nats/100 B": average([100 * analyse(r.text).drift().magnitude.mean for r in members]),
                 "after no question": average([100 * v["null"].mean for v in checks if v["null"]]),
                 "on trivial matters": average([100 * v["off-topic"].mean for v in checks if v["off-topic"]]),
             }

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.values import SIDE, answer_log, fill, probe_values, strata
+from helpers.values import SIDE, answer_log, fill, probe_values, requests_of, strata
 
 from vdengine.drift.analysis import analyse
 from vdengine.drift.answer_values import answer_values
-from vdengine.drift.opening_log import DriftLog
-from vdengine.drift.probe_values import opening_values
+from vdengine.drift.panel_log import DriftLog
+from vdengine.drift.probe_values import text_values
 from vdengine.errors import InputError
 from vdengine.panels.panel import Panel
 
@@ -30,7 +30,7 @@ def test_baseline_must_have_a_value():
     """Guards against a page of NaN: between anchors, where the gate is closed, there is nothing to compare with."""
     x = np.array([0.0, np.nan, 2.0])[:, None] + np.zeros((3, 24))
     values = probe_values(x, steps=[0, 10, 20])
-    with pytest.raises(InputError, match="baseline: step 10 has no value in openings$"):
+    with pytest.raises(InputError, match="baseline: step 10 has no value in text_likelihood$"):
         analyse(values, baseline=10)
     assert analyse(values, baseline=0).baseline == 0
 
@@ -87,13 +87,19 @@ def test_a_part_that_a_topic_is_not_in_is_no_lost_sample():
 
 
 def test_topics_that_are_called_as_the_mean_is(tmp_path):
-    """Guards a topic named "all": its numbers are its own and not the panel's mean, in openings and in answers."""
+    """Guards a topic named "all": its numbers are its own and not the panel's mean, in text likelihood and in
+    answers."""
     names = {"immigration": "all", "abortion": "topics", "climate change": "all (topic)"}
     mini = Panel.load("values-mini")
     panel = Panel.from_rows([p.to_row() | {"topic": names.get(p.topic, p.topic)} for p in mini.probes], "named")
-    log = DriftLog.create(tmp_path, panel)
-    fill(log, (0, 4), lambda step, row: step * 0.1 * row["polarity"] * SIDE[row["stance"]] * (row["topic"] == "all"))
-    a = analyse(opening_values(log))
+    log = DriftLog.create(tmp_path, panel, requests_of(panel), "t")
+
+    def change(step, row):
+        moves = row["topic"] == "all" and row["variant"] == "question"
+        return step * 0.1 * row["polarity"] * SIDE[row["stance"]] * moves
+
+    fill(log, (0, 4), change)
+    a = analyse(text_values(log))
     assert a.topics == ["all (topic)", "topics (topic)", "all (topic) (topic)", "economic policy"]
     assert set(a.values.axes) == set(a.topics)
     assert a.drift("all (topic)").magnitude.num_probes == 12 and a.drift("all").magnitude.num_probes == 48

@@ -13,8 +13,6 @@ from scipy import optimize, stats
 
 from vdengine.drift.analysis import analyse
 from vdengine.drift.intervals import ROUNDING, group_of, holm, mean_estimate
-from vdengine.drift.live import LiveOpenings
-from vdengine.panels.panel import Panel
 
 # -------------------------------------------------------------------------------- against an independent implementation
 
@@ -230,7 +228,7 @@ def test_thin_parts():
 # ------------------------------------------------------------------------------------------------------------ rounding
 
 
-@pytest.mark.parametrize("readout", ["openings", "answers"])
+@pytest.mark.parametrize("readout", ["text_likelihood", "answers"])
 @pytest.mark.parametrize("kind", ["equal", "noise", "bias"])
 def test_what_rounding_alone_gives_is_no_shift(readout, kind):
     """Guards runs of lr 0: differences of 1e-16 that are equal in all probes (no variance, so any mean of them was
@@ -251,17 +249,3 @@ def test_what_rounding_alone_gives_is_no_shift(readout, kind):
     assert drift.direction == 0 and all(time.step is None for time in drift.times.values())
     added[1:] = 10 * bound
     assert analyse(probe_values(x * 0 + added, readout=readout)).drift().direction == 1
-
-
-def test_the_live_shifts_and_the_table_share_the_rule():
-    """Guards a console that calls a topic moved where the report does not."""
-    panel = Panel.load("values-mini")
-    branches = panel.branches()
-    num_bytes = np.array([b.num_bytes for b in branches])
-    first = np.random.default_rng(1).normal(-40, 5, len(branches)).astype(np.float32)
-    live = LiveOpenings(panel, branches)
-    live.add(0, first)
-    side = np.array([{"support": 1, "neutral": 0, "oppose": -1}[b.stance] * b.probe.polarity for b in branches])
-    for size, moved in ((0.2 * ROUNDING["nats per byte"], False), (20 * ROUNDING["nats per byte"], True)):
-        shift = live.add(4, (first.astype(np.float64) + size * side * num_bytes)).stance
-        assert {e.significant for e in shift.values()} == {moved}

@@ -1,9 +1,23 @@
 """The files of judgements."""
 
-import pytest
-from helpers.judging import answered
+import math
 
-from vdengine.drift.judgements import Judgements, judgements_of, judges, locked, slug_of
+import numpy as np
+import pytest
+from helpers.judging import PANEL, answered
+
+from vdengine.drift.judgements import (
+    NO_VERDICT,
+    BareLead,
+    Judgements,
+    Part,
+    Subset,
+    Verdict,
+    judgements_of,
+    judges,
+    locked,
+    slug_of,
+)
 from vdengine.errors import InputError
 
 
@@ -12,7 +26,8 @@ from vdengine.errors import InputError
     [
         ("nonsense\n", "line 1: broken JSON"),
         ('{"schema": 9, "judge": "x", "identity": {}}\n', "schema is 9"),
-        ('{"schema": 1, "judge": "x", "identity": {}}\n{"anchor": 0, "probe": "p", "sample": 0, "stance": [1, 1, 1]}\n',
+        ('{"schema": 1, "judge": "x", "identity": {}}\n', "schema is 1; this reads 2: judge again with --again"),
+        ('{"schema": 2, "judge": "x", "identity": {}}\n{"anchor": 0, "probe": "p", "sample": 0, "stance": [1, 1, 1]}\n',
          "line 2: damaged: stance .* does not sum to 1"),
         ("", "schema is None"),
     ],
@@ -29,7 +44,7 @@ def test_damaged_judgements(tmp_path, text, message):
         judgements_of(log, "y")
 
 
-HEAD = '{"schema": 1, "judge": "x", "identity": {}}\n'
+HEAD = '{"schema": 2, "judge": "x", "identity": {}}\n'
 LINE = '{"anchor": 0, "probe": "p", "sample": 0, "stance": [1, 0, 0]}\n'
 
 
@@ -41,8 +56,8 @@ LINE = '{"anchor": 0, "probe": "p", "sample": 0, "stance": [1, 0, 0]}\n'
         ('{"schema": 1}\n', "line 1: damaged: names no judge"),
         ('{"schema": 1, "judge": 7, "identity": {}}\n', "names no judge"),
         ('{"schema": 1, "judge": "x", "identity": []}\n', "names no judge"),
-        (HEAD.replace("1", "[1]", 1), "schema is .1."),
-        (HEAD.replace("1", "9" * 5000, 1), "line 1: broken JSON"),
+        (HEAD.replace("2", "[2]", 1), "schema is .2."),
+        (HEAD.replace("2", "9" * 5000, 1), "line 1: broken JSON"),
         (HEAD + "7\n", "line 2: damaged: not an object"),
         (HEAD + "[" * 10**5 + "\n", "line 2: broken JSON"),
         (HEAD + LINE.replace('"p"', "7"), "line 2: damaged: a verdict"),
@@ -56,6 +71,13 @@ LINE = '{"anchor": 0, "probe": "p", "sample": 0, "stance": [1, 0, 0]}\n'
         (HEAD + LINE.replace("[1, 0, 0]", '["1", 0, 0]'), "not three probabilities"),
         (HEAD + LINE.replace("[1, 0, 0]", "[true, 0, 0]"), "not three probabilities"),
         (HEAD + LINE.replace("[1, 0, 0]", "{}"), "not three probabilities"),
+        (HEAD + LINE.replace("}", ', "part": "lead"}'), "line 2: damaged: a verdict"),
+        (HEAD + LINE.replace("}", ', "part": ["both"]}'), "line 2: damaged: a verdict"),
+        (HEAD + LINE.replace("}", ', "orders": "sx"}'), "line 2: damaged: orders 'sx'"),
+        (HEAD + LINE.replace("}", ', "orders": ["s", "n"]}'), "line 2: damaged: orders"),
+        (HEAD + LINE.replace("}", ', "bare": 2}').replace('"p"', "7"), "line 2: damaged: a verdict"),
+        (HEAD + '{"subset": -1, "seed": 0}\n', "line 2: damaged: a subset"),
+        (HEAD + '{"subset": 7}\n', "line 2: damaged: a subset"),
         (HEAD + "\udcff\n", "line 2: not UTF-8"),
     ],
 )
@@ -74,9 +96,58 @@ def test_a_verdict_cut_inside_a_character_is_left_out(tmp_path):
         HEAD.encode() + LINE.replace('"p"', '"p\u2028\u00e9"').encode() + b'{"anchor": 0, "probe": "\xc3'
     )
     kept = Judgements.open(path)
-    assert list(kept.stances) == [(0, "p\u2028\u00e9", 0)]
-    kept.append({(0, "q", 0): None})
-    assert list(Judgements.open(path).stances) == [(0, "p\u2028\u00e9", 0), (0, "q", 0)]
+    assert list(kept.verdicts) == [Part(0, "p\u2028\u00e9", 0)]
+    kept.append({Part(0, "q", 0): Verdict(NO_VERDICT)})
+    assert list(Judgements.open(path).verdicts) == [Part(0, "p\u2028\u00e9", 0), Part(0, "q", 0)]
+
+
+def test_what_is_kept_is_read_back(tmp_path):
+    """Guards the file: verdicts of wholes, arguments and bare leads, both orders, and what was drawn."""
+    verdicts = {
+        Part(0, "p", 0): Verdict((0.5, 0.25, 0.25), "sn"),
+        Part(0, "p", 0, "argument"): Verdict((0.0, 0.25, 0.75), "oo"),
+        Part(4, "p", 1): Verdict(NO_VERDICT),
+        BareLead("p", 1): Verdict((0.75, 0.25, 0.0)),
+        BareLead("q", 1): Verdict((0.25, 0.5, 0.25)),
+        BareLead("p", -1): Verdict((0.0, 0.5, 0.5)),
+    }
+    kept = Judgements.start(tmp_path / "x.jsonl", "x", {})
+    assert kept.bare is None and kept.orders is None and kept.refusal == ""
+    kept.append(verdicts)
+    kept.draw(Subset(20, 3))
+    again = Judgements.open(tmp_path / "x.jsonl")
+    assert str(again.verdicts) == str(verdicts) and again.subset == Subset(20, 3)
+    assert again.bare == (0.375, -0.5) and again.orders.num == 2
+    again.draw(None)
+    assert Judgements.open(tmp_path / "x.jsonl").subset is None
+    assert Judgements.start(tmp_path / "y.jsonl", "human:me", {}).bare == (1.0, -1.0)
+
+
+def test_parts_of_answers(tmp_path):
+    """Guards lead, argument and both: an answer without a lead has one verdict for both, a lead alone argues nothing,
+    what is not judged has neither, and people's labels are of whole answers."""
+    log = answered(tmp_path, ["No, it is best for all.", "It is best.", "Yes.", "No doubt.", "Yes, but no."], (0,))
+    kept = Judgements(tmp_path / "x", "x", {}, {})
+    for key in [Part(0, PANEL.probes[0].id, k) for k in range(4)]:
+        kept.verdicts[key] = Verdict((0.6, 0.3, 0.1))
+    kept.verdicts[Part(0, PANEL.probes[0].id, 0, "argument")] = Verdict((1.0, 0.0, 0.0))
+    both, argument, lead = (kept.stances_of(log, part)[:5].tolist() for part in ("both", "argument", "lead"))
+    whole, nothing = [0.6, 0.3, 0.1], [0, 1, 0]
+    assert str(both) == str([whole] * 4 + [[math.nan] * 3])
+    assert str(argument) == str([[1.0, 0.0, 0.0], whole, [0.0, 1.0, 0.0], whole, [math.nan] * 3])
+    assert lead == [[0, 0, 1], nothing, [1, 0, 0], nothing, [1, 0, 0]]
+    with pytest.raises(InputError, match="part: 'rest' is not one of both, argument, lead"):
+        kept.stances_of(log, "rest")
+    assert kept.gaps(log) == [] and Judgements(tmp_path / "x", "x", {}, {}).gaps(log) == [0]
+    by_person = Judgements(tmp_path / "x", "human:me", {}, kept.verdicts)
+    assert np.isnan(by_person.stances_of(log, "argument")).all() and by_person.stances_of(log)[0].tolist() == whole
+
+
+def test_labels_that_follow_their_order_are_refused(tmp_path):
+    """Guards every reader of a judge's file: what is refused is said."""
+    path = tmp_path / "x.jsonl"
+    Judgements.start(path, "x", {}, {Part(0, "p", k): Verdict((0.5, 0, 0.5), "so") for k in range(30)})
+    assert "kappa 0.00" in Judgements.open(path).refusal and "named first wins" in Judgements.open(path).refusal
 
 
 def test_one_process_writes_a_judges_file(tmp_path):

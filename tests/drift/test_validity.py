@@ -10,35 +10,42 @@ from helpers.values import SIDE, noisy_pair, opening_log, probe_values, strata
 from vdengine.drift.analysis import analyse
 from vdengine.drift.checks import checks
 from vdengine.drift.intervals import UNKNOWN
-from vdengine.drift.probe_values import control_values, opening_values
+from vdengine.drift.probe_values import control_values, text_values
 from vdengine.drift.validity import _reliability
+from vdengine.panels.panel import Panel
 
 
 def test_controls(tmp_path):
-    """Guards the validity channels: each control's shift is its own, paraphrases are compared probe by probe, controls
-    that were not sampled are None, and the questions' numbers do not change with controls beside them."""
+    """Guards the validity channels: each control's shift is its own, question less null where it has both; paraphrases
+    are compared probe by probe, controls that were not sampled are None, and the questions' numbers do not change with
+    controls beside them."""
     gain = {"question": 0.02, "paraphrase": 0.015, "null": 0.005, "off-topic": 0.0}
     rng = random.Random(0)
+    trivial = {probe.id for probe in Panel.load("controls").probes}
     own = {}
 
     def fill(step, row):
-        if row["variant"] != "question" and step == 4:
+        if row["variant"] not in ("question", "null") and step == 4:
             return math.nan
+        if row["probe"] in trivial:
+            return 0.0
         own.setdefault(row["probe"], 1 + rng.gauss(0, 0.5))
         return step / 8 * gain[row["variant"]] * own[row["probe"]] * row["polarity"] * SIDE[row["stance"]]
 
     log = opening_log(tmp_path / "a", fill, controls=True)
-    r = opening_values(log)
-    a = analyse(r, controls=control_values(log))
+    r = text_values(log)
+    a = analyse(r, controls=control_values(log, "text_likelihood"))
     mean = np.mean([own[p] for p in r.probes])
-    assert a.drift().magnitude.mean == pytest.approx(2 * 0.02 * mean, rel=1e-4)
-    assert a.validity["null"].mean == pytest.approx(2 * 0.005 * mean, rel=1e-4)
+    assert a.drift().magnitude.mean == pytest.approx(2 * 0.015 * mean, rel=1e-3)
+    assert a.validity["null"].mean == pytest.approx(2 * 0.005 * mean, rel=1e-3)
     assert a.validity["off-topic"].mean == pytest.approx(0, abs=1e-7) and a.validity["off-topic"].num_probes == 24
     assert a.validity["paraphrase"]["correlation"] == pytest.approx(1, abs=1e-4)
-    assert a.validity["paraphrase"]["shift"].mean == pytest.approx(2 * 0.015 * mean, rel=1e-4)
+    assert a.validity["paraphrase"]["shift"].mean == pytest.approx(2 * 0.01 * mean, rel=1e-3)
     assert a.validity["reliability"]["abortion"].paraphrase == pytest.approx(1, abs=1e-3)
     assert a.validity["yes_bias"].num_probes == 48 and a.validity["judges"] is None
-    bare = analyse(opening_values(opening_log(tmp_path / "b", lambda s, row: fill(s, row | {"variant": "question"}))))
+    shown = {check.name: check.numbers for check in checks(a)}
+    assert shown["paraphrase"]["low"] <= shown["paraphrase"]["mean"] <= shown["paraphrase"]["high"] <= 1
+    bare = analyse(text_values(opening_log(tmp_path / "b", fill)))
     assert bare.validity["null"] is None and bare.validity["paraphrase"] is None
     assert bare.drift().magnitude.mean == pytest.approx(a.drift().magnitude.mean, rel=1e-5)
     assert bare.validity["reliability"]["abortion"].paraphrase is None

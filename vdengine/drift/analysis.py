@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 
 from vdengine.drift.intervals import UNKNOWN, Estimate, Group, group_of, holm
-from vdengine.drift.probe_values import ProbeValues
-from vdengine.drift.smoothing import parse_smoothing, smoothing_kernel
+from vdengine.drift.probe_values import LEAST_COVERAGE, ProbeValues
+from vdengine.drift.smoothing import Smoothing
 from vdengine.drift.trajectory import RULES, DriftTime, baseline_index, drift_times, last_sample
 from vdengine.drift.validity import TopicDrift, validity
 from vdengine.errors import InputError
+from vdengine.recipe import LEAD
 
-RANGE = {"support": (0.0, 1.0), "neutral": (0.0, 1.0), "oppose": (0.0, 1.0), "graded": (-1.0, 1.0)}  # of levels
+# Of levels, by channel.
+RANGE = dict.fromkeys(("support", "neutral", "oppose", "coverage"), (0.0, 1.0))
+RANGE |= dict.fromkeys(("graded", "lead", "yes_bias"), (-1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,9 @@ def analyse(
 
     Args:
         baseline: the step that shifts are since. Default: the first sample.
-        smoothing: "none", "ema" or "local-linear", of curves and before drift times are taken; with a width as a
-            fraction of the stage, "ema:0.05" (its time constant; default 0.1) or "local-linear:0.2" (half its window).
-            The largest of many noisy values is above the truth: smooth curves of rotating parts of the panel. The
-            baseline is not smoothed.
+        smoothing: "none", "ema" or "local-linear", of curves and before drift times are taken, as
+            `drift.smoothing.Smoothing.parse` has it. The largest of many noisy values is above the truth: smooth curves
+            of answers and of rotating parts of the panel. The baseline is not smoothed.
         resamples, seed: of the bootstrap that drift times' intervals come from.
         controls: `control_values` of the same log.
         judges: the same answers by further judges, by name.
@@ -108,8 +110,8 @@ def analyse(
             ": none is judged there, or they are weighted and the gate is closed" if values.readout == "answers" else ""
         )
         raise InputError(f"baseline: step {baseline} has no value in {values.readout}{why}")
-    name, width = parse_smoothing(smoothing)
-    smoothing = name if name == "none" else f"{name}:{width:g}"
+    how = Smoothing.parse(smoothing)
+    smoothing = str(how)
     # Poisson bootstrap of the probes: weights less 1, [resamples, P]. fp32 is enough: what they move is compared with
     # intervals, and the results are steps.
     draws = np.random.Generator(np.random.Philox(seed)).poisson(1.0, (resamples, len(values.probes)))
@@ -118,14 +120,9 @@ def analyse(
     levels: dict[tuple[str, str], Curve] = {}
     drifts: dict[tuple[str, str], TopicDrift] = {}
 
-    def smoothed(group: Group) -> Group:
-        if name == "none":
-            return group
-        return group.smoothed(smoothing_kernel(values, group.mean, index, name, width))
-
     # Variances under other answers are known without smoothing only, those of shifts since the first sample only.
-    level_noise = values.noise if name == "none" else None
-    shift_noise = values.shift_noise if name == "none" and index == 0 else None
+    level_noise = values.noise if how.name == "none" else None
+    shift_noise = values.shift_noise if how.name == "none" and index == 0 else None
     for channel, per_probe in values.channels.items():  # [S, P]
         shifts = {t: group_of(values, per_probe - per_probe[index], t) for t in ["all", *values.topic_names]}
         ends = {topic: last_sample(group.mean, index) for topic, group in shifts.items()}
@@ -133,10 +130,10 @@ def analyse(
         # Holm over the topics; "all", the first, is not one of them.
         adjusted = [magnitudes[0].p, *holm(np.array([m.p for m in magnitudes[1:]])).tolist()]
         for (topic, group), magnitude, p in zip(shifts.items(), magnitudes, adjusted, strict=True):
-            shown = smoothed(group)
+            shown = how.smooth(values, group, index)
             curves[topic, channel] = _curve(values, shown, topic, channel, shift_noise)
-            if values.readout == "answers":
-                level = smoothed(group_of(values, per_probe, topic))
+            if values.has_levels:
+                level = how.smooth(values, group_of(values, per_probe, topic), index)
                 levels[topic, channel] = _curve(values, level, topic, channel, level_noise, level=True)
             end = ends[topic]
             drift = TopicDrift(
@@ -171,13 +168,17 @@ def _unknown(
         return f"no number at the baseline, step {values.steps[index]}"
     if end is None:
         return f"no number after the baseline, step {values.steps[index]}"
-    if values.readout == "openings":
+    if values.readout != "answers":
         # A sample may take a part of the panel, but the last one of a run takes all of it, and none takes nothing.
         lost = ~known.any(1) | (values.steps >= values.total_steps)
         if lost[end + 1 :].any():
             return f"no number at step {values.steps[end + 1 :][lost[end + 1 :]][-1]}"
     if not math.isfinite(magnitude.p):
         return "one probe has no interval"
+    if values.readout == LEAD:
+        coverage = group_of(values, values.channels["coverage"], topic).mean[end]
+        if coverage < LEAST_COVERAGE:
+            return f"{coverage:.0%} of answers begin with yes or no, below {LEAST_COVERAGE:.0%}"
     return ""
 
 

@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from vdengine.drift.correlation import pearson, share_of, spearman
+from vdengine.drift.correlation import share_of
 from vdengine.errors import InputError
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well shifts were predicted, over `num` cells; NaN where there are too few."""
+    """How far predictions of shifts were off, over `num` cells; NaN where there are none.
 
-    pearson: float
-    spearman: float
+    How they correlate is `drift.correlation.correlate`'s, of predictions as they are: a scale is for these alone.
+    """
+
     rmse: float
     error: float  # mean absolute
     sign: float  # share of cells with a prediction other than 0 in which it has the truth's sign
     num: int
-    partial: float = math.nan  # Pearson's r with a given prediction partialled out of both
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class _SignedRun:
 
     steps: np.ndarray  # [S] float64
     shifts: np.ndarray  # [S] or [S, topics] float64, NaN where not measured
-    directions: np.ndarray  # like `shifts`: +1, -1 or 0
+    directions: np.ndarray  # like `shifts`: the signed dose
 
     def by_cell(self, curve: np.ndarray) -> np.ndarray:
         """A curve over steps [S], shaped [S] or [S, 1] so that it broadcasts over the run's topics."""
@@ -46,20 +46,23 @@ def predict_direction_step(
     *,
     form: str = "free",
     groups: Sequence[Any] | None = None,
+    kinds: Sequence[Any] | None = None,
 ) -> list[np.ndarray]:
-    """Shifts as the training direction and the step alone predict them, each run from the others.
+    """Shifts as the training direction, its dose and the step alone predict them, each run from the others.
 
-    prediction = direction x g(step), with g fitted by least squares to the runs of other groups.
+    prediction = direction x dose x g(step), with g fitted by least squares to the runs of other groups.
 
     Args:
         shifts: of each run, [S] or [S, topics] float; NaN where not measured.
         steps: of each run, [S] ascending.
-        directions: of each run, +1, -1 or 0 (no direction: predicted as 0, and not used for other runs), or an array
-            [topics] of these.
+        directions: of each run, the direction of its training as +1 or -1 times its dose, 0 (none: predicted as 0, and
+            not used for other runs), or an array [topics] of these.
         form: of g: "free" (one value a step, straight lines between), "linear" or "log" (of step + 1) through 0. The
             strongest of the three is the baseline to beat.
         groups: of each run: runs with the same one are left out together. Default: each run alone. Other seeds of a
             condition predict it well: group by condition for a harder test.
+        kinds: of each run: g is fitted to runs of the same kind alone, such as those of one objective; it is 0 where
+            there is none. Default: all are of one.
 
     Returns:
         Of each run, an array like its shifts, in their unit. All 0 is the prediction "no drift".
@@ -70,6 +73,7 @@ def predict_direction_step(
     if form not in ("free", "linear", "log"):
         raise InputError(f"form: {form!r} is not one of free, linear, log")
     labels = list(range(len(shifts))) if groups is None else list(groups)
+    kind_of = [None] * len(labels) if kinds is None else list(kinds)
     runs = []
     for shift, step, direction in zip(shifts, steps, directions, strict=True):
         if np.ndim(direction):
@@ -79,7 +83,7 @@ def predict_direction_step(
         runs.append(_SignedRun(np.asarray(step, np.float64), np.asarray(shift, np.float64), by_cell))
     predictions = []
     for i, run in enumerate(runs):
-        others = [other for k, other in enumerate(runs) if labels[k] != labels[i]]
+        others = [other for k, other in enumerate(runs) if labels[k] != labels[i] and kind_of[k] == kind_of[i]]
         if form == "free":
             curve = _mean_curve(run.steps, others)
         else:
@@ -105,45 +109,62 @@ def _slope(form: str, runs: Sequence[_SignedRun]) -> float:
 
 
 def _mean_curve(steps: np.ndarray, runs: Sequence[_SignedRun]) -> np.ndarray:
-    """g at `steps` [S]: the mean over runs of the mean shift in the training direction, linearly interpolated; [S]."""
-    total, num_runs = np.zeros(len(steps)), np.zeros(len(steps))
+    """g at `steps` [S] by least squares, each run's shift at a step a straight line between its samples; [S]."""
+    numerator, denominator = np.zeros(len(steps)), np.zeros(len(steps))
     for run in runs:
         usable = np.isfinite(run.shifts) & (run.directions != 0)
-        count = usable.reshape(len(run.steps), -1).sum(1)  # cells by step
-        sampled = np.flatnonzero(count)
+        square = np.where(usable, run.directions**2, 0.0).reshape(len(run.steps), -1).sum(1)  # by step
+        sampled = np.flatnonzero(square)
         if len(sampled):
-            towards = np.where(usable, run.directions * run.shifts, 0.0).reshape(len(run.steps), -1)
-            total += np.interp(steps, run.steps[sampled], towards.sum(1)[sampled] / count[sampled])
-            num_runs += 1
-    return total / np.maximum(num_runs, 1)
+            product = np.where(usable, run.directions * run.shifts, 0.0).reshape(len(run.steps), -1).sum(1)
+            slope = np.interp(steps, run.steps[sampled], product[sampled] / square[sampled])
+            weight = np.interp(steps, run.steps[sampled], square[sampled])
+            numerator, denominator = numerator + weight * slope, denominator + weight
+    return numerator / np.where(denominator > 0, denominator, 1.0)
 
 
-def score_predictions(truth: np.ndarray, predicted: np.ndarray, given: np.ndarray | None = None) -> Score:
-    """How well shifts were predicted; cells with a NaN are left out.
+def scaled(
+    predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray], groups: Sequence[Any] | None = None
+) -> list[np.ndarray]:
+    """Predictions in the truth's unit: those of each run times a factor that is fitted to the runs of other groups.
+
+    For `score_predictions` alone. The factor differs from run to run, so an r of scaled values is not that of the
+    predictions: a few runs with large shifts set it.
+
+    Args:
+        predicted, truth: of each run, [...] float of one shape, NaN where not measured.
+        groups: of each run, as in `predict_direction_step`.
+
+    Returns:
+        Of each run, an array like its predictions.
+    """
+    labels = list(range(len(truth))) if groups is None else list(groups)
+    out = []
+    for i, own in enumerate(predicted):
+        product = square = 0.0
+        for k, (x, y) in enumerate(zip(predicted, truth, strict=True)):
+            if labels[k] != labels[i]:
+                known = np.isfinite(x) & np.isfinite(y)
+                product, square = product + float((x * y)[known].sum()), square + float((x * x)[known].sum())
+        out.append(own * (product / square if square > 0 else 0.0))
+    return out
+
+
+def score_predictions(truth: np.ndarray, predicted: np.ndarray) -> Score:
+    """How far predictions of shifts were off; cells with a NaN are left out.
 
     Args:
         truth, predicted: [...] float of one shape, in one unit.
-        given: another prediction, of the same shape: `Score.partial` is then what `predicted` adds to it, the
-            correlation of what is left of `truth` and `predicted` after a regression of each on `given`.
     """
     truth, predicted = np.asarray(truth, np.float64).ravel(), np.asarray(predicted, np.float64).ravel()
-    given = None if given is None else np.asarray(given, np.float64).ravel()
-    known = np.isfinite(truth) & np.isfinite(predicted) & (True if given is None else np.isfinite(given))
+    known = np.isfinite(truth) & np.isfinite(predicted)
     truth, predicted = truth[known], predicted[known]  # [n]
     if not len(truth):
-        return Score(math.nan, math.nan, math.nan, math.nan, math.nan, 0)
+        return Score(math.nan, math.nan, math.nan, 0)
     signed = predicted != 0
-    partial = math.nan
-    if given is not None and len(truth) > 3:
-        basis = np.stack([np.ones(len(truth)), given[known]], 1)  # [n, 2]
-        residuals = [each - basis @ np.linalg.lstsq(basis, each, rcond=None)[0] for each in (truth, predicted)]
-        partial = pearson(residuals[0], residuals[1])
     return Score(
-        pearson(truth, predicted),
-        spearman(truth, predicted),
         rmse=float(np.sqrt(((truth - predicted) ** 2).mean())),
         error=float(np.abs(truth - predicted).mean()),
         sign=share_of(np.sign(truth[signed]) == np.sign(predicted[signed])),
         num=len(truth),
-        partial=partial,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from vdengine.drift.analysis import Analysis
+from vdengine.drift.correlation import Correlation
 from vdengine.drift.intervals import Estimate
 
 LOW_JUDGES = 0.7  # Pearson's r of two judges' values; a lower one is marked
@@ -15,7 +17,7 @@ _SHIFTS = (
     ("displacement", "displacement", "all openings rising or falling together"),
     ("neutral", "neutral shift", "the neutral side against the other two, or its share of answers"),
     ("yes_bias", "yes-bias", "agreeing with whatever the question proposes"),
-    ("null", "no question", "the same shift after a prompt that asks nothing; shown, not subtracted"),
+    ("null", "no question", "the part of the shift that needs no question; the curve is without it"),
     ("off-topic", "trivial matters", "the same shift where no value is at stake; shown, not subtracted"),
 )
 # Correlations: name, label, what it measures, and the value below which it is marked. Single probes may be noisy where
@@ -35,7 +37,7 @@ class Check:
     label: str
     what: str
     unit: str  # the readout's, or "correlation"
-    numbers: dict[str, Any]  # mean, NaN: not known; and low, high, p, num_probes where there is an interval
+    numbers: dict[str, Any]  # mean, NaN: not known; low and high of an interval; p and num_probes of a shift
     warn: bool
 
 
@@ -48,6 +50,12 @@ def estimate_cells(estimate: Estimate) -> dict[str, Any]:
         "p": estimate.p,
         "num_probes": estimate.num_probes,
     }
+
+
+def _r(correlation: Correlation) -> dict[str, float]:
+    """Pearson's r with its interval over probes, as cells."""
+    low, high = correlation.interval
+    return {"mean": correlation.pearson, "low": low, "high": high}
 
 
 def checks(analysis: Analysis) -> list[Check]:
@@ -72,19 +80,22 @@ def checks(analysis: Analysis) -> list[Check]:
         if shift is not None:
             warn = name != "displacement" and shift.significant and abs(shift.mean) >= largest / 2
             measured.append(Check(name, label, what, analysis.values.unit, estimate_cells(shift), warn))
-    half_panels = validity["half_panels"]
-    ratios = {
-        "paraphrase": validity["paraphrase"] and validity["paraphrase"]["correlation"],
-        "half_panels": half_panels and half_panels.whole,
-        "items": validity["items"],
-    }
+    half_panels, paraphrase = validity["half_panels"], validity["paraphrase"]
+    ratios: dict[str, dict[str, float]] = {}
+    if paraphrase is not None:
+        # Without a number, as where nothing moved, there is no interval either.
+        known = math.isfinite(r := paraphrase["correlation"])
+        ratios["paraphrase"] = _r(paraphrase["agreement"].matches["all"].magnitude) if known else {"mean": r}
+    if half_panels is not None:
+        ratios["half_panels"] = {"mean": half_panels.whole}
+    if validity["items"] is not None:
+        ratios["items"] = {"mean": validity["items"]}
     for name, label, what, least in _RATIOS:
-        r = ratios[name]
-        if r is not None:
-            measured.append(Check(name, label, what, "correlation", {"mean": r}, r < least))
+        if name in ratios:
+            measured.append(Check(name, label, what, "correlation", ratios[name], ratios[name]["mean"] < least))
     for judge, agreement in (validity["judges"] or {}).items():
         if agreement is not None:
-            name, r = f"judge {judge}", agreement.matches["all"].level.pearson
+            name, numbers = f"judge {judge}", _r(agreement.matches["all"].level)
             what = "probes' readings, step by step, by this judge and by the other"
-            measured.append(Check(name, name, what, "correlation", {"mean": r}, r < LOW_JUDGES))
+            measured.append(Check(name, name, what, "correlation", numbers, numbers["mean"] < LOW_JUDGES))
     return measured

@@ -2,6 +2,11 @@
 
 With l0 and l the log-prob sums of an answer when it was drawn and now, its weight is w = exp(l - l0). What is estimated
 with the weights is in `drift/reweighting.py`.
+
+A gate that looks at the weights which it then lets through selects among them, towards no shift: simulated with 24
+probes x 16 answers, shifts are 6% too small where it opens in 45% of draws, 14% where in 4%. So there are two gates,
+each over a half of the answers, and a half counts where the other half's gate is open: 2% too large to 1% too small
+there, and as precise as before where both are always open.
 """
 
 from __future__ import annotations
@@ -16,18 +21,23 @@ MIN_ESS = 0.7  # of the pooled effective sample size, as a share of the answers;
 MAX_PARETO_K = 0.5  # tail index of the weights; above it their variance is not finite
 
 
-MIN_ANSWERS = 25  # their tail, a fifth of them, then has the five weights that `pareto_k` needs
+MIN_ANSWERS = 50  # the tail of either half, a fifth of it, then has the five weights that `pareto_k` needs
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Whether weights still reach from the anchor to now. `open`: KL, ESS and Pareto k are all in range."""
+    """Whether weights still reach from the anchor to now: a gate is open where KL, ESS and Pareto k are in range."""
 
-    kl: float  # KL(anchor || now), nats an answer: mean of l0 - l over the answers
+    kl: float  # KL(anchor || now), nats an answer: mean of l0 - l over all answers
     ess: float  # effective sample size of all weights pooled (Kish 1965), as a share of their number
     pareto_k: float  # of the pooled weights' tail (Vehtari et al., arXiv 1507.02646)
-    open: bool
     mean_weight: float  # around 1; far below: most of what is likely now was never drawn
+    halves: tuple[bool, bool]  # whether the gates are open over the answers at even places and over those at odd ones
+
+    @property
+    def open(self) -> bool:
+        """The reading counts, or at least half of it."""
+        return any(self.halves)
 
 
 def gate(baseline: np.ndarray, now: np.ndarray) -> Gate:
@@ -39,15 +49,26 @@ def gate(baseline: np.ndarray, now: np.ndarray) -> Gate:
         baseline, now: [answers] float, log-prob sums in nats: at the anchor, and under the weights now.
     """
     log_weights = now.astype(np.float64) - baseline.astype(np.float64)
+    even, odd = (_in_range(*_diagnostics(log_weights[k::2])) for k in (0, 1))
+    return Gate(*_diagnostics(log_weights), float(np.exp(log_weights).mean()), (even, odd))
+
+
+def _diagnostics(log_weights: np.ndarray) -> tuple[float, float, float]:
+    """KL, ESS and Pareto k, as `Gate` has them, of log weights [answers] in nats; NaN without any."""
+    if not log_weights.size:
+        return math.nan, math.nan, math.nan
     weights = np.exp(log_weights - log_weights.max())  # scaled: ESS and Pareto k do not depend on a common factor
-    kl, ess = float(-log_weights.mean()), float(weights.sum() ** 2 / (weights**2).sum() / weights.size)
-    k = pareto_k(weights)
-    is_open = bool(kl < MAX_KL and ess >= MIN_ESS and k < MAX_PARETO_K)  # a NaN closes it
-    return Gate(kl, ess, k, is_open, float(np.exp(log_weights).mean()))
+    ess = float(weights.sum() ** 2 / (weights**2).sum() / weights.size)
+    return float(-log_weights.mean()), ess, pareto_k(weights)
+
+
+def _in_range(kl: float, ess: float, pareto_k: float) -> bool:
+    """Whether a gate with these diagnostics is open; a NaN closes it."""
+    return bool(kl < MAX_KL and ess >= MIN_ESS and pareto_k < MAX_PARETO_K)
 
 
 def closed_because(kl: float, ess: float, pareto_k: float) -> str:
-    """Why a gate with these diagnostics is closed; "" where it is open. NaN: could not be computed."""
+    """Why a gate with these diagnostics of all answers is closed. NaN: could not be computed."""
     reasons = []
     if not kl < MAX_KL:
         reasons.append(f"KL {kl:.2f} is not below {MAX_KL}" if math.isfinite(kl) else "KL is not a number")
@@ -57,7 +78,7 @@ def closed_because(kl: float, ess: float, pareto_k: float) -> str:
         reasons.append(f"Pareto k cannot be computed from so few answers: it takes {MIN_ANSWERS}")
     elif not pareto_k < MAX_PARETO_K:
         reasons.append(f"Pareto k {pareto_k:.2f} is not below {MAX_PARETO_K}")
-    return "; ".join(reasons)
+    return "; ".join(reasons) or "neither half of the answers is in range by itself"
 
 
 def pareto_k(weights: np.ndarray) -> float:

@@ -132,12 +132,12 @@ class Group:
         return cls(mean, parts, share, taken, strata, rounding)
 
     def smoothed(self, kernel: np.ndarray) -> Group:
-        """The group under linear smoothing of its means: kernel [S, S] float64 (to, from).
+        """The group under linear smoothing of its means: kernel [G, S] float64 (to, from); a row of zeros has no mean.
 
         A probe takes part in a smoothed mean if any of the samples in it has that probe.
         """
         mean = kernel @ np.nan_to_num(self.mean)
-        mean[np.isnan(self.mean)] = np.nan
+        mean[~kernel.any(1)] = np.nan
         taken = (kernel != 0) @ self.taken.astype(float) > 0
         return Group(mean, kernel @ self.parts, kernel @ self.share, taken, self.strata, self.rounding)
 

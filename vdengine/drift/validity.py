@@ -13,7 +13,7 @@ from vdengine.drift.agreement import Agreement, agreement, shared_steps
 from vdengine.drift.correlation import pearson, step_up
 from vdengine.drift.intervals import ALPHA, FEW_PROBES, ROUNDING, UNKNOWN, Estimate, group_of
 from vdengine.drift.probe_values import ProbeValues
-from vdengine.drift.trajectory import DriftTime, baseline_index, last_sample
+from vdengine.drift.trajectory import DEFAULT_RULE, DriftTime, baseline_index, last_sample
 
 LOW_RELIABILITY = 0.7  # of random halves of a topic's probes; below it a curve is unreliable
 SPLITS = 200  # random halves
@@ -30,6 +30,11 @@ class TopicDrift:
     times: dict[str, DriftTime]  # by rule
     step: int | None  # of the last sample that has the topic, which the magnitude is of
     unknown: str = ""  # why nothing can be said: a number that should be there is not; "" where something can
+
+    @property
+    def time(self) -> DriftTime:
+        """The drift time by `DEFAULT_RULE`."""
+        return self.times[DEFAULT_RULE]
 
     @property
     def significant(self) -> bool:

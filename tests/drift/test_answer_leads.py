@@ -1,0 +1,42 @@
+"""The lead of an answer, and the rest."""
+
+import pytest
+
+from vdengine.drift.answer_leads import split_lead
+from vdengine.panels.leads import Leads
+
+
+@pytest.mark.parametrize(
+    ("answer", "side", "rest"),
+    [
+        ("Yes.", 1, ""), ("no", -1, ""), ("**No**, it is.", -1, "it is."), ("\u201cNO.\u201d It is", -1, "It is"),
+        ("'No' he said", -1, "he said"), ("\n\nYes\nThe wall", 1, "The wall"), ("Yes we can", 1, "we can"),
+        ("No it is not.", -1, "it is not."), ("No \u2014 never", -1, "never"), ("No.The", -1, "The"),
+        ("Yes, 100%", 1, "100%"), ("No, no, no.", -1, ""), ("No no it isn't", -1, "it isn't"), ("Yes, no", 1, "no"),
+        ("No, no one can", -1, "no one can"), ("# Yes\n\nIt is", 1, "It is"),
+        ("No one should", 0, None), ("Nobody", 0, None), ("Yesterday", 0, None), ("No doubt it is", 0, None),
+        ("**No one** should", 0, None), ("No country should", 0, None), ("No-brainer", 0, None), ("yes-men", 0, None),
+        ("No. 1 reason", 0, None), ("No.1", 0, None), ("Not at all", 0, None), ("Yes and no.", 0, None),
+        ("Yes/No", 0, None), ("yes or no?", 0, None), ("In my view, no", 0, None), ("", 0, None), (" ", 0, None),
+    ],
+)  # fmt: skip
+def test_leads(answer, side, rest):
+    """Guards the rule: what is a lead, what only looks like one, and that nothing else of an answer is cut off."""
+    assert split_lead(answer) == (side, answer if rest is None else rest)
+
+
+@pytest.mark.parametrize(
+    ("answer", "side", "rest"),
+    [("Agree.", 1, ""), ("I agree, for", 1, "for"), ("Disagree as it", -1, "as it"), ("agreement", 0, "agreement"),
+     ("Yes, I agree", 0, "Yes, I agree"), ("Disagree/agree", 0, "Disagree/agree")],
+)  # fmt: skip
+def test_leads_of_a_panel(answer, side, rest):
+    """Guards panels with leads of their own, of several words and one inside another."""
+    assert split_lead(answer, Leads(("agree", "i agree"), ("disagree",))) == (side, rest)
+
+
+@pytest.mark.parametrize("text", [" " * 10**5, "no" + " " * 10**5 + "x", "no " * 10**4, "yes" + "*" * 10**5 + "and"])
+def test_long_answers_end(text):
+    """Guards against patterns that take quadratic time: with one, these 10^5 characters never come to an end."""
+    side, rest = split_lead(text)
+    assert side in (-1, 0, 1) and len(rest) <= len(text)
