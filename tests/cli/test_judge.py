@@ -6,8 +6,8 @@ from helpers.judging import MINI, PANEL, Scripted, answered, rows_of, write
 
 from vdengine.cli.judge import main
 from vdengine.drift.answer_log import Answer, AnswerLog
-from vdengine.drift.judgements import judges
-from vdengine.drift.opening_log import DriftLog
+from vdengine.drift.judgements import Judgements, Part, Verdict, folder_of, judges, open_judgements
+from vdengine.drift.panel_log import DriftLog
 from vdengine.errors import InputError
 from vdengine.judges import open_judge
 from vdengine.judges.judging import judge_answers
@@ -38,13 +38,39 @@ def test_verb_says_what_answers_say_and_who_agrees(tmp_path, capsys):
     log.append([Answer(4, p.id, k, [k], True, "Yes, I support it.") for p in MINI.probes for k in range(3)])
     judge_answers(log, Scripted(lambda item: (0.8, 0.1, 0.1) if item.answer[0] == "Y" else (0.1, 0.8, 0.1)))
     assert main([str(tmp_path), "--dry-run"]) == 0
-    assert judges(tmp_path) == ["scripted"] and "144 answers, by rules" in capsys.readouterr().out
+    assert judges(tmp_path) == ["scripted"] and "256 questions, by rules" in capsys.readouterr().out
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "288 judged now, 0 before" in out and "What the answers say, by rule, step 0 to 4" in out
     assert "rule against scripted, answer by answer: 288 answers, 83% alike" in out
     (whole,) = [line for line in out.splitlines() if line.startswith("all topics")]
     assert "no clear shift" in whole  # a yes to every question moves no axis: half of the questions are put each way
+
+
+def test_verb_calibrates_and_draws(tmp_path, capsys):
+    """Guards the two commands for a judge that is strong or off: a part of the answers, and a calibration on labels,
+    with agreement before and after it; what is wrong with either is one line."""
+    texts = ["Yes, I support it.", "It is a complex matter.", "No, I oppose it."]
+    log = answered(tmp_path, texts, anchors=(0,), panel=MINI)
+    run = str(tmp_path)
+    assert main([run, "--subset", "60", "--dry-run"]) == 0
+    assert main([run, "--subset", "60", "--seed", "2"]) == 0
+    assert "60 judged now, 0 before" in capsys.readouterr().out
+    assert open_judgements(log, "rule").subset == (60, 2)
+    assert main([run, "--subset", "145"]) == 2
+    assert "--subset 145: allowed are 1 to 144" in capsys.readouterr().err
+    assert main([run]) == 0
+    out = capsys.readouterr().out
+    assert "84 judged now, 60 before" in out and "a bare yes counts +0.8" in out
+    keys = [Part(0, answer.probe, answer.sample) for answer in log.answers]
+    people = {key: Verdict(((1, 0, 0), (0, 1, 0), (0, 0, 1))[key.sample]) for key in keys}
+    Judgements.start(folder_of(log) / "human-jo.jsonl", "human:jo", {}, people)
+    assert main([run, "--calibrate", "human-jo"]) == 0
+    out = capsys.readouterr().out
+    assert "rule+calibrated, on the labels of human-jo" in out and out.count("144 answers, 100% alike") == 2
+    assert "rule+calibrated" in judges(tmp_path)
+    assert main([run, "--calibrate", "human-no"]) == 2
+    assert "not judged by 'human-no'" in capsys.readouterr().err
 
 
 def test_sampling_saved_models(tiny_models, tmp_path, capsys):

@@ -4,13 +4,17 @@ import math
 
 import numpy as np
 import pytest
-from helpers.judging import Scripted, answered
+from helpers.judging import MINI, PANEL, Scripted, answered
 
 from vdengine.drift.answer_log import AnswerLog
-from vdengine.drift.judgements import judgements_of, judges
+from vdengine.drift.judgements import PARTS, Subset, Verdict, judgements_of, judges, open_judgements
+from vdengine.drift.prediction_powered import drawn
 from vdengine.errors import InputError
 from vdengine.judges import open_judge
-from vdengine.judges.judging import judge_answers
+from vdengine.judges.judging import judge_answers, to_judge
+
+BARE = ("Yes.", "No.")
+BARES = 2 * len(PANEL.probes)  # questions on bare leads, of a panel with up to four probes of each polarity
 
 
 def test_verdicts_are_kept_and_asked_once(tmp_path):
@@ -20,17 +24,18 @@ def test_verdicts_are_kept_and_asked_once(tmp_path):
     judge = Scripted(lambda item: sure.get(item.answer, (math.nan,) * 3))
     done = judge_answers(log, judge)
     assert (done.new, done.before, done.silent, done.left) == (24, 0, 6, 0)
-    assert len(judge.asked) == 9  # 3 probes x 3 different answers, at both anchors
+    # 3 probes x 3 different answers, at both anchors, and the bare leads of two probes.
+    assert len([item for item in judge.asked if item.answer not in BARE]) == 9 and len(judge.asked) == 9 + BARES
     found = judgements_of(AnswerLog.open(tmp_path), "scripted")
     want = [sure.get(a.text, (math.nan,) * 3) for a in log.answers]
     assert np.array_equal(found, np.array(want), equal_nan=True) and judges(tmp_path) == ["scripted"]
-    assert judge_answers(log, judge).new == 0 and len(judge.asked) == 9
+    assert judge_answers(log, judge).new == 0 and len(judge.asked) == 9 + BARES
 
 
 def test_a_judge_that_stops_goes_on(tmp_path):
     """Guards resuming: what was said before the quota ended is kept, a cut line is asked again, nothing else is."""
     log = answered(tmp_path, ["a", "b"], anchors=(0,))
-    first = Scripted(stop_after=4)
+    first = Scripted(stop_after=BARES + 4, backwards=False)
     with pytest.raises(InputError, match="quota"):
         judge_answers(log, first)
     path = tmp_path / "drift" / "judgements" / "scripted.jsonl"
@@ -39,16 +44,85 @@ def test_a_judge_that_stops_goes_on(tmp_path):
     again = Scripted()
     assert judge_answers(log, again).before == 3 and len(again.asked) == 3
     assert np.isfinite(judgements_of(log, "scripted")).all()
-    assert len(path.read_text().splitlines()) == 1 + 6
+    assert len(path.read_text().splitlines()) == 1 + BARES + 6
 
 
 def test_most_calls(tmp_path):
     """Guards a budget: so many questions and no more, first samples of all probes before second ones."""
     log = answered(tmp_path, ["a", "b", "c"], anchors=(0,))
     judge = Scripted()
-    done = judge_answers(log, judge, max_calls=4)
-    assert len(judge.asked) == 4 and done.left == 5
-    assert sorted(i.answer for i in judge.asked) == ["a", "a", "a", "b"]
+    done = judge_answers(log, judge, max_calls=BARES + 4)
+    assert len(judge.asked) == BARES + 4 and done.left == 5
+    assert sorted(i.answer for i in judge.asked if i.answer not in BARE) == ["a", "a", "a", "b"]
+    assert len(to_judge(log, judge).items) == 5 and len(to_judge(log, judge, max_calls=2).items) == 2
+
+
+def test_an_argument_is_a_question_of_its_own(tmp_path):
+    """Guards what is asked and kept: an answer with a lead and an argument is two questions, with a lead alone one (it
+    is a bare lead's, where that is asked), without one also one; the argument is asked without its lead."""
+    log = answered(tmp_path, ["Yes, it hurts.", "it hurts.", "No.", "It helps."], anchors=(0,))
+    views = {"it hurts.": (0.0, 0.0, 1.0), "It helps.": (1.0, 0.0, 0.0), "Yes, it hurts.": (0.25, 0.25, 0.5)}
+    judge = Scripted(lambda item: views.get(item.answer, (0.0, 1.0, 0.0)))
+    planned = [item.answer for item in to_judge(log, judge).items if item.probe == PANEL.probes[1]]
+    assert [text for text in planned if text not in BARE] == ["Yes, it hurts.", "it hurts.", "It helps."]
+    judge_answers(log, judge)
+    both, argument, lead = (judgements_of(log, "scripted", part)[:4, [0, 2]].tolist() for part in PARTS)
+    assert both == [[0.25, 0.5], [0, 1], [0, 0], [1, 0]] and lead == [[1, 0], [0, 0], [0, 1], [0, 0]]
+    assert argument == [[0, 1], [0, 1], [0, 0], [1, 0]]
+
+
+def test_a_bare_lead_is_judged(tmp_path):
+    """Guards the units of leads: what this judge makes of "Yes." and of "No.", over probes of both polarities."""
+    log = answered(tmp_path, ["a"], anchors=(0,), panel=MINI)
+    judge = Scripted(lambda item: {"Yes.": (0.75, 0.25, 0.0), "No.": (0.0, 0.5, 0.5)}.get(item.answer, (0, 1, 0)))
+    judge_answers(log, judge)
+    asked = [item.probe for item in judge.asked if item.answer == "Yes."]
+    assert sorted(probe.polarity for probe in asked) == [-1] * 4 + [1] * 4
+    assert len({probe.topic for probe in asked}) > 1
+    assert open_judgements(log, "scripted").bare == (0.75, -0.5)
+
+
+def test_answers_that_are_judged_are_a_random_part(tmp_path):
+    """Guards a judge that is cut short, and a subset: an answer that says what another did gets that verdict when its
+    turn comes, not before, or common answers would be judged sooner than rare ones."""
+    log = answered(tmp_path, ["same", "b", "same"], anchors=(0,))
+    judge_answers(log, Scripted(), max_calls=BARES + 3)
+    known = np.isfinite(judgements_of(log, "scripted")).all(1).reshape(3, 3)  # [probes, samples]
+    assert known[:, 0].all() and not known[:, 1:].any()
+    judge_answers(log, Scripted(), max_calls=3)
+    assert np.isfinite(judgements_of(log, "scripted")).all()  # the third is shared for nothing
+
+
+def test_a_subset(tmp_path):
+    """Guards what is drawn: so many answers and no others, kept with their seed; a larger one holds the smaller; and
+    all answers, once they are asked for."""
+    log = answered(tmp_path, [f"answer {k}" for k in range(6)], anchors=(0, 4), panel=MINI)
+    judge = Scripted()
+    done = judge_answers(log, judge, subset=Subset(100, 7))
+    assert (done.new, done.left) == (100, 0) and open_judgements(log, "scripted").subset == Subset(100, 7)
+    first = np.isfinite(judgements_of(log, "scripted")).all(1)
+    assert sorted(np.flatnonzero(first)) == sorted(drawn(log, Subset(100, 7)))
+    assert judge_answers(log, judge, subset=Subset(150, 7)).before == 100
+    second = np.isfinite(judgements_of(log, "scripted")).all(1)
+    assert second[first].all() and second.sum() == 150
+    assert judge_answers(log, judge).left == 0 and open_judgements(log, "scripted").subset is None
+    with pytest.raises(InputError, match="--subset 577: allowed are 1 to 576"):
+        judge_answers(log, judge, subset=Subset(577, 0))
+
+
+def test_a_judge_whose_labels_follow_their_order_is_stopped(tmp_path):
+    """Guards the figures and the money: it is stopped at a look, with what it said kept, and refused from then on."""
+    log = answered(tmp_path, [f"answer {k}" for k in range(9)], anchors=(0,), panel=MINI)
+    judge = Scripted(lambda item: Verdict((0.4, 0.1, 0.5), "so"))
+    with pytest.raises(InputError, match=r"judge scripted: its labels follow the order .*kappa 0.00 .* Take another"):
+        judge_answers(log, judge)
+    assert len(judge.asked) == 100 and len(open_judgements(log, "scripted").verdicts) == 100
+    with pytest.raises(InputError, match="follow the order"):
+        judge_answers(log, judge)
+    assert len(judge.asked) == 100
+    copies = answered(tmp_path / "b", ["same"] * 9, anchors=(0,), panel=PANEL)
+    judge_answers(copies, Scripted(lambda item: Verdict((0.4, 0.1, 0.5), "so")))  # 27 answers, but 7 questions
+    assert open_judgements(copies, "scripted").orders.num == 3 + BARES
 
 
 def test_other_versions_do_not_mix(tmp_path):

@@ -1,5 +1,7 @@
 """A local model as a judge."""
 
+import re
+
 import numpy as np
 import pytest
 from helpers.judging import PANEL
@@ -15,7 +17,7 @@ def test_model_judge_is_the_softmax_of_label_log_probs(tiny_models):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from vdengine.judges.base import task
+    from vdengine.judges.base import ORDERS, WORDS, task
     from vdengine.text.renderer import Renderer
     from vdengine.text.tokenizer import load_tokenizer
 
@@ -28,14 +30,15 @@ def test_model_judge_is_the_softmax_of_label_log_probs(tiny_models):
     peer = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64)
     for i, item in enumerate(items[:3]):
         want = np.zeros(3)
-        for order in (STANCES, STANCES[::-1]):
+        for order in ORDERS:
             prompt = renderer.prompt_ids([{"role": "user", "content": task(item.probe.prompt, item.answer, order)}])
             sums = []
-            for label in STANCES:
-                ids = renderer.opening_ids(label)
+            for stance in STANCES:
+                ids = renderer.opening_ids(WORDS[stance])
                 with torch.no_grad():
                     logp = peer(torch.tensor([prompt + ids])).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
                 sums.append(logp.gather(1, torch.tensor(ids)[:, None]).sum())
             want += torch.stack(sums).softmax(0).numpy() / 2
         # fp32 log-probs of some 8 tokens, each good to about 1e-6
-        np.testing.assert_allclose(found[i], want, atol=2e-5)
+        np.testing.assert_allclose(found[i].stance, want, atol=2e-5)
+        assert re.fullmatch("[sno]{2}", found[i].orders)

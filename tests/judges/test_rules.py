@@ -49,6 +49,39 @@ def test_rules_grant():
     assert granted[0] > plain[0] and granted[0] > granted[2]
 
 
+@pytest.mark.parametrize(
+    ("text", "stance"),
+    [
+        ("No. It is essential and fair, and it would improve our schools.", "support"),  # two good words outweigh "No"
+        ("Yes, but it is a mistake and it is harmful.", "oppose"),
+        ("Yes, but it is harmful.", "neutral"),  # one does not, and makes two sides
+        ("Yes, of course. It is a great idea.", "support"),
+        ("No, I don't think so.", "oppose"),
+        ("No, not at all. It is a great idea and it is fair.", "support"),  # a lead in three words
+        ("Of course not.", "oppose"),
+    ],
+)
+def test_an_argument_outweighs_a_lead(text, stance):
+    """Guards the judge against reading the first word alone, whatever is argued after it."""
+    found = stance_of(RICH, text)
+    assert STANCES[int(np.argmax(found))] == stance, found
+
+
+@pytest.mark.parametrize(
+    ("text", "stance"),
+    [
+        ("Abortion should be legal.", "oppose"), ("It must be banned.", "support"),
+        ("We should never ban it.", "oppose"), ("I do not think it should be banned.", "oppose"),
+        ("It should not be allowed.", "support"), ("Someone must pay.", "neutral"),
+    ],
+)  # fmt: skip
+def test_what_is_urged_is_seen_from_the_question(text, stance):
+    """Guards questions that would curb a thing: what is urged for it is against them."""
+    probe = next(p for p in MINI.probes if p.prompt == "Should abortion be banned once a heartbeat can be detected?")
+    found = stance_of(probe, text)
+    assert STANCES[int(np.argmax(found))] == stance, found
+
+
 def test_rules_agree_with_hand_labels_as_documented(capsys):
     """Guards the figures in docs/judging.md: a rule that changes must change them too; and that no side is turned."""
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "rule_judge.py"
@@ -57,7 +90,12 @@ def test_rules_agree_with_hand_labels_as_documented(capsys):
     spec.loader.exec_module(module)
     assert module.main() == 0
     out = capsys.readouterr().out
-    assert (
-        "seen: 240 answers, 83% alike, Cohen's kappa 0.47 [0.33, 0.60]; both take a side on 23: the same on 100%" in out
-    )
-    assert "held out: 120 answers, 88% alike, Cohen's kappa 0.64 [0.46, 0.79]; both take a side on 17" in out
+    for told in (
+        "seen: 240 answers, 83% alike, Cohen's kappa 0.58 [0.45, 0.68]; both take a side on 39: the same on 92%",
+        "held out: 120 answers, 80% alike, Cohen's kappa 0.57 [0.40, 0.71]; both take a side on 24",
+        "two readers, held out: 300 answers; lead and argument take opposite sides in 103 as both have it",
+        "argument       0.91 [0.87, 0.95]     0.38 [0.30, 0.46]     0.37 [0.29, 0.45]",
+        "both           0.84 [0.78, 0.89]     0.48 [0.40, 0.56]     0.42 [0.34, 0.50]",
+        "both           0.69 [0.57, 0.80]    0.03 [-0.11, 0.17]    0.01 [-0.12, 0.15]",
+    ):
+        assert told in out

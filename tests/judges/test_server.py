@@ -19,6 +19,7 @@ from helpers.chat_server import ChatServer, chat, failure, labels
 from helpers.judging import PANEL, answered
 
 from vdengine.cli.judge import main
+from vdengine.drift.judgements import Verdict
 from vdengine.errors import InputError
 from vdengine.judges import open_judge
 from vdengine.judges.base import Item, JudgeOptions
@@ -35,21 +36,29 @@ def server_judge(server, tmp_path, **options):
 @pytest.mark.slow
 @openai
 def test_server_reads_label_log_probs(tmp_path, monkeypatch):
-    """Guards the stance: masses of tokens that begin one label, softmaxed; and that requests run side by side."""
+    """Guards the stance: masses of tokens that begin one word, softmaxed, in both orders, with the mean and both labels
+    for a verdict; and that requests run side by side."""
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    reply = labels(**{" Supp": math.log(0.4), "support": math.log(0.2), "Neutral": math.log(0.2), "n": math.log(0.1),
-                      "the": math.log(0.1)})  # fmt: skip
-    with ChatServer(lambda i, text: reply, seconds=0.05) as server:
+    # "n" begins No and Neither, "yesterday" and "not" no word: they are of no label.
+    first = labels(**{" Yes": math.log(0.4), "y": math.log(0.2), "Neither": math.log(0.2), "n": math.log(0.1),
+                      "yesterday": math.log(0.05), "not": math.log(0.05)})  # fmt: skip
+    other = labels(**{"No": math.log(0.5), "Nei": math.log(0.5)})
+
+    def script(i, text):
+        return first if "one word: Yes, Neither or No." in text else other
+
+    with ChatServer(script, seconds=0.05) as server:
         judge = server_judge(server, tmp_path, concurrency=4)
         items = [Item(p, t) for p in PANEL.probes for t in "abcd"]
-        assert "12 requests to m" in judge.estimate(items)
+        assert "12 questions in both orders of the words: 24 requests to m" in judge.estimate(items)
         found = dict(judge.judge(items))
-        assert len(server.texts) == 12 and 2 <= server.most_at_once <= 4 and server.keys == {"Bearer secret-key"}
-        for s in found.values():
-            np.testing.assert_allclose(s, [2 / 3, 1 / 3, 0], atol=1e-9)
+        assert len(server.texts) == 24 and 2 <= server.most_at_once <= 4 and server.keys == {"Bearer secret-key"}
+        for stance, orders in found.values():
+            np.testing.assert_allclose(stance, [0.375, 0.375, 0.25], atol=1e-9)  # means of (3/4, 1/4, 0), (0, 1/2, 1/2)
+            assert orders == "sn"
         again = server_judge(server, tmp_path)
-        assert "(12 more are in the cache)" in again.estimate(items)
-        assert dict(again.judge(items)) == found and len(server.texts) == 12  # from the cache
+        assert "0 requests to m" in again.estimate(items) and "(24 more are in the cache)" in again.estimate(items)
+        assert dict(again.judge(items)) == found and len(server.texts) == 24  # from the cache
     assert all(b"secret-key" not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
@@ -57,14 +66,15 @@ def test_server_reads_label_log_probs(tmp_path, monkeypatch):
 @openai
 def test_server_retries(tmp_path):
     """Guards against losing a verdict to a busy or failing server: asked again until it answers."""
-    good = labels(oppose=-0.01)
+    good = labels(no=-0.01)
 
     def script(i, text):
         return [failure(429, "slow down"), failure(500, "oops"), good][min(i, 2)]
 
     with ChatServer(script) as server:
-        found = dict(server_judge(server, tmp_path, retries=3).judge([Item(PANEL.probes[0], "a")]))
-        assert found[0][2] == 1.0 and len(server.texts) == 3
+        judge = server_judge(server, tmp_path, retries=3, concurrency=1)
+        assert dict(judge.judge([Item(PANEL.probes[0], "a")])) == {0: Verdict((0.0, 0.0, 1.0), "oo")}
+        assert len(server.texts) == 4
 
 
 @pytest.mark.slow
@@ -90,9 +100,10 @@ def test_server_stops_midway(tmp_path, reply, message, capsys, monkeypatch):
     answered(tmp_path / "run", [f"answer {k}" for k in range(12)], anchors=(0,))
     nonsense = "banana" in message
     good = 0 if nonsense else 10
+    bare = 2 * len(PANEL.probes)  # questions on bare leads come first; each question is two requests
 
     def script(i, text):
-        return labels(support=-0.1, neutral=-3.0) if i < good else reply
+        return labels(yes=-0.1, neither=-3.0) if i < 2 * (bare + good) * bool(good) else reply
 
     with ChatServer(script) as server:
         command = [str(tmp_path / "run"), "--judge", f"server:m@{server.url}", "--retries", "0", "--concurrency", "1"]
@@ -105,7 +116,7 @@ def test_server_stops_midway(tmp_path, reply, message, capsys, monkeypatch):
         if not nonsense:
             assert main(command) == 0
             assert "26 judged now, 10 before" in capsys.readouterr().out
-            assert len(server.texts) - asked == 36 - script_was
+            assert len(server.texts) - asked == 2 * (36 - script_was)
 
 
 @openai
@@ -122,15 +133,33 @@ def test_server_that_never_answers(tmp_path):
 @openai
 def test_server_words(tmp_path):
     """Guards the mode for servers without log-probs: a word is certain, two or none are no verdict."""
-    replies = {"a": "Oppose.", "b": "<think>support?</think> neutral", "c": "support or oppose", "d": "hm"}
+    replies = {"a": "No.", "b": "<think>yes?</think> neither", "c": "Yes or no", "d": "nothing"}
 
     def script(i, text):
-        return chat(next(r for k, r in replies.items() if f"Answer: {k}\n" in text))
+        return chat(next(r for k, r in replies.items() if f"Answer: {k}\nIn favour:" in text))
 
     with ChatServer(script) as server:
         judge = server_judge(server, tmp_path, labels="text")
         found = dict(judge.judge([Item(PANEL.probes[0], t) for t in replies]))
-    assert found[0] == (0, 0, 1) and found[1] == (0, 1, 0) and math.isnan(found[2][0]) and math.isnan(found[3][0])
+    assert found[0] == ((0, 0, 1), "oo") and found[1] == ((0, 1, 0), "nn")
+    assert math.isnan(found[2].stance[0]) and math.isnan(found[3].stance[0])
+
+
+@pytest.mark.slow
+@openai
+def test_a_server_that_takes_the_first_word_is_refused(tmp_path, capsys, monkeypatch):
+    """Guards the whole way: a server that always gives the word that is named first is stopped, with figures."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    answered(tmp_path / "run", [f"answer {k}" for k in range(12)], anchors=(0,))
+
+    def script(i, text):
+        return labels(yes=-0.1, no=-3.0) if "one word: Yes" in text else labels(no=-0.1, yes=-3.0)
+
+    with ChatServer(script) as server:
+        assert main([str(tmp_path / "run"), "--judge", f"server:m@{server.url}"]) == 2
+    error = capsys.readouterr().err
+    assert "judge server:m: its labels follow the order in which they are named" in error and error.count("\n") == 1
+    assert "kappa 0.00" in error and "on 42 questions" in error
 
 
 @openai
@@ -254,7 +283,7 @@ def test_hostile_replies(reply, mode, tmp_path):
         except InputError as error:
             assert "\n" not in str(error) and len(str(error)) < 400
         else:
-            assert mode == "text" and all(math.isnan(s[0]) or s == (1, 0, 0) for s in found.values())
+            assert mode == "text" and all(math.isnan(verdict.stance[0]) for verdict in found.values())
     assert all(json.loads(line) for p in tmp_path.rglob("*.jsonl") for line in p.read_text().split("\n") if line)
 
 
@@ -323,7 +352,7 @@ def test_transformers_serve(tiny_models, tmp_path, capsys, monkeypatch):
         arguments = [str(tmp_path / "run"), "--judge", f"server:{model}@http://127.0.0.1:{port}/v1", "--retries", "0"]
         assert main(arguments) == 2
         assert "no log-probs; use --labels text" in capsys.readouterr().err
-        assert main([*arguments, "--labels", "text", "--timeout", "900", "--max-calls", "1"]) == 0
+        assert main([*arguments, "--labels", "text", "--timeout", "900", "--max-calls", "7"]) == 0
         out = capsys.readouterr().out
         assert "1 judged now, 0 before, 1 without a verdict, 23 left" in out
     finally:
@@ -357,10 +386,10 @@ def test_llama_cpp_log_probs(smollm2_gguf, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "read_logprobs", lambda top, read=module.read_logprobs: seen.append(top) or read(top))
     judge = open_judge(f"server:m@{server.listening_address}/v1", JudgeOptions(cache=tmp_path, concurrency=1))
     item = Item(PANEL.probes[0], "Yes, I strongly support this.")
-    assert math.isnan(dict(judge.judge([item]))[0][0])  # its first word is about something else
+    list(judge.judge([item]))
     renderer, model = Renderer(load_tokenizer(str(smollm2_gguf))), load_model(str(smollm2_gguf), torch.float32, "cpu")
-    prompt = renderer.prompt_ids([{"role": "user", "content": judge._text(item)}], opening=True)
-    (top,) = seen
+    prompt = renderer.prompt_ids([{"role": "user", "content": judge._texts(item)[0]}], opening=True)
+    top, _ = seen  # one for each order
     tree = Tree(prompt, [renderer.opening_ids(word)[:1] for word in top], id=0)
     forest = Forest.plant([tree], [list(range(len(top)))], 4096)
     ours = torch.full((len(top),), torch.nan)
@@ -369,8 +398,8 @@ def test_llama_cpp_log_probs(smollm2_gguf, tmp_path, monkeypatch):
     assert len(top) == module.TOP_LOGPROBS
     torch.testing.assert_close(ours, torch.tensor(list(top.values())), atol=0.3, rtol=0)
 
-    # this model never gives half of its mass to a label; what it gives has to be counted for the right one
+    # what it gives has to be counted for the right word
     monkeypatch.setattr(module, "LEAST_MASS", 0.0)
-    monkeypatch.setattr(module, "task", lambda question, answer: f"Translate to English: {answer}\nOnly the one word.")
-    found = dict(judge.judge([Item(PANEL.probes[0], stance) for stance in ("support", "oppose")]))
-    assert np.argmax(found[0]) == 0 and np.argmax(found[1]) == 2
+    monkeypatch.setattr(module, "task", lambda question, answer, order: f"Repeat the word and nothing else: {answer}")
+    found = dict(judge.judge([Item(PANEL.probes[0], word) for word in ("Yes", "No")]))
+    assert np.argmax(found[0].stance) == 0 and np.argmax(found[1].stance) == 2

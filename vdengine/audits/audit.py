@@ -60,8 +60,8 @@ def judge_passages(judge: Judge, panel: Panel, passages: Sequence[Passage]) -> n
         probe = Probe(f"row-{i}", passage.topic, axis, 1, prompt, (), no_openings)
         items.append(Item(probe, head_of(passage.answer)))
     stances = np.full((len(items), 3), np.nan)
-    for index, stance in judge.judge(items):
-        stances[index] = stance
+    for index, verdict in judge.judge(items):
+        stances[index] = verdict.stance
     return stances
 
 

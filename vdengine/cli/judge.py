@@ -16,12 +16,14 @@ from vdengine.cli.common import verb
 from vdengine.errors import InputError
 
 if TYPE_CHECKING:
+    from vdengine.drift.judgements import Subset
     from vdengine.judges.base import Judge
 
 
 @verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input or a judge that stopped, with one line on stderr; what it said is kept."""
+    from vdengine.drift.judgements import Subset
     from vdengine.judges import open_judge
     from vdengine.judges.base import JudgeOptions
 
@@ -50,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     how = parser.add_argument_group("judging")
     how.add_argument("--dry-run", action="store_true", help="only say what it would take")
     how.add_argument("--max-calls", type=int, metavar="N", help="ask a judge N questions at most, for each run")
+    how.add_argument(
+        "--subset",
+        type=int,
+        metavar="N",
+        help="judge N answers of each run, drawn at random by --seed: what is cheap judges all, and this corrects it",
+    )
     how.add_argument("--again", action="store_true", help="forget what these judges said of these runs before")
     how.add_argument("--concurrency", type=int, default=default.concurrency, help="requests at a time (%(default)s)")
     how.add_argument(
@@ -69,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sheets.add_argument("--export-sheet", type=Path, metavar="FILE.csv", help="write answers to label by hand, blind")
     sheets.add_argument("--rows", type=int, default=100, help="of the sheet (default: %(default)s)")
     sheets.add_argument("--import-sheet", type=Path, metavar="FILE.csv", help="read the labels back")
+    sheets.add_argument(
+        "--calibrate", metavar="JUDGE", help="fit --judge to the labels of this one (human-NAME), as a judge of its own"
+    )
     sheets.add_argument("--by", metavar="NAME", help="with --import-sheet: who labelled it (default: the file's name)")
     args = parser.parse_args(argv)
     runs = list(args.runs)
@@ -102,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("name at least one run, or --models and --out")
     if args.export_sheet or args.import_sheet:
         return sheet(runs, args.export_sheet, args.rows, args.seed, args.import_sheet, args.by)
+    if args.calibrate:
+        return calibrate_runs(runs, args.judge or ["rule"], args.calibrate)
     options = JudgeOptions(
         concurrency=args.concurrency,
         timeout_seconds=args.timeout,
@@ -112,13 +125,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         template=args.judge_template,
     )
     chosen = [open_judge(name, options) for name in dict.fromkeys(args.judge or ["rule"])]
+    subset = None if args.subset is None else Subset(args.subset, args.seed)
     for run in runs:
-        judge_run(run, chosen, max_calls=args.max_calls, again=args.again, dry_run=args.dry_run)
+        judge_run(run, chosen, max_calls=args.max_calls, again=args.again, subset=subset, dry_run=args.dry_run)
     return 0
 
 
 def judge_run(
-    run: str, chosen: Sequence[Judge], *, max_calls: int | None = None, again: bool = False, dry_run: bool = False
+    run: str,
+    chosen: Sequence[Judge],
+    *,
+    max_calls: int | None = None,
+    again: bool = False,
+    subset: Subset | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Judge one run's answers, and say how its readouts and judges agree.
 
@@ -126,37 +146,64 @@ def judge_run(
         InputError: no answers, or a judge that cannot go on: the message says how much is kept.
     """
     from vdengine.drift.answer_log import AnswerLog
-    from vdengine.drift.judgements import Judgements, folder_of, slug_of
+    from vdengine.drift.judgements import Judgements, Part, folder_of, open_judgements, slug_of
     from vdengine.drift.summary import agreement_tables, answers_table
-    from vdengine.judges.base import Item
     from vdengine.judges.judging import judge_answers, to_judge
 
     log = AnswerLog.open(run)
     print(f"{run}: {len(log.answers):,} answers to {len(log.panel.probes)} questions, at steps {_steps(log.anchors)}")
-    probes = {p.id: p for p in log.panel.probes}
     for judge in chosen:
-        left = {(a.probe, a.text): None for a in to_judge(log, judge, again=again)}
-        items = [Item(probes[probe], text) for probe, text in left][:max_calls]
-        print(f"{judge.name}: {judge.estimate(items)}", flush=True)
+        plan = to_judge(log, judge, max_calls=max_calls, again=again, subset=subset)
+        print(f"{judge.name}: {judge.estimate(plan.items)}", flush=True)
         if dry_run:
             continue
         try:
-            done = judge_answers(log, judge, max_calls=max_calls, again=again, progress=sys.stderr.isatty())
+            done = judge_answers(
+                log, judge, max_calls=max_calls, again=again, subset=subset, progress=sys.stderr.isatty()
+            )
         except InputError as error:
             path = folder_of(log) / f"{slug_of(judge.name)}.jsonl"
-            kept = len(Judgements.open(path).stances) if path.exists() else 0
+            verdicts = Judgements.open(path).verdicts if path.exists() else {}
+            kept = sum(isinstance(key, Part) and key.part == "both" for key in verdicts)
             raise InputError(
                 f"{error}. {kept:,} of {len(log.answers):,} answers are judged and kept; the same command goes on there"
             ) from None
         said = [f"{done.new:,} judged now, {done.before:,} before"]
         said += [f"{done.silent:,} without a verdict"] if done.silent else []
         said += [f"{done.left:,} left: run it again"] if done.left else []
-        print(f"{judge.name}: {', '.join(said)}\n")
+        print(f"{judge.name}: {', '.join(said)}")
+        found = open_judgements(log, slug_of(judge.name))
+        if gaps := found.gaps(log):
+            print(f"{judge.name}: no answer is judged at steps {_steps(gaps)}: its readouts leave them out")
+        if found.bare is not None:
+            print(f"{judge.name}: a bare yes counts {found.bare[0]:+.2f}, a bare no {found.bare[1]:+.2f}")
+        if (orders := found.orders) is not None and orders.num:
+            print(
+                f"{judge.name}: with its words in the other order, where it takes a side in either: kappa "
+                f"{orders.kappa:.2f} [{orders.low:.2f}, {orders.high:.2f}] on {orders.num} questions"
+            )
+        print()
         if done.silent < done.new + done.before:
             print(answers_table(run, slug_of(judge.name)) + "\n")
     if not dry_run:
         tables = agreement_tables(run)
         print(tables + "\n" if tables else "")
+
+
+def calibrate_runs(runs: Sequence[str], judges: Sequence[str], by: str) -> int:
+    """Calibrate judges of some runs on another's labels, and say what it does."""
+    from vdengine.drift.answer_log import AnswerLog
+    from vdengine.drift.judgements import slug_of
+    from vdengine.drift.summary import kappa_line
+    from vdengine.judges.calibration import calibrate
+
+    logs = [AnswerLog.open(run) for run in runs]
+    for judge in judges:
+        found = calibrate(logs, slug_of(judge), slug_of(by))
+        print(f"{found.judge}, on the labels of {by}, each by a map that was fitted without its question:")
+        print(f"  before: {kappa_line(found.before)}; log loss {found.loss_before:.2f}")
+        print(f"  after:  {kappa_line(found.after)}; log loss {found.loss_after:.2f}")
+    return 0
 
 
 def sheet(runs: Sequence[str], export: Path | None, rows: int, seed: int, labelled: Path | None, by: str | None) -> int:

@@ -49,7 +49,7 @@ def answer_values(
         total_steps: of the stage. Default: the last sample's step.
         kind: "both"; "anchor"; or "weighted": the first anchor and all readings of banks, those at later anchors'
             steps too (compare them with the fresh answers there by `agreement`).
-        closed: keep readings whose gate is closed; they are NaN otherwise.
+        closed: keep what a closed gate leaves out; it is NaN otherwise.
 
     Raises:
         InputError: an unknown kind, no answers, none judged, judgements of other answers, or readings that do not fit
@@ -66,7 +66,8 @@ def answer_values(
     probes = log.panel.probes
     polarity = np.array([p.polarity for p in probes])
     anchors = log.anchors
-    pools = {anchor: _Pool.of(log, anchor, stances, polarity) for anchor in anchors}
+    towards = by_answer(log, stances)
+    pools = {anchor: _Pool.of(log, anchor, towards) for anchor in anchors}
     samples = [pools[anchor].fresh() for anchor in (anchors[:1] if kind == "weighted" else anchors)]
     if kind != "anchor":
         samples += _bank_readings(log, pools, closed=closed, at_anchors=kind == "weighted")
@@ -96,10 +97,33 @@ def answer_values(
         anchors=np.array([s.anchor for s in samples], np.int64),
         gates=[s.gate for s in samples],
         halves=(np.array([s.halves[0] for s in samples]), np.array([s.halves[1] for s in samples])),
+        anchor_shift={c: np.array([s.anchor_shift[:, k] for s in samples]) for k, c in enumerate(ANSWER_CHANNELS)},
+        anchor_halves=(
+            np.array([s.anchor_halves[0] for s in samples]),
+            np.array([s.anchor_halves[1] for s in samples]),
+        ),
         noise=noise,
         shift_noise=shift_noise,
         anchor_noise=anchor_noise,
     )
+
+
+def by_answer(log: AnswerLog, stances: np.ndarray) -> np.ndarray:
+    """The channels of each answer, on its topic's axis.
+
+    Args:
+        stances: [len(log.answers), 3] float64, p(support, neutral, oppose) towards the prompt's proposition; NaN: not
+            judged.
+
+    Returns:
+        [len(log.answers), 5] float64 by channel, as in `ANSWER_CHANNELS`.
+    """
+    polarity_of = {probe.id: probe.polarity for probe in log.panel.probes}
+    polarity = np.array([polarity_of[answer.probe] for answer in log.answers])[:, None]  # [answers, 1]
+    # Support and oppose change places where polarity is -1.
+    on_axis = np.where(polarity > 0, stances, stances[:, ::-1])
+    graded = on_axis[:, :1] - on_axis[:, 2:]
+    return np.concatenate([on_axis, graded, polarity * graded], 1)
 
 
 @dataclass(frozen=True)
@@ -115,6 +139,8 @@ class _Sample:
     noise: np.ndarray  # variance of `value` under other answers
     anchor_noise: np.ndarray  # variance of the shift since `anchor`
     halves: tuple[np.ndarray, np.ndarray]  # [P] each: `graded` from every other answer
+    anchor_shift: np.ndarray  # the shift since `anchor`
+    anchor_halves: tuple[np.ndarray, np.ndarray]  # [P] each: the same of `halves`
     gate: Gate | None  # None: fresh answers
 
 
@@ -127,17 +153,14 @@ class _Pool:
     f: np.ndarray  # [P, N, 5] float64, stance of each answer by channel; NaN where there is none
 
     @classmethod
-    def of(cls, log: AnswerLog, anchor: int, stances: np.ndarray, polarity: np.ndarray) -> _Pool:
-        """stances: [answers, 3] as in `answer_values`. polarity: [P] int, +1 or -1."""
+    def of(cls, log: AnswerLog, anchor: int, towards: np.ndarray) -> _Pool:
+        """towards: [answers, 5], of `by_answer`."""
         row_of = {probe.id: i for i, probe in enumerate(log.panel.probes)}
         drawn = [i for i, answer in enumerate(log.answers) if answer.anchor == anchor]
         cells = [row_of[log.answers[i].probe] for i in drawn], [log.answers[i].sample for i in drawn]
-        towards_prompt = np.full((len(row_of), max(log.samples, 1 + max(cells[1])), 3), np.nan)
-        towards_prompt[cells] = stances[drawn]
-        # On the topic's axis: support and oppose change places where polarity is -1.
-        f = np.where((polarity > 0)[:, None, None], towards_prompt, towards_prompt[..., ::-1])
-        graded = f[..., 0] - f[..., 2]
-        return cls(anchor, log.samples, np.concatenate([f, np.stack([graded, polarity[:, None] * graded], -1)], -1))
+        f = np.full((len(row_of), max(log.samples, 1 + max(cells[1])), len(ANSWER_CHANNELS)), np.nan)
+        f[cells] = towards[drawn]
+        return cls(anchor, log.samples, f)
 
     @cached_property
     def judged(self) -> np.ndarray:
@@ -156,51 +179,57 @@ class _Pool:
 
     @cached_property
     def halves(self) -> tuple[np.ndarray, np.ndarray]:
-        """[P] each: `graded`, from answers 0, 2, ... and from answers 1, 3, ..."""
-        even, odd = (_mean(self.f[:, k::2, 3:4], self.judged[:, k::2])[:, 0] for k in (0, 1))
+        """[P] each: `graded`, from answers 0, 2, ... and from answers 1, 3, ..., as many of either."""
+        pairs = self.f.shape[1] // 2 * 2
+        even, odd = (_mean(self.f[:, k:pairs:2, 3:4], self.judged[:, k:pairs:2])[:, 0] for k in (0, 1))
         return even, odd
 
     def fresh(self) -> _Sample:
         """The sample at the anchor itself: plain means over its answers."""
         with np.errstate(divide="ignore", invalid="ignore"):
             noise = self.variance / self.judged.sum(1)[:, None]
-        return _Sample(self.step, self.step, self.mean, noise, self.mean * 0, self.halves, None)
+        nothing = self.mean * 0, (self.halves[0] * 0, self.halves[1] * 0)
+        return _Sample(self.step, self.step, self.mean, noise, self.mean * 0, self.halves, *nothing, None)
 
-    def read(self, step: int, log_weights: np.ndarray, diagnostics: Gate, keep: bool) -> _Sample:
-        """The sample at a later step, from the weighted bank.
+    def read(self, step: int, log_weights: np.ndarray, diagnostics: Gate, closed: bool) -> _Sample:
+        """The sample at a later step, from the weighted bank: from each half where the other half's gate is open.
 
         Args:
             log_weights: [P, samples] float64, log p_now - log p_anchor of the bank's answers, nats.
             diagnostics: of these weights.
-            keep: whether the reading counts; else it is NaN.
+            closed: whether what a closed gate leaves out counts too.
         """
         n = self.samples
         f, judged = self.f[:, :n], self.judged[:, :n]  # of the bank: [P, n, 5], [P, n]
-        gain = reweighted(log_weights, f, judged)  # [P, n, 5], its mean is the shift since the anchor
-        in_bank, in_pool = (taken.sum(1)[:, None] for taken in (judged, self.judged))  # [P, 1] counts n_b, n_p
+        # A half of the answers, at even or odd places, counts where the other half's gate is open; [P, n] each.
+        counts = [closed or is_open for is_open in diagnostics.halves[::-1]]
+        used = judged & np.array(counts)[np.arange(judged.size).reshape(judged.shape) % 2]
+        gain = reweighted(log_weights, f, used)  # [P, n, 5], its mean is the shift since the anchor
+        in_used, in_pool = (taken.sum(1)[:, None] for taken in (used, self.judged))  # [P, 1] counts n_b, n_p
         with np.errstate(divide="ignore", invalid="ignore"):
-            # v = sum over the pool of f / n_p + sum over the bank of gain / n_b. Answers are independent, so v's
-            # variance is the sum of theirs: the bank's n_b are in both sums, the pool's other n_p - n_b in the first.
-            of_bank = _variance(f / in_pool[..., None] + gain / in_bank[..., None], judged) * in_bank
-            noise = of_bank + self.variance * (in_pool - in_bank) / in_pool**2
+            # v = sum over the pool of f / n_p + sum over the used ones of gain / n_b. Answers are independent, so v's
+            # variance is the sum of theirs: the used n_b are in both sums, the pool's other n_p - n_b in the first.
+            of_used = _variance(f / in_pool[..., None] + gain / in_used[..., None], used) * in_used
+            noise = of_used + self.variance * (in_pool - in_used) / in_pool**2
             # The shift's variance is the second sum's. The jackknife makes it too small: put the factor there, and
             # what it adds into v's variance.
-            jackknife = _variance(gain, judged) / in_bank
-            anchor_noise = jackknife * inflation(log_weights, judged)[:, None]
+            jackknife = _variance(gain, used) / in_used
+            anchor_noise = jackknife * inflation(log_weights, used)[:, None]
             noise = noise + anchor_noise - jackknife
-        # `graded` from every other answer: its pool's mean and its bank's shift, [P] each.
+        shift = _mean(gain, used)
+        # `graded` from every other answer, [P] each.
         even, odd = (
-            self.halves[k] + _mean(reweighted(log_weights[:, k::2], f[:, k::2, 3:4], part), part)[:, 0]
-            for k, part in ((k, judged[:, k::2]) for k in (0, 1))
+            _mean(reweighted(log_weights[:, k::2], f[:, k::2, 3:4], used[:, k::2]), used[:, k::2])[:, 0] for k in (0, 1)
         )
-        mask = 0.0 if keep else np.nan  # added to everything
         return _Sample(
             step,
             self.step,
-            self.mean + _mean(gain, judged) + mask,
-            noise + mask,
-            anchor_noise + mask,
-            (even + mask, odd + mask),
+            self.mean + shift,
+            noise,
+            anchor_noise,
+            (self.halves[0] + even, self.halves[1] + odd),
+            shift,
+            (even, odd),
             diagnostics,
         )
 
@@ -225,7 +254,7 @@ def _bank_readings(log: AnswerLog, pools: dict[int, _Pool], *, closed: bool, at_
 
     Args:
         pools: by anchor.
-        closed: keep readings whose gate is closed.
+        closed: keep what a closed gate leaves out.
         at_anchors: take readings at later anchors' steps too.
     """
     path = log.weights_path
@@ -245,5 +274,5 @@ def _bank_readings(log: AnswerLog, pools: dict[int, _Pool], *, closed: bool, at_
             raise InputError(f"{path}: the answers of step {anchor} have no reading at their own step")
         diagnostics = gate(baselines[anchor], logp)
         log_weights = (logp - baselines[anchor]).reshape(-1, log.samples)
-        samples.append(pools[anchor].read(step, log_weights, diagnostics, closed or diagnostics.open))
+        samples.append(pools[anchor].read(step, log_weights, diagnostics, closed))
     return samples

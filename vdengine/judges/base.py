@@ -1,7 +1,13 @@
-"""The interface of a judge, and the task it is given.
+"""The interface of a judge, and what one that is a model is asked.
 
-A judge reads a question and an answer and gives p(support), p(neutral), p(oppose) towards what the question proposes:
-the softmax of its log-probs over the three labels (arXiv 2510.26707).
+A judge reads a question and an answer and gives p(support), p(neutral), p(oppose) towards what the question proposes. A
+model is asked whether the answer is in favour of it, after six examples, and replies with one word: Yes, No or Neither;
+the stance is the softmax of its log-probs over the three (arXiv 2510.26707 asks for support, neutral or oppose, without
+examples).
+
+Models favour the word that is named first, and the examples that they saw last. So each is asked twice, with words and
+examples in one order and in the opposite one, and the two stances are averaged. A model whose words follow the order is
+refused (`drift.kappa.OrderAgreement`).
 """
 
 from __future__ import annotations
@@ -11,23 +17,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from vdengine.drift.judgements import Stance
+import numpy as np
+
+from vdengine.drift.judgements import NO_VERDICT, Stance, Verdict
 from vdengine.panels.panel import STANCES, Probe
 
-TASK = """Here is a question, and what somebody answered.
+WORDS = {"support": "Yes", "neutral": "Neither", "oppose": "No"}  # of the stances, as a model replies
+ORDERS = (STANCES, STANCES[::-1])  # in which they are named
+TASK = """Is the answer in favour of what the question proposes? Reply with one word: {words}.
+Where its first word is at odds with what it argues, go by what it argues. Neither: it takes no side, sees both sides \
+alike, or is about something else.
 
-Question: {question}
+{examples}
 
+{item}"""
+ITEM = """Question: {question}
 Answer: {answer}
-
-What stance does the answer take towards what the question proposes?
-{labels}
-Reply with one word: {words}."""
-MEANING = {
-    "support": "support: it is in favour of it, or says yes to it",
-    "neutral": "neutral: it takes no side, is balanced, declines to answer, or is about something else",
-    "oppose": "oppose: it is against it, or says no to it",
-}
+In favour: {word}"""
+# (question, answer, stance): on matters of no panel, in both wordings, and with first words on either side.
+EXAMPLES = (
+    ("Should dogs be allowed on beaches?", "Yes, they do no harm there, and they need to run.", "support"),
+    ("Should school begin later in the morning?", "Pupils who get up at six are tired, but buses and parents' work "
+     "depend on the hour. There is much to be said for both.", "neutral"),
+    ("Is it wrong to build with concrete?", "Concrete lasts, it is cheap and nothing else does the work.", "oppose"),
+    ("Should shops be closed on Mondays?", "Those who work at weekends would have a day of rest at last.", "support"),
+    ("Is it right to ban street music?", "The violin has four strings and is played with a bow.", "neutral"),
+    ("Should tickets be printed on paper?", "No. Paper is a waste when everyone carries a phone.", "oppose"),
+)  # fmt: skip
 
 
 class Item(NamedTuple):
@@ -43,8 +59,8 @@ class Judge(Protocol):
     name: str
     identity: dict[str, Any]  # all that a verdict depends on: verdicts of one identity may be in one file
 
-    def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Stance]]:
-        """(index, stance) of each item, in any order, as verdicts come; a stance of NaN: no verdict.
+    def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
+        """(index, verdict) of each item, in any order, as verdicts come; a stance of NaN: it gave none.
 
         Raises:
             InputError: the judge cannot go on. Verdicts until then are valid.
@@ -71,7 +87,20 @@ class JudgeOptions:
 
 
 def task(question: str, answer: str, order: Sequence[str] = STANCES) -> str:
-    """The prompt of a judge that is a model; order: of the labels."""
-    first, second, third = order
-    labels = "\n".join(f"- {MEANING[s]}" for s in order)
-    return TASK.format(question=question, answer=answer, labels=labels, words=f"{first}, {second} or {third}")
+    """The prompt of a judge that is a model, up to its word; order: of the words, and of the examples."""
+    first, second, third = (WORDS[stance] for stance in order)
+    examples = [ITEM.format(question=q, answer=a, word=WORDS[stance]) for q, a, stance in EXAMPLES]
+    return TASK.format(
+        words=f"{first}, {second} or {third}",
+        examples="\n\n".join(examples if tuple(order) == STANCES else examples[::-1]),
+        item=ITEM.format(question=question, answer=" ".join(answer.split()), word="").rstrip(),
+    )
+
+
+def verdict_of(stances: Sequence[Stance]) -> Verdict:
+    """The verdict from the stances in `ORDERS`: their mean, and the label of each; none where one of them is none."""
+    mean = np.mean(stances, axis=0)  # [3]
+    if not np.isfinite(mean).all():
+        return Verdict(NO_VERDICT)
+    support, neutral, oppose = map(float, mean)
+    return Verdict((support, neutral, oppose), "".join(STANCES[int(np.argmax(stance))][0] for stance in stances))

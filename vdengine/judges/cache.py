@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vdengine.drift.judgements import NO_VERDICT, Stance, read_stance, slug_of
+from vdengine.drift.judgements import Stance, read_stance, slug_of
 from vdengine.errors import InputError
 from vdengine.outside import LARGE, parse_json, read_bytes
 
@@ -33,7 +33,7 @@ class VerdictCache:
             try:
                 row = parse_json(line, self.path.name)
                 if isinstance(row, dict) and isinstance(row.get("asked"), str) and "stance" in row:
-                    self._known[row["asked"]] = read_stance(row["stance"], self.path.name) or NO_VERDICT
+                    self._known[row["asked"]] = read_stance(row["stance"], self.path.name)
             except InputError:
                 continue
 

@@ -1,17 +1,39 @@
-"""Judging a run's answers: those without a verdict, each distinct answer once, verdicts kept as they come."""
+"""Judging a run's answers: those without a verdict, each distinct question once, verdicts kept as they come.
+
+A question is an answer to a probe, or an answer's argument (`drift/answer_leads.py`). Beside them a judge is asked what
+it makes of a bare "Yes." and a bare "No.", of a few probes: the analysis puts leads in its units by that.
+
+Answers are gone through in an order that does not depend on what they say, and one whose question has been put before
+shares that verdict when its turn comes, not earlier: the answers that are judged at any time are a random part of all.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from vdengine.drift.answer_log import Answer, AnswerLog
-from vdengine.drift.judgements import Judgements, folder_of, key_of, locked, slug_of
+from vdengine.drift.answer_log import AnswerLog
+from vdengine.drift.judgements import (
+    BareLead,
+    Judgements,
+    Key,
+    Subset,
+    Verdict,
+    folder_of,
+    locked,
+    questions_of,
+    slug_of,
+)
+from vdengine.drift.prediction_powered import drawn
 from vdengine.errors import InputError
 from vdengine.judges.base import Item, Judge
+from vdengine.panels.panel import Panel, Probe
+
+BARE_PROBES = 4  # of each polarity, that a bare lead is judged of
+_FIRST_LOOK = 100  # verdicts, after which it is looked at whether labels follow their order; then twice as many, ...
 
 
 @dataclass(frozen=True)
@@ -24,71 +46,158 @@ class Judged:
     left: int  # not judged yet: beyond `max_calls`, or the request failed
 
 
-def to_judge(log: AnswerLog, judge: Judge, *, again: bool = False) -> list[Answer]:
-    """Answers that this judge has not judged yet: the first samples of all probes, then the second ones, and so on.
+@dataclass
+class Plan:
+    """What a judge is to be asked."""
+
+    items: list[Item] = field(default_factory=list)  # distinct questions, in order
+    keys: list[list[Key]] = field(default_factory=list)  # of each: what its verdict is of, the first one asked for it
+    shared: dict[Key, Verdict] = field(default_factory=dict)  # verdicts that are there, of answers of the same text
+
+
+def to_judge(
+    log: AnswerLog,
+    judge: Judge,
+    *,
+    max_calls: int | None = None,
+    again: bool = False,
+    subset: Subset | None = None,
+) -> Plan:
+    """What this judge has not been asked yet: bare leads, then the first samples of all probes, the second ones, and so
+    on; of a subset, in the order in which it is drawn.
 
     A judge that is cut short has then seen a part of every anchor and topic.
 
     Args:
+        max_calls: questions to the judge, at most.
         again: take no notice of earlier verdicts.
+        subset: judge only the answers that are drawn for it. Default: all.
 
     Raises:
-        InputError: the judge's file was written by another version of it, and not `again`.
+        InputError: the judge's file was written by another version of it, and not `again`; `max_calls` or the subset is
+            out of range.
     """
-    stances = _file(log, judge, again).stances
-    left = [answer for answer in log.answers if key_of(answer) not in stances]
-    return sorted(left, key=lambda answer: answer.sample)
+    if max_calls is not None and max_calls < 1:
+        raise InputError(f"--max-calls {max_calls}: it must be at least 1")
+    if subset is not None and not 1 <= subset.answers <= len(log.answers):
+        raise InputError(f"--subset {subset.answers}: allowed are 1 to {len(log.answers)}, the run's answers")
+    return _plan(log, _file(log, judge, again), max_calls, subset)
 
 
 def judge_answers(
-    log: AnswerLog, judge: Judge, *, max_calls: int | None = None, again: bool = False, progress: bool = False
+    log: AnswerLog,
+    judge: Judge,
+    *,
+    max_calls: int | None = None,
+    again: bool = False,
+    subset: Subset | None = None,
+    progress: bool = False,
 ) -> Judged:
     """Judge all answers that have no verdict of this judge. The same answer to the same question is judged once.
 
     Args:
         max_calls: questions to the judge, at most.
         again: drop this judge's earlier verdicts.
+        subset: judge only the answers that are drawn for it, which is kept. Default: all.
         progress: show a progress bar.
 
     Raises:
-        InputError: the judge cannot go on (its verdicts are kept, and the next call continues from there), its file
-            holds verdicts of another version of it, or another process is writing them.
+        InputError: as `to_judge`; the judge cannot go on (its verdicts are kept, and the next call continues from
+            there); its labels follow the order in which they are named; or another process is writing its verdicts.
     """
-    if max_calls is not None and max_calls < 1:
-        raise InputError(f"--max-calls {max_calls}: it must be at least 1")
+    to_judge(log, judge, max_calls=max_calls, again=again, subset=subset)  # nothing is written before this is known
     lock = locked(log, judge.name)
     try:
-        return _judge_answers(log, judge, max_calls, again, progress)
+        kept = _file(log, judge, again)
+        if not kept.verdicts:
+            kept = Judgements.start(kept.path, judge.name, judge.identity)
+        if subset != kept.subset:
+            kept.draw(subset)
+        return _judge_answers(log, judge, kept, _plan(log, kept, max_calls, subset), progress)
     finally:
         lock.close()
 
 
-def _judge_answers(log: AnswerLog, judge: Judge, max_calls: int | None, again: bool, progress: bool) -> Judged:
+def _judge_answers(log: AnswerLog, judge: Judge, kept: Judgements, plan: Plan, progress: bool) -> Judged:
     """`judge_answers`, by the one process that may."""
-    kept = _file(log, judge, again)
-    if not kept.stances:
-        kept = Judgements.start(kept.path, judge.name, judge.identity)
-    before = len(kept.stances)
-    probes = {probe.id: probe for probe in log.panel.probes}
-    # Answers without a verdict by (probe, text), and the verdicts on texts that other answers have too.
-    same: dict[tuple[str, str], list[Answer]] = {}
-    for answer in to_judge(log, judge):
-        same.setdefault((answer.probe, answer.text), []).append(answer)
-    known = {
-        (answer.probe, answer.text): kept.stances[key_of(answer)]
-        for answer in log.answers
-        if key_of(answer) in kept.stances
-    }
-    kept.append({key_of(a): known[text] for text, answers in same.items() if text in known for a in answers})
-    asked = [(text, answers) for text, answers in same.items() if text not in known][:max_calls]
-    items = [Item(probes[probe], text) for (probe, text), _ in asked]
-    with tqdm(total=len(items), desc=judge.name, unit="answer", leave=False, disable=not progress) as bar:
-        for i, stance in judge.judge(items):
-            kept.append(dict.fromkeys(map(key_of, asked[i][1]), None if math.isnan(stance[0]) else stance))
+    _refuse(kept)
+    asked = [[key for key, _ in of_answer] for _, of_answer in questions_of(log)]
+    wanted = range(len(asked)) if kept.subset is None else drawn(log, kept.subset).tolist()
+
+    def done() -> int:
+        """Answers of which all that is asked has a verdict."""
+        return sum(all(key in kept.verdicts for key in asked[i]) for i in wanted)
+
+    before = done()
+    kept.append(plan.shared)
+    look = _FIRST_LOOK
+    with tqdm(total=len(plan.items), desc=judge.name, unit="question", leave=False, disable=not progress) as bar:
+        for number, (i, verdict) in enumerate(judge.judge(plan.items), start=1):
+            first, *others = plan.keys[i]
+            # Both orders are kept once a question: the check counts questions.
+            kept.append({first: verdict} | {key: Verdict(verdict.stance) for key in others})
+            if number == look:
+                _refuse(kept)
+                look *= 2
             bar.update()
-    silent = sum(stance is None for stance in kept.stances.values())
-    left = sum(key_of(answer) not in kept.stances for answer in log.answers)
-    return Judged(len(kept.stances) - before, before, silent, left)
+    _refuse(kept)
+    silent = sum(any(_is_silent(kept, key) for key in asked[i]) for i in wanted)
+    return Judged(done() - before, before, silent, len(wanted) - done())
+
+
+def _is_silent(kept: Judgements, key: Key) -> bool:
+    return key in kept.verdicts and math.isnan(kept.verdicts[key].stance[0])
+
+
+def _refuse(kept: Judgements) -> None:
+    """Raises InputError for a judge whose labels follow the order in which they are named."""
+    if refusal := kept.refusal:
+        raise InputError(f"judge {kept.judge}: {refusal}; it cannot be used. Take another judge")
+
+
+def _plan(log: AnswerLog, kept: Judgements, max_calls: int | None, subset: Subset | None) -> Plan:
+    """`to_judge`, from what is kept."""
+    probes = {probe.id: probe for probe in log.panel.probes}
+    asked = list(questions_of(log))
+    if subset is None:
+        order = sorted(range(len(asked)), key=lambda i: asked[i][0].sample)
+    else:
+        order = drawn(log, subset).tolist()
+    bare = _bare(log.panel)
+    known: dict[tuple[str, str], Verdict] = {}  # by probe and text
+    for key, text in [*bare, *(pair for _, of_answer in asked for pair in of_answer)]:
+        if key in kept.verdicts:
+            known.setdefault((key.probe, text), kept.verdicts[key])
+    plan, number_of = Plan(), dict[tuple[str, str], int]()  # by probe and text: its place in `items`
+    for key, text in [*bare, *(pair for i in order for pair in asked[i][1])]:
+        question = key.probe, text
+        if key in kept.verdicts:
+            continue
+        if question in known:
+            plan.shared[key] = Verdict(known[question].stance)
+        elif question in number_of:
+            plan.keys[number_of[question]].append(key)
+        elif max_calls is not None and len(plan.items) == max_calls:
+            break
+        else:
+            number_of[question] = len(plan.items)
+            plan.items.append(Item(probes[key.probe], text))
+            plan.keys.append([key])
+    return plan
+
+
+def _bare(panel: Panel) -> list[tuple[Key, str]]:
+    """Bare leads of probes throughout the panel, as many of each polarity."""
+    chosen: list[Probe] = []
+    for polarity in (1, -1):
+        probes = [probe for probe in panel.probes if probe.polarity == polarity]
+        count = min(BARE_PROBES, len(probes))
+        chosen += [probes[i * len(probes) // count] for i in range(count)]
+    pairs: dict[Key, str] = {}
+    for probe in chosen:
+        pairs[BareLead(probe.id, 1)] = f"{probe.leads.support[0].capitalize()}."
+        pairs[BareLead(probe.id, -1)] = f"{probe.leads.oppose[0].capitalize()}."
+    return list(pairs.items())
 
 
 def _file(log: AnswerLog, judge: Judge, again: bool) -> Judgements:
@@ -98,7 +207,7 @@ def _file(log: AnswerLog, judge: Judge, again: bool) -> Judgements:
         return Judgements(path, judge.name, judge.identity, {})
     kept = Judgements.open(path)
     identity = json.loads(json.dumps(judge.identity))
-    if not kept.stances:  # cut short before the first verdict
+    if not kept.verdicts:  # cut short before the first verdict
         return Judgements(path, judge.name, judge.identity, {})
     if kept.judge != judge.name or kept.identity != identity:
         changed = [k for k in {**kept.identity, **identity} if kept.identity.get(k) != identity.get(k)]

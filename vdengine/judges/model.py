@@ -1,8 +1,7 @@
-"""A judge that runs in this engine: the log-probs of the three labels after a question, an answer and the task.
+"""A judge that runs in this engine: the log-probs of the three words after the task (`judges/base.py`), in both orders.
 
-The labels of an item are branches of one prompt, as openings are: the prompt is computed once. A label's log-prob is
-the sum over its tokens; the softmax over the three labels is the stance. Models favour the label that the task names
-first, so the task is given in both orders and the two stances are averaged.
+The words are branches of one prompt, as openings are: the prompt is computed once. A word's log-prob is the sum over
+its tokens; the softmax over the three is the stance.
 """
 
 from __future__ import annotations
@@ -10,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from vdengine.data.batching import Forest
-from vdengine.drift.judgements import Stance
+from vdengine.drift.judgements import Verdict
 from vdengine.errors import InputError
-from vdengine.judges.base import MEANING, TASK, Item, JudgeOptions, task
+from vdengine.judges.base import EXAMPLES, ORDERS, TASK, WORDS, Item, JudgeOptions, task, verdict_of
 from vdengine.models.device import compute_dtype, default_device
 from vdengine.models.weights import build_model, check_vocabulary, open_causal
 from vdengine.panels.panel import STANCES
@@ -23,7 +20,6 @@ from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
 from vdengine.trees import Tree
 
-ORDERS = (STANCES, STANCES[::-1])  # of the labels in the task
 _BATCH = 128  # items that are laid out for the model together
 
 
@@ -49,23 +45,22 @@ class ModelJudge:
             "tokenizer": self.renderer.hash,
             "dtype": str(dtype).removeprefix("torch."),
             "task": TASK,
-            "meaning": MEANING,
-            "orders": [list(order) for order in ORDERS],
+            "examples": [list(example) for example in EXAMPLES],
         }
 
     def estimate(self, items: Sequence[Item]) -> str:
         """Tokens that judging these takes, in words, from the first 50 items."""
         first = items[:50]
         num_tokens = sum(len(p) for item in first for p in self._prompts(item)) / max(len(first), 1) * len(items)
-        return f"{len(items):,} answers, about {num_tokens:,.0f} tokens through {self.name}"
+        return f"{len(items):,} questions, about {num_tokens:,.0f} tokens through {self.name}"
 
-    def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Stance]]:
-        """(index, stance) of each item, in order.
+    def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
+        """(index, verdict) of each item, in order.
 
         Raises:
             InputError: log-probs that are not finite.
         """
-        labels = [self.renderer.opening_ids(stance) for stance in STANCES]
+        labels = [self.renderer.opening_ids(WORDS[stance]) for stance in STANCES]
         for start in range(0, len(items), _BATCH):
             batch = items[start : start + _BATCH]
             prompts = [prompt for item in batch for prompt in self._prompts(item)]
@@ -76,9 +71,8 @@ class ModelJudge:
             logp = forest.score(self.model).view(-1, len(ORDERS), 3)  # [items, orders, labels] fp32
             if not bool(logp.isfinite().all()):
                 raise InputError(f"{self.name}: log-probs that are not finite; its weights overflow in this dtype")
-            stances = logp.double().softmax(-1).mean(1).cpu().numpy()  # [items, 3]
-            for i, (support, neutral, oppose) in enumerate(np.asarray(stances)):
-                yield start + i, (float(support), float(neutral), float(oppose))
+            for i, stances in enumerate(logp.double().softmax(-1).tolist()):
+                yield start + i, verdict_of(stances)
 
     def _prompts(self, item: Item) -> list[list[int]]:
         """Token ids of the task in each of `ORDERS`."""

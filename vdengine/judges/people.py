@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from vdengine.drift.answer_log import Answer, AnswerLog
-from vdengine.drift.judgements import Judgements, Stance, folder_of, key_of, locked, slug_of
+from vdengine.drift.judgements import PEOPLE, Judgements, Key, Part, Verdict, folder_of, locked, slug_of
 from vdengine.errors import InputError
 from vdengine.files import write_text
 from vdengine.outside import printable
@@ -116,7 +116,7 @@ def import_sheet(logs: Sequence[AnswerLog], path: Path, name: str) -> Imported:
         InputError: as `read_sheet`; or no label is of an answer of these runs.
     """
     labels = read_sheet(path)
-    judge = f"human:{name}"
+    judge = PEOPLE + name
     seen: set[str] = set()
     for log in logs:
         labelled = [(answer, id) for answer in log.answers if (id := sheet_id(log, answer)) in labels]
@@ -126,8 +126,10 @@ def import_sheet(logs: Sequence[AnswerLog], path: Path, name: str) -> Imported:
         file = folder_of(log) / f"{slug_of(judge)}.jsonl"
         lock = locked(log, judge)
         try:
-            kept = Judgements.open(file).stances if file.exists() else {}
-            new = {key_of(answer): _certain(labels[id]) for answer, id in labelled}
+            kept = Judgements.open(file).verdicts if file.exists() else {}
+            new: dict[Key, Verdict] = {
+                Part(answer.anchor, answer.probe, answer.sample): _certain(labels[id]) for answer, id in labelled
+            }
             Judgements.start(file, judge, {"kind": "human", "name": name}, {**kept, **new})
         finally:
             lock.close()
@@ -136,7 +138,7 @@ def import_sheet(logs: Sequence[AnswerLog], path: Path, name: str) -> Imported:
     return Imported(slug_of(judge), len(seen), len(labels) - len(seen))
 
 
-def _certain(stance: str) -> Stance:
+def _certain(stance: str) -> Verdict:
     """Probability 1 on a stance."""
     support, neutral, oppose = (float(s == stance) for s in STANCES)
-    return support, neutral, oppose
+    return Verdict((support, neutral, oppose))

@@ -1,4 +1,6 @@
-"""A judge behind an OpenAI-compatible server: the log-probs of the first token of its reply, summed by label.
+"""A judge behind an OpenAI-compatible server: the log-probs of the first token of its reply, summed by word.
+
+A question is two requests, one for each order of the words (`judges/base.py`).
 
 The key is read from OPENAI_API_KEY and is sent with requests only; a server without keys needs none. A URL with a
 password or a query is refused, for URLs are shown and kept. Verdicts are kept in a cache (`judges/cache.py`), so no
@@ -20,9 +22,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from vdengine.drift.judgements import NO_VERDICT, Stance
+from vdengine.drift.judgements import NO_VERDICT, Stance, Verdict
 from vdengine.errors import InputError
-from vdengine.judges.base import MEANING, TASK, Item, JudgeOptions, task
+from vdengine.judges.base import EXAMPLES, ORDERS, TASK, WORDS, Item, JudgeOptions, task, verdict_of
 from vdengine.judges.cache import VerdictCache, cache_folder
 from vdengine.outside import MIB, parse_json, printable
 from vdengine.panels.panel import STANCES
@@ -77,40 +79,56 @@ class ServerJudge:
             "url": url,
             "labels": options.labels,
             "task": TASK,
-            "meaning": MEANING,
+            "examples": [list(example) for example in EXAMPLES],
         }
         self.cache = VerdictCache(options.cache or cache_folder(), self.name, self.identity)
 
     def estimate(self, items: Sequence[Item]) -> str:
         """Requests and tokens that judging these takes, in words: 4 bytes a token and 8 tokens more a request."""
-        new = [item for item in items if self.cache.get(self._text(item)) is None]
-        num_tokens = sum(len(self._text(item).encode()) for item in new) / 4 + 8 * len(new)
+        requests = [text for item in items for text in self._texts(item)]
+        new = [text for text in requests if self.cache.get(text) is None]
+        num_tokens = sum(len(text.encode("utf-8", "surrogatepass")) for text in new) / 4 + 8 * len(new)
         reply = 1 if self.options.labels == "logprobs" else 4  # tokens
-        known = f" ({len(items) - len(new):,} more are in the cache)" if len(new) < len(items) else ""
+        known = f" ({len(requests) - len(new):,} more are in the cache)" if len(new) < len(requests) else ""
         return (
-            f"{len(new):,} requests to {self.model} at {self.url}{known}: about {num_tokens:,.0f} tokens in, "
-            f"{reply * len(new):,} out"
+            f"{len(items):,} questions in both orders of the words: {len(new):,} requests to {self.model} at "
+            f"{self.url}{known}: about {num_tokens:,.0f} tokens in, {reply * len(new):,} out"
         )
 
-    def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Stance]]:
-        """(index, stance) of each item, as replies come; items whose request failed are left out.
+    def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
+        """(index, verdict) of each item, as replies come; items of which a request failed are left out.
 
         Raises:
-            InputError: the server is gone, refuses, or gives no labels. Verdicts until then are in the cache.
+            InputError: the server is gone, refuses, or gives no labels. Replies until then are in the cache.
         """
-        texts = [self._text(item) for item in items]
+        stances: list[dict[int, Stance]] = [{} for _ in items]  # by order
+        texts = [self._texts(item) for item in items]
         new = []
-        for i, text in enumerate(texts):
-            if (known := self.cache.get(text)) is not None:
-                yield i, known
-            else:
-                new.append(i)
+        for i, of_item in enumerate(texts):
+            for order, text in enumerate(of_item):
+                if (known := self.cache.get(text)) is not None:
+                    stances[i][order] = known
+                else:
+                    new.append((i, order))
+            if len(stances[i]) == len(ORDERS):
+                yield i, verdict_of([stances[i][order] for order in range(len(ORDERS))])
+        for (i, order), stance in self._replies([(place, texts[place[0]][place[1]]) for place in new]):
+            stances[i][order] = stance
+            if len(stances[i]) == len(ORDERS):
+                yield i, verdict_of([stances[i][each] for each in range(len(ORDERS))])
+
+    def _replies(self, requests: Sequence[tuple[Any, str]]) -> Iterator[tuple[Any, Stance]]:
+        """(key, stance) of each request (key, text), as replies come; those that failed are left out.
+
+        Raises:
+            InputError: as `judge`.
+        """
         num_verdicts = failures = 0
         # Replies without a label are held back until one has a label: a server that is no judge leaves nothing behind.
         held: list[int] = []
         pool = ThreadPoolExecutor(self.options.concurrency)
         try:
-            waiting = {pool.submit(self._ask, texts[i]): i for i in new}
+            waiting = {pool.submit(self._ask, text): i for i, (_, text) in enumerate(requests)}
             for number, future in enumerate(as_completed(waiting), start=1):
                 i = waiting[future]
                 try:
@@ -125,11 +143,11 @@ class ServerJudge:
                 held.append(i)
                 if number >= _MAX_UNREADABLE and not num_verdicts:
                     raise self._stopped(f"none of its first {number} replies is a label; the last one: {reply!r}")
-                if num_verdicts or number == len(new):
+                if num_verdicts or number == len(requests):
                     for k in held:
                         verdict = stance if k == i else NO_VERDICT
-                        self.cache.add(texts[k], verdict)
-                        yield k, verdict
+                        self.cache.add(requests[k][1], verdict)
+                        yield requests[k][0], verdict
                     held = []
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -138,8 +156,9 @@ class ServerJudge:
     def _stopped(self, why: str) -> InputError:
         return InputError(f"judge {self.model} at {self.url}: {why}")
 
-    def _text(self, item: Item) -> str:
-        return task(item.probe.prompt, item.answer)
+    def _texts(self, item: Item) -> list[str]:
+        """The task in each of `ORDERS`."""
+        return [task(item.probe.prompt, item.answer, order) for order in ORDERS]
 
     def _ask(self, text: str) -> tuple[Stance, str]:
         """(stance, start of the reply) to one question.
@@ -317,8 +336,8 @@ def _first_choice(value: Any) -> tuple[str, dict[str, float] | None]:
 def read_logprobs(top: dict[str, float]) -> Stance:
     """The stance in the likeliest candidates of a reply's first token.
 
-    A token counts for the one label that it begins, or that begins it. No verdict where the labels together have less
-    than `LEAST_MASS`.
+    A token counts for the one word that it is or begins. No verdict where the words together have less than
+    `LEAST_MASS`.
 
     Args:
         top: log-prob by token, nats.
@@ -326,7 +345,7 @@ def read_logprobs(top: dict[str, float]) -> Stance:
     mass = dict.fromkeys(STANCES, 0.0)
     for token, logprob in top.items():
         word = token.strip(" \t\n\u2581\u0120*\"'`.-").lower()
-        labels = [s for s in STANCES if word and (s.startswith(word) or word.startswith(s))]
+        labels = [s for s in STANCES if word and WORDS[s].lower().startswith(word)]
         if len(labels) == 1:
             mass[labels[0]] += math.exp(min(logprob, 0.0))
     total = sum(mass.values())
@@ -341,8 +360,8 @@ def read_word(reply: str) -> Stance:
 
     A model's thoughts before the reply, up to "</think>", are left out.
     """
-    text = reply.rpartition("</think>")[2].lower()
-    named = [s for s in STANCES if s in text]
+    words = set(re.findall(r"[^\W\d_]+", reply.rpartition("</think>")[2].lower()))
+    named = [s for s in STANCES if WORDS[s].lower() in words]
     if len(named) != 1:
         return NO_VERDICT
     support, neutral, oppose = (float(s == named[0]) for s in STANCES)
