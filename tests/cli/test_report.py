@@ -33,7 +33,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["{first}", "--gap", "{empty}/none.json"], "no such file"),
         (["{first}", "--gap", "{bad}"], "is an audit of kind 'prior'"),
         (["{other}", "{first}", "--gap", "{stranger}"], "which none of these runs was trained on"),
-        (["{silent}", "--readout", "answers"], "no answers to show"),
+        (["{silent}", "--readout", "argument"], "no argument to show: No answers were drawn"),
+        (
+            ["{silent}", "{foreign}"],
+            "leads differ: answers to 't0-0' are read by yes against no in the first and by ja",
+        ),
         (["{first}", "--topics", ","], "topics: none is named; there are topic 0, topic 1, topic 2"),
         (["a\0b"], "a\\x00b: no such folder"),
     ],
@@ -47,6 +51,8 @@ def test_bad_input_is_one_line_and_status_2(
         paths["different"] = make_run(tmp_path / "different", panel_of(2), answers=False)
     if "{silent}" in argv:
         paths["silent"] = make_run(tmp_path / "silent", panel_of(2), answers=False)
+    if "{foreign}" in argv:
+        paths["foreign"] = make_run(tmp_path / "foreign", panel_of(2), answers=False, spelled=(("Ja",), ("Nein",)))
     paths["bad"], paths["stranger"] = tmp_path / "bad.json", tmp_path / "stranger.json"
     paths["bad"].write_text('{"audit": "prior"}')
     make_gap(paths["stranger"], panel_of(), "elsewhere.jsonl")

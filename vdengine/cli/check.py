@@ -83,18 +83,14 @@ def text(out: dict[str, Any]) -> str:
         shown = ", ".join(map(str, steps if len(steps) <= 12 else [*steps[:8], "...", steps[-1]]))
         add(
             "probes",
-            f"{p['panel']}: {p['probes']} probes, {p['openings']} openings, {p['tokens']:,} tokens a sample",
+            f"{p['panel']}: {p['probes']} probes, {', '.join(p['readouts'])}; {p['tokens']:,} tokens a sample",
             f"{len(steps)} samples, at steps {shown}" + ", the first and last with controls" * p["controls"],
             f"{p['cost']:.1%} of the training FLOPs",
         )
     else:
         add("probes", "off")
     if a := out["answers"]:
-        add(
-            "answers",
-            f"{a['answers'][0]:,} to {a['answers'][1]:,} to {a['probes']} probes, at most {a['tokens']:,} tokens to "
-            "generate",
-        )
+        add("answers", *a["summary"].splitlines())
     add(
         "memory",
         f"about {size(memory['total'])} a rank at the peak; {size(memory['available'])} there",
