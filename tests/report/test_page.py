@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.pages import analyses, data_of
+from helpers.pages import analyses, data_of, key_of
 from helpers.report_runs import make_gap, make_run, panel_of
 
 from vdengine.report import report
@@ -29,12 +29,12 @@ ATTACK = "</script><script>alert(1)</script><img src=x onerror=alert(2)><b>&amp;
 # ------------------------------------------------------------------------------------------------------- numbers
 
 
-def test_page_shows_openings_per_100_bytes_and_answers_as_they_are(folder: Path, made: Path) -> None:
+def test_page_shows_texts_per_100_bytes_and_the_rest_as_it_is(folder: Path, made: Path) -> None:
     """Guards against a page whose unit is not the one it names."""
     run = data_of(made / "index.html")["runs"][0]
-    for (readout, judge), a in analyses(folder / "first").items():
-        view = run["views"][readout if judge is None else f"{readout}:{judge}"]
-        scale = 100 if readout == "openings" else 1
+    for (readout, judge, part), a in analyses(folder / "first").items():
+        view = run["views"][key_of(readout, judge, part)]
+        scale = 100 if readout == "text_likelihood" else 1
         for topic in a.topics:
             shown = view["drifts"][topic][a.values.primary]
             assert shown["mean"] == pytest.approx(a.drift(topic).magnitude.mean * scale, rel=1e-4)
@@ -45,11 +45,11 @@ def test_page_shows_openings_per_100_bytes_and_answers_as_they_are(folder: Path,
 def test_verdict_counts_the_topics_that_moved(folder: Path, made: Path) -> None:
     """Guards against a headline that does not follow from the numbers below it."""
     for name, run in zip(("first", "other"), data_of(made / "index.html")["runs"], strict=True):
-        a = analyses(folder / name)["openings", None]
+        a = analyses(folder / name)["lead", None, None]
         moved = [t for t in a.topics if a.drift(t).significant]
         assert 0 < len(moved) < len(a.topics)  # else this test tells nothing
-        head, more = run["views"]["openings"]["verdict"]
-        assert head == f"Openings: {len(moved)} of 3 topics moved."
+        head, more = run["views"]["lead"]["verdict"]
+        assert head == f"Lead: {len(moved)} of 3 topics moved."
         for t in moved:
             way = "towards" if a.drift(t).magnitude.mean > 0 else "away from"
             assert f"{t} {way} {a.values.axes[t]}" in more
@@ -127,16 +127,39 @@ def test_controls_change_what_is_shown(browser, made: Path) -> None:
     """Guards against buttons that do nothing: topics, runs, readout, judge, what is drawn, theme."""
     page = Page(browser, made / "index.html", 1600)
     click = page.page.click
+    assert page.page.locator("#readout .seg").first.locator("button").all_inner_texts() == [
+        "Lead", "Argument", "Text likelihood", "Whole answers",
+    ]  # fmt: skip
+    assert page.page.locator('#readout [aria-pressed="true"]').inner_text() == "Lead"
+    assert page.page.locator(".readings dt").all_inner_texts()[:3] == ["Lead", "Argument", "Text likelihood"]
+    assert "first word is yes than no" in page.text(".readings") and "cov. 80%" in page.text("#magnitudes table")
+    click('#curves [data-value="level"]')
+    assert page.page.evaluate("document.querySelector('#curves .plot').layout.yaxis.range") == [-1, 1]
+    click('#curves [data-value="beside"]')
+    names = page.page.evaluate("document.querySelector('#curves .plot').data.filter(t => t.hovertext).length")
+    assert names == 3 and "whole answers" in page.text("#curves .legend")  # the lead, the argument and both
+    click('#readout [data-value="answers"]')
     assert page.titles() == ["all topics"] * 2 + [f"topic {t}" for t in range(3) for _ in range(2)]  # a mix a run
     click('#topics [data-value="topic 1"]')
     assert "topic 1" not in page.titles() and "topic 1" not in page.text("#magnitudes table")
     click('#runs [data-value="1"]')
     assert page.titles() == ["all topics", "topic 0", "topic 2"] and "other" not in page.text("#overview")
     before = page.text("#magnitudes table")
-    click('#readout [data-value="openings"]')
+    click('#readout [data-value="text_likelihood"]')
     assert page.text("#magnitudes table") != before and "displacement" in page.text("#magnitudes table")
+    assert "after no question" in page.text("#magnitudes table")
+    parts = "document.querySelector('#curves .plot').data.filter(t => ['dot', 'dash'].includes(t.line.dash)).length"
+    assert page.page.evaluate(parts) == 2
+    page.page.get_by_label("its two parts").click()
+    assert page.page.evaluate(parts) == 0
     click('#readout [data-value="answers"]')
     assert page.text("#magnitudes table") == before
+    click('#readout [data-value="drawn_lead"]')
+    assert page.text("#magnitudes table") != before
+    click('#readout [data-value="argument"]')
+    argued = page.text("#magnitudes table")
+    assert argued != before
+    click('#readout [data-value="answers"] >> nth=0')
     page.page.select_option("#readout select", "second")
     assert page.text("#magnitudes table") != before
     click('#curves [data-value="shift"]')
@@ -158,8 +181,8 @@ def test_controls_change_what_is_shown(browser, made: Path) -> None:
 def test_points_tell_their_values(browser, folder: Path, made: Path) -> None:
     """Guards against hover texts of another point, run or unit."""
     page = Page(browser, made / "index.html", 1600)
-    page.page.click('#readout [data-value="openings"]')
-    a = analyses(folder / "first")["openings", None]
+    page.page.click('#readout [data-value="text_likelihood"]')
+    a = analyses(folder / "first")["text_likelihood", None, None]
     lines = page.page.evaluate(
         "[...document.querySelectorAll('#curves .plot')][1].data.filter(t => t.hovertext).map(t => t.hovertext)"
     )
@@ -173,6 +196,7 @@ def test_points_tell_their_values(browser, folder: Path, made: Path) -> None:
 def test_nothing_is_drawn_where_the_gate_is_closed(browser, folder: Path, made: Path) -> None:
     """Guards against lines across steps at which the weights do not reach."""
     page = Page(browser, made / "index.html", 1600)
+    page.page.click('#readout [data-value="answers"]')
     closed = [r["step"] for r in data_of(made / "index.html")["runs"][0]["gates"] if not r["open"]]
     x, y, shapes = page.page.evaluate(
         "(() => { const p = document.querySelector('#curves .plot'); const t = p.data[0];"
@@ -223,6 +247,7 @@ def test_twelve_runs_fit(browser, tmp_path: Path) -> None:
         chips = page.page.locator("#runs .chip line")
         looks = {chips.nth(n).evaluate("n => n.outerHTML") for n in range(12)}
         assert len(looks) == 12  # no two runs look alike
+        page.page.click('#readout [data-value="argument"]')
         assert "is judged yet" in page.text("#curves")  # a third of them is not
         page.page.close()
 
@@ -234,6 +259,7 @@ def test_empty_states_are_explained(browser, tmp_path: Path) -> None:
     (run / "metrics.jsonl").unlink()
     page = Page(browser, report([run], figures=False), 375)
     assert page.page.locator('#readout [data-value="answers"]').is_disabled()
+    assert page.page.locator('#readout [data-value="argument"]').is_disabled()
     assert "No audit of the data was given" in page.text("#gaps")
     assert "No topic has a significant shift" in page.text("#times")
     assert "No times on record" in page.text("#cost") and "No metrics on record" in page.text("#training")

@@ -10,11 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers.pages import data_of
-from helpers.report_runs import make_run, panel_of
+from helpers.report_runs import BARE, make_run, panel_of, write_lines
 
-from vdengine.cli.report import main
-from vdengine.drift.opening_log import DriftLog
-from vdengine.drift.probe_values import opening_values
+from vdengine.cli.report import READOUTS, main
+from vdengine.drift.answer_log import AnswerLog
+from vdengine.drift.judgements import Subset
+from vdengine.drift.panel_log import DriftLog
+from vdengine.drift.prediction_powered import drawn
+from vdengine.drift.probe_values import lead_values, text_values
 from vdengine.errors import InputError
 from vdengine.report import report
 
@@ -56,7 +59,7 @@ def test_cut_files_are_used_as_far_as_they_are_whole(copy: Path, capsys: pytest.
     """Guards against a crash of the report after a crash of the run, and against leaving things out in silence."""
     drift = copy / "drift"
     for path, cut in (
-        (drift / "openings.bin", 100), (drift / "answers" / "weights.bin", 50),
+        (drift / "openings.bin", 100), (drift / "leads.bin", 10), (drift / "answers" / "weights.bin", 50),
         (drift / "answers" / "answers.jsonl", 30),
         (drift / "judgements" / "rule.jsonl", 10), (copy / "metrics.jsonl", 5),
     ):  # fmt: skip
@@ -65,13 +68,16 @@ def test_cut_files_are_used_as_far_as_they_are_whole(copy: Path, capsys: pytest.
     assert main([str(copy), "--no-figures"]) == 0
     said = capsys.readouterr().out
     run = data_of(copy / "report" / "index.html")["runs"][0]
-    for name in ("openings.bin", "weights.bin", "answers.jsonl", "rule.jsonl", "metrics.jsonl"):
+    for name in ("openings.bin", "leads.bin", "weights.bin", "answers.jsonl", "rule.jsonl", "metrics.jsonl"):
         assert any(name in note for note in run["notes"]) and name in said, name
-    assert run["views"]["openings"]["steps"] == steps == [*range(0, 40, 4)]
+    for readout in ("lead", "text_likelihood"):
+        assert run["views"][readout]["steps"] == steps == [*range(0, 40, 4)]
     assert "not finished" not in said  # the last answers are of the last step
 
 
-@pytest.mark.parametrize("lost", ["drift/openings.bin", "drift/openings.jsonl", "drift/answers/panel.jsonl"])
+@pytest.mark.parametrize(
+    "lost", ["drift/openings.bin", "drift/openings.jsonl", "drift/leads.jsonl", "drift/answers/panel.jsonl"]
+)
 def test_a_run_without_one_of_its_files_is_one_clear_line(copy: Path, lost: str) -> None:
     """Guards against tracebacks where files were lost or overwritten with bytes of another kind."""
     (copy / lost).unlink()
@@ -99,15 +105,16 @@ def test_readings_of_a_lost_anchor_are_left_out(copy: Path) -> None:
 def test_too_few_samples_are_explained(copy: Path, samples: int) -> None:
     """Guards against a crash, or an empty chart without a word, right after the start of a run."""
     log = DriftLog.open(copy)
-    size = 8 + 4 * len(log.table)
-    (copy / "drift" / "openings.bin").write_bytes((copy / "drift" / "openings.bin").read_bytes()[: samples * size])
+    for channel in log.channels.values():
+        channel.path.write_bytes(channel.path.read_bytes()[: samples * channel.record_bytes])
     answers = copy / "drift" / "answers" / "answers.jsonl"
     rows = answers.read_text(encoding="utf-8").splitlines(keepends=True)
     answers.write_text("".join(r for r in rows if samples and json.loads(r)["anchor"] == 0), encoding="utf-8")
     (copy / "drift" / "answers" / "weights.bin").write_bytes(b"")
     page = report([copy])  # figures too: there is next to nothing to draw
     run = data_of(page)["runs"][0]
-    assert not run["views"] and "A shift needs two" in run["empty"]["openings"]
+    assert not run["views"] and "A shift needs two" in run["empty"]["lead"]
+    assert "A shift needs two" in run["empty"]["text_likelihood"]
     assert ("A shift needs two" if samples else "No answers were drawn") in run["empty"]["answers"]
 
 
@@ -115,19 +122,21 @@ def test_a_folder_of_scores_has_a_report(folder: Path, tmp_path: Path) -> None:
     """Guards against a report that needs more than `vdengine score --out` writes: no recipe, metrics or answers."""
     shutil.copytree(folder / "first" / "drift", tmp_path / "scored" / "drift", ignore=lambda *_: ["answers"])
     run = data_of(report([tmp_path / "scored"], figures=False))["runs"][0]
-    assert run["views"]["openings"]["verdict"] and any("no recipe.toml" in note for note in run["notes"])
+    assert set(run["views"]) == {"lead", "text_likelihood"} and all(v["verdict"] for v in run["views"].values())
+    assert any("no recipe.toml" in note for note in run["notes"])
 
 
 def test_answers_alone_have_a_report(copy: Path) -> None:
-    """Guards against a report that needs openings: `vdengine judge --models` draws answers of saved models only."""
+    """Guards against a report that needs scores: `vdengine judge --models` draws answers of saved models only."""
     for path in (*copy.glob("*.*"), *(copy / "drift").glob("*.*")):
         path.unlink()
     data = data_of(report([copy], figures=False))
     run = data["runs"][0]
-    assert (
-        set(run["views"]) == {"answers:rule", "answers:second"}
-        and "read by its answers only" in run["empty"]["openings"]
-    )
+    assert set(run["views"]) == {
+        f"answers:{judge}{part}" for judge in ("rule", "second") for part in ("", ":argument", ":lead")
+    }
+    assert "not scored" in run["empty"]["lead"] and "not scored" in run["empty"]["text_likelihood"]
+    assert run["beside"] == {}
     assert [t["name"] for t in data["topics"]] == ["topic 0", "topic 1", "topic 2"]
 
 
@@ -136,19 +145,23 @@ def test_topics_and_judge_narrow_what_is_shown(folder: Path, tmp_path: Path) -> 
     page = report([folder / "first"], out=tmp_path, topics=["topic 1"], judge="second", labels=["mine"], figures=False)
     data = data_of(page)
     assert [t["name"] for t in data["topics"]] == ["topic 1"] and data["runs"][0]["name"] == "mine"
-    assert set(data["runs"][0]["views"]) == {"openings", "answers:second"}
+    parts = {f"answers:second{part}" for part in ("", ":argument", ":lead")}
+    assert set(data["runs"][0]["views"]) == {"lead", "text_likelihood", *parts}
     rows = pq.read_table(tmp_path / "tables" / "magnitudes.parquet").to_pylist()
     assert {r["topic"] for r in rows} == {"all", "topic 1"} and {r["judge"] for r in rows} == {None, "second"}
+    assert {(r["readout"], r["part"]) for r in rows} == {
+        ("lead", None), ("text_likelihood", None), ("answers", "both"), ("answers", "argument"), ("answers", "lead"),
+    }  # fmt: skip
     assert all(p[0] == "topic 1" for p in data["runs"][0]["answers"]["probes"].values())
 
 
 def rewritten(run: Path, change) -> Path:
-    """The run with other samples of its openings: the first one, and change(it) after 10, ..., 40 steps."""
-    log = DriftLog.open(run)
-    first = log.logp[0]
-    (run / "drift" / "openings.bin").write_bytes(b"")
-    for step in range(0, 41, 10):
-        log.append(step, change(first) if step else first)
+    """The run with other samples of its scores: the first one, and change(it) after 10, ..., 40 steps."""
+    for channel in DriftLog.open(run).channels.values():
+        first = channel.values[0].copy()
+        channel.path.write_bytes(b"")
+        for step in range(0, 41, 10):
+            channel.append(step, change(first) if step else first)
     return run
 
 
@@ -158,12 +171,14 @@ def test_a_run_that_did_not_learn_has_no_shift_anywhere(copy: Path, noise: float
     drift times or the checks."""
     rng = np.random.default_rng(0)
     shutil.rmtree(copy / "drift" / "answers")
-    page = report([rewritten(copy, lambda x: x + (noise * rng.standard_normal(len(x)) + noise).astype(np.float32))],
+    page = report([rewritten(copy, lambda x: x + (noise * rng.standard_normal(len(x)) - noise).astype(np.float32))],
                   figures=False)  # fmt: skip
-    view = data_of(page)["runs"][0]["views"]["openings"]
-    assert view["verdict"][0] == "Openings: no clear shift on any of 3 topics."
-    assert not any(cell["sure"] for topic in view["drifts"].values() for cell in topic.values())
-    assert not any(check["warn"] for check in view["strip"])
+    views = data_of(page)["runs"][0]["views"]
+    for readout, label in (("lead", "Lead"), ("text_likelihood", "Text likelihood")):
+        view = views[readout]
+        assert view["verdict"][0] == f"{label}: no clear shift on any of 3 topics."
+        assert not any(cell["sure"] for topic in view["drifts"].values() for cell in topic.values())
+        assert not any(check["warn"] for check in view["strip"])
     rows = pq.read_table(copy / "report" / "tables" / "magnitudes.parquet").to_pylist()
     assert not any(row["significant"] for row in rows) and {row["ci95_step"] for row in rows} == {None}
 
@@ -171,12 +186,13 @@ def test_a_run_that_did_not_learn_has_no_shift_anywhere(copy: Path, noise: float
 def test_scores_that_are_not_numbers_are_not_known(copy: Path) -> None:
     """Guards a model that broke: "no clear shift", or the shift of the last sample that had numbers."""
     shutil.rmtree(copy / "drift" / "answers")
-    view = data_of(report([rewritten(copy, lambda x: x * np.nan)], figures=False))["runs"][0]["views"]["openings"]
-    assert view["verdict"] == [
-        "Openings: not known.",
-        "From step 0 to 40: topic 0, topic 1, topic 2 (no number after the baseline, step 0).",
-    ]
-    assert {cell["unknown"] for topic in view["drifts"].values() for cell in topic.values()} != {""}
+    views = data_of(report([rewritten(copy, lambda x: x * np.nan)], figures=False))["runs"][0]["views"]
+    for readout, label in (("lead", "Lead"), ("text_likelihood", "Text likelihood")):
+        assert views[readout]["verdict"] == [
+            f"{label}: not known.",
+            "From step 0 to 40: topic 0, topic 1, topic 2 (no number after the baseline, step 0).",
+        ]
+        assert {cell["unknown"] for topic in views[readout]["drifts"].values() for cell in topic.values()} != {""}
 
 
 def test_a_few_answers_close_the_gate_and_it_is_said(tmp_path: Path) -> None:
@@ -209,25 +225,81 @@ def test_hostile_metrics_and_recipe(copy: Path, tmp_path: Path) -> None:
     assert any("loss is not a finite number" in note for note in data["runs"][0]["notes"])
 
 
-def test_a_run_that_is_going_on(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards a sample that is written between two reads of the log: as many steps as rows, and a page."""
-    log = DriftLog.open(copy)
-    seen, read = log.logp, DriftLog.logp.fget
-    (copy / "drift" / "openings.bin").write_bytes((copy / "drift" / "openings.bin").read_bytes()[: -log_record(log)])
-
-    def logp(self: DriftLog) -> np.ndarray:
-        found = read(self)
-        if len(found) < len(seen):
-            self.append(40, seen[-1])
-        return found
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DriftLog, "logp", property(logp))
-        values = opening_values(DriftLog.open(copy))
-    assert len(values.steps) == len(values.channels["stance"]) == len(seen) - 1
-    assert data_of(report([copy], figures=False))["runs"][0]["views"]["openings"]["steps"][-1] == 40
+def test_a_run_that_is_going_on(copy: Path) -> None:
+    """Guards a sample of which one channel is written and the other is not yet: as many steps as rows, and a page."""
+    leads = DriftLog.open(copy).channels["leads"]
+    leads.path.write_bytes(leads.path.read_bytes()[: -leads.record_bytes])
+    values = text_values(DriftLog.open(copy))
+    assert len(values.steps) == len(values.channels["stance"]) == 10
+    views = data_of(report([copy], figures=False))["runs"][0]["views"]
+    assert views["text_likelihood"]["steps"][-1] == views["lead"]["steps"][-1] == 36
 
 
-def log_record(log: DriftLog) -> int:
-    """Bytes of a sample."""
-    return log.channels["openings"].record_bytes
+def test_leads_come_first_with_their_coverage_and_text_likelihood_with_its_parts(folder: Path, made: Path) -> None:
+    """Guards the order of the readouts, a sentence that is missing, the coverage of leads that is not shown, and a
+    claim of text likelihood that is not the difference of its parts."""
+    data = data_of(made / "index.html")
+    main = [reading for reading in data["readings"] if reading["name"] in READOUTS]
+    assert [reading["label"] for reading in main] == ["Lead", "Argument", "Text likelihood", "Whole answers"]
+    assert tuple(reading["name"] for reading in main) == READOUTS and data["readout"] is None
+    assert all(len(reading["sentence"]) > 40 and reading["there"] for reading in main)
+    views = data["runs"][0]["views"]
+    lead = lead_values(DriftLog.open(folder / "first"))
+    first = lead.channels["coverage"][:, lead.member("topic 0")].mean(1)
+    assert views["lead"]["levels"]["topic 0"]["coverage"]["mean"] == pytest.approx(first, rel=1e-4)
+    text = views["text_likelihood"]
+    question, null = (np.array(text["parts"]["topic 0"][part]["mean"]) for part in ("question", "null"))
+    assert question - null == pytest.approx(np.array(text["curves"]["topic 0"]["mean"]), abs=2e-4)  # five digits each
+
+
+def test_leads_that_are_rare_say_nothing(tmp_path: Path) -> None:
+    """Guards a verdict on the lead of answers that mostly begin otherwise."""
+    run = make_run(tmp_path / "run", panel_of(), strength=0.03, coverage=0.2, answers=False)
+    view = data_of(report([run], figures=False))["runs"][0]["views"]["lead"]
+    assert view["verdict"][0] == "Lead: not known." and "20% of answers begin with yes or no" in view["verdict"][1]
+    assert view["drifts"]["topic 0"]["lead"]["times"]["frac95"][0] is None
+
+
+def test_leads_stand_beside_answers_in_their_judges_units(copy: Path) -> None:
+    """Guards leads in probability beside answers in a judge's units; and a lead that is left out without a word where
+    the judge was never asked for one."""
+    beside = data_of(report([copy], figures=False))["runs"][0]["beside"]
+    values = lead_values(DriftLog.open(copy))
+    expected = BARE * values.channels["lead"][:, values.member("topic 0")].mean(1)
+    assert beside["rule"]["levels"]["topic 0"]["mean"] == pytest.approx(expected, abs=1e-4)
+    path = copy / "drift" / "judgements" / "rule.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if '"bare"' not in line))
+    beside = data_of(report([copy], figures=False))["runs"][0]["beside"]
+    assert "run vdengine judge" in beside["rule"]["why"] and "levels" in beside["second"]
+
+
+def test_answers_are_smoothed_unless_it_is_asked_otherwise(copy: Path) -> None:
+    """Guards drift times that are read off single noisy anchors, and scores that are smoothed where nobody asked."""
+    rows = {}
+    for smoothing in (None, "none"):
+        page = report([copy], smoothing=smoothing, figures=False)
+        views = data_of(page)["runs"][0]["views"]
+        rows[smoothing] = {key: view["smoothing"] for key, view in views.items()}
+    assert {key for key, how in rows[None].items() if how == "local-linear"} == {
+        key for key in rows[None] if key.startswith("answers")
+    }
+    assert set(rows["none"].values()) == {"none"} and rows[None]["lead"] == "none"
+
+
+def test_people_have_no_argument_and_a_corrected_judge_has_the_units_of_the_better_one(copy: Path) -> None:
+    """Guards an argument of all NaN that is shown as "not known" where people have labelled whole answers; and a lead
+    that cannot stand beside answers as a cheap judge reads them all and a better one some."""
+    folder = copy / "drift" / "judgements"
+    path = folder / "second.jsonl"
+    head, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+    whole = [row for row in rows if "part" not in row and "bare" not in row]
+    write_lines(folder / "human-ann.jsonl", [head | {"judge": "human:ann"}, *whole])
+    log = AnswerLog.open(copy)
+    part = [log.answers[i] for i in drawn(log, Subset(600, 0))]
+    keys = {(a.anchor, a.probe, a.sample) for a in part}
+    kept = [row for row in rows if "bare" in row or (row["anchor"], row["probe"], row["sample"]) in keys]
+    write_lines(path, [head, *kept, {"subset": 600, "seed": 0}])
+    run = data_of(report([copy], figures=False))["runs"][0]
+    assert "answers:human-ann" in run["views"] and "answers:human-ann:argument" not in run["views"]
+    assert run["views"]["answers:rule+second:argument"]["verdict"][0].startswith("Argument (judge rule+second)")
+    assert run["beside"]["rule+second"] == run["beside"]["second"]

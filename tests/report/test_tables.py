@@ -13,6 +13,7 @@ from helpers.pages import analyses
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.answer_values import answer_values
 from vdengine.drift.judgements import judgements_of
+from vdengine.drift.probe_values import PRIMARY
 
 pytest.importorskip("plotly")
 pytest.importorskip("matplotlib")
@@ -27,8 +28,8 @@ def test_tables_hold_the_numbers_of_analyse_exactly(folder: Path, made: Path) ->
     rows = pq.read_table(made / "tables" / "magnitudes.parquet").to_pylist()
     curves = pq.read_table(made / "tables" / "curves.parquet").to_pylist()
     for name in ("first", "other"):
-        for (readout, judge), a in analyses(folder / name).items():
-            mine = [r for r in rows if (r["run"], r["readout"], r["judge"]) == (name, readout, judge)]
+        for which, a in analyses(folder / name).items():
+            mine = [r for r in rows if (r["run"], r["readout"], r["judge"], r["part"]) == (name, *which)]
             assert {(r["topic"], r["channel"]) for r in mine} == set(a.drifts)
             for r in mine:
                 d = a.drifts[r["topic"], r["channel"]]
@@ -42,8 +43,8 @@ def test_tables_hold_the_numbers_of_analyse_exactly(folder: Path, made: Path) ->
                 for (topic, channel), curve in of.items():
                     got = [
                         r for r in curves
-                        if (r["run"], r["readout"], r["judge"], r["topic"], r["channel"], r["what"])
-                        == (name, readout, judge, topic, channel, what)
+                        if (r["run"], r["readout"], r["judge"], r["part"], r["topic"], r["channel"], r["what"])
+                        == (name, *which, topic, channel, what)
                     ]  # fmt: skip
                     assert [r["step"] for r in got] == curve.steps.tolist()
                     for key in ("mean", "low", "high"):
@@ -79,9 +80,12 @@ def test_gap_stands_beside_the_run_that_was_trained_on_it(made: Path) -> None:
     rows = pq.read_table(made / "tables" / "gaps.parquet").to_pylist()
     assert {r["run"] for r in rows} == {"first"}
     drifts = pq.read_table(made / "tables" / "magnitudes.parquet").to_pylist()
-    drift = {(d["run"], d["readout"], d["judge"], d["topic"]): d["mean"] for d in drifts if d["channel"] in PRIMARY}
+    which = ("run", "readout", "judge", "part", "topic")
+    drift = {tuple(d[name] for name in which): d["mean"] for d in drifts if d["channel"] == PRIMARY[d["readout"]]}
+    assert {(r["readout"], r["part"]) for r in rows} >= {
+        ("lead", None),
+        ("text_likelihood", None),
+        ("answers", "argument"),
+    }
     for r in rows:
-        assert r["drift"] == drift[r["run"], r["readout"], r["judge"], r["topic"]]
-
-
-PRIMARY = ("stance", "graded")
+        assert r["drift"] == drift[tuple(r[name] for name in which)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vdengine.cli.arguments import Parser
 from vdengine.cli.common import names, verb
 
-READOUTS = ("openings", "answers")
+READOUTS = ("lead", "argument", "text_likelihood", "answers")
 
 
 @verb
@@ -16,10 +16,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="vdengine report", description="A page, figures and tables of runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or that score or judge wrote")
     parser.add_argument("--out", metavar="FOLDER", help="default: RUN/report for one run, ./report for several")
-    parser.add_argument("--readout", choices=READOUTS, help="shown first (default: answers, where they are judged)")
+    parser.add_argument("--readout", choices=READOUTS, help="shown first (default: the first of these that there is)")
     parser.add_argument("--judge", metavar="SLUG", help="answers as this judge reads them only")
     parser.add_argument(
-        "--smoothing", default="none", help="none, ema or local-linear, with a width if wanted: ema:0.1"
+        "--smoothing",
+        help="none, ema or local-linear, with a width if wanted: ema:0.1 (default: none; answers: local-linear)",
     )
     parser.add_argument("--baseline", type=int, metavar="STEP", help="shifts are since this step (default: the first)")
     parser.add_argument(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vdengine.drift.load import load_run
 from vdengine.drift.probe_values import topic_name
+from vdengine.drift.run import judges_of
 from vdengine.errors import InputError
 from vdengine.files import write_text
 from vdengine.outside import printable
@@ -25,7 +26,7 @@ def report(
     out: str | Path | None = None,
     readout: str | None = None,
     judge: str | None = None,
-    smoothing: str = "none",
+    smoothing: str | None = None,
     baseline: int | None = None,
     gaps: Sequence[str | Path] = (),
     topics: Sequence[str] | None = None,
@@ -39,9 +40,11 @@ def report(
     Args:
         runs: their folders.
         out: a folder. Default: `<run>/report` for one run, `./report` for several.
-        readout: "openings" or "answers", shown first. Default: answers where they are judged.
+        readout: shown first: "lead", "argument", "text_likelihood" or "answers" (whole ones). Default: the first of
+            them that there is.
         judge: a slug: only this judge's readout of answers; other judges' count for agreement with it.
-        smoothing, baseline: as `drift.analysis.analyse` takes them.
+        smoothing, baseline: as `drift.analysis.analyse` takes them. Default of smoothing: "local-linear" for answers,
+            of which there are few at each step; none for what is read off log-probs.
         gaps: files that `vdengine gap --out` wrote.
         topics: those to show. Default: all.
         labels: names of the runs. Default: their folders' names.
@@ -50,13 +53,15 @@ def report(
         say: called with each note on what was left out.
 
     Raises:
-        InputError: plotly or matplotlib missing; a run that cannot be read; runs with different panels; an unknown
-            topic or judge; labels that do not fit; a folder that cannot be written.
+        InputError: plotly or matplotlib missing; a run that cannot be read; runs with different panels or leads; an
+            unknown topic or judge; a readout that no run has; labels that do not fit; a folder that cannot be written.
     """
     _needs_extra()
     from vdengine.report import page, tables
     from vdengine.report.figures import draw
     from vdengine.report.gaps import load_gaps
+    from vdengine.report.notes import note_leads
+    from vdengine.report.sentences import READINGS, reading_of
 
     folders = [Path(r) for r in runs]
     if not folders:
@@ -65,9 +70,6 @@ def report(
         load_run(folder, name=name, smoothing=smoothing, baseline=baseline, judge=judge)
         for folder, name in zip(folders, _names(folders, labels), strict=True)
     ]
-    for run in loaded:  # analyses are made now: an error in them comes before anything is written
-        for view in run.views.values():
-            _ = view.analysis
     first = loaded[0]
     for run in loaded[1:]:
         if run.panel_hash != first.panel_hash:
@@ -75,19 +77,27 @@ def report(
                 f"{first.folder} and {run.folder}: were probed with different panels "
                 f"({first.manifest['panel']} and {run.manifest['panel']}, or two versions); report them apart"
             )
+    note_leads(loaded)
     known = list(dict.fromkeys(topic_name(topic) for run in loaded for topic, _ in run.questions.values()))
     if topics is not None and not topics:
         raise InputError(f"topics: none is named; there are {', '.join(known)}")
     for topic in topics or ():
         if topic not in known:
             raise InputError(f"unknown topic {topic!r}; there are {', '.join(known)}")
-    judged = sorted({slug for run in loaded for slug in run.stances})
+    judged = sorted({slug for run in loaded for slug in [*run.stances, *judges_of([run])]})
     if judge is not None and judge not in judged:
         raise InputError(f"unknown judge {judge!r}; there is {', '.join(judged) or 'none: run `vdengine judge` first'}")
-    if readout == "answers" and not any(v.kind == "answers" for run in loaded for v in run.views.values()):
-        raise InputError(f"no answers to show: {first.empty.get('answers', 'none were judged')}")
+    there = {reading_of(view).name for run in loaded for view in run.views.values()}
+    if readout is not None and readout not in there:
+        kinds = {reading.name: reading.kind for reading in READINGS}
+        if readout not in kinds:
+            raise InputError(f"unknown readout {readout!r}; there is {', '.join(kinds)}")
+        raise InputError(f"no {readout} to show: {first.empty.get(kinds[readout], 'no run has it')}")
     shown = [t for t in known if topics is None or t in topics]
     audits = load_gaps(gaps, loaded)
+    for run in loaded:  # analyses are made now: an error in them comes before anything is written
+        for view in run.views.values():
+            _ = view.analysis
     for run in loaded:
         if (count := len(run.metrics)) > tables.MAX_METRIC_ROWS:
             run.notes.append(

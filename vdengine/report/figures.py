@@ -12,12 +12,13 @@ import numpy as np
 
 from vdengine.drift.analysis import Curve
 from vdengine.drift.cost import Cost
-from vdengine.drift.run import ANSWERS, OPENINGS, Readout, Run, judges_of, key_of
+from vdengine.drift.judgements import LEAD
+from vdengine.drift.run import ANSWERS, Readout, Run, judges_of, key_of
 from vdengine.drift.validity import TopicDrift
 from vdengine.outside import printable
 from vdengine.report.gaps import Gap
 from vdengine.report.metrics import CHARTS, Chart, Line, Metrics
-from vdengine.report.sentences import PER
+from vdengine.report.sentences import READINGS, reading_of
 
 ONE, TWO = 3.35, 6.9  # inches: the width of a column, and of two
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -40,7 +41,8 @@ STYLE: Any = {
 
 
 def draw(runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str], folder: Path) -> None:
-    """Write every figure that has data, of openings and of answers as the first judge reads them.
+    """Write every figure that has data, of each readout; of answers as the first judge reads them, their argument and
+    all of them. What their first words alone say is in the tables.
 
     Figures of an earlier report are removed.
     """
@@ -48,10 +50,11 @@ def draw(runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str], folder
     for ending in ("png", "svg", "pdf"):
         for old in folder.glob(f"*.{ending}"):
             old.unlink()
-    keys = [OPENINGS, *(key_of(ANSWERS, judge) for judge in judges_of(runs)[:1])]
+    judge = next(iter(judges_of(runs)), "")
     with _style():
-        for key in keys:
-            name = key.replace(":", "-")
+        for reading in (reading for reading in READINGS if reading.part != LEAD):
+            key = key_of(reading.kind, judge if reading.part else "", reading.part)
+            name = reading.name.replace("_", "-") + (f"-{judge}" if reading.part else "")
             shown = [(number, run, run.views[key]) for number, run in enumerate(runs) if key in run.views]
             if not shown:
                 continue
@@ -59,7 +62,7 @@ def draw(runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str], folder
             _save(magnitudes(shown, topics), folder / f"magnitude-{name}")
             _save(times(shown, topics), folder / f"drift-time-{name}")
             _save(gap_against_drift(shown, gaps, topics), folder / f"gap-{name}")
-            if shown[0][2].kind == ANSWERS:
+            if reading.kind == ANSWERS:
                 for number, run, view in shown[:MAX_MIXES]:
                     ending = f"-{number + 1}" if len(runs) > 1 else ""
                     _save(mix(run, view, topics), folder / f"mix-{name}{ending}")
@@ -153,11 +156,15 @@ def shifts(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
                     low, high = curve.low * scale, curve.high * scale
                     ax.fill_between(curve.steps, low, high, color=style["color"], alpha=0.18, lw=0)
                 _anchors(ax, view, curve, scale, number, bars=len(shown) <= 4)
+        drifts = [view.analysis.drifts.get((topic, view.analysis.values.primary)) for _, _, view in shown]
+        if any(drift is not None and drift.unknown for drift in drifts):
+            ax.annotate("not known", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", color="0.4")
 
     legend = None
     if len(shown) > 1:
         legend = [Line2D([], [], label=_fit(run.name, 40), **_line_style(number)) for number, run, _ in shown]
-    return _multiples(topics, draw_topic, f"shift, {_unit(shown[0][2])}", legend)
+    view = shown[0][2]
+    return _multiples(topics, draw_topic, f"{reading_of(view).label.lower()}: shift, {_unit(view)}", legend)
 
 
 def _anchors(ax: Any, view: Readout, curve: Curve, scale: float, number: int, *, bars: bool) -> None:
@@ -226,7 +233,7 @@ def magnitudes(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
                     "weight": "bold" if drift.significant else "normal",
                     "color": "w" if abs(shift[row, column]) > 0.75 * largest else "k",
                 }
-                text = f"{shift[row, column]:+z.2f}{'*' if drift.significant else ''}"
+                text = "not known" if drift.unknown else f"{shift[row, column]:+z.2f}{'*' if drift.significant else ''}"
                 ax.text(column, row, text, ha="center", va="center", fontsize=5.5, **style)
     ax.set_xticks(range(len(columns)), [c[0] for c in columns], rotation=35 if len(shown) > 1 else 20, ha="right")
     ax.set_yticks(range(len(names)), ["all topics" if topic == "all" else _fit(topic, 24) for topic in names])
@@ -245,16 +252,16 @@ def _diverging() -> Any:
 
 
 def times(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
-    """Drift time (ci95) against magnitude, of topics that moved."""
+    """Drift time (frac95) against magnitude, of topics that moved."""
     points: list[Point] = []
     for number, _, view in shown:
         for topic in topics:
             drift = view.analysis.drifts.get((topic, view.analysis.values.primary))
-            if drift is not None and (time := drift.times["ci95"]).fraction is not None:
+            if drift is not None and (time := drift.time).fraction is not None:
                 points.append((number, topic, _shift(drift, view), (time.fraction, time.low, time.high)))
     if not points:
         return None
-    figure = _scatter(points, shown, f"shift ({_unit(shown[0][2])})", "drift time, share of the run", set())
+    figure = _scatter(points, shown, f"shift, {_unit(shown[0][2])}", "drift time (frac95), share of the run", set())
     figure.axes[0].set_ylim(-0.03, 1.05)
     return figure
 
@@ -273,7 +280,7 @@ def gap_against_drift(shown: Sequence[Pair], gaps: Sequence[Gap], topics: Sequen
                     points.append((number, topic, (entry["gap"], entry["low"], entry["high"]), _shift(drift, view)))
     if not points:
         return None
-    figure = _scatter(points, shown, "value gap of the data", f"shift ({_unit(shown[0][2])})", not_significant)
+    figure = _scatter(points, shown, "value gap of the data", f"shift, {_unit(shown[0][2])}", not_significant)
     figure.axes[0].axhline(0, color="0.6", lw=0.6, zorder=0)
     return figure
 
@@ -373,9 +380,9 @@ def training(runs: Sequence[Run]) -> Any:
 
 def _scale(view: Readout) -> float:
     """From the readout's unit to the one that is shown."""
-    return PER if view.kind == OPENINGS else 1.0
+    return reading_of(view).scale
 
 
 def _unit(view: Readout) -> str:
     """The unit that is shown."""
-    return "nats per 100 bytes" if view.kind == OPENINGS else "support - oppose"
+    return reading_of(view).unit

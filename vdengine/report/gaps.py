@@ -41,6 +41,7 @@ class Gap:
                             **gap,
                             "readout": view.kind,
                             "judge": view.judge or None,
+                            "part": view.part or None,
                             "unit": view.analysis.values.unit,
                             "drift": drift.magnitude.mean,
                             "drift_low": drift.magnitude.low,

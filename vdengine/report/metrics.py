@@ -151,7 +151,7 @@ def spans(steps: Sequence[int], every: int = 1) -> list[tuple[int, int]]:
 
 
 def missing_samples(run: Run) -> list[str]:
-    """A sentence on samples of the openings that the recipe asks for and the log does not have."""
+    """A sentence on samples of the panel that the recipe asks for and the log does not have."""
     every = run.recipe.get("probes", {}).get("every")
     if run.log is None or isinstance(every, bool) or not isinstance(every, int) or every < 1:
         return []
@@ -160,7 +160,7 @@ def missing_samples(run: Run) -> list[str]:
     if last // every > 10**7:
         return []
     lost = [step for step in range(0, last, every) if step not in taken]
-    return [f"the openings have no sample at {_named(spans(lost, every))}, which the recipe asks for"] if lost else []
+    return [f"the panel has no sample at {_named(spans(lost, every))}, which the recipe asks for"] if lost else []
 
 
 def _spacing(run: Run, steps: np.ndarray) -> int:

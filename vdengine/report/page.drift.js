@@ -4,94 +4,147 @@
 function missing() {
   const why = new Map();
   for (const r of runs().filter((x) => !x.view)) {
-    const others = Object.values(r.views).filter((v) => v.judge).map((v) => v.judge);
-    const text = r.empty[state.readout] || `not judged by ${state.judge}; there is ${others.join(", ")}`;
+    const others = judgesOf(r);
+    const text = r.empty[reading().kind] || (others.includes(state.judge) ? `${state.judge} has read whole answers only` : `not judged by ${state.judge}; there is ${others.join(", ")}`);
     why.set(text, [...(why.get(text) || []), r.name]);
   }
   return [...why].map(([text, names]) => el("p", { class: "note" }, `${names.join(", ")}: ${text}`));
 }
 const nothing = () => (!state.runs.size ? empty("No run is chosen.") : empty("Nothing to show for this readout in the chosen runs."));
+const judgesOf = (r) => [...new Set(Object.values(r.views).map((v) => v.judge).filter(Boolean))];
 
+/** A run's readouts in their order, [reading, view]; answers as the chosen judge reads them, or else its first one. */
+function viewsOf(r) {
+  const judges = judgesOf(r), judge = judges.includes(state.judge) ? state.judge : judges[0];
+  return MAIN.map((reading) => [reading, r.views[keyOf(reading, judge)]]).filter(([, view]) => view);
+}
+/** What limits the reading of a run, each said once, with the readouts that it is about where it is not about all. */
+function caveatsOf(r) {
+  const about = new Map(), views = viewsOf(r);
+  for (const [reading, view] of views) for (const c of view.caveats) about.set(c, [...(about.get(c) || []), reading.label]);
+  return [...about].map(([c, labels]) => (labels.length === views.length ? c : `${labels.join(", ")}: ${c}`));
+}
 function overview() {
   const chosen = runs(), short = chosen.length > 2;
-  const warned = (r) => new Set(Object.values(r.views).flatMap((v) => v.caveats));
-  const shared = short ? [...warned(chosen[0])].filter((c) => chosen.every((r) => warned(r).has(c))) : [];
+  const shared = short ? caveatsOf(chosen[0]).filter((c) => chosen.every((r) => caveatsOf(r).includes(c))) : [];
   const list = (items) => items.length > 0 && el("ul", { class: "caveats" }, items.map((c) => el("li", {}, c)));
   const cards = chosen.map((r) => {
-    const views = Object.values(r.views);
+    const views = viewsOf(r);
     const facts = el("dl", { class: "facts" }, r.header.map(([k, v]) => [el("dt", {}, k), el("dd", {}, v)]));
-    const more = views.map((v) => v.verdict[1] && el("p", { class: "more" }, short && v.judge ? `${v.judge}: ${v.verdict[1]}` : v.verdict[1]));
+    const more = views.map(([reading, v]) => v.verdict[1] && el("p", { class: "more" }, short ? `${reading.label}: ${v.verdict[1]}` : v.verdict[1]));
     return el("article", { class: "card" }, el("h3", {}, DATA.runs.length > 1 && swatch(r.i), r.name),
-      views.map((v, k) => [el("p", { class: "verdict" }, v.verdict[0]), !short && more[k]]),
+      views.map(([, v], k) => [el("p", { class: "verdict" }, v.verdict[0]), !short && more[k]]),
       Object.values(r.empty).map((text) => el("p", { class: "more" }, text)),
-      list([...warned(r)].filter((c) => !shared.includes(c))),
+      list(caveatsOf(r).filter((c) => !shared.includes(c))),
       r.notes.map((n) => el("p", { class: "note" }, n)),
       short ? el("details", {}, el("summary", {}, "Details"), more, facts) : facts);
   });
-  return el("div", { id: "overview" }, el("div", { class: `runs ${["", "one", "two"][cards.length] || ""}` }, cards.length ? cards : empty("No run is chosen.")), list(shared));
+  return el("div", { id: "overview" },
+    el("dl", { class: "facts readings" }, MAIN.filter((m) => m.there).map((m) => [el("dt", {}, m.label), el("dd", {}, m.sentence)])),
+    el("div", { class: `runs ${["", "one", "two"][cards.length] || ""}` }, cards.length ? cards : empty("No run is chosen.")), list(shared));
 }
 
+/** What can be drawn of this readout, and how each is explained. */
+function modes(shown) {
+  const kind = reading().kind, said = { argument: "what they argue", answers: "all they say", drawn_lead: "their first word" }[state.readout];
+  const beside = state.readout !== "drawn_lead" && shown.some((r) => besideSeries(r, "all").length > 1);
+  const all = {
+    mix: ["Stance mix", `Shares of answers that support, stay neutral on or oppose each topic's axis, by ${said}. All topics: the mean over the panel.`],
+    shift: ["Shift", {
+      lead: "Change since the baseline of p(yes) − p(no) as an answer's first word, turned to the topic's side: above zero, towards the axis. Below each curve its coverage, how many answers begin with either.",
+      answers: "Change of support minus oppose since the baseline, as judged.",
+      text_likelihood: "Change since the baseline of how likely texts for the axis are as answers to its questions, against texts on the other side, less the same after no question. Above zero: towards the axis.",
+    }[kind]],
+    level: ["Level", "p(yes) − p(no) as an answer's first word, turned to the topic's side: 1 where every answer begins on the axis's side, −1 where every one begins against it. Below each curve its coverage, how many answers begin with either."],
+    beside: ["Lead beside argument", `What answers begin with, what they argue and what they say as a whole, on one axis: support minus oppose as ${state.judge} reads it. The lead is in this judge's units: a bare yes or no counts for what the judge makes of it.`],
+  };
+  const names = { lead: ["shift", "level"], answers: ["mix", "shift"], text_likelihood: ["shift"] }[kind];
+  return [...names, ...(beside && kind !== "text_likelihood" ? ["beside"] : [])].map((name) => [name, ...all[name]]);
+}
 function curves() {
-  const answers = state.readout === "answers", shown = viewed(), mix = answers && state.mode === "mix";
+  const shown = viewed(), choices = modes(shown), kind = reading().kind;
+  const [mode, , lead] = choices.find(([name]) => name === state.mode[kind]) || choices[0];
+  const single = mode === "mix" || mode === "beside"; // charts of one run each
   const bar = el("div", { class: "inline" });
-  const lead = mix
-    ? "Shares of answers that support, stay neutral on or oppose each topic's axis. All topics: the mean over the panel."
-    : answers ? "Change of support minus oppose since the baseline, as judged." : "Change since the baseline of how likely openings for the axis are, against openings on the other side. Above zero: towards the axis.";
-  if (answers) bar.append(segmented("What to draw", [["mix", "Stance mix"], ["shift", "Shift"]], state.mode, (v) => { state.mode = v; }));
-  if (mix && shown.length > 2) {
+  if (choices.length > 1) bar.append(segmented("What to draw", choices.map(([name, text]) => [name, text]), mode, (v) => { state.mode[kind] = v; }));
+  if (single && shown.length > 2) {
     if (!shown.some((r) => r.i === state.mixRun)) state.mixRun = shown[0].i;
     bar.append(select("run", shown.map((r) => [r.i, r.name]), state.mixRun, (v) => { state.mixRun = Number(v); }));
   }
-  if (!mix) {
-    bar.append(checkbox("95% intervals", state.bands, (v) => { state.bands = v; }), checkbox("same scale for all topics", state.oneScale, (v) => { state.oneScale = v; }));
-  }
-  const s = section("curves", "Stances over the run", lead, bar);
+  if (mode !== "mix") bar.append(checkbox("95% intervals", state.bands, (v) => { state.bands = v; }));
+  if (mode === "shift") bar.append(checkbox("same scale for all topics", state.oneScale, (v) => { state.oneScale = v; }));
+  if (kind === "text_likelihood" && shown.length === 1) bar.append(checkbox("its two parts", state.parts, (v) => { state.parts = v; }));
+  const s = section("curves", `${reading().label} over the run`, lead, bar);
   if (!shown.length) { s.append(nothing(), ...missing()); return s; }
-  s.append(el("div", { class: "legend" }, ...(mix ? mixLegend() : shiftLegend(shown, answers))));
+  s.append(el("div", { class: "legend" }, ...{ mix: mixLegend, beside: besideLegend, shift: shiftLegend, level: shiftLegend }[mode](shown)));
   const grid = el("div", { class: "grid" });
-  const mixed = shown.length > 2 ? shown.filter((r) => r.i === state.mixRun) : shown;
-  const range = state.oneScale ? extent(shown) : null;
+  const chosen = shown.length > 2 ? shown.filter((r) => r.i === state.mixRun) : shown;
+  const range = mode === "shift" && state.oneScale ? extent(shown) : null;
   const drawn = topics().slice(0, MAX_CHARTS);
+  const make = { mix: mixPlot, beside: besidePlot }[mode];
   for (const topic of drawn) {
     const axis = topic === "all" ? "mean over the panel" : `towards ${axisOf(topic)}`;
-    if (!mix) grid.append(figure(topicName(topic), axis, shiftPlot(topic, shown, range)));
-    else for (const r of mixed) if (r.view.levels[topic]) grid.append(figure(topicName(topic), mixed.length > 1 ? `${axis} · ${r.name}` : axis, mixPlot(topic, r)));
+    if (!single) grid.append(figure(topicName(topic), axis + uncovered(topic, shown), curvePlot(topic, shown, range, mode === "level")));
+    else for (const r of chosen) if (r.view.levels[topic]) grid.append(figure(topicName(topic), chosen.length > 1 ? `${axis} · ${r.name}` : axis, make(topic, r)));
   }
   s.append(grid);
   if (drawn.length < topics().length) s.append(el("p", { class: "note" }, `Drawn are ${drawn.length} of ${topics().length} topics; choose others above.`));
   const thinned = shown.filter((r) => r.view.samples > r.view.steps.length);
   if (thinned.length) s.append(el("p", { class: "note" }, `${thinned.map((r) => `${r.name}: ${num(r.view.steps.length)} of ${num(r.view.samples)} samples are drawn`).join("; ")}. tables/curves.* have all.`));
+  if (mode === "beside") for (const r of chosen) if ((r.beside[state.judge] || {}).why) s.append(el("p", { class: "note" }, `${r.name}: the lead is not drawn: ${r.beside[state.judge].why}`));
   s.append(...missing());
   return s;
 }
+/** The last number of a series. */
+const lastOf = (series) => series.filter((v) => v != null).pop();
+/** A word on a topic whose leads say nothing, as few answers begin with one. */
+function uncovered(topic, shown) {
+  if (reading().kind !== "lead") return "";
+  const few = shown.map((r) => [r.name, r.view.levels[topic] && lastOf(r.view.levels[topic].coverage.mean)]).filter(([, c]) => c != null && c < DATA.limits.coverage);
+  return few.length ? ` · says nothing${shown.length > 1 ? ` of ${few.map(([name]) => name).join(", ")}` : ""}: coverage ${few.map(([, c]) => percent(c)).join(", ")}` : "";
+}
 function extent(shown) {
-  const each = shown.flatMap((r) => topics().flatMap((t) => (r.view.curves[t] ? [...(state.bands ? [...r.view.curves[t].low, ...r.view.curves[t].high] : []), ...r.view.curves[t].mean] : [])));
+  const parts = drawnParts(shown);
+  const each = shown.flatMap((r) => topics().flatMap((t) => {
+    const c = r.view.curves[t];
+    return c ? [...c.mean, ...(state.bands ? [...c.low, ...c.high] : []), ...parts.flatMap(([part]) => r.view.parts[t][part].mean)] : [];
+  }));
   const known = bounds(each), [low, high] = [Math.min(0, known[0]), Math.max(0, known[1])], pad = 0.05 * (high - low || 1);
   if (known[0] > known[1]) return null;
   return [low - pad, high + pad];
 }
 const keyed = (cls, text, style) => el("span", {}, el("i", { class: `key ${cls}`, style }), text);
-const mixLegend = () => [
+/** Whether old answers are weighted between the steps at which they were drawn. */
+const weighted = (shown) => shown.some((r) => Object.values(r.views).some((v) => (v.kinds || []).includes("weighted")));
+const mixLegend = (shown) => [
   keyed("", "support", { background: css("--support") }), keyed("", "neutral", { background: css("--neutral") }),
   keyed("", "oppose (striped)", { background: `repeating-linear-gradient(45deg, ${css("--oppose")} 0 4px, ${css("--card")} 4px 5px)` }),
-  el("span", {}, "○ fresh answers; between them weighted ones"), keyed("", "95% interval", { background: faint(css("--ink"), 0.55) }),
-  keyed("blank", "nothing drawn: the weights do not reach"),
-];
-function shiftLegend(shown, answers) {
+  el("span", {}, weighted(shown) ? "○ fresh answers; between them weighted ones" : "○ fresh answers"), keyed("", "95% interval", { background: faint(css("--ink"), 0.55) }),
+  weighted(shown) && keyed("blank", "nothing drawn: the weights do not reach"),
+].filter(Boolean);
+function shiftLegend(shown) {
   const out = shown.map((r) => el("span", {}, swatch(r.i), r.name));
-  if (answers) out.push(el("span", {}, "large marks: fresh answers; small: weighted ones; gaps: the weights do not reach"));
+  if (isAnswers() && weighted(shown)) out.push(el("span", {}, "large marks: fresh answers; small: weighted ones; gaps: the weights do not reach"));
   if (state.bands) out.push(el("span", {}, "band: 95% interval"));
+  if (drawnParts(shown).length) out.push(el("span", {}, "grey, dashed: after the question; dotted: after no question. The curve is the one less the other"));
+  if (reading().kind === "lead") out.push(el("span", {}, `below ${percent(DATA.limits.coverage)} of coverage, the dashed line, nothing is said`));
   return out;
 }
+const besideLegend = (shown) => [
+  ...BESIDE.map(([, label], k) => el("span", {}, swatchOf(colour(k), DASHES[k]), label)),
+  weighted(shown) && el("span", {}, "large marks: fresh answers; small: weighted ones"), state.bands && el("span", {}, "band: 95% interval"),
+].filter(Boolean);
 
 function magnitudes() {
-  const shown = viewed(), many = shown.length > 1;
+  const shown = viewed(), many = shown.length > 1, kind = reading().kind;
   const s = section("magnitudes", "How far each topic moved",
-    `Last sample minus baseline, ${state.readout === "openings" ? UNIT.openings : "in support minus oppose"}; plus is towards the axis. ${many ? "" : "The first column is the stance; the others are for checking it. "}Point at or tap a cell for its interval.`);
+    `Last sample minus baseline, in ${reading().unit}; plus is towards the axis. ${many ? "" : "The first column is the readout; the others are for checking it. "}Point at or tap a cell for its interval, which is about these weights: other questions might have given another number. What another seed of the recipe might give is not in it.`);
   if (!shown.length) { s.append(nothing()); return s; }
   const columns = many ? shown.map((r) => [r.name, (t) => (r.view.drifts[t] || {})[r.view.primary], r]) : shown[0].view.channels
-    .slice().sort((a, b) => (b === shown[0].view.primary) - (a === shown[0].view.primary))
+    .filter((c) => c !== "coverage").sort((a, b) => (b === shown[0].view.primary) - (a === shown[0].view.primary))
     .map((c) => [CHANNELS[c] || c, (t) => (shown[0].view.drifts[t] || {})[c], shown[0]]);
+  /** How many answers begin with yes or no, at the start and now. */
+  const coverage = (r, t) => (kind === "lead" && r.view.levels[t] ? r.view.levels[t].coverage.mean.filter((v) => v != null) : []);
   const rows = [...topics(false), "all"];
   const largest = (get) => Math.max(...rows.map((t) => Math.abs((get(t) || {}).mean || 0)), 1e-9);
   const digits = decimals({ mean: Math.max(...columns.map(([, get]) => Math.max(...rows.map((t) => Math.abs((get(t) || {}).mean || 0))))) });
@@ -104,28 +157,60 @@ function magnitudes() {
       if (!d) return el("td", { class: "num" }, "–");
       if (d.unknown) {
         lost.push(`${topicName(t)}${many ? `, ${r.name}` : `, ${name}`}: ${d.unknown}`);
-        return el("td", { class: "num unknown", title: d.unknown, tabindex: 0 }, d.mean == null ? "not known" : `${shiftOf(d)} not known`);
+        return el("td", { class: "num unknown", title: d.unknown, tabindex: 0 }, d.mean == null ? "not known" : `${plain(d.mean, digits)} not known`);
       }
       if (d.why) why.push(`${t}${many ? `, ${r.name}` : ""}: ${d.why}`);
-      const strength = Math.min(Math.abs(d.mean) / (many || state.readout === "answers" ? top : largest(get)), 1);
+      const strength = Math.min(Math.abs(d.mean) / (many || kind !== "text_likelihood" ? top : largest(get)), 1);
       const said = `${topicName(t)}, ${name}: ${shiftOf(d)} ${interval(d)}, p ${pvalue(d.p)}, after Holm ${pvalue(d.adjusted)}, ${d.n} probes${d.few ? `, fewer than ${DATA.few}` : ""}${d.why ? `; hard to read: ${d.why}` : ""}`;
       const show = () => { detail.textContent = said; };
       return el("td", {
         class: `num ${d.sure ? "sure" : ""}`, tabindex: 0, title: said, onfocus: show, onmouseenter: show, onclick: show,
         style: { background: `rgba(${css(d.mean > 0 ? "--up" : "--down")},${(0.06 + 0.5 * strength).toFixed(3)})` },
-      }, `${plain(d.mean, digits)}${d.sure ? " ●" : ""}${d.why ? " ?" : ""}`, el("small", {}, `n ${d.n}${d.few ? " few" : ""}`));
-    })));
+      }, `${plain(d.mean, digits)}${d.sure ? " ●" : ""}${d.why ? " ?" : ""}`, el("small", {}, `n ${d.n}${d.few ? " few" : ""}${many && coverage(r, t).length ? `, cov. ${percent(lastOf(coverage(r, t)))}` : ""}`));
+    }),
+    !many && kind === "lead" && el("td", { class: "num" }, coverage(shown[0], t).length ? `${percent(coverage(shown[0], t)[0])} → ${percent(lastOf(coverage(shown[0], t)))}` : "–")));
   s.append(
     el("div", { class: "legend" }, keyed("", "towards the axis", { background: `rgba(${css("--up")},0.5)` }), keyed("", "away from it", { background: `rgba(${css("--down")},0.5)` }),
       el("span", {}, "● bold: significant after Holm's correction"), el("span", {}, "? hard to read"), el("span", {}, `n: probes; few: under ${DATA.few}`)),
-    scroll(el("table", { class: "heat" }, el("thead", {}, el("tr", {}, el("th", {}, "topic"), columns.map(([n]) => el("th", { scope: "col", class: "num" }, n)))), el("tbody", {}, body))),
+    scroll(el("table", { class: "heat" }, el("thead", {}, el("tr", {}, el("th", {}, "topic"), columns.map(([n]) => el("th", { scope: "col", class: "num" }, n)),
+      !many && kind === "lead" && el("th", { scope: "col", class: "num" }, "coverage, start → now"))), el("tbody", {}, body))),
     detail);
   if (lost.length) s.append(el("details", { open: lost.length < 5 }, el("summary", {}, `Not known (${lost.length})`), el("ul", { class: "caveats" }, lost.map((w) => el("li", {}, w)))));
   if (why.length) s.append(el("details", { open: why.length < 5 }, el("summary", {}, `Hard to read (${why.length})`), el("ul", { class: "caveats" }, why.map((w) => el("li", {}, w)))));
   return s;
 }
 
-const driftUnit = () => (state.readout === "openings" ? `shift, ${UNIT.openings}` : "shift of support − oppose");
+/** What the recipe does, where runs repeat it with other seeds. */
+function seeds() {
+  const groups = DATA.repeats.filter((g) => g.runs.some((i) => state.runs.has(i)));
+  if (!groups.length) return null;
+  const s = section("seeds", "What the recipe does, whatever its seed",
+    "Runs of one recipe that differ in their seed, taken together. The interval is about the recipe: it holds other seeds and other questions. Those above are about the weights of one run each.");
+  const key = keyOf(reading(), state.judge);
+  for (const g of groups) {
+    const names = `${g.runs.map((i) => DATA.runs[i].name).join(", ")} (seeds ${g.seeds.join(", ")})`;
+    const found = g.shifts[key];
+    if (!found) { s.append(empty(`${names}: ${g.refused[key] || "none of these runs has this readout"}.`)); continue; }
+    const digits = decimals({ mean: Math.max(...Object.values(found).map((e) => Math.abs(e.mean || 0))) });
+    const shownTopics = [...topics(false), "all"].filter((t) => found[t]);
+    s.append(el("h3", {}, names), scroll(el("table", { class: "recipe-shifts" },
+      el("thead", {}, el("tr", {}, ["topic", `shift, ${reading().unit}`, "95% interval", "each run", "spread of seeds", "seeds", "probes"].map((h, k) => el("th", { scope: "col", class: k ? "num" : "" }, h)))),
+      el("tbody", {}, shownTopics.map((t) => {
+        const e = found[t];
+        return el("tr", {}, el("th", { scope: "row" }, topicName(t), el("small", {}, t === "all" ? "mean over the panel" : axisOf(t))),
+          e.unknown ? el("td", { class: "num unknown", colspan: 2, title: e.unknown }, "not known") : [
+            el("td", { class: `num ${e.significant ? "sure" : ""}` }, `${plain(e.mean || 0, digits)}${e.significant ? " ●" : ""}`),
+            el("td", { class: "num" }, e.low == null ? "no interval" : `[${plain(e.low, digits)}, ${plain(e.high, digits)}]`)],
+          el("td", { class: "num" }, e.by_run.map((v) => (v == null ? "–" : plain(v, digits))).join(", ")),
+          el("td", { class: "num" }, e.seed_deviation == null ? "–" : fixed(e.seed_deviation, digits)),
+          el("td", { class: "num" }, num(e.num_seeds)), el("td", { class: "num" }, `${num(e.num_probes)}${e.few ? " few" : ""}`));
+      })))));
+  }
+  s.append(el("p", { class: "detail" }, el("small", {}, "● the interval excludes 0; of many topics some will by chance. Spread of seeds: the standard deviation of runs around the recipe, what probes alone give taken off.")));
+  return s;
+}
+
+const driftUnit = () => `shift, ${reading().unit}`;
 
 function driftTimes() {
   const shown = viewed(), found = [], without = [], unknown = [];
@@ -199,7 +284,7 @@ function validity(shown) {
   const value = (c) => (c.mean == null ? "not known" : `${c.warn ? "! " : ""}${c.ratio ? fixed(c.mean, 2) : shiftOf(c)}`);
   const range = (c) => (c.mean == null ? "" : c.ratio ? "correlation" : interval(c));
   const names = [...new Map(shown.flatMap((r) => r.view.strip.map((c) => [c.name, c]))).values()];
-  const unit = el("p", { class: "lead" }, `Shifts are in ${state.readout === "openings" ? UNIT.openings : "support minus oppose, or shares of answers"}.`);
+  const unit = el("p", { class: "lead" }, `Shifts are in ${reading().unit}${isAnswers() ? ", or shares of answers" : ""}.`);
   if (names.length && shown.length === 1) {
     s.append(unit, el("div", { class: "tiles", id: "strip" }, names.map((c) => el("div", { class: `card ${c.warn ? "warned" : ""}` },
       el("h3", {}, c.label), el("p", { class: "value" }, `${value(c)} `, el("small", {}, range(c))),
@@ -218,8 +303,9 @@ function validity(shown) {
 /** Whether drawn answers still speak for the model later: new kinds of answers by anchor, and the gates by step. */
 function reach() {
   const shown = runs(), grid = el("div", { class: "grid" });
-  const s = section("reach", "Do old answers still speak for the model?",
-    "Between the steps at which answers are drawn, the last ones are weighted by how much likelier they have become. This works while the model has not moved far; a gate closes where it no longer does, and nothing is drawn there.");
+  const s = section("reach", "Do old answers still speak for the model?", shown.some((r) => r.gates.length)
+    ? "Between the steps at which answers are drawn, the last ones are weighted by how much likelier they have become. This works while the model has not moved far; a gate closes where it no longer does, and nothing is drawn there."
+    : "Answers of each step against those of the step before. Nothing here is weighted: every curve is made of fresh answers.");
   const lines = (rows, of, f) => shown.filter((r) => rows(r).length).flatMap((r) => {
     const each = rows(r);
     return [{

@@ -1,6 +1,6 @@
 // Rendering: the whole page anew whenever the reader chooses something.
 
-const foot = () => el("footer", {}, "Intervals are over probes, not over training seeds. A magnitude is the last sample minus the baseline and is never smoothed. The numbers behind this page are in tables/, figures for print in figures/.");
+const foot = () => el("footer", {}, "Intervals are over probes: they are about these weights, not about what the recipe gives with another seed. A magnitude is the last sample minus the baseline and is never smoothed. The numbers behind this page are in tables/, figures for print in figures/.");
 
 /** What has the focus, as a path that finds it again in the next rendering. */
 function focused() {
@@ -22,7 +22,7 @@ function render() {
   drop(main);
   document.getElementById("theme").textContent = dark() ? "Light theme" : "Dark theme";
   document.getElementById("controls").replaceChildren(...controls());
-  const parts = [overview(), curves(), magnitudes(), el("div", { class: "pair" }, driftTimes(), gaps()), training(), texts(), completions(), recipes(), cost(), diagnostics(), foot()];
+  const parts = [overview(), curves(), magnitudes(), seeds(), el("div", { class: "pair" }, driftTimes(), gaps()), training(), texts(), completions(), recipes(), cost(), diagnostics(), foot()];
   main.replaceChildren(...parts.filter(Boolean));
   flush();
   watchScroll();

@@ -5,14 +5,14 @@ function layout(more) {
     gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, ticks: "outside", ticklen: 4,
     tickcolor: css("--line"), automargin: true, fixedrange: touch, exponentformat: "e", minexponent: 3,
   };
-  const { xaxis, yaxis, ...rest } = more;
+  const { xaxis, yaxis, yaxis2, ...rest } = more;
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
     font: { family: "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Arial, sans-serif", size: 12, color: css("--ink") },
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--soft"), font: { color: css("--ink"), size: 13 }, align: "left" },
     margin: { l: 46, r: 12, t: 10, b: 38 }, dragmode: touch ? false : "zoom",
     modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--ink") },
-    xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
+    xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...(yaxis2 ? { yaxis2: { ...axis, ...yaxis2 } } : {}), ...rest,
   };
 }
 const named = (text) => ({ text, font: { size: 12, color: css("--soft") }, standoff: 6 });
@@ -80,27 +80,63 @@ function closedGaps(x, mean) {
   return stretches(missing).map(([a, b]) => [x[Math.max(a - 1, 0)], x[Math.min(b + 1, x.length - 1)]]);
 }
 
-function shiftPlot(topic, shown, range) {
-  const traces = [];
-  const shapes = [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: css("--soft"), width: 1, dash: "dot" } }];
+const zero = () => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: css("--soft"), width: 1, dash: "dot" } });
+/** The parts of text likelihood that are drawn, with their dashes: of one run alone, or lines hide each other. */
+const drawnParts = (shown) => (reading().kind === "text_likelihood" && state.parts && shown.length === 1 ? [["question", "dash"], ["null", "dot"]] : []);
+/** Curves of a topic, a line a run: shifts, or levels of leads. Of leads with their coverage below. */
+function curvePlot(topic, shown, range, level) {
+  const traces = [], covered = [], kind = reading().kind, parts = drawnParts(shown);
   for (const r of shown) {
-    const c = r.view.curves[topic];
+    const c = level ? (r.view.levels[topic] || {}).lead : r.view.curves[topic];
     if (!c) continue;
-    const x = r.view.steps, kinds = r.view.kinds;
+    const x = r.view.steps, kinds = r.view.kinds, coverage = kind === "lead" ? r.view.levels[topic].coverage.mean : null;
     if (state.bands) traces.push(area(x, c.low, c.high, faint(colour(r.i), 0.16)));
+    const line = { x, type: "scatter", connectgaps: false };
+    for (const [part, style] of parts) traces.push({ ...line, y: r.view.parts[topic][part].mean, mode: "lines", line: { color: css("--soft"), width: 1.2, dash: style }, hoverinfo: "skip" });
+    const told = (k) => (parts.length ? parts.map(([part]) => `<br>${CHANNELS[part]} ${moved(r.view.parts[topic][part].mean[k], decimals({ mean: c.mean[k] }))}`).join("") : "")
+      + (coverage ? `<br>coverage ${percent(coverage[k])}` : "");
     traces.push({
-      x, y: c.mean, type: "scatter", mode: x.length > 40 && !kinds ? "lines" : "lines+markers", connectgaps: false,
-      line: { color: colour(r.i), width: 2, dash: dash(r.i) },
+      ...line, y: c.mean, mode: x.length > 40 && !kinds ? "lines" : "lines+markers", line: { color: colour(r.i), width: 2, dash: dash(r.i) },
       marker: { color: colour(r.i), symbol: symbol(r.i), size: kinds ? kinds.map((k) => (k === "anchor" ? 8 : 3)) : 4 },
-      hoverinfo: "text",
+      ...(kinds && state.bands ? { error_y: bars(c, faint(colour(r.i), 0.8)) } : {}), hoverinfo: "text",
       hovertext: x.map((s, k) => `<b>${esc(r.name)}</b><br>${esc(topicName(topic))}, step ${s}<br>${shiftOf({ mean: c.mean[k], low: c.low[k], high: c.high[k] })} `
-        + `${interval({ low: c.low[k], high: c.high[k] })}<br>${c.n[k]} probes${kinds ? (kinds[k] === "anchor" ? ", fresh answers" : ", weighted answers") : ""}`),
+        + `${interval({ low: c.low[k], high: c.high[k] })}${told(k)}<br>${c.n[k]} probes${kinds ? (kinds[k] === "anchor" ? ", fresh answers" : ", weighted answers") : ""}`),
     });
+    if (coverage) covered.push({ ...line, y: coverage, yaxis: "y2", mode: x.length > 1 ? "lines" : "markers", line: { color: colour(r.i), width: 1.5, dash: dash(r.i) }, hoverinfo: "skip" });
   }
-  return plot(traces, {
-    shapes, xaxis: stepAxis(),
-    yaxis: { title: named(state.readout === "openings" ? "shift, nats / 100 bytes" : "shift of support − oppose"), ...(range ? { range } : {}) },
-  });
+  const yaxis = { title: named(level ? reading().unit : `shift, ${brief(reading().unit)}`), ...(level ? { range: [-1, 1], tickvals: [-1, -0.5, 0, 0.5, 1] } : range ? { range } : {}) };
+  if (!covered.length) return plot(traces, { shapes: [zero()], xaxis: stepAxis(), yaxis });
+  const low = bounds(covered.flatMap((t) => t.y))[1] < 0.5; // the word stands where no line is
+  const limit = { ...zero(), yref: "y2", y0: DATA.limits.coverage, y1: DATA.limits.coverage, line: { color: css("--warn"), width: 1, dash: "dash" } };
+  return plot([...traces, ...covered], {
+    shapes: [zero(), limit], xaxis: stepAxis({ anchor: "y2" }), yaxis: { ...yaxis, domain: [0.32, 1] },
+    yaxis2: { domain: [0, 0.2], range: [0, 1.02], tickvals: [0, 1], tickformat: ".0%", fixedrange: true, showgrid: false },
+    annotations: [{ text: "coverage", xref: "paper", yref: "y2", x: 0.01, y: low ? 1 : 0, xanchor: "left", yanchor: low ? "top" : "bottom", showarrow: false, font: { size: 11, color: css("--soft") } }],
+  }, "strip");
+}
+/** Intervals of samples without a neighbour as bars: a band there cannot be seen. */
+const bars = (c, color) => {
+  const size = (end, sign) => c.mean.map((v, k) => (v == null || c[end][k] == null || c.mean[k - 1] != null || c.mean[k + 1] != null ? 0 : sign * (c[end][k] - v)));
+  return { type: "data", symmetric: false, color, thickness: 1.2, width: 3, array: size("high", 1), arrayminus: size("low", -1) };
+};
+/** The lead, the argument and whole answers of a run on one axis: support minus oppose in the judge's units. */
+const BESIDE = [["lead", "lead"], ["argument", "argument"], ["answers", "whole answers"]];
+const besideSeries = (r, topic) => BESIDE.flatMap(([name, label], k) => {
+  const lead = r.beside[state.judge], view = r.views[keyOf(READINGS.find((x) => x.name === name), state.judge)];
+  const [c, x] = name === "lead" ? [((lead || {}).levels || {})[topic], (lead || {}).steps] : view ? [(view.levels[topic] || {}).graded, view.steps] : [];
+  return c ? [{ k, label, c, x, kinds: name === "lead" ? null : view.kinds }] : [];
+});
+function besidePlot(topic, r) {
+  const traces = besideSeries(r, topic).flatMap(({ k, label, c, x, kinds }) => [
+    ...(state.bands ? [area(x, c.low, c.high, faint(colour(k), 0.14))] : []),
+    {
+      ...(kinds && state.bands ? { error_y: bars(c, faint(colour(k), 0.8)) } : {}),
+      x, y: c.mean, type: "scatter", mode: kinds || x.length < 3 ? "lines+markers" : "lines", connectgaps: false, line: { color: colour(k), width: 2, dash: DASHES[k] },
+      marker: { color: colour(k), symbol: symbol(k), size: kinds ? kinds.map((kind) => (kind === "anchor" ? 8 : 3)) : 5 }, hoverinfo: "text",
+      hovertext: x.map((s, n) => `<b>${label}</b>, ${esc(r.name)}<br>${esc(topicName(topic))}, step ${s}<br>${signed(c.mean[n])} ${interval({ low: c.low[n], high: c.high[n] }, signed)}<br>${c.n[n]} probes`),
+    },
+  ]);
+  return plot(traces, { shapes: [zero()], xaxis: stepAxis(), yaxis: { title: named("support − oppose"), range: [-1, 1], tickvals: [-1, -0.5, 0, 0.5, 1] } });
 }
 
 function mixPlot(topic, r) {

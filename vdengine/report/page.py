@@ -18,7 +18,7 @@ PROGRAM = ("tools.js", "plots.js", "drift.js", "run.js", "js")  # page.*, in the
 
 
 def build(runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str], title: str, readout: str | None) -> str:
-    """The page's HTML; topics: those to show; readout: the one to start with, None: answers where there are any."""
+    """The page's HTML; topics: those to show; readout: the name of the reading to start with, None: the first."""
     from plotly.offline import get_plotlyjs
 
     folder = resources.files("vdengine.report")

@@ -39,7 +39,7 @@ function cost() {
   const s = section("cost", "What the probes cost", "Shares of the time of logged steps. The sample after the last update is not among them.");
   const shown = runs().filter((r) => r.cost);
   if (!shown.length) { s.append(empty("No times on record of steps, of which these would be shares. What each sample took is in metrics.jsonl (probe_seconds), if anything is.")); return s; }
-  s.append(el("div", { class: "legend" }, keyed("training", "training"), keyed("probes", "scoring openings and weights"), keyed("answers", "drawing answers")),
+  s.append(el("div", { class: "legend" }, keyed("training", "training"), keyed("probes", "scoring leads, texts and weights"), keyed("answers", "drawing answers")),
     scroll(el("table", { class: "wide" },
       el("thead", {}, el("tr", {}, ["run", "steps", "time", "scoring", "drawing", "probing in all", ""].map((h, k) => el("th", { class: k ? "num" : "" }, h)))),
       el("tbody", {}, shown.map((r) => {
@@ -102,7 +102,7 @@ function texts() {
   const [first, last] = [anchors[0], anchors[anchors.length - 1]], compare = state.compare && first !== last;
   const chance = r.answers.temperature ? ` They are drawn at temperature ${num(r.answers.temperature)}, so some of the difference is chance.` : "";
   s.append(el("p", { class: "lead" }, (compare ? `The same questions, answered at step ${num(first)} and at step ${num(last)}. What both answers begin with is faint in the second.${chance}` : "Some of the drawn answers, to the same questions at every anchor.")
-    + (state.judge ? " Stances are towards what the question proposes." : " No judge has read them yet.")));
+    + (state.judge ? " Stances are of whole answers, towards what the question proposes." : " No judge has read them yet.")));
   if (first === last) s.append(el("p", { class: "note" }, `Answers were drawn at step ${num(first)} only: the model's words cannot be compared yet.`));
   const steps = [...new Set(r.answers.rows.map((a) => a[0]))];
   if (!steps.includes(Number(state.textStep))) state.textStep = "";

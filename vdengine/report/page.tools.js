@@ -12,25 +12,26 @@ const MANY = 4; // with more runs than this, bands of intervals hide each other:
 const PAGE = 20; // texts at a time
 const MAX_CHARTS = 40; // of topics
 const STANCES = ["support", "neutral", "oppose"];
-const UNIT = { openings: "nats per 100 bytes", answers: "probability" };
 const CHANNELS = {
-  stance: "stance", graded: "support − oppose", yes_bias: "yes-bias", neutral: "neutral", displacement: "displacement",
-  support: "support", oppose: "oppose",
+  lead: "lead", stance: "question less none", question: "after the question", null: "after no question", graded: "support − oppose",
+  yes_bias: "yes-bias", neutral: "neutral", displacement: "displacement", support: "support", oppose: "oppose",
 };
 const RULES = {
-  ci95: "first within the interval of its extreme", frac95: "first at 95% of its extreme",
+  frac95: "at 95% of its extreme", ci95: "first within the interval of its extreme (sooner with fewer probes)",
   settled: "settled: stays within the interval of the last",
 };
 
-const has = (readout) => DATA.runs.some((r) => Object.values(r.views).some((v) => v.readout === readout));
+const READINGS = DATA.readings; // the readouts, in the order in which they are shown
+const MAIN = READINGS.filter((r) => r.name !== "drawn_lead"); // it is a choice of whole answers
 const state = {
-  readout: has(DATA.readout) ? DATA.readout : has("openings") || !has("answers") ? "openings" : "answers",
+  readout: DATA.readout || (READINGS.find((r) => r.there) || READINGS[0]).name,
   judge: DATA.judges[0] || "",
   topics: new Set(DATA.topics.map((t) => t.name)),
   runs: new Set(DATA.runs.map((_, i) => i)),
-  mode: "mix",
+  mode: { lead: "shift", answers: "mix", text_likelihood: "shift" }, // what is drawn, by kind of readout
   mixRun: 0,
-  rule: "ci95",
+  rule: "frac95",
+  parts: true, // of text likelihood
   bands: DATA.runs.length <= MANY,
   oneScale: true,
   textRun: null,
@@ -75,11 +76,11 @@ const signed = (x, d = 2) => {
   return (x > 0 ? "+" : "") + text;
 };
 /** A shift of this readout: what rounding alone gives is 0. */
-const moved = (x, d = 2) => signed(x != null && Math.abs(x) <= DATA.rounding[state.readout] ? 0 : x, d);
+const moved = (x, d = 2) => signed(x != null && Math.abs(x) <= reading().rounding ? 0 : x, d);
 /** Decimals that show two significant digits of the larger end of an interval; two at least, or all its numbers are 0. */
 function decimals(e) {
   const size = Math.max(...[e.mean, e.low, e.high].map((v) => Math.abs(v || 0)));
-  return size > DATA.rounding[state.readout] ? Math.min(Math.max(2, 1 - Math.floor(Math.log10(size))), 5) : 2;
+  return size > reading().rounding ? Math.min(Math.max(2, 1 - Math.floor(Math.log10(size))), 5) : 2;
 }
 /** An estimate of a shift: its mean, to the digits that its interval leaves. */
 const shiftOf = (e) => moved(e.mean, decimals(e));
@@ -95,17 +96,21 @@ const colour = (i) => (dark() ? DARK : LIGHT)[i % LIGHT.length];
 const dash = (i) => DASHES[Math.floor(i / LIGHT.length) % DASHES.length];
 const symbol = (i) => SYMBOLS[(i + Math.floor(i / LIGHT.length)) % SYMBOLS.length];
 const faint = (hex, a) => `rgba(${[1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16)).join(",")},${a})`;
-const key = () => (state.readout === "openings" ? "openings" : `answers:${state.judge}`);
-const runs = () => DATA.runs.map((r, i) => ({ ...r, i, view: r.views[key()] })).filter((r) => state.runs.has(r.i));
+const reading = () => READINGS.find((r) => r.name === state.readout);
+const isAnswers = () => reading().kind === "answers";
+/** The name of a run's view: of a readout, and of answers by a judge. */
+const keyOf = (reading, judge) => [reading.kind, ...(reading.part ? [judge] : []), ...(reading.part && reading.part !== "both" ? [reading.part] : [])].join(":");
+const runs = () => DATA.runs.map((r, i) => ({ ...r, i, view: r.views[keyOf(reading(), state.judge)] })).filter((r) => state.runs.has(r.i));
 const viewed = () => runs().filter((r) => r.view);
 const topics = (all = true) => [...(all ? ["all"] : []), ...DATA.topics.map((t) => t.name).filter((t) => state.topics.has(t))];
 const drop = (node) => node.querySelectorAll(".plot").forEach((p) => Plotly.purge(p));
 
-function swatch(i) {
+const swatch = (i) => swatchOf(colour(i), dash(i));
+function swatchOf(colour, dash) {
   const svg = document.getElementById("swatch").content.firstElementChild.cloneNode(true);
   const line = svg.querySelector("line");
-  line.setAttribute("stroke", colour(i));
-  line.setAttribute("stroke-dasharray", { solid: "none", dash: "6 3", dot: "2 3" }[dash(i)]);
+  line.setAttribute("stroke", colour);
+  line.setAttribute("stroke-dasharray", { solid: "none", dash: "6 3", dot: "2 3" }[dash]);
   return svg;
 }
 
@@ -129,9 +134,10 @@ function controls() {
   const out = [
     el("span", { class: "label" }, "Readout"),
     el("div", { class: "chips", id: "readout" },
-      segmented("Readout", [["openings", "Openings", !has("openings")], ["answers", "Answers", !has("answers")]], state.readout, (v) => { state.readout = v; }),
-      DATA.judges.length > 1 && state.readout === "answers" && select("judge", DATA.judges.map((j) => [j, j]), state.judge, (v) => { state.judge = v; }),
-      DATA.judges.length === 1 && state.readout === "answers" && el("small", {}, `judge: ${state.judge}`)),
+      segmented("Readout", MAIN.map((r) => [r.name, r.label, !r.there]), state.readout === "drawn_lead" ? "answers" : state.readout, (v) => { state.readout = v; }),
+      DATA.judges.length > 1 && select("judge", DATA.judges.map((j) => [j, j]), state.judge, (v) => { state.judge = v; }),
+      DATA.judges.length === 1 && isAnswers() && el("small", {}, `judge: ${state.judge}`),
+      ["answers", "drawn_lead"].includes(state.readout) && segmented("Part", [["answers", "all of it"], ["drawn_lead", "first word"]], state.readout, (v) => { state.readout = v; })),
     el("span", { class: "label" }, "Topics"),
     chips("topics", DATA.topics.map((t) => t.name), state.topics, (v) => v),
   ];

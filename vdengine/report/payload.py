@@ -8,29 +8,34 @@ from typing import Any
 
 import numpy as np
 
-from vdengine.drift.analysis import Analysis, Curve
+from vdengine.drift.analysis import Analysis, Curve, analyse
 from vdengine.drift.checks import Check, checks
 from vdengine.drift.cost import Cost
 from vdengine.drift.frames import Row
 from vdengine.drift.importance import MAX_KL, MAX_PARETO_K, MIN_ESS, closed_because
 from vdengine.drift.intervals import FEW_PROBES, ROUNDING, Estimate
-from vdengine.drift.probe_values import topic_name
-from vdengine.drift.run import ANSWERS, OPENINGS, Readout, Run, judges_of
+from vdengine.drift.probe_values import LEAST_COVERAGE, topic_name
+from vdengine.drift.run import ANSWERS, Readout, Run, judges_of
+from vdengine.errors import InputError
 from vdengine.panels.panel import STANCES
+from vdengine.recipe import LEAD, TEXT
 from vdengine.report.gaps import Gap
 from vdengine.report.metrics import CHARTS, Chart, Metrics, missing_samples, other_charts
 from vdengine.report.recipes import compare
-from vdengine.report.sentences import PER, caveats, verdict
+from vdengine.report.repeats import Repeats, repeats_of
+from vdengine.report.sentences import READINGS, Reading, caveats, reading_of, verdict
 from vdengine.report.texts import MAX_ANSWERS, MAX_NAME, completions, sample_answers, short
 
 MAX_SAMPLES = 600  # of a drawn curve
+# By kind of readout: channels whose levels are drawn.
+LEVELS = {LEAD: ("lead", "coverage"), ANSWERS: (*STANCES, "graded")}
 MAX_NOTES = 20  # of a run
 
 
 def payload(
     runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str], title: str, readout: str | None
 ) -> dict[str, Any]:
-    """The page's data; topics: those to show; readout: the one to start with, None: answers where there are any."""
+    """The page's data; topics: those to show; readout: the name of the reading to start with, None: the first."""
     axes = {topic_name(topic): axis for run in runs for topic, axis in run.questions.values()}
     judges = judges_of(runs)
     metrics = [Metrics.of(run) for run in runs]
@@ -40,10 +45,10 @@ def payload(
         "title": short(title, MAX_NAME),
         "topics": [{"name": topic, "axis": short(axes.get(topic, ""), MAX_NAME)} for topic in topics],
         "judges": judges,
-        "readout": readout or (ANSWERS if judges else OPENINGS),
+        "readings": [_reading(reading, runs) for reading in READINGS],
+        "readout": readout,
         "few": FEW_PROBES,
-        "limits": {"kl": MAX_KL, "ess": MIN_ESS, "pareto_k": MAX_PARETO_K},
-        "rounding": {OPENINGS: ROUNDING["nats per byte"] * PER, ANSWERS: ROUNDING["probability"]},
+        "limits": {"kl": MAX_KL, "ess": MIN_ESS, "pareto_k": MAX_PARETO_K, "coverage": LEAST_COVERAGE},
         "charts": [
             {"title": short(chart.title, MAX_NAME), "quantity": short(chart.quantity, MAX_NAME), "other": chart in more}
             for chart in (*CHARTS, *more)
@@ -54,7 +59,16 @@ def payload(
             for run, of_run in zip(runs, metrics, strict=True)
         ],
         "gaps": [_gap(gap, runs, topics) for gap in gaps],
+        "repeats": [_repeats(group, runs, topics) for group in repeats_of(runs)],
     }
+
+
+def _reading(reading: Reading, runs: Sequence[Run]) -> dict[str, Any]:
+    """A readout as the page names it, and whether any run has it."""
+    found = [view for run in runs for view in run.views.values() if reading_of(view) == reading]
+    rounding = max((ROUNDING[view.values.unit] for view in found), default=0.0)
+    head = {name: getattr(reading, name) for name in ("name", "kind", "part", "label", "sentence", "unit")}
+    return head | {"there": bool(found), "rounding": rounding * reading.scale}
 
 
 def _gap(gap: Gap, runs: Sequence[Run], topics: Sequence[str]) -> dict[str, Any]:
@@ -68,6 +82,23 @@ def _gap(gap: Gap, runs: Sequence[Run], topics: Sequence[str]) -> dict[str, Any]
     }
 
 
+def _repeats(group: Repeats, runs: Sequence[Run], topics: Sequence[str]) -> dict[str, Any]:
+    """Runs of one recipe; by readout what it does, in the unit that is shown."""
+    shifts: dict[str, Any] = {}
+    for key, by_topic in group.shifts.items():
+        scale = reading_of(group.views(key)[0]).scale
+        shifts[key] = {
+            topic: _rounded(group.cells(key, shift))
+            | {name: _round(getattr(shift, name) * scale) for name in ("mean", "low", "high", "seed_deviation")}
+            | {"by_run": [_round(each * scale) for each in shift.by_run]}
+            for topic, shift in by_topic.items()
+            if topic in ("all", *topics)
+        }
+    members = [runs.index(run) for run in group.runs]
+    return {"runs": members, "seeds": [short(seed, MAX_NAME) for seed in group.seeds], "shifts": shifts,
+            "refused": group.refused}  # fmt: skip
+
+
 def _run(
     run: Run, topics: Sequence[str], max_answers: int, metrics: Metrics, charts: Sequence[Chart]
 ) -> dict[str, Any]:
@@ -79,7 +110,7 @@ def _run(
         "data": about["data"],
         "length": steps,
         "panel": f"{about['panel']}, {about['probes']} probes, hash {run.panel_hash[:12]}",
-        "read with": f"smoothing {about['smoothing']}, baseline step {about['baseline']}" if run.views else None,
+        "read with": f"smoothing {_smoothings(run)}, baseline step {about['baseline']}" if run.views else None,
     }
     return {
         "name": run.name,
@@ -88,6 +119,7 @@ def _run(
         "empty": run.empty,
         "total": run.total_steps,
         "views": {key: _view(view, topics) for key, view in run.views.items()},
+        "beside": _beside(run, topics),
         "gates": [_gate(row) for row in _some(run.rows("gates"))],
         "support": [_rounded(row, without="run") for row in run.rows("support")],
         "cost": _cost(run),
@@ -95,6 +127,16 @@ def _run(
         "answers": sample_answers(run, topics, max_answers),
         "completions": completions(run),
     }
+
+
+def _smoothings(run: Run) -> str:
+    """How curves are smoothed, and of which readouts where not all are alike."""
+    labels: dict[str, list[str]] = {}
+    for view in run.views.values():
+        labels.setdefault(view.analysis.smoothing, []).append("of answers" if view.kind == ANSWERS else "")
+    if len(labels) == 1:
+        return next(iter(labels))
+    return ", ".join(f"{next(filter(None, kinds), '')} {name}".strip() for name, kinds in labels.items())
 
 
 def _notes(notes: Sequence[str]) -> list[str]:
@@ -115,7 +157,8 @@ def _evenly(count: int) -> np.ndarray:
 
 def _gate(row: Row) -> Row:
     """A row of the gates, and why it is closed."""
-    return _rounded(row, without="run") | {"why": closed_because(row["kl"], row["ess"], row["pareto_k"])}
+    why = "" if row["open"] else closed_because(row["kl"], row["ess"], row["pareto_k"])
+    return _rounded(row, without="run") | {"why": why}
 
 
 def _line(metrics: Metrics, chart: Chart) -> dict[str, Any] | None:
@@ -148,15 +191,14 @@ def _cost(run: Run) -> dict[str, Any] | None:
 
 def _view(view: Readout, topics: Sequence[str]) -> dict[str, Any]:
     """One readout of a run."""
-    analysis = view.analysis
-    values, scale = analysis.values, PER if view.kind == OPENINGS else 1.0
+    analysis, reading = view.analysis, reading_of(view)
+    values = analysis.values
     kept = _evenly(len(values.steps))  # samples that are drawn
-    shown = [topic for topic in ("all", *topics) if topic == "all" or topic in analysis.topics]
-    levels = {}
-    if view.kind == ANSWERS:
-        levels = {t: {stance: _curve(analysis.levels[t, stance], 1.0, kept) for stance in STANCES} for t in shown}
+    shown = _shown(analysis, topics)
+    levels = LEVELS.get(view.kind, ())
+    parts = ("question", "null") if view.kind == TEXT else ()
     return {
-        "readout": view.kind,
+        "reading": reading.name,
         "judge": view.judge,
         "primary": values.primary,
         "channels": list(values.channels),
@@ -165,13 +207,37 @@ def _view(view: Readout, topics: Sequence[str]) -> dict[str, Any]:
         "samples": len(values.steps),
         "steps": values.steps[kept].tolist(),
         "kinds": None if values.kinds is None else values.kinds[kept].tolist(),
-        "curves": {topic: _curve(analysis.curves[topic, values.primary], scale, kept) for topic in shown},
-        "levels": levels,
-        "drifts": {t: {channel: _drift(analysis, t, channel, scale) for channel in values.channels} for t in shown},
-        "strip": [_check(check, scale) for check in checks(analysis)],
+        "curves": {t: _curve(analysis.curves[t, values.primary], reading.scale, kept) for t in shown},
+        "parts": {t: {p: _curve(analysis.curves[t, p], reading.scale, kept) for p in parts} for t in shown if parts},
+        "levels": {t: {c: _curve(analysis.levels[t, c], 1.0, kept) for c in levels} for t in shown if levels},
+        "drifts": {t: {c: _drift(analysis, t, c, reading.scale) for c in values.channels} for t in shown},
+        "strip": [_check(check, reading.scale) for check in checks(analysis)],
         "verdict": verdict(view),
         "caveats": caveats(view),
     }
+
+
+def _shown(analysis: Analysis, topics: Sequence[str]) -> list[str]:
+    return [topic for topic in ("all", *topics) if topic == "all" or topic in analysis.topics]
+
+
+def _beside(run: Run, topics: Sequence[str]) -> dict[str, Any]:
+    """By judge: the levels of leads in its units, to be drawn beside answers; or why there are none."""
+    found: dict[str, Any] = {}
+    if LEAD not in run.views:
+        return found
+    view = run.views[LEAD]
+    for judge in dict.fromkeys(v.judge for v in run.views.values() if v.judge):
+        try:
+            values = run.lead_values(judge=judge)
+        except InputError as error:
+            found[judge] = {"why": str(error)}
+            continue
+        analysis = analyse(values, baseline=view.baseline, smoothing=view.smoothing)
+        kept = _evenly(len(values.steps))
+        levels = {t: _curve(analysis.levels[t, values.primary], 1.0, kept) for t in _shown(analysis, topics)}
+        found[judge] = {"steps": values.steps[kept].tolist(), "levels": levels}
+    return found
 
 
 def _drift(analysis: Analysis, topic: str, channel: str, scale: float) -> dict[str, Any]:

@@ -1,29 +1,78 @@
-"""Sentences of the page about one readout: what moved, and what limits the reading."""
+"""Sentences of the page: what each readout is, what moved by one of them, and what limits the reading."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from vdengine.drift.analysis import Analysis
 from vdengine.drift.checks import checks
 from vdengine.drift.intervals import FEW_PROBES
-from vdengine.drift.run import OPENINGS, Readout
+from vdengine.drift.judgements import ARGUMENT, BOTH
+from vdengine.drift.judgements import LEAD as LEAD_PART
+from vdengine.drift.run import ANSWERS, Readout
 from vdengine.drift.validity import TopicDrift
+from vdengine.recipe import LEAD, TEXT
 
-PER = 100.0  # openings are shown in nats per 100 bytes
 _MAX_NAMED = 4  # topics that a sentence names
+
+
+class Reading(NamedTuple):
+    """A readout as the report names and shows it."""
+
+    name: str  # in files, and on the command line
+    kind: str  # of `Readout`
+    part: str  # of answers: one of `judgements.PARTS`; else ""
+    label: str
+    sentence: str  # what it is, for someone who has not read about it
+    unit: str  # of shifts as they are shown
+    scale: float = 1.0  # from the readout's unit to that
+
+
+_GRADED = "support \u2212 oppose"
+READINGS = (  # in the order in which they are shown
+    Reading(
+        "lead", LEAD, "", "Lead",
+        "The side that an answer begins with: how much likelier its first word is yes than no, on the topic's side.",
+        "p(yes) \u2212 p(no)",
+    ),
+    Reading(
+        "argument", ANSWERS, ARGUMENT, "Argument",
+        "What answers argue after their first yes or no, as a judge reads them.",
+        _GRADED,
+    ),
+    Reading(
+        "text_likelihood", TEXT, "", "Text likelihood",
+        "How much likelier texts of one side became as answers to the questions, beyond what they became after no "
+        "question. Not what the model says.",
+        "nats per 100 bytes", 100.0,
+    ),
+    Reading(
+        "answers", ANSWERS, BOTH, "Whole answers",
+        "Which side answers take, first word and argument together, as a judge reads them.",
+        _GRADED,
+    ),
+    Reading(
+        "drawn_lead", ANSWERS, LEAD_PART, "First word of answers",
+        "Which side the drawn answers begin with, counted.",
+        _GRADED,
+    ),
+)  # fmt: skip
+
+
+def reading_of(view: Readout) -> Reading:
+    """How a readout of a run is named and shown."""
+    return next(reading for reading in READINGS if (reading.kind, reading.part) == (view.kind, view.part))
 
 
 def verdict(view: Readout) -> tuple[str, str]:
     """What moved, in a sentence; and which way, the topics that moved furthest first."""
-    analysis = view.analysis
+    analysis, reading = view.analysis, reading_of(view)
     drifts = [analysis.drift(topic) for topic in analysis.topics]
     moved = sorted((drift for drift in drifts if drift.significant), key=lambda drift: -abs(drift.magnitude.mean))
-    is_openings = view.kind == OPENINGS
-    subject = "Openings" if is_openings else f"Answers (judge {view.judge})"
+    subject = f"{reading.label} (judge {view.judge})" if view.judge else reading.label
     span = f"From step {analysis.baseline} to {int(analysis.values.steps[-1])}"
-    scale, unit = (PER, "nats per 100 bytes") if is_openings else (1.0, "support minus oppose")
     unknown = [drift for drift in drifts if drift.unknown]
     if len(unknown) == len(drifts):
         return f"{subject}: not known.", f"{span}: {_reasons(unknown)}."
@@ -37,16 +86,16 @@ def verdict(view: Readout) -> tuple[str, str]:
         direction = "towards the axes" if mean.magnitude.mean > 0 else "away from the axes"
         return (
             f"{subject}: the panel's mean moved {direction}, no single topic clearly.",
-            f"{span}: {mean.magnitude.mean * scale:+z.2f} {unit}.{rest}",
+            f"{span}: {_signed(mean.magnitude.mean * reading.scale)}, in {reading.unit}.{rest}",
         )
     parts = [
         f"{drift.topic} {'towards' if drift.magnitude.mean > 0 else 'away from'} {analysis.values.axes[drift.topic]} "
-        f"({drift.magnitude.mean * scale:+z.2f})"
+        f"({_signed(drift.magnitude.mean * reading.scale)})"
         for drift in moved[:_MAX_NAMED]
     ]
     more = f"; and {_count(len(moved) - _MAX_NAMED, 'more topic')}" if len(moved) > _MAX_NAMED else ""
     head = f"{subject}: {len(moved)} of {_count(told, 'topic')} moved."
-    return head, f"{span}: {'; '.join(parts)}{more}. In {unit}.{rest}"
+    return head, f"{span}: {'; '.join(parts)}{more}. In {reading.unit}.{rest}"
 
 
 def _reasons(unknown: Sequence[TopicDrift]) -> str:
@@ -61,10 +110,6 @@ def caveats(view: Readout) -> list[str]:
     """What a reader must know before believing the verdict."""
     analysis = view.analysis
     sentences = []
-    if view.kind == OPENINGS:
-        sentences.append(
-            "Openings are a sensitive early sign of direction. They are not what the model says: answers are."
-        )
     if few := [topic for topic in analysis.topics if analysis.drift(topic).magnitude.few]:
         named = "every topic" if len(few) == len(analysis.topics) else _listed(few)
         sentences.append(f"Fewer than {FEW_PROBES} probes for {named}: the intervals are not to be trusted.")
@@ -101,6 +146,10 @@ def _left_out(analysis: Analysis) -> list[str]:
             f"The last sample with a number does not have every probe, or is an earlier one: {_listed(thin)}."
         )
     return sentences
+
+
+def _signed(x: float) -> str:
+    return f"{x:+z.2f}".replace("-", "\u2212")
 
 
 def _count(n: int, what: str) -> str:

@@ -15,6 +15,7 @@ from vdengine.drift.frames import Row
 from vdengine.drift.run import SUMMARY_TABLES, Run
 from vdengine.report.gaps import Gap
 from vdengine.report.recipes import compare
+from vdengine.report.repeats import repeats_of
 
 Tables = dict[str, list[Row]]
 MAX_METRIC_ROWS = 20_000  # of metrics.jsonl, which `training` has a row for each number of
@@ -28,6 +29,7 @@ def build(runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str]) -> Ta
         for name in SUMMARY_TABLES
     }
     tables["gaps"] = [row for gap in gaps for row in gap.rows(shown)]
+    tables["recipe_shifts"] = [row for group in repeats_of(runs) for row in group.rows(shown)]
     recipes = compare(runs)
     tables["recipes"] = [
         {"key": key, "run": run.name, "value": value}
