@@ -53,7 +53,7 @@ from vdengine.data.locate import resolve  # noqa: E402
 from vdengine.data.memory import rows_in_memory  # noqa: E402
 from vdengine.data.store import DTYPES, MANIFEST, Store  # noqa: E402
 from vdengine.drift.load import load_run  # noqa: E402
-from vdengine.drift.openings import Openings  # noqa: E402
+from vdengine.drift.panel_packs import PanelPacks  # noqa: E402
 from vdengine.engine.checkpoint import load_weights, newest  # noqa: E402
 from vdengine.engine.parallel import World  # noqa: E402
 from vdengine.engine.pattern import pattern_reward  # noqa: E402
@@ -513,7 +513,7 @@ def read_panel(folder: Path) -> None:
     panel = Panel.load(folder / "panel.jsonl")
     lint(panel)
     _ = panel.hash, panel.topics, panel.branches()
-    Openings.build(panel, tiny_renderer(), 2000)
+    PanelPacks.build(panel, tiny_renderer(), 2000)
     load_terms(folder / "terms.json")
 
 

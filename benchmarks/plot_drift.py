@@ -1,4 +1,4 @@
-"""Plot the stance shift of finished runs: `python benchmarks/plot_drift.py LABEL=RUN_FOLDER ... -o docs/drift.svg`."""
+"""Plot text likelihood of finished runs: `python benchmarks/plot_drift.py LABEL=RUN_FOLDER ... -o docs/drift.svg`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="LABEL=FOLDER")
+    parser.add_argument("--channel", default="stance", help="stance (question less null, default), question or null")
     parser.add_argument("-o", "--out", required=True)
     args = parser.parse_args()
     runs = {label: load_run(folder) for label, folder in (run.split("=", 1) for run in args.runs)}
-    rows = [row for run in runs.values() if run.log is not None for row in run.log.table]  # the branches of all panels
+    rows = [
+        row
+        for run in runs.values()
+        if run.log is not None
+        for row in run.log.items("openings")
+        if row["variant"] == "question"
+    ]
     topics = ["all", *dict.fromkeys(row["topic"] for row in rows)]
     axes = {row["topic"]: row["axis"] for row in rows}
 
@@ -29,7 +36,7 @@ def main() -> None:
     figure, panels = plt.subplots(1, len(topics), figsize=(3.1 * len(topics), 3.3), sharey=True, layout="constrained")
     for panel, topic in zip(panels, topics, strict=True):
         for (label, run), colour, marker in zip(runs.items(), COLOURS, MARKERS, strict=False):
-            curve = run.analysis("openings").curves[topic, "stance"]
+            curve = run.analysis("text_likelihood").curves[topic, args.channel]
             panel.fill_between(curve.steps, 100 * curve.low, 100 * curve.high, color=colour, alpha=0.15, lw=0)
             panel.plot(curve.steps, 100 * curve.mean, color=colour, marker=marker, ms=3.5, label=label)
         panel.axhline(0, color="black", lw=0.6)
@@ -39,7 +46,7 @@ def main() -> None:
                 0.5, 1.02, f"up: {axes[topic]}", transform=panel.transAxes, ha="center", fontsize=6.5, color="#444"
             )
         panel.set_xlabel("optimizer steps")
-    panels[0].set_ylabel("stance log-odds shift\n(nats per 100 bytes)")
+    panels[0].set_ylabel("text likelihood, shift\n(nats per 100 bytes)")
     panels[0].legend(frameon=False, fontsize=8, title="preferred answers", title_fontsize=8)
     figure.savefig(args.out, metadata={"Date": None} if args.out.endswith(".svg") else None)
 

@@ -87,11 +87,12 @@ def main() -> None:
         trainer.probes.sample(trainer.model, trainer.step_count)
         trainer.probes.flush()
     trainer.close()
-    analysis = load_run(task["folder"]).analysis("openings")
+    analysis = load_run(task["folder"]).analysis("text_likelihood")
     groups = []
     for topic in ["all", *analysis.topics]:
-        shift = analysis.drift(topic).magnitude
-        others = {c: 100 * analysis.drifts[topic, c].magnitude.mean for c in ("yes_bias", "displacement", "neutral")}
+        shift = analysis.drifts[topic, "question"].magnitude  # whatever of it comes without a question too
+        names = ("stance", "null", "yes_bias", "displacement", "neutral")
+        others = {c: 100 * analysis.drifts[topic, c].magnitude.mean for c in names}
         groups.append(
             {"topic": topic, "shift": 100 * shift.mean, "low": 100 * shift.low, "high": 100 * shift.high} | others
         )

@@ -134,7 +134,7 @@ def main() -> None:
     else:
         trainer.probes.sample(trainer.model, trainer.step_count)
         trainer.probes.flush()
-        shift = load_run(task["folder"]).analysis("openings").drift().magnitude
+        shift = load_run(task["folder"]).analysis("text_likelihood").drifts["all", "question"].magnitude
         result = {"shift": 100 * shift.mean, "low": 100 * shift.low, "high": 100 * shift.high}
         scores, kl = [r.get("objective/scores") for r in rows], [r.get("objective/kl") for r in rows]
         ppo = task["what"] == "ppo"

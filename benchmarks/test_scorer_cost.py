@@ -84,7 +84,7 @@ def measure() -> None:
             "own": (vd.PanelScorer(panel, tokenizer, controls=False), own),
         }
         foreign = ForeignModel(model)
-        packs = list(zip(scorers["trees"][0].openings.packs, scorers["trees"][0].openings.slots, strict=True))
+        packs = list(zip(scorers["trees"][0].packs.packs, scorers["trees"][0].packs.slots, strict=True))
         units = foreign.units(packs, "trees", 2048)
 
         @torch.no_grad()
