@@ -56,7 +56,10 @@ class Size:
     answers: int = 16  # of a probe at an anchor
     max_tokens: int = 16  # of an answer
     examples: int = 8  # of a step
-    # Steps of each objective, each row once, and learning rates with which answers move (docs/experiment.md).
+    # Steps and learning rate of the SFT that all runs start from, on both sides alike: without it few answers begin
+    # with yes or no, and preference training does not make them (docs/experiment.md). No steps: none.
+    warm: tuple[int, float] = (24, 1e-4)
+    # Steps of each objective, each row once, and learning rates with which answers move.
     sft: tuple[int, float] = (24, 1e-4)
     dpo: tuple[int, float] = (16, 1e-4)
     simpo: tuple[int, float] = (16, 1e-4)
@@ -72,7 +75,7 @@ FULL = Size(  # for a GPU; not tried
     sft=(24, 2e-5), dpo=(24, 1e-5), simpo=(24, 1e-5),
 )  # fmt: skip
 # Shows that it runs; measures nothing.
-QUICK = replace(SMALL, probes=16, answers=2, sft=(2, 1e-4), dpo=(2, 1e-4), simpo=(2, 1e-4))
+QUICK = replace(SMALL, probes=16, answers=2, warm=(2, 1e-4), sft=(2, 1e-4), dpo=(2, 1e-4), simpo=(2, 1e-4))
 
 
 def panel_of(size: Size) -> Panel:
@@ -95,9 +98,10 @@ def recipe(plan: Plan, size: Size, work: Path) -> str:
     steps, lr = size.of(plan)
     panel = work / "panel.jsonl"
     panel_of(size).save(panel)
+    source = str(work / WARM / "export") if size.warm[0] else size.model
     tables: dict[str, dict[str, Any]] = {
         "run": {"folder": str(work / plan.name), "seed": plan.seed, "steps": steps},
-        "model": {"source": size.model, "dtype": size.dtype},
+        "model": {"source": source, "dtype": size.dtype},
         "data": {
             "train": [str(training_file(plan, size.examples * steps, work / "data"))],
             "max_tokens": 256,
@@ -122,12 +126,57 @@ def recipe(plan: Plan, size: Size, work: Path) -> str:
 # ------------------------------------------------------------------------------------------------------- running
 
 
+WARM = "warm"  # the run that all others start from
+
+
+def warm_up(size: Size, work: Path, threads: int) -> None:
+    """Train the model that all runs start from, if it is not there: SFT on answers of both sides alike, half of them
+    with a yes or no before them.
+
+    Raises:
+        SystemExit: the run failed.
+    """
+    from vdengine.recipe import make_recipe, to_toml
+
+    steps, lr = size.warm
+    folder = work / WARM
+    if not steps or (folder / "export" / "config.json").exists():
+        return
+    none = (0.0,) * len(TOPICS)
+    halves = [Plan(f"{WARM}-{name}", "sft", led, none, 2001 + led) for led, name in ((True, "led"), (False, "argued"))]
+    tables: dict[str, dict[str, Any]] = {
+        "run": {"folder": str(folder), "seed": 2000, "steps": steps},
+        "model": {"source": size.model, "dtype": size.dtype},
+        "data": {
+            "train": [str(training_file(half, size.examples * steps // 2, work / "data")) for half in halves],
+            "max_tokens": 256,
+            "cache": str(work / "cache"),
+        },
+        "objective": {"name": "sft"},
+        "batch": {"examples": size.examples, "tokens": 2048},
+        "optimizer": {"lr": lr, "schedule": "constant", "warmup": 0.25},
+        "probes": {"every": 0},
+        "parallel": {"activation_checkpoint": "none"},
+        "checkpoint": {"every": 0, "export": True},
+    }
+    path = work / f"{WARM}.toml"
+    path.write_text(to_toml(make_recipe(tables)), encoding="utf-8")
+    print(f"{WARM}: the model that all runs start from ...", flush=True)
+    command = [sys.executable, "-m", "vdengine.train", str(path)]
+    output, code = common.run_limited(command, None, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+    if code != 0:
+        sys.exit(f"{WARM}: {common.ended(output, code, None)}")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
 def run_all(plans: Sequence[Plan], size: Size, results: Path, work: Path, jobs: int, threads: int) -> None:
     """Run what has no results yet, `jobs` at a time; says after each how long the rest will take. What fails is named,
     and the others go on."""
     results.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     left = [plan for plan in plans if not is_done(plan, size, results)]
+    if left:
+        warm_up(size, work, jobs * threads)
     for plan in left:
         (work / f"{plan.name}.toml").write_text(recipe(plan, size, work), encoding="utf-8")  # made before the jobs
     print(f"{len(plans) - len(left)} of {len(plans)} runs are there; {len(left)} to run, {jobs} at a time", flush=True)
