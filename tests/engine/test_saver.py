@@ -125,6 +125,36 @@ def test_a_full_disk_loses_nothing(make, monkeypatch, where):
     again.close()
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_a_first_save_that_is_cut_short_can_be_taken_again(make, monkeypatch, after):
+    """Guards a run whose first checkpoint was about to get its name when it was killed, or when the disk was full: it
+    is no run that has lost its checkpoints, and starts over; with the name given it goes on."""
+    trainer = make()
+    trainer.step()
+    real = saver.Path.rename
+
+    def rename(path, target):
+        if path.name == "step-000001.tmp":
+            if after:
+                real(path, target)
+            raise OSError(28, "No space left on device")
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saver.Path, "rename", rename)
+        trainer.save()
+        with pytest.raises(InputError, match=r"step-000001: cannot be written"):
+            trainer.saver.wait()
+    assert not trainer.files.saved.exists()
+    trainer.close()
+    again = make()
+    assert again.step_count == int(after)
+    again.step()
+    again.save()
+    again.close()
+    assert again.files.saved.exists()
+
+
 def test_a_failed_save_is_known_at_the_end_of_a_step(make, monkeypatch):
     """Guards days of training without a checkpoint: every rank learns of it at the same step."""
     trainer = make()

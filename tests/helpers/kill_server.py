@@ -120,7 +120,7 @@ class Ended:
     def without_a_word(self) -> str:
         """What is wrong with the end of a run that could not go on; "" if every rank said so, in a line."""
         text = self.log.read_text(errors="replace")
-        if not all(self.codes):
+        if not any(self.codes):  # a rank that has no part in what could not be written may be done
             return f"exit codes {self.codes} though it could not write"
         if "Traceback (most recent call last)" in text or "error" not in text:
             return f"no line but: {last_lines(self.log)}"
@@ -243,7 +243,7 @@ class Server:
                 ended.codes[rank] = os.waitstatus_to_exitcode(os.waitpid(pids[rank], 0)[1])
                 if ended.codes[rank] == -signal.SIGKILL and alone and lost is None:
                     lost, deadline = time.perf_counter(), time.perf_counter() + SURVIVOR_SECONDS
-                    if not any(board.read(r).get("ops") for r in range(ranks)):
+                    if not any(board.read(r).get("group") for r in range(ranks)):
                         os.killpg(pids[0], signal.SIGKILL)  # no group yet: only a launcher can know of the loss
                         lost = None
                 elif ended.codes[rank] and lost is None and not ended.killed and descriptors:

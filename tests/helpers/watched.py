@@ -77,6 +77,8 @@ class Watch:
         with self.lock:
             state, place = self.state, area(path, self.run)
             state["ops"] += 1
+            torch = sys.modules.get("torch")
+            state["group"] = torch is not None and torch.distributed.is_initialized()
             state["last"] = f"{kind} {path[-300:]}"
             os.write(self.trace, f"{place} {kind}\n".encode())
             state["phase"] = f"{place}, {kind}" if kind in ("rename", "remove") else place

@@ -210,11 +210,12 @@ class Saver:
         }
         manifest["hash"] = json_hash(manifest)
         write_text(temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-        if not self.files.saved.exists():
-            self.files.saved.write_text(SAVED)
         _remove(final)
         temporary.rename(final)
         sync(final.parent)
+        # After the checkpoint: a mark without one would keep a run that was killed in between from starting over.
+        if not self.files.saved.exists():
+            self.files.saved.write_text(SAVED)
         sync(self.files.path)
 
     def _prune(self, proven: int) -> None:
