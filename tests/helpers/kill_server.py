@@ -244,7 +244,8 @@ class Server:
                 if ended.codes[rank] == -signal.SIGKILL and alone and lost is None:
                     lost, deadline = time.perf_counter(), time.perf_counter() + SURVIVOR_SECONDS
                     if not any(board.read(r).get("group") for r in range(ranks)):
-                        os.killpg(pids[0], signal.SIGKILL)  # no group yet: only a launcher can know of the loss
+                        with contextlib.suppress(ProcessLookupError):
+                            os.killpg(pids[0], signal.SIGKILL)  # no group yet: only a launcher can know of the loss
                         lost = None
                 elif ended.codes[rank] and lost is None and not ended.killed and descriptors:
                     deadline = min(deadline, time.perf_counter() + SURVIVOR_SECONDS)
