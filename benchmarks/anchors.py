@@ -1,6 +1,6 @@
 """Many small anchors: how well a smoothed curve of answers covers, and what as many answers in larger anchors show.
 
-    python benchmarks/anchors.py                      # simulations with known truth, two minutes
+    python benchmarks/anchors.py                      # simulations with known truth, five minutes
     python benchmarks/anchors.py --model runs/anchors # one run of SmolLM2, about 20 minutes on two idle cores
 
 The simulations are those of tests/drift, where bounds on the rates are asserted. With --model one run trains, and at 13
@@ -44,14 +44,17 @@ DESIGNS = ((2, 16), (4, 8), (8, 4), (16, 2))  # answers of a probe at an anchor,
 
 
 def coverage(runs: int) -> Iterator[str]:
-    """Coverage and error of smoothed curves, at their anchors and between them, by course, probes and anchors."""
+    """Coverage and error of smoothed curves by course, probes and anchors: at their anchors and, where there are enough
+    to follow the course, between them."""
     rng = np.random.default_rng(1)
     yield "95% intervals of the curve of two answers a probe cover (worst step); RMSE of it, and of the anchors alone"
     how = Smoothing.parse("local-linear")
     for probes in (24, 48, 550):
-        for anchors in (12, 24):
-            at = np.array(dense_early(TOTAL, anchors))
-            steps = np.union1d(at, np.interp(np.arange(0, anchors - 0.9, 1 / 3), np.arange(anchors), at).astype(int))
+        for anchors in (3, 4, 6, 8, 10, 12, 24):
+            at = steps = np.array(dense_early(TOTAL, anchors))
+            if anchors >= 12:
+                between = np.interp(np.arange(0, anchors - 0.9, 1 / 3), np.arange(anchors), at)
+                steps = np.union1d(at, between.astype(int))
             cells, error = [], 0.0
             for course in COURSES:
                 truth, inside, errors = true_shift(course, steps, TOTAL), [], []

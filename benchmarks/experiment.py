@@ -2,7 +2,7 @@
 
     python benchmarks/experiment.py                     # run what has no results yet, judge, print the tables: hours on
                                                         # two idle cores; stopped at any time, it goes on run by run
-    python benchmarks/experiment.py --quick             # two tiny runs, in build/experiment: shows that it runs
+    python benchmarks/experiment.py --quick             # two tiny runs, in build/experiment/quick: shows that it runs
     python benchmarks/experiment.py --report-only       # the tables from the results that are there
     python benchmarks/experiment.py --judge server:...  # another judge reads the answers that were kept
     python benchmarks/experiment.py --full --model M --results FOLDER    # on a GPU
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each run, on a CPU")
     parser.add_argument("--results", type=Path, help="folder of what is kept; default: benchmarks/results/experiment")
-    parser.add_argument("--work", type=Path, default=WORK, help="folder for data and unfinished runs")
+    parser.add_argument("--work", type=Path, help="folder for data, the warm start and unfinished runs")
     parser.add_argument("--report-only", action="store_true")
     args = parser.parse_args()
 
@@ -52,10 +52,11 @@ def main() -> int:
     given = {name: value for name in ("answers", "model", "dtype") if (value := getattr(args, name)) is not None}
     size_of_runs = replace(base, **given)
     plans = design(args.runs or (2 if args.quick else 26)) + ([] if args.quick else controls())
-    results = args.results or (args.work / "quick" if args.quick else RESULTS)
+    work = args.work or (WORK / "quick" if args.quick else WORK)
+    results = args.results or (work / "results" if args.quick else RESULTS)
     print(check_overlap(panel_of(size_of_runs)), flush=True)
     if not args.report_only:
-        run_all(plans, size_of_runs, results, args.work, args.jobs, args.threads)
+        run_all(plans, size_of_runs, results, work, args.jobs, args.threads)
     judge = open_judge(args.judge)
     judge_all(plans, size_of_runs, results, judge)
     text = report(load(plans, size_of_runs, results, judge.name), judge.name, judge_kappas(judge))

@@ -2,7 +2,7 @@
 
 A finished run leaves three small files in the folder of results, and nothing else:
 
-    <run>.json             what it was, and its readouts by probe at the start, in the middle and at the end
+    <run>.json             what it was and started from, and its readouts by probe at the start, the middle and the end
     <run>.answers.jsonl.xz its answers: a line an anchor and probe, texts in the order in which they were drawn
     <run>.<judge>.json     a judge's stances of these answers, summed by part of the answer, anchor, probe and half
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vdengine.judges.base import Judge
     from vdengine.panels.panel import Panel
 
-SCHEMA = 1
+SCHEMA = 2
 DIGITS = 9  # significant ones that are kept: all of a float32
 
 
@@ -98,7 +98,7 @@ def recipe(plan: Plan, size: Size, work: Path) -> str:
     steps, lr = size.of(plan)
     panel = work / "panel.jsonl"
     panel_of(size).save(panel)
-    source = str(work / WARM / "export") if size.warm[0] else size.model
+    source = str(warm_folder(size, work) / "export") if size.warm[0] else size.model
     tables: dict[str, dict[str, Any]] = {
         "run": {"folder": str(work / plan.name), "seed": plan.seed, "steps": steps},
         "model": {"source": source, "dtype": size.dtype},
@@ -129,6 +129,24 @@ def recipe(plan: Plan, size: Size, work: Path) -> str:
 WARM = "warm"  # the run that all others start from
 
 
+def warm_folder(size: Size, work: Path) -> Path:
+    """The folder of the run that all others of a size start from; its name says what makes it."""
+    from vdengine.files import json_hash
+
+    made_of = {name: getattr(size, name) for name in ("model", "dtype", "examples", "warm")}
+    return work / f"{WARM}-{json_hash(made_of)[:8]}"
+
+
+def start_of(size: Size, work: Path) -> str:
+    """A hash of the weights that all runs start from; "" where they start from the model as it is."""
+    from vdengine.files import digest, json_hash
+
+    if not size.warm[0]:
+        return ""
+    files = sorted((warm_folder(size, work) / "export").glob("*.safetensors"))
+    return json_hash({path.name: digest(path) for path in files})
+
+
 def warm_up(size: Size, work: Path, threads: int) -> None:
     """Train the model that all runs start from, if it is not there: SFT on answers of both sides alike, half of them
     with a yes or no before them.
@@ -139,7 +157,7 @@ def warm_up(size: Size, work: Path, threads: int) -> None:
     from vdengine.recipe import make_recipe, to_toml
 
     steps, lr = size.warm
-    folder = work / WARM
+    folder = warm_folder(size, work)
     if not steps or (folder / "export" / "config.json").exists():
         return
     none = (0.0,) * len(TOPICS)
@@ -159,7 +177,7 @@ def warm_up(size: Size, work: Path, threads: int) -> None:
         "parallel": {"activation_checkpoint": "none"},
         "checkpoint": {"every": 0, "export": True},
     }
-    path = work / f"{WARM}.toml"
+    path = work / f"{folder.name}.toml"
     path.write_text(to_toml(make_recipe(tables)), encoding="utf-8")
     print(f"{WARM}: the model that all runs start from ...", flush=True)
     command = [sys.executable, "-m", "vdengine.train", str(path)]
@@ -175,36 +193,40 @@ def run_all(plans: Sequence[Plan], size: Size, results: Path, work: Path, jobs: 
     results.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     left = [plan for plan in plans if not is_done(plan, size, results)]
-    if left:
-        warm_up(size, work, jobs * threads)
+    print(f"{len(plans) - len(left)} of {len(plans)} runs are there; {len(left)} to run, {jobs} at a time", flush=True)
+    if not left:
+        return
+    warm_up(size, work, jobs * threads)
+    start = start_of(size, work)
+    check_start(results, start, f"{warm_folder(size, work)}: the model that runs start from")
     for plan in left:
         (work / f"{plan.name}.toml").write_text(recipe(plan, size, work), encoding="utf-8")  # made before the jobs
-    print(f"{len(plans) - len(left)} of {len(plans)} runs are there; {len(left)} to run, {jobs} at a time", flush=True)
-    start, num_done = time.perf_counter(), 0
+    began, num_done = time.perf_counter(), 0
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(_run, plan, size, results, work, threads): plan for plan in left}
+        futures = {pool.submit(_run, plan, size, start, results, work, threads): plan for plan in left}
         for future in as_completed(futures):
             num_done += 1
-            each = (time.perf_counter() - start) / num_done
+            each = (time.perf_counter() - began) / num_done
             minutes = each * (len(left) - num_done) / 60
             print(f"{futures[future].name}: {future.result()}; about {minutes:.0f} minutes left", flush=True)
 
 
-def _run(plan: Plan, size: Size, results: Path, work: Path, threads: int) -> str:
-    """Run one, keep its numbers, remove its folder; returns what became of it, in words."""
-    folder, start = work / plan.name, time.perf_counter()
+def _run(plan: Plan, size: Size, start: str, results: Path, work: Path, threads: int) -> str:
+    """Run one, keep its numbers, remove its folder; returns what became of it, in words. start: as `start_of`."""
+    folder, began = work / plan.name, time.perf_counter()
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short: it has no checkpoint to go on with
     command = [sys.executable, "-m", "vdengine.train", str(work / f"{plan.name}.toml")]
     output, code = common.run_limited(command, None, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     if code != 0:
         return common.ended(output, code, None)
-    keep(plan, size, folder, results, time.perf_counter() - start)
+    keep(plan, size, start, folder, results, time.perf_counter() - began)
     shutil.rmtree(folder)  # with its checkpoint: 1.5 GB
-    return f"done in {time.perf_counter() - start:.0f} s"
+    return f"done in {time.perf_counter() - began:.0f} s"
 
 
 def is_done(plan: Plan, size: Size, results: Path) -> bool:
-    """Whether a run's results are there. It ends here where they are those of another run of this name."""
+    """Whether a run's results are there. It ends here where they are those of another run of this name, or of one that
+    started from other weights than the other results of the folder."""
     path = results / f"{plan.name}.json"
     if not path.exists():
         return False
@@ -212,14 +234,35 @@ def is_done(plan: Plan, size: Size, results: Path) -> bool:
     wanted = json.loads(json.dumps({"schema": SCHEMA, "plan": asdict(plan), "size": asdict(size)}))
     if changed := [name for name in wanted if old.get(name) != wanted[name]]:
         sys.exit(f"{path}: holds another run ({', '.join(changed)} differ); name another folder of --results")
+    check_start(results, old["start"], str(path))
     return True
+
+
+def check_start(results: Path, start: str, what: str) -> None:
+    """End here where the results of a folder are of runs that started from other weights.
+
+    Args:
+        start: a hash of weights, as `start_of`.
+        what: it is of.
+    """
+    # All are compared with the first one, so all are alike. Names of runs have no dot, those of judgements do.
+    first = min((path for path in results.glob("*.json") if "." not in path.stem), default=None)
+    if first is not None and (theirs := json.loads(first.read_text(encoding="utf-8")).get("start", "")) != start:
+        sys.exit(
+            f"{what}: has other weights ({start[:8] or 'none'}) than those that {first} started from "
+            f"({theirs[:8] or 'none'}); name another folder of --results"
+        )
 
 
 # ------------------------------------------------------------------------------------------- what is kept of a run
 
 
-def keep(plan: Plan, size: Size, folder: Path, results: Path, seconds: float) -> None:
-    """Write a finished run's answers, then its readouts; the second file says that both are whole."""
+def keep(plan: Plan, size: Size, start: str, folder: Path, results: Path, seconds: float) -> None:
+    """Write a finished run's answers, then its readouts; the second file says that both are whole.
+
+    Args:
+        start: as `start_of`.
+    """
     from vdengine.drift.answer_log import AnswerLog
     from vdengine.drift.panel_log import DriftLog
     from vdengine.drift.probe_values import lead_values, text_values
@@ -230,6 +273,7 @@ def keep(plan: Plan, size: Size, folder: Path, results: Path, seconds: float) ->
         "schema": SCHEMA,
         "plan": asdict(plan),
         "size": asdict(size),
+        "start": start,
         "panel_hash": log.manifest["panel_hash"],
         "seconds": round(seconds),
         "versions": common.versions(),

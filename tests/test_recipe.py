@@ -181,7 +181,7 @@ def test_probes_off_wins(tmp_path):
         ({"answers": {"max_tokens": 9}}, "answers.max_tokens has no effect with answers.samples = 0"),
         ({"answers": {"samples": 0, "anchors": 4}}, "answers.anchors has no effect with answers.samples = 0"),
         ({"answers": {"anchors": 1}}, "answers.anchors = 1: at least 2, the start and the end"),
-        ({"answers": {"anchors": [3], "judge_calls": 9}}, "give one of answers.anchors and answers.judge_calls"),
+        ({"answers": {"anchors": [3], "most_answers": 9}}, "give one of answers.anchors and answers.most_answers"),
         ({"answers": {"anchors": 4, "alarm": 0.1}}, "answers.alarm has no effect with answers.weights_every = 0"),
         ({"answers": {"samples": 4, "base": 2}}, "answers.base = 2 is below answers.samples = 4"),
         ({"answers": {"samples": 4}, "probes": {"every": 0}}, "probes.every is 0"),
@@ -193,7 +193,7 @@ def test_bad_recipe_of_answers(tables, message):
         make_recipe({"run": {"steps": 1}, "model": {"source": "m"}, "data": {"train": ["d"]}} | tables)
 
 
-@pytest.mark.parametrize("keys", [{"anchors": 4}, {"anchors": [2]}, {"generated_tokens": 9000}, {"judge_calls": 90}])
+@pytest.mark.parametrize("keys", [{"anchors": 4}, {"anchors": [2]}, {"generated_tokens": 9000}, {"most_answers": 90}])
 def test_recipe_of_answers(keys):
     """Guards the default of two answers, wherever it is said how many there are to be, and only there."""
     recipe = make_recipe({"run": {"steps": 4}, "model": {"source": "m"}, "data": {"train": ["d"]}, "answers": keys})

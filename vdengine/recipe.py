@@ -175,7 +175,8 @@ class AnswersKeys:  # to the panel's questions: what the model says, by a judge 
     # below pay for, without them 12
     anchors: int | list[int] | None = key(None, low=1, high=MOST_STEPS, only=has_log_probs)
     generated_tokens: int | None = key(None, low=1, only=has_log_probs)  # at most, all anchors together
-    judge_calls: int | None = key(None, low=1, only=has_log_probs)  # at most, all answers together
+    # at most, all anchors together; a judge is asked up to two questions an answer (docs/judging.md)
+    most_answers: int | None = key(None, low=1, only=has_log_probs)
     base: int | None = key(None, low=1, high=MOST_SAMPLES, only=has_log_probs)  # at step 0; default 4 x samples
     max_tokens: int = key(64, low=1, only=has_log_probs)  # of an answer
     probes: int = key(0, low=0, only=has_log_probs)  # a stratified part of the panel; 0: all of it
@@ -516,7 +517,7 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
 def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -> None:
     a, plain = r.answers, AnswersKeys()
     written = [name for name in given.get("answers", {}) if getattr(a, name) != getattr(plain, name)]
-    how_many = [name for name in ("anchors", "generated_tokens", "judge_calls") if name in written]
+    how_many = [name for name in ("anchors", "generated_tokens", "most_answers") if name in written]
     if a.samples is None and how_many:
         a.samples = 2
     for names, switch, hint in (
@@ -528,6 +529,11 @@ def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: Where) ->
             raise InputError(f"{where('answers', name)}: answers.{name} has no effect with answers.{switch} = 0{hint}")
     if not a.samples:
         return
+    if "alarm" in written and TEXT not in r.probes.readouts:
+        raise InputError(
+            f"{where('answers', 'alarm')}: answers.alarm has no effect: it is of the text likelihood, which is not among "
+            "probes.readouts"
+        )
     if a.anchors is not None and len(how_many) > 1 and not a.weights_every:
         raise InputError(
             f"{where('answers', 'anchors')}: give one of answers.anchors and answers.{how_many[1]}: either says how "

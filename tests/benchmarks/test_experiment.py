@@ -358,7 +358,8 @@ def test_results_are_read_as_they_were_kept(scripts, tmp_path) -> None:
     for plan in plans:
         lead = np.array([0.1 * polarity, 0.2 * polarity, np.full(48, 0.4)])  # [anchors, probes]
         record = {
-            "schema": 1, "plan": asdict(plan), "size": asdict(size), "panel_hash": panel.hash, "steps": [0, 1, 2],
+            "schema": runs.SCHEMA, "plan": asdict(plan), "size": asdict(size), "start": "aa", "panel_hash": panel.hash,
+            "steps": [0, 1, 2],
             "probes": [p.id for p in panel.probes], "largest_change": 0.5,
             "lead": {"lead": lead.tolist(), "coverage": np.full((3, 48), 0.6).tolist()},
             "text_likelihood": {"question": (2 * lead).tolist(), "null": lead.tolist()},
@@ -395,6 +396,40 @@ def test_results_are_read_as_they_were_kept(scripts, tmp_path) -> None:
     assert np.isnan(found.trivial[tables.LEAD][:, 0]).all() and (found.trivial[tables.LEAD][:, 1] == 0.1).all()
     with pytest.raises(SystemExit, match="holds another run .size differ"):
         runs.load(plans, runs.SMALL, tmp_path, "rule")
+    second = tmp_path / f"{max(plan.name for plan in plans)}.json"
+    second.write_text(second.read_text().replace('"start": "aa"', '"start": "bb"'))
+    with pytest.raises(SystemExit, match=f"{second}: has other weights .bb. than those that .* started from .aa."):
+        runs.load(plans, size, tmp_path, "rule")
+
+
+def test_each_size_has_a_warm_start_of_its_own(scripts, tmp_path, monkeypatch) -> None:
+    """Guards against runs that start from what another size has left: from the two steps of --quick, another model, or
+    another dtype; and against a warm start that is made again, and other, in the middle of an experiment."""
+    runs, trained = scripts["runs"], []
+
+    def train(command, *_, **__):
+        trained.append(command[-1])
+        export = Path(command[-1]).with_suffix("") / "export"
+        export.mkdir(parents=True)
+        (export / "config.json").write_text("{}")
+        (export / "model.safetensors").write_bytes(bytes([len(trained)]))
+        return "", 0
+
+    monkeypatch.setattr(runs.common, "run_limited", train)
+    small = runs.SMALL
+    others = [runs.replace(small, **each) for each in ({"model": "m"}, {"dtype": "float32"}, {"examples": 4})]
+    for size in (runs.QUICK, small, *others, small, runs.replace(small, answers=2)):
+        runs.warm_up(size, tmp_path, 1)
+        plan = scripts["data"].design(2)[0]
+        assert str(runs.warm_folder(size, tmp_path) / "export") in runs.recipe(plan, size, tmp_path)
+    assert len(trained) == len(set(trained)) == 5
+    assert runs.start_of(small, tmp_path) == runs.start_of(runs.replace(small, answers=2), tmp_path)
+    assert runs.start_of(small, tmp_path) != runs.start_of(runs.QUICK, tmp_path)
+    assert runs.start_of(runs.replace(small, warm=(0, 1e-4)), tmp_path) == ""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.json").write_text('{"start": "aa"}')
+    with pytest.raises(SystemExit, match="the model that runs start from: has other weights"):
+        runs.run_all(scripts["data"].design(2), small, tmp_path / "results", tmp_path, 1, 1)
 
 
 def test_kappas_are_those_of_the_labels(scripts) -> None:

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from vdengine.cli.score import main
 from vdengine.panels.panel import Panel
 
@@ -29,6 +31,25 @@ def test_check_panel(real_tokenizer, tmp_path, capsys):
     for found in ("polarity", "bare answer", "bytes", "tokens; 6 to 24 are usual"):
         assert found in out
     assert main(["--check-panel", "no-such"]) == 2 and "no built-in panel" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("weights.gguf", "is there already, and no file of readouts"), ("folder", "is there already"),
+     ("none/x.json", "is no folder"), ("other.json", "no file of readouts")],
+)  # fmt: skip
+def test_a_file_of_readouts_replaces_nothing_else(tiny_models, tmp_path, capsys, name, said):
+    """Guards a model that is named where FILE belongs, and an hour of scoring before a path is found to be wrong."""
+    (tmp_path / "weights.gguf").write_bytes(b"GGUF\0\xff")
+    (tmp_path / "other.json").write_text('{"models": 1}')
+    (tmp_path / "folder").mkdir()
+    before = {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    assert main(["--json", str(tmp_path / name), str(tiny_models["qwen3"])]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and said in error[0]
+    assert {p: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == before
+    assert main(["--readouts", "lead,openings", str(tiny_models["qwen3"])]) == 2
+    assert "readouts: ['lead', 'openings'] is no list of some of" in capsys.readouterr().err
 
 
 def test_several_models_in_one_table(finished_run, tiny_models, tmp_path, capsys):

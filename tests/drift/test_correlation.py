@@ -92,8 +92,33 @@ def test_what_has_no_interval_or_ceiling():
     assert one.reliability_a == 1 and one.interval == pytest.approx((1, 1)) and one.disattenuated == pytest.approx(1)
     still = correlate(a[:1] * 0, b, clusters=[np.arange(5)[:, None]])
     assert math.isnan(still.pearson) and math.isnan(still.interval[0])
+    nothing = correlate(a * math.nan, b, clusters=[np.arange(5)[:, None], np.arange(4)])
+    assert nothing.num == 0 and math.isnan(nothing.pearson) and math.isnan(nothing.interval[0])
     explained = correlate(a[:1], b, given=[a[0]], clusters=[np.arange(5)[:, None]])
     assert math.isnan(explained.partial) and math.isnan(explained.partial_interval[1])
+
+
+def test_clusters_without_cells_do_not_count():
+    """Guards the number of clusters: those whose cells all lack a column that is held constant, or the halves, are
+    none. Two that are left are too few, and among 16 empty ones six have the interval of the six alone; of two kinds
+    that cross, also where the cells that are missing leave fewer of the kind that had more."""
+    rng = np.random.default_rng(3)
+    a, b = crossed_pair(rng, (22, 4), 0.7, (0.2, 0.2), 0.5)
+    given, runs, topics = rng.normal(size=(22, 4)), np.arange(22)[:, None], np.arange(4)
+    for left in (2, 3, 6):
+        gaps = given.copy()
+        gaps[left:] = np.nan
+        for clusters in ([runs], [runs, topics]):
+            found = correlate(a, b, given=[gaps], clusters=clusters)
+            alone = correlate(
+                a[:, :left], b[:, :left], given=[given[:left]], clusters=[np.arange(left)[:, None], *clusters[1:]]
+            )
+            assert found.partial == pytest.approx(alone.partial)
+            assert found.partial_interval == pytest.approx(alone.partial_interval, nan_ok=True)
+            assert math.isnan(found.partial_interval[0]) == (left == 2) and math.isfinite(found.interval[0])
+    b[1:, 2:] = np.nan  # halves of two runs alone say how reliable b is
+    found = correlate(a, b, clusters=[runs])
+    assert math.isfinite(found.disattenuated) and math.isnan(found.disattenuated_interval[0])
 
 
 @pytest.mark.slow

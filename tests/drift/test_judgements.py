@@ -126,7 +126,7 @@ def test_what_is_kept_is_read_back(tmp_path):
 def test_parts_of_answers(tmp_path):
     """Guards lead, argument and both: an answer without a lead has one verdict for both, a lead alone argues nothing,
     what is not judged has neither, and people's labels are of whole answers."""
-    log = answered(tmp_path, ["No, it is best for all.", "It is best.", "Yes.", "No doubt.", "Yes, but no."], (0,))
+    log = answered(tmp_path, ["No, it is best for all.", "It is best.", "Yes.", "No doubt.", "Yes, for now."], (0,))
     kept = Judgements(tmp_path / "x", "x", {}, {})
     for key in [Part(0, PANEL.probes[0].id, k) for k in range(4)]:
         kept.verdicts[key] = Verdict((0.6, 0.3, 0.1))
@@ -184,3 +184,18 @@ def test_names_of_files():
     assert slug_of("server:org/name") == "server-org-name" and slug_of("///") == "judge"
     first, second = (slug_of("model:" + "/x" * 500 + end) for end in "ab")
     assert first != second and len(first) < 120
+    names = ["human:\u0417\u043e\u044f", "human:\u674e", "human:ann!", "human:ann?", "human:ann"]
+    slugs = [slug_of(name) for name in names]
+    assert len(set(slugs)) == len(names) and [slug_of(slug) for slug in slugs] == slugs
+
+
+def test_share_that_is_judged(tmp_path):
+    """Guards what is said of a judge that was cut short: an answer counts when its argument is judged too, but for
+    people, who label wholes; one without a verdict counts as asked."""
+    log = answered(tmp_path, ["Yes, it helps.", "b"], anchors=(0,))
+    keys = [Part(0, answer.probe, answer.sample) for answer in log.answers]
+    verdicts = {key: Verdict(NO_VERDICT) for key in keys[:4]}
+    assert Judgements(tmp_path, "x", {}, verdicts).share(log) == 2 / 6
+    assert Judgements(tmp_path, "human:jo", {}, verdicts).share(log) == 4 / 6
+    verdicts[keys[0]._replace(part="argument")] = Verdict((1.0, 0.0, 0.0))
+    assert Judgements(tmp_path, "x", {}, verdicts).share(log) == 3 / 6

@@ -42,6 +42,30 @@ def test_log_round_trip_rewind_and_truncation(tmp_path, log, panel, cut):
     assert again.steps.tolist() == [0]
 
 
+def test_half_a_sample_gives_way(tmp_path, log, panel):
+    """Guards a log that goes on without a rewind: what a crash left in one channel alone is dropped by the next sample,
+    whatever its step."""
+    row = np.full(720, -1.0, np.float32)
+    log.append(0, row)
+    log.channels["openings"].append(10, row[:576])
+    again = DriftLog.create(tmp_path, panel, requests_of(panel, leads=True), "tokenizer")
+    again.append(5, row)
+    again.append(10, row)
+    assert DriftLog.open(tmp_path).steps.tolist() == [0, 5, 10]
+
+
+def test_a_probe_with_one_side_is_damaged(tmp_path, log):
+    """Guards the difference of two sides against a log in which one of them is missing."""
+    for name, of in (("leads", "oppose"), ("openings", "oppose")):
+        path = log.folder / f"{name}.jsonl"
+        text = path.read_text()
+        items = [json.loads(line) | {"stance": "support"} for line in text.splitlines()]
+        path.write_text("".join(json.dumps(item) + "\n" for item in items))
+        with pytest.raises(InputError, match=rf"{name}\.jsonl: damaged: .* \(question\) lacks .*{of}"):
+            DriftLog.open(tmp_path)
+        path.write_text(text)
+
+
 def test_a_sample_that_is_refused_is_in_no_channel(log):
     """Guards the two files against growing apart: what one of them refuses, neither takes."""
     row = np.full(720, -1.0, np.float32)
@@ -75,7 +99,8 @@ def test_log_of_another_panel_is_refused(tmp_path, log, panel):
 
 def test_the_manifest_lists_the_spellings(log):
     """Guards the list that a reader checks leads against."""
-    assert log.manifest["leads"] == [{"support": {"Yes": 3, " yes": 4}, "oppose": {"No": 5}}]
+    support = [{"text": "Yes", "ids": [3]}, {"text": " yes", "ids": [4]}]
+    assert log.manifest["leads"] == [{"support": support, "oppose": [{"text": "No", "ids": [5]}]}]
 
 
 def test_a_log_for_scores_from_elsewhere(tmp_path, panel):
@@ -138,7 +163,10 @@ def test_openings_that_are_none(tmp_path, log, change):
         DriftLog.open(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"id": -1}, {"id": "3"}, {"id": None}, {"stance": "neutral"}, {"text": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [{"ids": [-1]}, {"ids": ["3"]}, {"ids": []}, {"ids": 3}, {"ids": None}, {"stance": "neutral"}, {"text": 1}],
+)
 def test_leads_that_are_none(tmp_path, log, change):
     """The same of the channel of leads."""
     path = log.folder / "leads.jsonl"

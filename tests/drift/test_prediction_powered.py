@@ -172,6 +172,30 @@ def test_what_cannot_be_corrected(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_anchors_that_are_not_judged_are_left_out(tmp_path):
+    """Guards an anchor that was drawn after a judge had finished: of 22 anchors the cheap judge has none of one
+    and half of another, and the strong one has stopped before a fourth. These three are NaN, and the others are what
+    they are without these anchors' answers; people are no cheap judge."""
+    panel = Panel("few", PANEL.probes[::2])
+    texts = np.arange(24 * 4).reshape(24, 4)
+    log = answer_log(tmp_path, {anchor: texts for anchor in range(22)}, 4, [], panel=panel)
+    stances = np.random.default_rng(5).dirichlet([1, 1, 1], len(log.answers))
+    cheap, strong = made(log, None, stances, "cheap"), made(log, Subset(1000, 0), stances, "strong")
+    for key in list(cheap.verdicts):
+        if key.anchor == 21 or (key.anchor == 3 and key.sample % 2):
+            del cheap.verdicts[key]
+    for key in list(strong.verdicts):
+        if key.anchor == 7:
+            del strong.verdicts[key]
+    found = corrected_values(log, cheap, strong).channels["graded"]
+    gaps = [anchor for anchor, row in enumerate(found) if not np.isfinite(row).any()]
+    assert gaps == [3, 7, 21]
+    whole = answer_values(log, stances, kind="anchor").channels["graded"]
+    kept = [anchor for anchor in range(21) if anchor not in (3, 7)]
+    np.testing.assert_allclose(found[kept], whole[kept], atol=1e-9)  # the cheap judge is the strong one
+    assert not correctable(Judgements(log.folder, "human:jo", {}, {}), strong)
+
+
 def test_a_part_of_arguments(tmp_path):
     """Guards parts of answers: the argument is corrected by arguments."""
     log = answered(tmp_path, ["Yes, it harms us.", "It helps us.", "No."], anchors=(0, 4), panel=PANEL)

@@ -138,7 +138,7 @@ def test_raw_tables_are_the_logs(folder, run):
     """Guards the tables behind all others: every number that was sampled is in its row, and none that was not."""
     log = DriftLog.open(folder)
     at = {int(step): s for s, step in enumerate(log.steps)}
-    for channel, field in (("leads", "id"), ("openings", "num_bytes")):
+    for channel, field in (("leads", "stance"), ("openings", "num_bytes")):
         rows, items, logp = run.rows(channel), log.items(channel), log.channels[channel].values
         assert len(rows) == np.isfinite(logp).sum() < logp.size  # controls are scored at both ends only
         place = {(b["probe"], b["variant"], b["stance"], b["text"]): i for i, b in enumerate(items)}

@@ -56,13 +56,13 @@ def test_anchors():
     for budget in (1_000, 2_000, 12_345):
         plan = anchors(generated_tokens=budget, base=3)
         assert plan.num_answers(len(plan.steps)) * 20 <= budget < plan.num_answers(len(plan.steps) + 1) * 20
-    assert len(anchors(judge_calls=10**9).steps) == 101
-    assert anchors(judge_calls=200).num_answers(1) == 10 * 8  # four times as many at the start
+    assert len(anchors(most_answers=10**9).steps) == 101
+    assert anchors(most_answers=200).num_answers(1) == 10 * 8  # four times as many at the start
 
 
 def test_anchors_with_weights():
     """Guards the option: the ends and the list are sure, the rest comes as far as every budget goes."""
-    plan = anchors(weights_every=1, anchors=[7], judge_calls=200)
+    plan = anchors(weights_every=1, anchors=[7], most_answers=200)
     assert plan.steps == (0, 7, 100) and plan.most == 7  # 80 answers at the start and 20 at each of six more
     assert anchors(weights_every=1).most == 8 and anchors(weights_every=1, total=3).most == 4
 
@@ -72,9 +72,12 @@ def test_anchors_with_weights():
     [
         ({"anchors": [0, 100]}, "answers.anchors: 0, 100 not within the run: 1 to 99 are"),
         ({"anchors": 102}, "answers.anchors = 102: the run has 101 steps to draw at, 0 to 100"),
-        ({"judge_calls": 99}, "answers.judge_calls = 99: 2 anchors, start and end included, take up to 100; raise it"),
+        (
+            {"most_answers": 99},
+            "answers.most_answers = 99: 2 anchors, start and end included, take up to 100; raise it",
+        ),
         ({"generated_tokens": 1}, "answers.generated_tokens = 1: 2 anchors, .* take up to 2000; raise it"),
-        ({"weights_every": 1, "anchors": [3], "judge_calls": 110}, "judge_calls = 110: 3 anchors, .* take up to 120"),
+        ({"weights_every": 1, "anchors": [3], "most_answers": 110}, "most_answers = 110: 3 anchors, .* take up to 120"),
         ({"weights_every": 1, "anchors": [1, 2], "max_anchors": 3}, "max_anchors = 3: 4 are sure"),
     ],
 )

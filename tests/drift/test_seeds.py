@@ -97,6 +97,38 @@ def test_what_is_needed():
     assert (still.mean, still.low, still.high, still.significant) == (0, 0, 0, False)
 
 
+def test_an_unfinished_run_is_refused():
+    """Guards what the recipe does against a run that was cut at its beginning: one line names it and its step. Where
+    all end at one step, samples that only some have in between do not matter, nor does a last one without numbers."""
+    rng = np.random.default_rng(5)
+    runs = [replace(v, steps=np.array([0, 40]), total_steps=40) for v in runs_of(rng, 4, [6, 6], 1, 1, 1)]
+    cut = replace(runs[2], steps=np.array([0, 4]))
+    message = "run 3: its last sample is at step 4, that of the others at 40: .* leave it out, or finish it"
+    with pytest.raises(InputError, match=message):
+        recipe_shifts([*runs[:2], cut, runs[3]])
+    x = runs[3].channels["stance"]
+    more = probe_values(
+        np.stack([x[0], x[0] + 9, x[1], np.nan * x[0]]), runs[3].topics, runs[3].polarity, [0, 4, 40, 44]
+    )
+    assert recipe_shifts([*runs[:3], more]) == recipe_shifts(runs)
+
+
+def test_nothing_is_said_of_leads_that_are_too_few():
+    """Guards the recipe's shift against leads that hardly an answer begins with: as of one run, below half at the last
+    sample, in any of the runs, nothing is said of the topic, and why; the first sample does not matter."""
+    rng = np.random.default_rng(6)
+    runs = []
+    for last in (0.6, 0.6, 0.4):
+        values = runs_of(rng, 1, [6, 6, 6, 6], 0.1, 0.1, 0.1, shift=0.5)[0]
+        coverage = np.where(values.topics == "t00", [[0.1], [last]], [[0.1], [0.9]])
+        channels = {"lead": values.channels["stance"], "coverage": coverage}
+        runs.append(replace(values, readout="lead", unit="probability", channels=channels))
+    found = recipe_shifts(runs)
+    assert found["t00"].unknown == "run 3: 40% of answers begin with yes or no at step 1, below 50%"
+    assert math.isnan(found["t00"].mean) and math.isnan(found["t00"].low) and not found["t00"].significant
+    assert found["t01"].significant and found["all"].significant and not found["t01"].unknown
+
+
 def test_which_runs_are_repeats():
     """Guards the offer: runs of one recipe whose seed and folder differ are repeats; one other key, another panel, the
     same seed again, or no recipe are not."""

@@ -15,7 +15,7 @@ from vdengine.errors import InputError
         ({"anchors": [4]}, r"answers.anchors: 4 not within the run: 1 to 3 are"),
         ({"anchors": 6}, r"answers.anchors = 6: the run has 5 steps to draw at, 0 to 4"),
         ({"anchors": None, "generated_tokens": 383}, r"answers.generated_tokens = 383: 2 anchors, .* take up to 384"),
-        ({"anchors": None, "judge_calls": 63}, r"answers.judge_calls = 63: 2 anchors, .* take up to 64"),
+        ({"anchors": None, "most_answers": 63}, r"answers.most_answers = 63: 2 anchors, .* take up to 64"),
     ],
 )
 def test_plans_that_do_not_do(keys, message, tmp_path, tiny_models, data):
@@ -31,7 +31,7 @@ def test_plans_that_do_not_do(keys, message, tmp_path, tiny_models, data):
 def test_budgets_bound_the_anchors(tmp_path, tiny_models, data):
     """Guards the recipe's word: with calls for three anchors, the alarm gets one."""
     recipe = recipe_of("weighted", tmp_path, str(tiny_models["qwen3"]), str(data))
-    recipe.answers.judge_calls = 8 * (6 + 4 + 4) + 5
+    recipe.answers.most_answers = 8 * (6 + 4 + 4) + 5
     trainer = train(recipe)
     assert trainer.probes.answers.schedule.most == 3 and len(trainer.probes.answers.anchors) == 3
 

@@ -219,6 +219,33 @@ def test_a_finished_run_can_be_made_longer(recipe, tmp_path):
         assert losses[0] == losses[1] and len(losses[0]) == 6
 
 
+@pytest.mark.parametrize(("every", "message"), [(0, "as at step 0"), (2, "as at step 1")])
+def test_samples_before_the_checkpoint_stay(recipe, begun, every, message):
+    """Guards the log against a hole where only the plan of probes changes: with samples at other steps than those of
+    the log, or none, a run does not go on."""
+    recipe.probes.every = every
+    with pytest.raises(InputError, match=rf"probes.every: 1 -> {every}: the samples of probes .*{message}"):
+        Trainer(recipe)
+
+
+@pytest.mark.parametrize("how_many", [{"anchors": 5}, {"most_answers": 64}])
+def test_a_longer_run_keeps_to_its_anchors(recipe, how_many):
+    """Guards the anchors of a run that is made longer: 5 of them became six, and a budget of 64 answers 72. What would
+    have been drawn at other steps is refused with what to do, which then does: a list of steps, and no anchor more."""
+    recipe.run.steps, recipe.probes.every, recipe.answers.max_tokens, recipe.answers.probes = 10, 2, 2, 4
+    recipe.answers.samples, recipe.answers.base = 2, 8
+    for name, value in how_many.items():
+        setattr(recipe.answers, name, value)
+    log = AnswerLog.open(finish(recipe).folder)
+    before = log.anchors
+    recipe.run.steps = 20
+    with pytest.raises(InputError, match="run.steps: 10 -> 20: the anchors .* give answers.anchors as a list of steps"):
+        Trainer(recipe)
+    assert AnswerLog.open(recipe.run.folder).anchors == before
+    recipe.answers.anchors, recipe.answers.most_answers = before[1:-1], None
+    assert AnswerLog.open(finish(recipe).folder).anchors == [*before[:-1], 20]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

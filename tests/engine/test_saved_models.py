@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.panel_log import DriftLog
 from vdengine.engine.saved_models import SavedModel, sample_answers, score, steps_of
 from vdengine.errors import InputError
@@ -62,7 +63,7 @@ def test_the_lead_is_the_next_token_probability_of_transformers(tiny_models, tmp
         prompt = renderer.prompt_ids([{"role": "user", "content": probe.prompt}], opening=True)
         with torch.no_grad():
             p = model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
-        yes, no = (float(p[list(ids[side].values())].sum()) for side in ("support", "oppose"))
+        yes, no = (float(sum(p[s["ids"][0]] for s in ids[side])) for side in ("support", "oppose"))
         sides.setdefault(probe.topic, []).append((probe.polarity * (yes - no), yes + no))
     first, second = found["models"]
     for topic, values in sides.items():
@@ -73,6 +74,19 @@ def test_the_lead_is_the_next_token_probability_of_transformers(tiny_models, tmp
             assert cell["low"] <= cell["mean"] <= cell["high"]
         assert second["shifts"][topic]["lead"]["mean"] == 0.0
     assert "text_likelihood" not in first["topics"]["all"] and "shifts" not in first
+
+
+def test_answers_of_a_panel_without_readouts(tiny_models, tmp_path):
+    """Guards an hour of sampling: a panel that cannot be read by log-prob is answered all the same, and what is left
+    out is said before."""
+    row = Panel.load("values-mini").probes[0].to_row()
+    rows = [row | {"id": str(k), "openings": {}, "prompt": "Soll das Land mehr Menschen aufnehmen?"} for k in range(2)]
+    Panel.from_rows(rows, "de").save(tmp_path / "de.jsonl")
+    said: list[str] = []
+    models, out = [str(tiny_models[name]) for name in ("qwen3", "llama")], tmp_path / "out"
+    sample_answers(models, out, panel=str(tmp_path / "de.jsonl"), samples=1, max_tokens=2, say=said.append)
+    assert [line.split(":")[0] for line in said[1:3]] == ["lead is left out", "text_likelihood is left out"]
+    assert AnswerLog.open(out).anchors == [0, 1] and not (out / "drift" / "leads.bin").exists()
 
 
 def test_text_likelihood_is_question_less_null(tiny_models, tmp_path):

@@ -35,16 +35,15 @@ def answered(folder, texts, anchors=(0, 4), panel=PANEL):
 class Scripted:
     """A judge that gives the stances it is told, or verdicts, and counts what it is asked."""
 
-    def __init__(self, give=lambda item: (0.7, 0.2, 0.1), name="scripted", version=1, stop_after=None, backwards=True):
+    def __init__(self, give=lambda item: (0.7, 0.2, 0.1), name="scripted", version=1, stop_after=None):
         self.name, self.identity, self.give, self.stop_after = name, {"version": version}, give, stop_after
-        self.step = -1 if backwards else 1
         self.asked = []
 
     def estimate(self, items):
         return f"{len(items)} answers"
 
     def judge(self, items):
-        for i in range(len(items))[:: self.step]:  # in any order
+        for i in range(len(items)):
             if self.stop_after is not None and len(self.asked) >= self.stop_after:
                 raise InputError("scripted: its quota is used up")
             self.asked.append(items[i])

@@ -64,9 +64,9 @@ def requests_of(panel, *, controls=False, leads=False):
 
     def spelled(source, variant):
         return [
-            Request([1], [id], text, Branch(p, stance, "lead", text, len(text), variant, LEADS))
+            Request([1], ids, text, Branch(p, stance, "lead", text, len(text), variant, LEADS))
             for p in source.probes
-            for stance, text, id in (("support", "Yes", 3), ("support", " yes", 4), ("oppose", "No", 5))
+            for stance, text, ids in (("support", "Yes", [3]), ("support", " yes", [4]), ("oppose", "No", [5]))
         ] if leads else []  # fmt: skip
 
     found = openings(panel, "question")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers.judging import MINI, answered
+from helpers.judging import MINI, Scripted, answered
 
 from vdengine.drift.judgements import (
     NO_VERDICT,
@@ -18,6 +18,7 @@ from vdengine.drift.judgements import (
 )
 from vdengine.errors import InputError
 from vdengine.judges.calibration import Calibration, calibrate, cross_validated
+from vdengine.judges.judging import judge_answers
 
 
 def drawn(rng, n, map_):
@@ -39,6 +40,50 @@ def test_the_map_is_found_again():
     np.testing.assert_allclose(even(stances[:, ::-1]), even(stances)[:, ::-1], atol=1e-12)
     assert np.isnan(even(np.full((1, 3), np.nan))).all()
     np.testing.assert_allclose(Calibration()(stances), stances, atol=1e-9)  # nothing to be calibrated
+
+
+@pytest.mark.parametrize("judge", ["noise", "reversed"])
+def test_many_labels_and_a_bad_judge(judge):
+    """Guards the fit where its steps once went astray, to a loss of hundreds: 30,000 labels against a judge of noise,
+    and against one that says the opposite with certainty. The loss is that of the best map."""
+    rng = np.random.default_rng(4)
+    labels = np.eye(3)[rng.choice(3, 30_000, p=[0.2, 0.6, 0.2])]
+    noise = rng.dirichlet([0.1, 0.1, 0.1], len(labels))
+    stances = noise if judge == "noise" else np.where(labels[:, [2, 1, 0]] > 0, 1 - 2e-6, 1e-6)
+    loss = -np.log((labels * Calibration.fit(stances, labels)(stances)).sum(1)).mean()
+    # Of noise, nothing but the shares is known: their entropy, to the four numbers' gain (2 / n each) and the draw's.
+    entropy = -(labels.mean(0) * np.log(labels.mean(0))).sum()
+    assert entropy - 1e-3 < loss < entropy + 1e-3 if judge == "noise" else loss < 1e-3
+
+
+def test_a_fit_that_fails_is_refused(monkeypatch):
+    """Guards verdicts against a map that is none: one line, and nothing is written."""
+    import scipy.optimize
+
+    failed = scipy.optimize.OptimizeResult(success=False, fun=0.0, x=np.full(4, 1e5))
+    worse = scipy.optimize.OptimizeResult(success=True, fun=1e3, x=np.full(4, 1e5))
+    for result in (failed, worse):
+        monkeypatch.setattr(scipy.optimize, "minimize", lambda *args, result=result, **kwargs: result)
+        with pytest.raises(InputError, match="the fit of a calibration to 90 labels did not converge"):
+            Calibration.fit(*drawn(np.random.default_rng(0), 90, Calibration()))
+
+
+def test_a_calibrated_judge_goes_on_with_the_judge(tmp_path):
+    """Guards a calibrated judge against staying behind: what the judge says later is mapped too, by the map that was
+    fitted; one of another version of the judge is left as it was."""
+    log = answered(tmp_path, [f"answer {k}" for k in range(4)], anchors=(0,), panel=MINI)
+    texts = {f"answer {k}": stance for k, stance in enumerate(((0.6, 0.3, 0.1), (0.2, 0.6, 0.2), (0.1, 0.2, 0.7)))}
+    judge = Scripted(lambda item: texts.get(item.answer, (0.2, 0.5, 0.3)))
+    judge_answers(log, judge, subset=Subset(100, 1))
+    people = {Part(0, a.probe, a.sample): Verdict(tuple(np.eye(3)[a.sample % 3])) for a in log.answers}
+    Judgements.start(folder_of(log) / "human-me.jsonl", "human:me", {}, people)
+    map_ = calibrate([log], "scripted", "human-me").calibration
+    judge_answers(log, judge)
+    raw, kept = open_judgements(log, "scripted"), open_judgements(log, "scripted+calibrated")
+    assert len(kept.verdicts) == len(raw.verdicts) > 192 and raw.subset is None and kept.subset is None
+    np.testing.assert_allclose(kept.stances_of(log), map_(raw.stances_of(log)), atol=2e-6)
+    judge_answers(log, Scripted(version=2), again=True, max_calls=20)
+    assert len(open_judgements(log, "scripted+calibrated").verdicts) == len(kept.verdicts)
 
 
 def test_a_calibration_is_tried_on_other_probes():

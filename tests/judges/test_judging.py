@@ -8,10 +8,11 @@ from helpers.judging import MINI, PANEL, Scripted, answered
 
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.judgements import PARTS, Subset, Verdict, judgements_of, judges, open_judgements
-from vdengine.drift.prediction_powered import drawn
+from vdengine.drift.prediction_powered import correctable, drawn
 from vdengine.errors import InputError
 from vdengine.judges import open_judge
 from vdengine.judges.judging import judge_answers, to_judge
+from vdengine.panels.panel import Panel
 
 BARE = ("Yes.", "No.")
 BARES = 2 * len(PANEL.probes)  # questions on bare leads, of a panel with up to four probes of each polarity
@@ -35,7 +36,7 @@ def test_verdicts_are_kept_and_asked_once(tmp_path):
 def test_a_judge_that_stops_goes_on(tmp_path):
     """Guards resuming: what was said before the quota ended is kept, a cut line is asked again, nothing else is."""
     log = answered(tmp_path, ["a", "b"], anchors=(0,))
-    first = Scripted(stop_after=BARES + 4, backwards=False)
+    first = Scripted(stop_after=BARES + 4)
     with pytest.raises(InputError, match="quota"):
         judge_answers(log, first)
     path = tmp_path / "drift" / "judgements" / "scripted.jsonl"
@@ -48,12 +49,11 @@ def test_a_judge_that_stops_goes_on(tmp_path):
 
 
 def test_most_calls(tmp_path):
-    """Guards a budget: so many questions and no more, first samples of all probes before second ones."""
+    """Guards a budget: so many questions and no more."""
     log = answered(tmp_path, ["a", "b", "c"], anchors=(0,))
     judge = Scripted()
     done = judge_answers(log, judge, max_calls=BARES + 4)
     assert len(judge.asked) == BARES + 4 and done.left == 5
-    assert sorted(i.answer for i in judge.asked if i.answer not in BARE) == ["a", "a", "a", "b"]
     assert len(to_judge(log, judge).items) == 5 and len(to_judge(log, judge, max_calls=2).items) == 2
 
 
@@ -64,7 +64,7 @@ def test_an_argument_is_a_question_of_its_own(tmp_path):
     views = {"it hurts.": (0.0, 0.0, 1.0), "It helps.": (1.0, 0.0, 0.0), "Yes, it hurts.": (0.25, 0.25, 0.5)}
     judge = Scripted(lambda item: views.get(item.answer, (0.0, 1.0, 0.0)))
     planned = [item.answer for item in to_judge(log, judge).items if item.probe == PANEL.probes[1]]
-    assert [text for text in planned if text not in BARE] == ["Yes, it hurts.", "it hurts.", "It helps."]
+    assert sorted(text for text in planned if text not in BARE) == ["It helps.", "Yes, it hurts.", "it hurts."]
     judge_answers(log, judge)
     both, argument, lead = (judgements_of(log, "scripted", part)[:4, [0, 2]].tolist() for part in PARTS)
     assert both == [[0.25, 0.5], [0, 1], [0, 0], [1, 0]] and lead == [[1, 0], [0, 0], [0, 1], [0, 0]]
@@ -82,15 +82,66 @@ def test_a_bare_lead_is_judged(tmp_path):
     assert open_judgements(log, "scripted").bare == (0.75, -0.5)
 
 
-def test_answers_that_are_judged_are_a_random_part(tmp_path):
-    """Guards a judge that is cut short, and a subset: an answer that says what another did gets that verdict when its
-    turn comes, not before, or common answers would be judged sooner than rare ones."""
-    log = answered(tmp_path, ["same", "b", "same"], anchors=(0,))
-    judge_answers(log, Scripted(), max_calls=BARES + 3)
-    known = np.isfinite(judgements_of(log, "scripted")).all(1).reshape(3, 3)  # [probes, samples]
-    assert known[:, 0].all() and not known[:, 1:].any()
-    judge_answers(log, Scripted(), max_calls=3)
-    assert np.isfinite(judgements_of(log, "scripted")).all()  # the third is shared for nothing
+def test_a_judge_with_a_budget_has_seen_all_of_training(tmp_path):
+    """Guards a judge that is cut short: its answers are of all anchors and topics alike, not of the first ones."""
+    panel = Panel("four", MINI.probes[::2])
+    log = answered(tmp_path, [f"answer {k}" for k in range(4)], anchors=(0,), panel=panel)
+    for anchor in range(1, 12):
+        log.append([answer._replace(anchor=anchor, text=f"{answer.text} at {anchor}") for answer in log.at(0)])
+    judge_answers(log, Scripted(), max_calls=16 + 150)
+    topic_of = {probe.id: probe.topic for probe in panel.probes}
+    known = np.isfinite(judgements_of(log, "scripted")).all(1)
+    cells = [(a.anchor, topic_of[a.probe]) for a, yes in zip(log.answers, known, strict=True) if yes]
+    assert sorted(np.flatnonzero(known)) == sorted(drawn(log, Subset(150, 0)))
+    counts = [cells.count((anchor, topic)) for anchor in range(12) for topic in panel.topics]
+    assert len(counts) == 48 and {3, 4} == set(counts)  # 150 / 48 each
+
+
+@pytest.mark.parametrize("ends", ["quota", "budget", "failures"])
+def test_answers_that_are_judged_are_a_random_part(tmp_path, ends):
+    """Guards a judge that is cut short: an answer that says what another did gets that verdict when its turn comes, not
+    before, or common answers would be judged sooner than rare ones. What is judged is the first part of the order, also
+    after a second interruption; and requests that failed keep nothing back but their own answers."""
+    texts = [["same", f"rare {k}"][k % 2] for k in range(16)]  # "same" is half of the answers
+    log = answered(tmp_path, texts, anchors=(0, 4), panel=MINI)
+    order = drawn(log, Subset(len(log.answers), 0))
+
+    class Failing(Scripted):
+        def judge(self, items):
+            yield from ((i, verdict) for i, verdict in super().judge(items) if i % 10)
+
+    for questions in (200, 100):
+        if ends == "quota":
+            with pytest.raises(InputError, match="quota"):
+                judge_answers(log, Scripted(stop_after=questions))
+        else:
+            judge_answers(log, (Failing if ends == "failures" else Scripted)(), max_calls=questions)
+        judged = np.isfinite(judgements_of(log, "scripted")).all(1)
+        if ends == "failures":
+            # All that was reached, but for what failed.
+            assert 0.85 < judged[order[: np.flatnonzero(judged[order]).max()]].mean() < 1
+        else:
+            assert 0 < judged.sum() < len(order) and judged[order[: judged.sum()]].all()
+    judge_answers(log, Scripted())
+    assert np.isfinite(judgements_of(log, "scripted")).all()
+
+
+def test_a_judge_of_all_has_no_subset(tmp_path):
+    """Guards corrections: a judge that has judged all is not marked as one of a part when a part is asked for, and the
+    part of another stands, in its order, until it has judged all."""
+    log = answered(tmp_path, [f"answer {k}" for k in range(6)], anchors=(0, 4), panel=MINI)
+    cheap, strong = Scripted(name="cheap"), Scripted(name="strong")
+    judge_answers(log, cheap)
+    for judge in (cheap, strong):
+        assert judge_answers(log, judge, subset=Subset(100, 7)).left == 0
+    judge_answers(log, strong, max_calls=1)
+    judge_answers(log, strong, max_calls=60)
+    kept = [open_judgements(log, name) for name in ("cheap", "strong")]
+    assert [judgements.subset for judgements in kept] == [None, Subset(100, 7)] and correctable(*kept)
+    judged = np.isfinite(kept[1].stances_of(log)).all(1)
+    assert 160 < judged.sum() < 576 and judged[drawn(log, Subset(int(judged.sum()), 7))].all()
+    judge_answers(log, strong)
+    assert open_judgements(log, "strong").subset is None
 
 
 def test_a_subset(tmp_path):
@@ -156,7 +207,7 @@ def test_a_second_judge_at_once_gets_one_line(tmp_path):
             yield from super().judge(items)
 
     with pytest.raises(InputError, match="quota"):
-        judge_answers(log, Judging(stop_after=1))
+        judge_answers(log, Judging(stop_after=BARES + 1))
     assert judge_answers(log, Scripted()).before == 1 and judges(tmp_path) == ["another", "scripted"]
     with pytest.raises(InputError, match="--max-calls -1: it must be at least 1"):
         judge_answers(log, Scripted(), max_calls=-1)

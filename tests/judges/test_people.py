@@ -1,5 +1,7 @@
 """People as judges: annotation sheets out, and their labels back in."""
 
+import re
+
 import numpy as np
 import pytest
 from helpers.judging import answered, rows_of, write
@@ -17,6 +19,7 @@ def test_labels_come_back(tmp_path):
     path = tmp_path / "sheet.csv"
     assert export_sheet([log], path, rows=12) == 12
     rows = rows_of(path)
+    assert all(re.fullmatch("a[0-9a-f]{12}", r["id"]) for r in rows)  # no number to a spreadsheet
     assert len({r["id"] for r in rows}) == 12 and set(rows[0]) == {"id", "question", "answer", "label", "note"}
     assert not any(r["answer"].startswith("=") for r in rows)  # no spreadsheet may run it
     assert sum(r["answer"] == "'" + TEXTS[2] for r in rows) + sum(r["answer"] in TEXTS for r in rows) == 12
@@ -37,6 +40,20 @@ def test_labels_come_back(tmp_path):
     assert np.isfinite(judgements_of(log, "human-Ann-B")).all(1).sum() == 11
     with pytest.raises(InputError, match="is there already"):
         export_sheet([log], path, rows=3)
+
+
+def test_people_whose_names_make_one_file_are_not_one(tmp_path):
+    """Guards two people's labels against becoming one judge's: names of other scripts have files of their own, and one
+    that differs in what a file's name cannot hold is refused, with nothing written."""
+    log = answered(tmp_path / "run", TEXTS)
+    path = tmp_path / "sheet.csv"
+    export_sheet([log], path, rows=3)
+    write(path, [row | {"label": "s"} for row in rows_of(path)])
+    first, second = (import_sheet([log], path, name).judge for name in ("\u0417\u043e\u044f", "\u674e"))
+    assert first != second
+    import_sheet([log], path, "Ann B")
+    with pytest.raises(InputError, match=r"holds labels of 'human:Ann B', and .* from 'human:Ann/B'; .*--by"):
+        import_sheet([log], path, "Ann/B")
 
 
 def test_every_anchor_and_topic_is_in_a_sheet(tmp_path):

@@ -59,6 +59,9 @@ def test_server_reads_label_log_probs(tmp_path, monkeypatch):
         again = server_judge(server, tmp_path)
         assert "0 requests to m" in again.estimate(items) and "(24 more are in the cache)" in again.estimate(items)
         assert dict(again.judge(items)) == found and len(server.texts) == 24  # from the cache
+        # What is in the cache does not come before what is not: common answers would be judged sooner than rare ones.
+        more = [Item(PANEL.probes[0], "new"), *items[:4], Item(PANEL.probes[1], "new"), *items[4:]]
+        assert [i for i, _ in again.judge(more)] == list(range(len(more)))
     assert all(b"secret-key" not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 

@@ -232,7 +232,7 @@ def test_requests_are_what_is_scored_in_the_order_of_the_log(tiny_models):
     ):
         bare.requests(tokenizer)
     assert [r.text for r in bare.requests(tokenizer, readouts=["lead"])] == ["Yes", "No"]
-    with pytest.raises(InputError, match="readouts: .* is not some of lead, text_likelihood"):
+    with pytest.raises(InputError, match="readouts: .* is no list of some of lead, text_likelihood"):
         panel.requests(tokenizer, readouts=["openings"])
 
 

@@ -9,6 +9,7 @@ from helpers.pages import data_of
 from helpers.report_runs import make_run, panel_of
 
 from vdengine.drift.load import load_run
+from vdengine.drift.panel_log import DriftLog
 from vdengine.drift.seeds import recipe_shifts
 from vdengine.report import report
 from vdengine.report.repeats import repeats_of
@@ -35,3 +36,31 @@ def test_a_recipe_has_its_own_interval_where_runs_repeat_it(tmp_path: Path) -> N
     assert table.startswith("runs,readout,judge,part,topic,unit,mean,low,high") and "b.jsonl" not in table
     (pair,) = repeats_of([load_run(run) for run in runs[:2]])
     assert not pair.shifts and "takes 3 runs" in pair.refused["lead"]
+
+
+def test_an_unfinished_run_is_left_out_with_a_note(tmp_path: Path) -> None:
+    """Guards the recipe's table against a run that was cut short: the others are what they are without it, and the page
+    says why it is not among them; and two that are left are too few."""
+    options = {"answers": False, "every": 4, "controls": False}
+    runs = [make_run(tmp_path / f"s{seed}", panel_of(2), seed=seed, **options) for seed in range(4)]
+    loaded = [load_run(run) for run in runs]
+    (whole,) = repeats_of(loaded[:3])
+    DriftLog.open(runs[3]).rewind(5)  # samples at 0 and 4 are left
+    cut = load_run(runs[3])
+    group, alone = repeats_of([*loaded[:3], cut])
+    assert group.runs == loaded[:3] and group.shifts == whole.shifts
+    assert alone.runs == [cut] and not alone.shifts
+    assert alone.refused["lead"].startswith("its last sample is at step 4, that of the recipe's other runs at 40")
+    page = data_of(report(runs, out=tmp_path / "report", figures=False))["repeats"]
+    assert [each["runs"] for each in page] == [[0, 1, 2], [3]] and page[1]["refused"]["lead"] == alone.refused["lead"]
+    pair, _ = repeats_of([*loaded[:2], cut])
+    assert not pair.shifts and "takes 3 runs" in pair.refused["lead"]
+
+
+def test_leads_that_are_too_few_say_nothing_of_a_recipe(tmp_path: Path) -> None:
+    """Guards the table against a shift of leads with which few answers begin: no number, and the reason."""
+    options = {"answers": False, "every": 20, "controls": False, "coverage": 0.3}
+    runs = [make_run(tmp_path / f"s{seed}", panel_of(2), seed=seed, **options) for seed in range(3)]
+    (group,) = repeats_of([load_run(run) for run in runs])
+    cells = group.cells("lead", group.shifts["lead"]["all"])
+    assert "30% of answers begin with yes or no" in cells["unknown"] and cells["mean"] != cells["mean"]

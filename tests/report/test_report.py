@@ -256,7 +256,7 @@ def test_leads_that_are_rare_say_nothing(tmp_path: Path) -> None:
     """Guards a verdict on the lead of answers that mostly begin otherwise."""
     run = make_run(tmp_path / "run", panel_of(), strength=0.03, coverage=0.2, answers=False)
     view = data_of(report([run], figures=False))["runs"][0]["views"]["lead"]
-    assert view["verdict"][0] == "Lead: not known." and "20% of answers begin with yes or no" in view["verdict"][1]
+    assert view["verdict"][0] == "Lead: not known." and "20% of answers begin with a lead" in view["verdict"][1]
     assert view["drifts"]["topic 0"]["lead"]["times"]["frac95"][0] is None
 
 

@@ -173,6 +173,11 @@ def judge_run(
         said += [f"{done.left:,} left: run it again"] if done.left else []
         print(f"{judge.name}: {', '.join(said)}")
         found = open_judgements(log, slug_of(judge.name))
+        if found.subset is not None:
+            share = f"a random part, {found.subset.answers:,} of {len(log.answers):,} answers"
+            print(f"{judge.name}: judges {share}; it corrects a judge that has judged all of them")
+        elif (share_judged := found.share(log)) < 1:
+            print(f"{judge.name}: has judged {share_judged:.0%} of the answers, a random part of them")
         if gaps := found.gaps(log):
             print(f"{judge.name}: no answer is judged at steps {_steps(gaps)}: its readouts leave them out")
         if found.bare is not None:

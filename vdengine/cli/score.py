@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", metavar="FILE", help="write readouts and shifts as JSON; - for standard output")
     parser.add_argument(
-        "--readouts", nargs="+", choices=READOUTS, help="what is read (default: as the run did, else all there is)"
+        "--readouts", metavar="A,B", help=f"of {', '.join(READOUTS)} (default: as the run did, else all there is)"
     )
     parser.add_argument("--check-panel", metavar="PANEL", help="the same as `vdengine panel check PANEL`")
     parser.add_argument("--tokenizer", help="with --check-panel: also look at its tokens, with this tokenizer")
@@ -56,6 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.dtype,
         args.controls,
         args.json,
-        args.readouts,
+        args.readouts.split(",") if args.readouts else None,
     )
     return 0

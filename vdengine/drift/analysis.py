@@ -66,7 +66,7 @@ class Analysis:
     baseline: int  # step
     smoothing: str  # "none", or a name and its width, "ema:0.1"
     curves: dict[tuple[str, str], Curve]
-    levels: dict[tuple[str, str], Curve]  # answers only: levels of openings have no meaning
+    levels: dict[tuple[str, str], Curve]  # of readouts whose v has a meaning of its own (`ProbeValues.has_levels`)
     drifts: dict[tuple[str, str], TopicDrift]
     validity: dict[str, Any]
 
@@ -143,7 +143,7 @@ def analyse(
                 p,
                 {rule: DriftTime(rule, smoothing) for rule in RULES},
                 None if end is None else int(values.steps[end]),
-                _unknown(values, per_probe, topic, index, end, magnitude),
+                _unknown(values, channel, topic, index, end, magnitude),
             )
             if drift.significant:
                 of_topic = weights[:, values.member(topic)]
@@ -153,17 +153,14 @@ def analyse(
     return Analysis(values, int(values.steps[index]), smoothing, curves, levels, drifts, checks)
 
 
-def _unknown(
-    values: ProbeValues, per_probe: np.ndarray, topic: str, index: int, end: int | None, magnitude: Estimate
-) -> str:
-    """Why nothing can be said of a topic's magnitude; "" where something can.
+def _unknown(values: ProbeValues, channel: str, topic: str, index: int, end: int | None, magnitude: Estimate) -> str:
+    """Why nothing can be said of a topic's magnitude in a channel; "" where something can.
 
     Args:
-        per_probe: [S, P] float64, the channel.
         index: of the baseline sample.
         end: of the sample that the magnitude is of; None: there is none.
     """
-    known = np.isfinite(per_probe)
+    known = np.isfinite(values.channels[channel])
     if not known[index, values.member(topic)].any():
         return f"no number at the baseline, step {values.steps[index]}"
     if end is None:
@@ -175,10 +172,10 @@ def _unknown(
             return f"no number at step {values.steps[end + 1 :][lost[end + 1 :]][-1]}"
     if not math.isfinite(magnitude.p):
         return "one probe has no interval"
-    if values.readout == LEAD:
+    if values.readout == LEAD and channel != "coverage":
         coverage = group_of(values, values.channels["coverage"], topic).mean[end]
         if coverage < LEAST_COVERAGE:
-            return f"{coverage:.0%} of answers begin with yes or no, below {LEAST_COVERAGE:.0%}"
+            return f"{coverage:.0%} of answers begin with a lead, below {LEAST_COVERAGE:.0%}"
     return ""
 
 

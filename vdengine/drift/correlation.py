@@ -167,19 +167,24 @@ def jackknife_interval(statistic: Statistic, sums: Sequence[list[np.ndarray]]) -
 
     Args:
         statistic: of the whole, and of what is left without each cluster.
-        sums: of each set of columns, by kind of cluster: [clusters, c, c].
+        sums: of each set of columns, by kind of cluster: [clusters, ...]. A cluster counts in a set where it has a
+            cell: where its sums are not all 0. The interval has the degrees of freedom of the set with the fewest.
     """
     from scipy.special import stdtrit
 
     whole = float(statistic([each[0].sum(0) for each in sums]))
     variance, freedom = [], []  # of each kind
     for of_kind in zip(*sums, strict=True):
-        count = len(of_kind[0])
-        if count < FEW_CLUSTERS:
+        there = np.stack([each.any(tuple(range(1, each.ndim))) for each in of_kind])  # [sets, clusters]
+        count, fewest = int(there.any(0).sum()), int(there.sum(1).min())
+        if fewest < FEW_CLUSTERS:
             return NOT_KNOWN
-        without = statistic([each.sum(0) - each for each in of_kind])  # [clusters]
-        variance.append((count - 1) / count * float(((without - whole) ** 2).sum()))
-        freedom.append(count - 1)
+        without = statistic([each.sum(0) - each for each in of_kind])  # [clusters]; an empty one changes nothing
+        squares = float(((without - whole)[there.any(0)] ** 2).sum())
+        variance.append((count - 1) / count * squares)
+        freedom.append(fewest - 1)
+    if len(variance) == 3 and freedom[1] > freedom[0]:  # cells that are missing may turn the order of the two
+        variance[:2], freedom[:2] = variance[1::-1], freedom[1::-1]
     total, degrees = variance[0], float(freedom[0])
     if len(variance) == 3:
         added = max(variance[1] - variance[2], 0.0)  # by the second kind, over what cells give by themselves

@@ -83,7 +83,9 @@ def probe_rows(head: Row, values: ProbeValues) -> list[Row]:
 def branch_rows(head: Row, log: DriftLog, channel: str) -> list[Row]:
     """The log-prob of every lead or opening at every sample, nats; what was not sampled is left out. channel: "leads"
     or "openings"."""
-    items = log.items(channel)
+    items = [
+        item | {"ids": " ".join(map(str, item["ids"]))} if "ids" in item else item for item in log.items(channel)
+    ]  # a cell holds no list
     if not items:
         return []
     logp = log.channels[channel].values[: len(log.steps)]
@@ -170,6 +172,7 @@ def magnitude_rows(head: Row, analysis: Analysis, shown: Sequence[str] | None = 
                 | {"topic": topic, "channel": channel, "unit": analysis.values.unit}
                 | estimate_cells(drift.magnitude)
                 | {"p_adjusted": drift.p_adjusted, "significant": drift.significant, "few": drift.magnitude.few}
+                | {"unknown": drift.unknown or None}
                 | times
             )
     return rows

@@ -81,9 +81,9 @@ Key = Part | BareLead
 
 
 def slug_of(name: str) -> str:
-    """The name of a judge's file."""
+    """The name of a judge's file; with a digest where more of the judge's name is lost than ":", "/" and spaces."""
     slug = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "judge"
-    if len(slug) <= 100:
+    if len(slug) <= 100 and not re.search(r"[^A-Za-z0-9._+:/ -]", name):
         return slug
     return f"{slug[:80]}-{hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=6).hexdigest()}"
 
@@ -214,6 +214,20 @@ class Judgements:
                     stance = NEUTRAL
             stances.append(stance)
         return np.array(stances, np.float64).reshape(-1, 3)
+
+    def share(self, log: AnswerLog) -> float:
+        """Share of a run's answers that it has judged: of each the whole and, but for people, its argument. An answer
+        on which it was asked and gave no verdict counts. NaN where there are no answers.
+
+        Answers are judged in random order, so they are a random part of all at any share; labels of people are one
+        where their sheet is labelled from its top on, or whole.
+        """
+        keys = [[key for key, _ in asked] for _, asked in questions_of(log)]
+        if self.judge.startswith(PEOPLE):
+            keys = [of_answer[:1] for of_answer in keys]
+        return (
+            sum(all(key in self.verdicts for key in of_answer) for of_answer in keys) / len(keys) if keys else math.nan
+        )
 
     def gaps(self, log: AnswerLog) -> list[int]:
         """Anchors at which no answer has a verdict: readouts have nothing there."""

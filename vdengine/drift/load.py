@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vdengine.drift.answer_log import AnswerLog
-from vdengine.drift.judgements import ARGUMENT, BOTH, PARTS, judges, open_judgements
+from vdengine.drift.judgements import ARGUMENT, BOTH, PARTS, PEOPLE, judges, open_judgements
 from vdengine.drift.panel_log import DriftLog
 from vdengine.drift.prediction_powered import correctable, corrected_values
 from vdengine.drift.probe_values import ProbeValues, control_values
@@ -81,8 +81,11 @@ def _read(folder: Path, name: str) -> Run:
     metrics = _json_lines(files.metrics, notes)
     completions = _json_lines(files.completions, notes)
     if log is not None:
-        for channel in log.channels.values():
+        whole = len(log.steps)
+        for kind, channel in log.channels.items():
             _note_cut_record(channel.path, channel.record_bytes, "sample", notes)
+            if kind in (LEADS, OPENINGS) and len(channel.steps) > whole:
+                notes.append(f"{channel.path.name}: its last sample is in no other channel, and left out")
     answers = None
     if files.has_answers:
         answers = AnswerLog.open(folder)
@@ -128,6 +131,12 @@ def _add_answers(run: Run, smoothing: str, baseline: int | None, judge: str | No
             run.notes.append(f"judge {slug}: {kept.refusal}")
             continue
         run.judgements[slug] = kept
+        share = kept.share(run.answers)
+        if kept.subset is None and not kept.judge.startswith(PEOPLE) and share < 1:
+            run.notes.append(
+                f"judge {slug}: {share:.0%} of the answers are judged, a random part of them; run vdengine judge on "
+                "this folder again"
+            )
         if (gaps := kept.gaps(run.answers)) and len(gaps) < len(run.answers.anchors):
             steps = f"step{'s' if len(gaps) > 1 else ''} {listed(np.array(gaps))}"
             run.notes.append(
@@ -144,6 +153,9 @@ def _add_answers(run: Run, smoothing: str, baseline: int | None, judge: str | No
     for cheap, strong in permutations(run.judgements, 2):
         if correctable(run.judgements[cheap], run.judgements[strong]):
             values |= _corrected(run, cheap, strong)
+    for slug, kept in run.judgements.items():
+        if kept.subset is not None and not any(correctable(other, kept) for other in run.judgements.values()):
+            run.notes.append(f"judge {slug}: has judged a part, which corrects nobody: no judge is of all answers")
     for slug in values if judge is None else [judge] if judge in values else []:
         for part in (ARGUMENT, BOTH, *(part for part in PARTS if part not in (ARGUMENT, BOTH))):
             if part in values[slug]:
@@ -185,13 +197,21 @@ def _corrected(run: Run, cheap: str, strong: str) -> dict[str, dict[str, ProbeVa
     there are too few."""
     if run.answers is None:
         return {}
-    pair = run.judgements[cheap], run.judgements[strong]
-    try:
-        parts = {part: corrected_values(run.answers, *pair, run.total_steps, part=part) for part in (BOTH, ARGUMENT)}
-    except InputError as error:
-        run.notes.append(f"judge {cheap}, corrected by {strong}: {error}")
-        return {}
-    return {f"{cheap}+{strong}": parts}
+    pair, parts = (run.judgements[cheap], run.judgements[strong]), {}
+    for part in (BOTH, ARGUMENT):
+        try:
+            parts[part] = corrected_values(run.answers, *pair, run.total_steps, part=part)
+        except InputError as error:
+            run.notes.append(f"judge {cheap}, corrected by {strong}, {part}: {error}")
+            continue
+        known = np.isfinite(parts[part].channels["graded"]).any(1)
+        if not known.all():
+            steps = f"step{'s' if (~known).sum() > 1 else ''} {listed(parts[part].steps[~known])}"
+            run.notes.append(
+                f"judge {cheap}, corrected by {strong}, {part}: nothing at {steps}, where either has not judged its "
+                "answers"
+            )
+    return {f"{cheap}+{strong}": parts} if parts else {}
 
 
 # ------------------------------------------------------------------------------------------------------ files

@@ -30,6 +30,7 @@ def model_shifts(folder: str | Path, names: Sequence[str]) -> dict[str, Any]:
         {panel, panel_hash, leads, units, axes: {topic: what + means}, models: [{model, step, topics, shifts}]}. `leads`
         are the token ids by spelling and stance of each set of leads. topics and shifts: {topic: {lead, lead_coverage,
         text_likelihood: {question, null, difference}}}, each {mean, low, high, num_probes}; null for what is not known.
+        Of a lead also `covered`: False where so few of this model's answers begin with one that nothing is said.
         The first model has no shifts. Text likelihood is in nats per 100 bytes, the rest in probability.
 
     Raises:
@@ -60,6 +61,9 @@ def model_shifts(folder: str | Path, names: Sequence[str]) -> dict[str, Any]:
                     of_topic.setdefault(readout, {})[part] = cell
                 else:
                     of_topic[readout] = cell
+            if LEAD in of_topic:  # whether enough answers of this model begin with either
+                covered = group_of(*channels["lead_coverage"][:2], topic).mean[sample]
+                of_topic[LEAD] |= {"covered": bool(covered >= LEAST_COVERAGE)}
             out[topic] = of_topic
         return out
 
@@ -123,19 +127,18 @@ def levels_table(found: dict[str, Any]) -> str:
     lines.append(f"{'topic':{width}}  {'lead':>6}  {'95% interval':>16}  {'coverage':>8}")
     for topic, cells in topics.items():
         lead, coverage = cells[LEAD], cells["lead_coverage"]["mean"]
-        mean, low, high = (
-            f"{x:+6.2f}" if x is not None else f"{'-':>6}" for x in map(lead.get, ("mean", "low", "high"))
-        )
+        numbers = map(lead.get, ("mean", "low", "high")) if lead["covered"] else (None, None, None)
+        mean, low, high = (f"{x:+6.2f}" if x is not None else f"{'-':>6}" for x in numbers)
         share = "-" if coverage is None else f"{coverage:.0%}"
         lines.append(f"{topic:{width}}  {mean}  [{low}, {high}]  {share:>8}")
-    return "\n".join([*lines, "", f"Where coverage is under {LEAST_COVERAGE:.0%} most answers begin otherwise."])
+    return "\n".join([*lines, "", f"-: under {LEAST_COVERAGE:.0%} of answers begin with either, and nothing is said."])
 
 
 def _shown(model: dict[str, Any], topic: str, readout: str) -> str:
     shift = model["shifts"][topic][readout]
     if readout == TEXT:
         shift = shift["difference"]
-    elif (model["topics"][topic]["lead_coverage"]["mean"] or 0.0) < LEAST_COVERAGE:
+    elif not shift["covered"]:
         return "- "
     mean, low, high = shift["mean"], shift["low"], shift["high"]
     if mean is None:

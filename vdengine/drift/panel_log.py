@@ -135,9 +135,10 @@ class DriftLog:
                 f"{printable(path)}: has neither a channel {OPENINGS!r} nor {LEADS!r}, only "
                 f"{', '.join(channels) or 'none'}"
             )
+        about: dict[tuple[str, str], tuple[Any, ...]] = {}
         for name in UNITS:
             if name in channels:
-                _check_items(name, channels[name].items, printable(folder / f"{name}.jsonl"))
+                _check_items(name, channels[name].items, printable(folder / f"{name}.jsonl"), about)
         return cls(folder, manifest, channels)
 
     def channel(self, name: str, *, items: Sequence[dict[str, Any]], unit: str, high: float | None = None) -> Channel:
@@ -205,6 +206,10 @@ class DriftLog:
             raise InputError(
                 f"{self.folder}, step {step}: the log-probs have shape {row.shape}; there are {ends[-1]} requests"
             )
+        whole = self.steps
+        for channel in self._own:
+            if len(channel.steps) > len(whole):  # what a crash left of a sample
+                channel.rewind(int(channel.steps[len(whole)]))
         parts = list(zip(self._own, np.split(row, ends[:-1]), strict=True))
         for channel, part in parts:
             channel.check(step, part)
@@ -232,19 +237,23 @@ def item_of(request: Request) -> dict[str, Any]:
         "stance": branch.stance,
     }
     if branch.channel == LEADS:
-        return item | {"id": request.answer_ids[0], "text": branch.text}
+        return item | {"ids": request.answer_ids, "text": branch.text}
     counts = {"num_tokens": len(request.answer_ids), "num_bytes": branch.num_bytes}
     return item | {"kind": branch.kind} | counts | {"text": branch.text}
 
 
-def _spelled(requests: Sequence[Request]) -> list[dict[str, dict[str, int]]]:
-    """The spellings of each set of leads: by stance, token ids by text."""
-    sets: list[dict[str, dict[str, int]]] = []
-    by_probe: dict[str, dict[str, dict[str, int]]] = {}
+Spelled = dict[str, list[dict[str, Any]]]  # by stance: text and ids of each spelling
+
+
+def _spelled(requests: Sequence[Request]) -> list[Spelled]:
+    """The spellings of each set of leads."""
+    sets: list[Spelled] = []
+    by_probe: dict[str, Spelled] = {}
     for request in requests:
         if request.branch.channel == LEADS and request.branch.variant == "question":
             of_probe = by_probe.setdefault(request.branch.probe.id, {})
-            of_probe.setdefault(request.branch.stance, {})[request.text] = request.answer_ids[0]
+            way: dict[str, Any] = {"text": request.text, "ids": request.answer_ids}
+            of_probe.setdefault(request.branch.stance, []).append(way)
     for spelled in by_probe.values():
         if spelled not in sets:
             sets.append(spelled)
@@ -254,9 +263,17 @@ def _spelled(requests: Sequence[Request]) -> list[dict[str, dict[str, int]]]:
 _VARIANTS = ("question", "paraphrase", "null", "off-topic")
 
 
-def _check_items(channel: str, items: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Raises InputError unless every line of a channel's items is as `item_of` makes them; where: names the file."""
-    about: dict[tuple[str, str], tuple[Any, ...]] = {}  # by probe and variant: what all its branches share
+def _check_items(
+    channel: str, items: Sequence[Mapping[str, Any]], where: str, about: dict[tuple[str, str], tuple[Any, ...]]
+) -> None:
+    """Raises InputError unless every line of a channel's items is as `item_of` makes them, and every probe has both
+    sides.
+
+    Args:
+        where: names the file.
+        about: by probe and variant, what all its branches share, in all channels; added to.
+    """
+    sides: dict[tuple[str, str], set[str]] = {}  # by probe and variant: its stances
     for number, item in enumerate(items, start=1):
         probe, variant = item.get("probe"), item.get("variant")
         shared = tuple(item.get(name) for name in ("topic", "axis", "polarity"))
@@ -269,13 +286,22 @@ def _check_items(channel: str, items: Sequence[Mapping[str, Any]], where: str) -
             and about.setdefault((str(probe), str(variant)), shared) == shared
         )
         if fits and channel == LEADS:
-            fits = is_count(item.get("id")) and item["stance"] != "neutral"
+            ids = item.get("ids")
+            fits = (
+                isinstance(ids, list) and 0 < len(ids) < 9 and all(map(is_count, ids)) and item["stance"] != "neutral"
+            )
         elif fits:
             count = item.get("num_bytes")
             fits = is_text(item.get("kind")) and is_count(item.get("num_tokens")) and is_count(count) and bool(count)
         if not fits:
             what = "a lead" if channel == LEADS else "an opening"
             raise InputError(f"{where}, line {number}: damaged: not {what} of a panel")
+        if variant != "null":
+            sides.setdefault((str(probe), str(variant)), set()).add(item["stance"])
+    wanted = {"support", "oppose"} if channel == LEADS else set(STANCES)
+    for (probe, variant), found in sides.items():
+        if lacking := wanted - found:
+            raise InputError(f"{where}: damaged: {printable(probe)} ({variant}) lacks {', '.join(sorted(lacking))}")
 
 
 def write_about(run: RunFolder, about: Mapping[str, Mapping[str, Any]], steps: int | None = None) -> None:

@@ -123,8 +123,9 @@ class PanelPacks(Forest):
 
 def _tree(requests: Sequence[Request], places: Sequence[int], id: int) -> tuple[Tree, list[int]]:
     """The tree of one probe and variant, and the places of its branches and firsts in the flat order."""
-    branches = [k for k, r in zip(places, requests, strict=True) if r.branch.channel == OPENINGS]
-    firsts = [k for k, r in zip(places, requests, strict=True) if r.branch.channel == LEADS]
+    # A lead of one token is a first: it needs no token of its own.
+    firsts = [k for k, r in zip(places, requests, strict=True) if r.branch.channel == LEADS and len(r.answer_ids) == 1]
+    branches = [k for k in places if k not in firsts]
     if not branches:  # a tree has at least one
         branches, firsts = firsts[:1], firsts[1:]
     ids = dict(zip(places, (r.answer_ids for r in requests), strict=True))

@@ -35,7 +35,7 @@ import numpy as np
 
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.answer_values import answer_values, by_answer
-from vdengine.drift.judgements import BOTH, LEAST_JUDGED, Judgements, Subset
+from vdengine.drift.judgements import BOTH, LEAST_JUDGED, PEOPLE, Judgements, Subset
 from vdengine.drift.probe_values import ProbeValues
 from vdengine.errors import InputError
 
@@ -67,9 +67,9 @@ def drawn(log: AnswerLog, subset: Subset) -> np.ndarray:
 
 
 def correctable(cheap: Judgements, strong: Judgements) -> bool:
-    """Whether two judges of the same answers make a corrected readout: one has judged a drawn part, the other has not
-    been given one."""
-    return strong.subset is not None and cheap.subset is None
+    """Whether two judges of the same answers make a corrected readout: one has judged a drawn part, the other is to
+    judge all. People do not: they are no cheap judge."""
+    return strong.subset is not None and cheap.subset is None and not cheap.judge.startswith(PEOPLE)
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ def corrected_values(
 ) -> ProbeValues:
     """v by probe at each anchor: the cheap judge's, corrected by the strong one's. See the module.
 
-    Channels and steps are those of `answer_values(kind="anchor")`; a topic with fewer than two answers of the part at
-    an anchor is NaN there. There are no halves, and no variances under other answers: both would need several strong
+    Channels and steps are those of `answer_values(kind="anchor")`. NaN are an anchor of which either judge has not
+    judged its answers (the cheap one all, the strong one those of the part), and a topic with fewer than two answers of
+    the part at an anchor. There are no halves, and no variances under other answers: both would need several strong
     judgements of each probe.
 
     Args:
@@ -105,14 +106,15 @@ def corrected_values(
         total_steps: of the stage. Default: the last anchor.
 
     Raises:
-        InputError: no part was drawn for the strong judge, or it is not judged yet, or too small; the cheap judge has
-            not judged all answers.
+        InputError: no part was drawn for the strong judge, or it is not judged at any anchor yet, or too small; the
+            cheap judge has not judged all answers of any anchor.
     """
     pair = _Pair.of(log, cheap, strong, part)
     plain = answer_values(log, pair.cheap, total_steps, kind="anchor")
     values = np.full((len(plain.steps), len(plain.probes), len(plain.channels)), np.nan)
     for s, anchor in enumerate(plain.steps.tolist()):
-        _correct(values[s], pair.at(anchor), pair.correction.slope)
+        if (pool := pair.at(anchor)).in_part.any():
+            _correct(values[s], pool, pair.correction.slope)
     if not np.isfinite(values).any():
         raise InputError(
             f"{log.folder}: {strong.judge} has judged fewer than {_LEAST_OF_TOPIC} answers of every topic at every "
@@ -172,6 +174,12 @@ class _Pool:
     polarity: np.ndarray  # [N] int64, +1 or -1
 
 
+def _done(judged: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """Whether each answer's anchor has a verdict on `LEAST_JUDGED` of its answers; [n] bool of [n] bool and [n]."""
+    number = np.unique(anchors, return_inverse=True)[1].reshape(-1)  # [n] of the anchor
+    return np.asarray(np.bincount(number, judged)[number] >= LEAST_JUDGED * np.bincount(number)[number])
+
+
 @dataclass(frozen=True)
 class _Pair:
     """Two judges of the same answers."""
@@ -179,7 +187,7 @@ class _Pair:
     log: AnswerLog
     cheap: np.ndarray  # [answers, 3] float64, NaN where not judged
     strong: np.ndarray  # the same
-    in_part: np.ndarray  # [answers] bool: drawn, and judged by both
+    in_part: np.ndarray  # [answers] bool: drawn, judged by both, and at an anchor of which both are done
 
     @classmethod
     def of(cls, log: AnswerLog, cheap: Judgements, strong: Judgements, part: str) -> _Pair:
@@ -188,17 +196,20 @@ class _Pair:
             raise InputError(f"{strong.path}: no random part of the answers was drawn for {strong.judge}: use --subset")
         of_cheap, of_strong = cheap.stances_of(log, part), strong.stances_of(log, part)
         known, judged = np.isfinite(of_cheap).all(1), np.isfinite(of_strong).all(1)
-        if known.mean() < LEAST_JUDGED:
+        anchors = np.array([answer.anchor for answer in log.answers])
+        complete = _done(known, anchors)
+        if not complete.any():
             raise InputError(
                 f"{cheap.path}: {cheap.judge} has judged {known.mean():.0%} of the answers, and all are needed"
             )
         chosen = drawn(log, strong.subset)
-        if judged[chosen].mean() < LEAST_JUDGED:
+        usable = np.isin(anchors, anchors[chosen][_done(judged[chosen], anchors[chosen])]) & complete
+        if not usable.any():
             raise InputError(
                 f"{strong.path}: {strong.judge} has a verdict on {judged[chosen].mean():.0%} of the {len(chosen)} "
                 f"answers that were drawn for it, and {LEAST_JUDGED:.0%} are needed; run the same command again"
             )
-        in_part = np.isin(np.arange(len(known)), chosen) & judged & known
+        in_part = np.isin(np.arange(len(known)), chosen) & judged & known & usable
         if in_part.sum() < _LEAST_DRAWN:
             raise InputError(
                 f"{strong.path}: {in_part.sum()} answers were judged for a correction; it needs {_LEAST_DRAWN}: draw a "

@@ -1,9 +1,9 @@
 """v by probe and sample: the arrays that all estimates are made of, and how the raw log gives them.
 
-The lead of an answer to q, with the sums over all tokens that spell a lead:
+The lead of an answer to q, with the sums over all ways s to spell a lead at its start (`panels/leads.py`):
 
-    lead stance = polarity * (sum of p(t | q) over spellings of yes  -  the same over spellings of no)
-    coverage    =             sum of p(t | q) over spellings of yes  +  the same over spellings of no
+    lead stance = polarity * (sum of p(s | q) over spellings of yes  -  the same over spellings of no)
+    coverage    =             sum of p(s | q) over spellings of yes  +  the same over spellings of no
 
 It is the side that an answer begins with, in probability; where coverage is low most answers begin otherwise, and it
 says nothing of them.
@@ -114,7 +114,10 @@ def lead_values(log: DriftLog, total_steps: int | None = None, variant: str = "q
         InputError: the log has no samples, or no leads after this variant.
     """
     rows, logp = _branches(log, LEADS, variant)
-    pooling = LeadPooling.of(rows)
+    try:
+        pooling = LeadPooling.of(rows)
+    except InputError as error:
+        raise InputError(f"{log.folder}: {error}") from None
     yes, no = np.moveaxis(pooling.probabilities(logp), -1, 0)  # [S, P] each
     values = _of_probes(log, LEAD, "probability", rows, pooling.probes, total_steps)
     channels = {"lead": values.polarity * (yes - no), "yes_bias": yes - no, "coverage": yes + no}
@@ -151,8 +154,11 @@ def text_values(log: DriftLog, total_steps: int | None = None, variant: str = "q
         InputError: the log has no samples, or no openings after this variant or after the null prompt.
     """
     rows, logp = _branches(log, OPENINGS, variant)
-    pooling = TextPooling.of(rows, _branches(log, OPENINGS, "null")[0])
-    null_logp = _branches(log, OPENINGS, "null")[1]
+    null_rows, null_logp = _branches(log, OPENINGS, "null")
+    try:
+        pooling = TextPooling.of(rows, null_rows)
+    except InputError as error:
+        raise InputError(f"{log.folder}: {error}") from None
     after_question, after_null = pooling.means(logp, null_logp)  # [S, P, 3] each
     halves = pooling.half_means(logp, null_logp)  # [S, P, 3, 2]
     values = _of_probes(log, TEXT, "nats per byte", rows, pooling.probes, total_steps)

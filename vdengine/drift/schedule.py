@@ -93,7 +93,7 @@ class AnchorSchedule:
         paid = {}  # by budget: what it is, its unit in one answer, the anchors that it pays for
         for name, budget, unit in (
             ("generated_tokens", s.generated_tokens, s.max_tokens),
-            ("judge_calls", s.judge_calls, 1),
+            ("most_answers", s.most_answers, 1),
         ):
             if budget is not None:
                 paid[name] = budget, unit, 1 + (budget // unit - probes * base) // (probes * samples)

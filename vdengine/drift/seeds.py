@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from vdengine.drift.intervals import ALPHA, ROUNDING, group_of
-from vdengine.drift.probe_values import ProbeValues
+from vdengine.drift.probe_values import LEAST_COVERAGE, ProbeValues
 from vdengine.drift.run import Run
 from vdengine.drift.trajectory import baseline_index
 from vdengine.errors import InputError
 from vdengine.outside import is_count
-from vdengine.recipe import Recipe
+from vdengine.recipe import LEAD, Recipe
 
 FEWEST_RUNS = 3  # with two, t has one degree of freedom, and the interval is 12.7 standard errors to either side
 
@@ -38,12 +38,13 @@ class RecipeShift:
     """How far a recipe moves one topic, with the 95% interval over its seeds and over questions like the panel's."""
 
     topic: str  # "all": the whole panel
-    mean: float  # over runs and probes, in the readout's unit
+    mean: float  # over runs and probes, in the readout's unit; NaN where nothing can be said, as the interval is
     low: float
     high: float
     seed_deviation: float  # of a run's true shift around the recipe's, estimated: the rest taken off; 0 at least
     by_run: tuple[float, ...]  # the shift of each run
     num_probes: int
+    unknown: str = ""  # why nothing can be said; "" where something can
 
     @property
     def significant(self) -> bool:
@@ -59,15 +60,17 @@ def recipe_shifts(
     Args:
         runs: values of the same probes and channels, of runs that differ in their seed.
         channel: Default: the primary one.
-        baseline: the step that shifts are since, one that all have. Default: each one's first. The shift is the last.
+        baseline: the step that shifts are since, one that all have. Default: each one's first. The shift is the last,
+            and the step of the last sample the same in all.
 
     Returns:
         By topic, "all" first. Probes that a run lacks, at the baseline or at its last sample, are left out; a topic
-        of fewer than two has NaN.
+        of fewer than two has NaN. Of leads nothing is said of a topic (`RecipeShift.unknown`) where in a run fewer than
+        `LEAST_COVERAGE` of answers begin with one at the last sample.
 
     Raises:
-        InputError: fewer than `FEWEST_RUNS` runs, another readout, channel or other probes in one of them, or a
-            baseline that was not sampled.
+        InputError: fewer than `FEWEST_RUNS` runs, another readout, channel or other probes in one of them, a baseline
+            that was not sampled, or a run whose last sample is at another step than that of the others.
     """
     if len(runs) < FEWEST_RUNS:
         raise InputError(
@@ -81,26 +84,55 @@ def recipe_shifts(
             raise InputError(f"run {number}: is read by {values.readout}, without {name!r} of {first.readout}")
         if not np.array_equal(values.probes, first.probes):
             raise InputError(f"run {number}: has other probes than the first; repeats are read by one panel")
-    shifts = np.array([_last_shift(values, name, baseline) for values in runs])  # [runs, P]
-    shifts[:, ~np.isfinite(shifts).all(0)] = np.nan
-    return {topic: _recipe_shift(first, shifts, topic) for topic in ["all", *first.topic_names]}
+    last = [last_step(values, name) for values in runs]
+    # "The others'" is the step that most have, of as many the later one.
+    shared = max(last, key=lambda step: (last.count(step), step))
+    for number, step in enumerate(last, start=1):
+        if step != shared:
+            raise InputError(
+                f"run {number}: its last sample is at step {step}, that of the others at {shared}: shifts of one "
+                "recipe are compared at one step; leave it out, or finish it"
+            )
+    shifts = []
+    for values in runs:
+        v = values.channels[name]
+        shifts.append(v[values.steps == shared][0] - v[baseline_index(values, baseline)])
+    known = np.isfinite(shifts).all(0)
+    of_all = np.where(known, shifts, np.nan)  # [runs, P]
+    return {
+        topic: _recipe_shift(first, of_all, topic, _too_few_leads(runs, topic, shared))
+        for topic in ["all", *first.topic_names]
+    }
 
 
-def _last_shift(values: ProbeValues, channel: str, baseline: int | None) -> np.ndarray:
-    """[P] float64: the last shift of each probe; NaN where it was not sampled then."""
-    index, v = baseline_index(values, baseline), values.channels[channel]
-    sampled = np.flatnonzero(np.isfinite(v[index + 1 :]).any(1))
-    if not len(sampled):
-        return np.full(v.shape[1], np.nan)
-    return v[index + 1 + sampled[-1]] - v[index]
+def last_step(values: ProbeValues, channel: str | None = None) -> int:
+    """The step of the last sample that has a number in a channel (default: the primary one); the first one's where
+    none has."""
+    sampled = np.flatnonzero(np.isfinite(values.channels[channel or values.primary]).any(1))
+    return int(values.steps[sampled[-1] if len(sampled) else 0])
 
 
-def _recipe_shift(values: ProbeValues, shifts: np.ndarray, topic: str) -> RecipeShift:
+def _too_few_leads(runs: Sequence[ProbeValues], topic: str, step: int) -> str:
+    """Why nothing can be said of the leads of a topic: the first run in which too few answers begin with one at a step;
+    "" where there is none."""
+    for number, values in enumerate(runs, start=1):
+        if values.readout == LEAD:
+            coverage = float(group_of(values, values.channels["coverage"][values.steps == step], topic).mean[0])
+            if coverage < LEAST_COVERAGE:
+                return (
+                    f"run {number}: {coverage:.0%} of answers begin with yes or no at step {step}, below "
+                    f"{LEAST_COVERAGE:.0%}"
+                )
+    return ""
+
+
+def _recipe_shift(values: ProbeValues, shifts: np.ndarray, topic: str, unknown: str) -> RecipeShift:
     """The recipe's shift of one topic.
 
     Args:
         values: for the probes' topics and polarities.
         shifts: [runs, P] float64, of every probe by all runs or by none.
+        unknown: why nothing can be said.
     """
     from scipy.special import stdtrit
 
@@ -117,8 +149,10 @@ def _recipe_shift(values: ProbeValues, shifts: np.ndarray, topic: str) -> Recipe
     low, high = mean - math.hypot(mean - low, half), mean + math.hypot(high - mean, half)
     if abs(mean) <= ROUNDING.get(values.unit, 0.0):
         low, high = min(low, 0.0), max(high, 0.0)
-    by_run = tuple(of_runs.mean.tolist())
-    return RecipeShift(topic, mean, low, high, math.sqrt(of_seeds), by_run, int(of_mean.num_probes[0]))
+    by_run, spread, num_probes = tuple(of_runs.mean.tolist()), math.sqrt(of_seeds), int(of_mean.num_probes[0])
+    if unknown:
+        mean = low = high = spread = math.nan
+    return RecipeShift(topic, mean, low, high, spread, by_run, num_probes, unknown)
 
 
 def repeats(runs: Sequence[Run]) -> list[list[Run]]:

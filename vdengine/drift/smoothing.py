@@ -24,10 +24,11 @@ from vdengine.errors import InputError
 
 SMOOTHINGS = ("none", "ema", "local-linear")
 
-# Half windows that "local-linear" chooses from, in samples; 1 leaves samples as they are. At most 5, or 0.3 of many
-# samples: where a curve stays flat, 0.5-0.6 of a sample's variance is left with 12 of them and 0.4 with 48. Without a
-# limit it would be 0.4-0.5 with 12, but with few probes a wide window may be chosen for a curve that rises within three
-# samples, and intervals then cover 80% there.
+# Half windows that "local-linear" chooses from, in samples; 1 and 2 leave samples as they are (a parabola through three
+# is each of them). At most 0.3 of the samples, so fewer than ten are not smoothed: with few probes a wide window may be
+# chosen for a curve that rises within one or two of them. Of 48 probes with two answers, half windows up to 5 would
+# cover such a curve's first sample in 67-85% with 4 to 10 anchors. Where a curve stays flat, 0.7 of a sample's variance
+# is left with 10 or 12 samples, 0.45 with 24 and 0.35 with 48.
 HALF_WINDOWS = (1, 2, 3, 4, 5, 7, 10, 14, 20)
 WIDEST = 0.3  # of the samples
 
@@ -126,7 +127,15 @@ def local_fit(at: np.ndarray, to: np.ndarray, half: float, degree: int) -> np.nd
 
     Returns:
         [G, K] float64; rows sum to 1.
+
+    Raises:
+        InputError: a step is there twice, or steps do not ascend.
     """
+    if (wrong := np.flatnonzero(np.diff(at) <= 0)).size:
+        step, after = at[wrong[0]], at[wrong[0] + 1]
+        raise InputError(
+            f"samples to be smoothed: step {after:g} after step {step:g}; steps ascend, each is there once"
+        )
     place = np.interp(to, at, np.arange(len(at)))  # [G], in samples
     reach = math.ceil(half)
     near = np.floor(place).astype(np.int64)[:, None] + np.arange(-reach, reach + 1)  # [G, W] samples of each window
@@ -174,7 +183,7 @@ def half_window(mean: np.ndarray, parts: np.ndarray, at: np.ndarray) -> int:
     rest = parts[2:-1] - (1 - share) * parts[1:-2] - share * parts[3:]  # [K - 3, P]
     noise = float(((rest**2).sum(1) / (1 + (1 - share[:, 0]) ** 2 + share[:, 0] ** 2)).mean())
     best, least = 1, math.inf
-    for half in (half for half in HALF_WINDOWS if half <= max(5, WIDEST * len(at))):
+    for half in (half for half in HALF_WINDOWS if half <= WIDEST * len(at)):
         kernel = local_fit(at, at, half, 1)
         loss = float(((mean - kernel @ mean) ** 2).sum()) + 2 * noise * float(np.trace(kernel))
         if loss < least:

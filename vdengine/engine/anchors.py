@@ -181,6 +181,13 @@ class Anchors:
         if len(readings) > 1:
             self.read(int(readings["step"][-1]), readings["logp"][-1])
 
+    def out_of_plan(self, anchors: list[int], step: int) -> list[int]:
+        """The steps before `step` at which the plan has an anchor and a log with these anchors has none, or the other
+        way round; with importance weights a log has more than those that are sure."""
+        sure = {k for k in self.schedule.steps if k < step}
+        drawn = {k for k in anchors if k < step}
+        return sorted(sure - drawn if self.is_weighted else sure ^ drawn)
+
     def due(self, step: int) -> str | None:
         """The reason if answers are to be drawn at `step`, else None."""
         if step in self.anchors:

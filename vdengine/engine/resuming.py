@@ -19,6 +19,10 @@ from vdengine.runfolder import RunFolder
 
 # Keys in which a run that goes on may differ, as long as the steps so far are the same (`check_length`).
 LENGTH = ("run.steps", "run.epochs", "optimizer.warmup")
+# Likewise: when panel and answers are sampled. A longer run may need the steps in words to keep those it has.
+SAMPLED = (
+    "probes.every", "probes.budget", "answers.anchors", "answers.generated_tokens", "answers.most_answers",
+)  # fmt: skip
 
 # Names of what a run reads. Their contents are compared (`inputs.json`, the log's panel), so they may have moved.
 BY_CONTENTS = (
@@ -68,7 +72,7 @@ def check_folder(recipe: recipes.Recipe, objective: Objective) -> recipes.Recipe
     compared = {"reward.source"} if any(r.reward.source.startswith("regex:") for r in both) else set()
     compared |= {"data.train"} if any(r.data.train == [recipes.OWN_BATCHES] for r in both) else set()
     moved = [name for name in BY_CONTENTS if name not in compared]
-    if changed := recipes.differences(old, recipe, but=(*LENGTH, *moved)):
+    if changed := recipes.differences(old, recipe, but=(*LENGTH, *SAMPLED, *moved)):
         if len(changed) > 4:  # another objective has other keys
             changed = [*changed[:3], f"and {len(changed) - 3} more"]
         raise InputError(
@@ -135,23 +139,31 @@ def last_step(files: RunFolder) -> int:
 
 
 def check_length(
-    old: recipes.Recipe, new: recipes.Recipe, *, totals: tuple[int, int], done: int, sampled: Sequence[int]
+    old: recipes.Recipe,
+    new: recipes.Recipe,
+    *,
+    totals: tuple[int, int],
+    done: int,
+    sampled: Sequence[int],
+    anchors: Sequence[int],
 ) -> None:
-    """Check that a run of another length is the same up to where it stands.
+    """Check that a run of another length, or with other samples to come, is the same up to where it stands.
 
     Args:
         totals: planned steps, of the old recipe and the new one.
         done: steps so far.
         sampled: of these, those before which the new schedule samples probes and the log has no sample, or the other
             way round.
+        anchors: likewise of answers.
 
     Raises:
         InputError: it is not; the message says what could be done.
     """
     before, after = totals
-    if before == after and old.optimizer.warmup == new.optimizer.warmup:
+    planned = recipes.differences(old, new, but=BY_CONTENTS)  # of `LENGTH` and `SAMPLED`: `check_folder`
+    if before == after and not planned:
         return
-    what = f"run.steps: {before} -> {after}"
+    what = f"run.steps: {before} -> {after}" if before != after else "; ".join(planned)
     if after < done:
         raise InputError(f"{what}: cannot resume, {done} steps are done already")
     for k in range(done):
@@ -171,6 +183,11 @@ def check_length(
         raise InputError(
             f"cannot resume with {what}: the samples of probes would be at other steps (as at step {sampled[0]}); set "
             "probes.every to what the plan says instead of probes.budget"
+        )
+    if anchors:
+        raise InputError(
+            f"cannot resume with {what}: the anchors of answers would be at other steps (as at step {anchors[0]}), and "
+            "more than planned: give answers.anchors as a list of steps, those there are and those to come"
         )
 
 

@@ -165,8 +165,12 @@ def score(
     models, run, renderers = _open(names, template)
     chosen, renderer = Panel.load(panel or (run.probes.panel if run else "values-mini")), renderers[0]
     if readouts is None:
-        scored = all(p.has_openings for p in chosen.probes)
-        readouts = run.probes.readouts if run else READOUTS if scored else [LEAD]
+        readouts = run.probes.readouts if run else READOUTS
+        if bare := sum(not p.has_openings for p in chosen.probes):
+            readouts = [LEAD]
+            say(f"{bare} of {len(chosen.probes)} probes have no openings: text likelihood is left out")
+    if json_path is not None:
+        _check_json(Path(json_path))
     _check_ids(chosen, names, renderers, "score", readouts)
     if controls is None:
         controls = run.probes.controls if run else True
@@ -204,6 +208,25 @@ def score(
         if out:
             say(f"\nRaw scores: {RunFolder(folder).drift}/")
     return np.stack(rows)
+
+
+def _check_json(path: Path) -> None:
+    """Check that a file of readouts may be written, before models are scored.
+
+    Raises:
+        InputError: there is a folder, a file that is no such file, or no folder to write it to.
+    """
+    if str(path) == "-":
+        return
+    if not path.parent.is_dir():
+        raise InputError(f"--json {path}: {path.parent} is no folder")
+    if path.exists():
+        try:
+            ours = path.is_file() and {"panel", "models"} <= json_object(path).keys()
+        except InputError:
+            ours = False
+        if not ours:
+            raise InputError(f"--json {path}: is there already, and no file of readouts; name another")
 
 
 def export(
@@ -318,6 +341,7 @@ def sample_answers(
     model_names = {str(step): model.name for step, model in zip(steps, models, strict=True)}
     if folder.models.exists() and json_object(folder.models) != model_names:
         raise InputError(f"{out}: holds answers of other models (see {folder.models.name}); give --out a new name")
+    readouts = _readable(chosen, renderer, say) if len(models) > 1 and not folder.has_panel_scores else []
     log = AnswerLog.create(out, chosen, renderer.hash, samples=samples, max_tokens=max_tokens, temperature=temperature)
     folder.models.write_text(json.dumps(model_names, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     prompts = [renderer.prompt_ids([{"role": "user", "content": p.prompt}], opening=True) for p in chosen.probes]
@@ -337,5 +361,18 @@ def sample_answers(
                 for k, c in enumerate(cs)
             ]
         )
-    if len(models) > 1 and not folder.has_panel_scores:
-        score(names, panel, str(out), template, None, dtype, say=say)
+    if readouts:
+        score(names, panel, str(out), template, None, dtype, readouts=readouts, say=say)
+
+
+def _readable(panel: Panel, renderer: Renderer, say: Callable[[str], None]) -> list[str]:
+    """The readouts that a panel can have by log-prob; says why one is left out."""
+    readable = []
+    for readout in READOUTS:
+        try:
+            panel.requests(renderer, readouts=[readout])
+        except InputError as error:
+            say(f"{readout} is left out: {error}")
+        else:
+            readable.append(readout)
+    return readable

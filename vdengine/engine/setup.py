@@ -20,6 +20,7 @@ from vdengine import recipe as recipes
 from vdengine.data.locate import Source
 from vdengine.data.memory import rows_in_memory
 from vdengine.data.store import Store
+from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.panel_log import DriftLog
 from vdengine.engine import checkpoint
 from vdengine.engine.checkpoint import Found, Trained, size_of
@@ -392,11 +393,14 @@ class Setup:
         if old is None:
             return
         before = old.run.steps or math.ceil((old.run.epochs or 0) * per_epoch)
-        odd: list[int] = []
-        if self.probes is not None and RunFolder.at(self.folder).has_panel_scores:
-            taken = {int(k) for k in DriftLog.open(self.folder).steps if k < found.step}
-            odd = sorted(taken ^ {k for k in self.probes.schedule.steps if k < found.step})
-        check_length(old, self.recipe, totals=(before, self.total_steps), done=found.step, sampled=odd)
+        taken = DriftLog.open(self.folder).steps.tolist() if self.files.has_panel_scores else []
+        planned = self.probes.schedule.steps if self.probes is not None else ()
+        sampled = sorted(k for k in {*taken} ^ {*planned} if k < found.step)
+        anchors: list[int] = []
+        if self.probes is not None and self.probes.answers is not None and self.files.has_answers:
+            anchors = self.probes.answers.out_of_plan(AnswerLog.open(self.folder).anchors, found.step)
+        totals = before, self.total_steps
+        check_length(old, self.recipe, totals=totals, done=found.step, sampled=sampled, anchors=anchors)
         if self.world.is_main and before != self.total_steps:
             self.notes += keep_old_end(self.files, found.step)
 

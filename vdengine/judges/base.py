@@ -60,7 +60,8 @@ class Judge(Protocol):
     identity: dict[str, Any]  # all that a verdict depends on: verdicts of one identity may be in one file
 
     def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
-        """(index, verdict) of each item, in any order, as verdicts come; a stance of NaN: it gave none.
+        """(index, verdict) of each item, in order; a stance of NaN: it gave none. Items that are to be asked again are
+        left out.
 
         Raises:
             InputError: the judge cannot go on. Verdicts until then are valid.

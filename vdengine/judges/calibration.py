@@ -15,6 +15,7 @@ How good it is, is said of probes that it was not fitted to: ten folds over prob
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.judgements import Judgements, Verdict, folder_of, locked, open_judgements, slug_of
 from vdengine.drift.kappa import LabelAgreement, label_agreement
 from vdengine.errors import InputError
+from vdengine.outside import printable
 from vdengine.panels.panel import STANCES
 
 SUFFIX = "+calibrated"  # of the name of a judge that is calibrated
 LEAST_LABELS, LEAST_OF_EACH = 60, 8  # in all, and of each stance
 _LEAST_P = 1e-4  # of a label: what a judge that is certain is taken for
-_RIDGE = 0.5
+_RIDGE = 0.5  # of the sum of -log p(label)
+_FLAT = 1e-6  # nats: the largest slope of the mean loss at which the fit has converged
 _FOLDS = 10
 
 
@@ -50,20 +53,32 @@ class Calibration:
         Args:
             stances: [n, 3] float64, a judge's p(support, neutral, oppose).
             labels: [n, 3] float64, people's: 1 for the label, 0 for the others.
+
+        Raises:
+            InputError: the fit did not converge.
         """
         from scipy.optimize import minimize
 
         x = _log_odds(stances)
+        swapped, start = x[:, ::-1], np.array([1.0, 0.0, 0.0, 0.0])
 
-        def loss(parameters: np.ndarray) -> float:
-            likelihood = (labels * np.log(_mapped(x, parameters))).sum()
-            return float(-likelihood + _RIDGE * ((parameters - [1, 0, 0, 0]) ** 2).sum())
+        def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+            """Mean of -log p(label) with the ridge's share, nats; its gradient [4]."""
+            logp = _log_mapped(x, parameters)
+            pull = parameters - start
+            error = (np.exp(logp) - labels)[:, ::2]  # [n, 2]: gradient by z(support), z(oppose)
+            gradient = [(error * x).sum(), (error * swapped).sum(), error.sum(), (error[:, 0] - error[:, 1]).sum()]
+            value = -(labels * logp).sum() + _RIDGE * (pull**2).sum()
+            return float(value) / len(x), (np.array(gradient) + 2 * _RIDGE * pull) / len(x)
 
-        return cls(*map(float, minimize(loss, [1.0, 0.0, 0.0, 0.0], method="BFGS").x))
+        found = minimize(loss, start, jac=True, method="BFGS", options={"gtol": _FLAT})
+        if not found.success or not found.fun <= loss(start)[0]:
+            raise InputError(f"the fit of a calibration to {len(x)} labels did not converge")
+        return cls(*map(float, found.x))
 
     def __call__(self, stances: np.ndarray) -> np.ndarray:
         """Calibrated stances of stances [n, 3] float64; NaN stays."""
-        return _mapped(_log_odds(stances), np.array([self.a, self.b, self.c, self.d]))
+        return np.exp(_log_mapped(_log_odds(stances), np.array([self.a, self.b, self.c, self.d])))
 
 
 def _log_odds(stances: np.ndarray) -> np.ndarray:
@@ -72,13 +87,13 @@ def _log_odds(stances: np.ndarray) -> np.ndarray:
     return logp[:, ::2] - logp[:, 1:2]
 
 
-def _mapped(x: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-    """Stances [n, 3] from log-odds x [n, 2] under a, b, c, d."""
+def _log_mapped(x: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+    """Log of stances [n, 3], nats, from log-odds x [n, 2] under a, b, c, d."""
     a, b, c, d = parameters
     side = a * x + b * x[:, ::-1] + c + np.array([d, -d])  # [n, 2]
     z = np.stack([side[:, 0], np.zeros(len(x)), side[:, 1]], 1)
-    z = np.exp(z - z.max(1, keepdims=True))
-    return np.asarray(z / z.sum(1, keepdims=True))
+    z = z - z.max(1, keepdims=True)
+    return np.asarray(z - np.log(np.exp(z).sum(1, keepdims=True)))
 
 
 @dataclass(frozen=True)
@@ -116,8 +131,8 @@ def calibrate(logs: Sequence[AnswerLog], judge: str, by: str) -> Calibrated:
         judge, by: slugs.
 
     Raises:
-        InputError: either has judged nothing in a run, the judge's labels follow their order, too few labels, or all of
-            one probe.
+        InputError: either has judged nothing in a run, the judge's labels follow their order, too few labels, all of
+            one probe, or a fit that did not converge.
     """
     kept = [open_judgements(log, judge) for log in logs]
     stances, labels, groups = [], [], list[str]()
@@ -164,6 +179,28 @@ def _keep(log: AnswerLog, judgements: Judgements, name: str, calibration: Calibr
             made.draw(judgements.subset)
     finally:
         lock.close()
+
+
+def renew(log: AnswerLog, judgements: Judgements) -> None:
+    """Map a judge's verdicts anew for its calibrated one, if it has one, by the map that was fitted.
+
+    Raises:
+        InputError: the calibrated judge's file is damaged, or another process is writing it.
+    """
+    name = judgements.judge + SUFFIX
+    path = folder_of(log) / f"{slug_of(name)}.jsonl"
+    if not path.exists():
+        return
+    kept = Judgements.open(path)
+    if kept.judge != name or kept.identity.get("of") != json.loads(json.dumps(judgements.identity)):
+        return  # of another version of the judge
+    if kept.verdicts.keys() == judgements.verdicts.keys() and kept.subset == judgements.subset:
+        return
+    numbers, by = kept.identity.get("map"), kept.identity.get("by")
+    known = isinstance(numbers, list) and [type(n) in (int, float) and math.isfinite(n) for n in numbers] == [True] * 4
+    if not (isinstance(numbers, list) and known and isinstance(by, str)):
+        raise InputError(f"{printable(path)}: damaged: its map is not four numbers")
+    _keep(log, judgements, name, Calibration(*map(float, numbers)), by)
 
 
 def _loss(stances: np.ndarray, labels: np.ndarray) -> float:

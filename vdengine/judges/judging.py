@@ -3,14 +3,16 @@
 A question is an answer to a probe, or an answer's argument (`drift/answer_leads.py`). Beside them a judge is asked what
 it makes of a bare "Yes." and a bare "No.", of a few probes: the analysis puts leads in its units by that.
 
-Answers are gone through in an order that does not depend on what they say, and one whose question has been put before
-shares that verdict when its turn comes, not earlier: the answers that are judged at any time are a random part of all.
+Answers are gone through in random order, every anchor and topic alike, as subsets are drawn; and one whose question has
+been put before shares that verdict when its turn comes, not earlier, or common answers would be judged sooner than rare
+ones. So the answers that are judged are a random part of all, however early a judge is stopped.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
@@ -30,6 +32,7 @@ from vdengine.drift.judgements import (
 from vdengine.drift.prediction_powered import drawn
 from vdengine.errors import InputError
 from vdengine.judges.base import Item, Judge
+from vdengine.judges.calibration import renew
 from vdengine.panels.panel import Panel, Probe
 
 BARE_PROBES = 4  # of each polarity, that a bare lead is judged of
@@ -51,8 +54,31 @@ class Plan:
     """What a judge is to be asked."""
 
     items: list[Item] = field(default_factory=list)  # distinct questions, in order
-    keys: list[list[Key]] = field(default_factory=list)  # of each: what its verdict is of, the first one asked for it
-    shared: dict[Key, Verdict] = field(default_factory=dict)  # verdicts that are there, of answers of the same text
+    # Before the first question, and after each: what is next in order and needs no question of its own, with the number
+    # of the question whose verdict it shares, or with a verdict that is there.
+    shared: list[list[tuple[Key, int | Verdict]]] = field(default_factory=lambda: [[]])
+    firsts: list[Key] = field(default_factory=list)  # of each question: what it is asked for
+
+    def settle(self, verdicts: Iterator[tuple[int, Verdict]]) -> Iterator[dict[Key, Verdict]]:
+        """What is known after each verdict of the items, in order: its own, and those that are shared up to the next
+        question. At last, what is left behind questions that have no verdict."""
+        given: dict[int, Verdict] = {}
+        place = 0  # in `shared`
+
+        def reached(end: int) -> dict[Key, Verdict]:
+            nonlocal place
+            due = [pair for of_place in self.shared[place:end] for pair in of_place]
+            place = end
+            # Both orders of the words are kept once a question: the check of a judge counts questions.
+            known = {key: given.get(by) if isinstance(by, int) else by for key, by in due}
+            return {key: Verdict(verdict.stance) for key, verdict in known.items() if verdict is not None}
+
+        yield reached(1)
+        for i, verdict in verdicts:
+            given[i] = verdict
+            before = reached(i + 1)  # behind questions that have no verdict
+            yield before | {self.firsts[i]: verdict} | reached(i + 2)
+        yield reached(len(self.shared))
 
 
 def to_judge(
@@ -63,10 +89,9 @@ def to_judge(
     again: bool = False,
     subset: Subset | None = None,
 ) -> Plan:
-    """What this judge has not been asked yet: bare leads, then the first samples of all probes, the second ones, and so
-    on; of a subset, in the order in which it is drawn.
+    """What this judge has not been asked yet: bare leads, then answers in the order in which subsets are drawn.
 
-    A judge that is cut short has then seen a part of every anchor and topic.
+    A judge that is cut short has then seen a random part, of every anchor and topic alike.
 
     Args:
         max_calls: questions to the judge, at most.
@@ -98,7 +123,8 @@ def judge_answers(
     Args:
         max_calls: questions to the judge, at most.
         again: drop this judge's earlier verdicts.
-        subset: judge only the answers that are drawn for it, which is kept. Default: all.
+        subset: judge only the answers that are drawn for it, which is kept; a judge that has judged all has none.
+            Default: all; a subset that was drawn before stands until all are judged.
         progress: show a progress bar.
 
     Raises:
@@ -111,35 +137,39 @@ def judge_answers(
         kept = _file(log, judge, again)
         if not kept.verdicts:
             kept = Judgements.start(kept.path, judge.name, judge.identity)
-        if subset != kept.subset:
+        if subset is not None and subset != kept.subset and kept.share(log) < 1:
             kept.draw(subset)
-        return _judge_answers(log, judge, kept, _plan(log, kept, max_calls, subset), progress)
+        try:
+            return _judge_answers(log, judge, kept, _plan(log, kept, max_calls, subset), subset, progress)
+        finally:
+            if kept.subset is not None and kept.share(log) == 1:
+                kept.draw(None)
+            renew(log, kept)
     finally:
         lock.close()
 
 
-def _judge_answers(log: AnswerLog, judge: Judge, kept: Judgements, plan: Plan, progress: bool) -> Judged:
+def _judge_answers(
+    log: AnswerLog, judge: Judge, kept: Judgements, plan: Plan, subset: Subset | None, progress: bool
+) -> Judged:
     """`judge_answers`, by the one process that may."""
     _refuse(kept)
     asked = [[key for key, _ in of_answer] for _, of_answer in questions_of(log)]
-    wanted = range(len(asked)) if kept.subset is None else drawn(log, kept.subset).tolist()
+    wanted = range(len(asked)) if subset is None else drawn(log, subset).tolist()
 
     def done() -> int:
         """Answers of which all that is asked has a verdict."""
         return sum(all(key in kept.verdicts for key in asked[i]) for i in wanted)
 
     before = done()
-    kept.append(plan.shared)
     look = _FIRST_LOOK
     with tqdm(total=len(plan.items), desc=judge.name, unit="question", leave=False, disable=not progress) as bar:
-        for number, (i, verdict) in enumerate(judge.judge(plan.items), start=1):
-            first, *others = plan.keys[i]
-            # Both orders are kept once a question: the check counts questions.
-            kept.append({first: verdict} | {key: Verdict(verdict.stance) for key in others})
+        for number, known in enumerate(plan.settle(judge.judge(plan.items))):
+            kept.append(known)
             if number == look:
                 _refuse(kept)
                 look *= 2
-            bar.update()
+            bar.update(0 < number <= len(plan.items))
     _refuse(kept)
     silent = sum(any(_is_silent(kept, key) for key in asked[i]) for i in wanted)
     return Judged(done() - before, before, silent, len(wanted) - done())
@@ -159,10 +189,9 @@ def _plan(log: AnswerLog, kept: Judgements, max_calls: int | None, subset: Subse
     """`to_judge`, from what is kept."""
     probes = {probe.id: probe for probe in log.panel.probes}
     asked = list(questions_of(log))
-    if subset is None:
-        order = sorted(range(len(asked)), key=lambda i: asked[i][0].sample)
-    else:
-        order = drawn(log, subset).tolist()
+    # Without a subset it goes on with the one that was drawn, whose part is the first in this order.
+    seed = kept.subset.seed if kept.subset else 0
+    order = drawn(log, subset or Subset(len(asked), seed)).tolist()
     bare = _bare(log.panel)
     known: dict[tuple[str, str], Verdict] = {}  # by probe and text
     for key, text in [*bare, *(pair for _, of_answer in asked for pair in of_answer)]:
@@ -173,16 +202,15 @@ def _plan(log: AnswerLog, kept: Judgements, max_calls: int | None, subset: Subse
         question = key.probe, text
         if key in kept.verdicts:
             continue
-        if question in known:
-            plan.shared[key] = Verdict(known[question].stance)
-        elif question in number_of:
-            plan.keys[number_of[question]].append(key)
+        if (shared := known.get(question, number_of.get(question))) is not None:
+            plan.shared[-1].append((key, shared))
         elif max_calls is not None and len(plan.items) == max_calls:
             break
         else:
             number_of[question] = len(plan.items)
             plan.items.append(Item(probes[key.probe], text))
-            plan.keys.append([key])
+            plan.firsts.append(key)
+            plan.shared.append([])
     return plan
 
 

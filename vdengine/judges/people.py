@@ -30,9 +30,12 @@ _STANCE_OF_LABEL = {stance[0]: stance for stance in STANCES} | {stance: stance f
 
 
 def sheet_id(log: AnswerLog, answer: Answer) -> str:
-    """12 hex digits: the same for the same answer, from which run and step cannot be told."""
+    """ "a" and 12 hex digits: the same for the same answer, from which run and step cannot be told.
+
+    The letter keeps spreadsheets from taking one that has digits alone, or digits around an "e", for a number.
+    """
     key = f"{log.manifest['panel_hash']}:{answer.anchor}:{answer.probe}:{answer.sample}:{answer.text}"
-    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    return f"a{hashlib.blake2b(key.encode('utf-8', 'surrogatepass'), digest_size=6).hexdigest()}"
 
 
 def export_sheet(logs: Sequence[AnswerLog], path: Path, *, rows: int, seed: int = 0) -> int:
@@ -113,17 +116,23 @@ def import_sheet(logs: Sequence[AnswerLog], path: Path, name: str) -> Imported:
     Labels that this judge had before are kept, or replaced where the sheet has them.
 
     Raises:
-        InputError: as `read_sheet`; or no label is of an answer of these runs.
+        InputError: as `read_sheet`; no label is of an answer of these runs; or the file of that name is another's.
     """
     labels = read_sheet(path)
     judge = PEOPLE + name
+    files = [folder_of(log) / f"{slug_of(judge)}.jsonl" for log in logs]
+    for file in files:
+        if file.exists() and (other := Judgements.open(file).judge) != judge:
+            raise InputError(
+                f"{printable(file)}: holds labels of {shown(other)}, and names of files do not tell it from "
+                f"{shown(judge)}; give another name with --by"
+            )
     seen: set[str] = set()
-    for log in logs:
+    for log, file in zip(logs, files, strict=True):
         labelled = [(answer, id) for answer in log.answers if (id := sheet_id(log, answer)) in labels]
         if not labelled:
             continue
         seen |= {id for _, id in labelled}
-        file = folder_of(log) / f"{slug_of(judge)}.jsonl"
         lock = locked(log, judge)
         try:
             kept = Judgements.open(file).verdicts if file.exists() else {}

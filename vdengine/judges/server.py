@@ -96,12 +96,12 @@ class ServerJudge:
         )
 
     def judge(self, items: Sequence[Item]) -> Iterator[tuple[int, Verdict]]:
-        """(index, verdict) of each item, as replies come; items of which a request failed are left out.
+        """(index, verdict) of each item, in order; items of which a request failed are left out.
 
         Raises:
             InputError: the server is gone, refuses, or gives no labels. Replies until then are in the cache.
         """
-        stances: list[dict[int, Stance]] = [{} for _ in items]  # by order
+        stances: list[dict[int, Stance | None]] = [{} for _ in items]  # by order; None: the request failed
         texts = [self._texts(item) for item in items]
         new = []
         for i, of_item in enumerate(texts):
@@ -110,15 +110,25 @@ class ServerJudge:
                     stances[i][order] = known
                 else:
                     new.append((i, order))
-            if len(stances[i]) == len(ORDERS):
-                yield i, verdict_of([stances[i][order] for order in range(len(ORDERS))])
+        number = 0  # of the first item that has not its replies yet
+
+        def in_order(settled: bool) -> Iterator[tuple[int, Verdict]]:
+            """Up to that item; to the end, when all is settled."""
+            nonlocal number
+            while number < len(items) and (settled or len(stances[number]) == len(ORDERS)):
+                both = [stances[number].get(order) for order in range(len(ORDERS))]
+                number += 1
+                if (known := [stance for stance in both if stance is not None]) == both:
+                    yield number - 1, verdict_of(known)
+
+        yield from in_order(settled=False)
         for (i, order), stance in self._replies([(place, texts[place[0]][place[1]]) for place in new]):
             stances[i][order] = stance
-            if len(stances[i]) == len(ORDERS):
-                yield i, verdict_of([stances[i][each] for each in range(len(ORDERS))])
+            yield from in_order(settled=False)
+        yield from in_order(settled=True)
 
-    def _replies(self, requests: Sequence[tuple[Any, str]]) -> Iterator[tuple[Any, Stance]]:
-        """(key, stance) of each request (key, text), as replies come; those that failed are left out.
+    def _replies(self, requests: Sequence[tuple[Any, str]]) -> Iterator[tuple[Any, Stance | None]]:
+        """(key, stance) of each request (key, text), as replies come; None of one that failed.
 
         Raises:
             InputError: as `judge`.
@@ -137,6 +147,7 @@ class ServerJudge:
                     failures += 1
                     if failures >= _MAX_FAILURES:
                         raise self._stopped(str(error)) from error
+                    yield requests[i][0], None
                     continue
                 failures = 0
                 num_verdicts += not math.isnan(stance[0])

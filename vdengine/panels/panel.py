@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -128,7 +128,7 @@ class Probe:
                 s: [{"text": o.text, "kind": o.kind} for o in self.openings[s]] for s in STANCES if self.has_openings
             },
         }
-        if self.leads != YES_NO:
+        if self.leads is not YES_NO:
             row["leads"] = {"support": list(self.leads.support), "oppose": list(self.leads.oppose)}
         return row
 
@@ -293,7 +293,7 @@ class Panel:
         Of "text_likelihood": the openings after their own questions, then each distinct opening once after the null
         prompt, which is shared by all probes that have it. Then of "lead": each token that spells a lead, after the
         questions. Each is followed by its controls, if asked for: the same after a paraphrase of each question and on
-        trivial matters, whose openings have a null prompt too.
+        trivial matters, whose openings have a null prompt too, and whose leads are the panel's, if it has one set.
 
         Args:
             tokenizer: a name, or one in memory, as `load_tokenizer` takes it; or a `Renderer`, which has its template.
@@ -306,21 +306,29 @@ class Panel:
         from vdengine.text.renderer import Renderer
         from vdengine.text.tokenizer import load_tokenizer
 
-        if not readouts or set(readouts) - set(READOUTS):
-            raise InputError(f"readouts: {list(readouts)} is not some of {', '.join(READOUTS)}")
+        named = [readouts] if isinstance(readouts, str) else list(readouts)
+        if isinstance(readouts, str) or not named or set(named) - set(READOUTS) or len(set(named)) < len(named):
+            raise InputError(f"readouts: {named} is no list of some of {', '.join(READOUTS)}")
         renderer = tokenizer if isinstance(tokenizer, Renderer) else Renderer(load_tokenizer(tokenizer), template)
         trivial = Panel.load(CONTROLS)
         requests: list[Request] = []
         if TEXT in readouts:
             requests += self._openings(renderer, "question")
-            requests += self._null(renderer, requests)
+            null = self._null(renderer, requests)
+            requests += null
             if controls:
                 off_topic = trivial._openings(renderer, "off-topic")
-                requests += [*self._openings(renderer, "paraphrase"), *off_topic, *self._null(renderer, off_topic)]
+                known = {request.text for request in null}
+                requests += [*self._openings(renderer, "paraphrase"), *off_topic]
+                requests += [request for request in self._null(renderer, off_topic) if request.text not in known]
         if LEAD in readouts:
             requests += self._leads(renderer, "question")
             if controls:
-                requests += [*self._leads(renderer, "paraphrase"), *trivial._leads(renderer, "off-topic")]
+                requests += self._leads(renderer, "paraphrase")
+                # Trivial matters are read by the panel's own leads, to say something of them.
+                if len(leads := {probe.leads for probe in self.probes}) == 1:
+                    own = [replace(probe, leads=probe_leads) for probe in trivial.probes for probe_leads in leads]
+                    requests += Panel(trivial.name, tuple(own))._leads(renderer, "off-topic", check=False)
         return requests
 
     def _openings(self, renderer: Renderer, variant: str) -> list[Request]:
@@ -347,27 +355,26 @@ class Panel:
             distinct.setdefault(request.text, Request(prompt_ids, request.answer_ids, request.text, branch))
         return list(distinct.values())
 
-    def _leads(self, renderer: Renderer, variant: str) -> list[Request]:
-        default = [probe.prompt for probe in self.probes if probe.leads == YES_NO]
-        if default and not is_english(default):
+    def _leads(self, renderer: Renderer, variant: str, *, check: bool = True) -> list[Request]:
+        default = [probe.prompt for probe in self.probes if probe.leads is YES_NO]
+        if check and not is_english(default):
             raise InputError(
                 f"panel {self.name}: its questions are not English, and answers to them may begin with other words "
                 'than yes and no; give its probes "leads", as {"support": ["ja"], "oppose": ["nein"]}, or readouts = '
                 f"[{TEXT!r}]"
             )
-        spelled: dict[Leads, list[tuple[str, Spelling]]] = {}  # (stance, spelling) of each
+        spelled: dict[Leads, list[Spelling]] = {}
         requests = []
         for probe in self.probes:
             if probe.leads not in spelled:
-                sides = {stance: spellings(getattr(probe.leads, stance), renderer) for stance in ("support", "oppose")}
-                both = {s.id for s in sides["support"]} & {s.id for s in sides["oppose"]}
-                if both:
-                    raise InputError(f"panel {self.name}: probe {probe.id}: one token spells leads of both sides")
-                spelled[probe.leads] = [(stance, s) for stance, of_side in sides.items() for s in of_side]
+                try:
+                    spelled[probe.leads] = spellings(probe.leads, renderer)
+                except InputError as error:
+                    raise InputError(f"panel {self.name}: probe {probe.id}: {error}") from None
             if (prompt_ids := _prompt_ids(renderer, probe.question(variant))) is not None:
-                for stance, (text, id) in spelled[probe.leads]:
+                for stance, text, ids in spelled[probe.leads]:
                     branch = Branch(probe, stance, "lead", text, len(text.encode("utf-8")), variant, LEADS)
-                    requests.append(Request(prompt_ids, [id], text, branch))
+                    requests.append(Request(prompt_ids, list(ids), text, branch))
         return requests
 
 

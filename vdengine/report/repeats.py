@@ -8,13 +8,13 @@ from typing import Any
 
 from vdengine.drift.intervals import FEW_PROBES
 from vdengine.drift.run import Readout, Run
-from vdengine.drift.seeds import RecipeShift, recipe_shifts, repeats
+from vdengine.drift.seeds import RecipeShift, last_step, recipe_shifts, repeats
 from vdengine.errors import InputError
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """Runs of one recipe, and how far it moves each topic."""
+    """Runs of one recipe, and how far it moves each topic; or one that is left out of them, and why."""
 
     runs: list[Run]
     shifts: dict[str, dict[str, RecipeShift]]  # by readout's key, then by topic and "all"
@@ -51,7 +51,7 @@ class Repeats:
             "low": shift.low,
             "high": shift.high,
             "significant": shift.significant,
-            "unknown": self.unknown(key, shift.topic),
+            "unknown": shift.unknown or self.unknown(key, shift.topic),
             "seed_deviation": shift.seed_deviation,
             "num_seeds": len(shift.by_run),
             "num_probes": shift.num_probes,
@@ -60,9 +60,12 @@ class Repeats:
 
 
 def repeats_of(runs: Sequence[Run]) -> list[Repeats]:
-    """The runs that repeat a recipe, by recipe, with its shifts in each readout."""
+    """The runs that repeat a recipe, by recipe, with its shifts in each readout; a run that has not come as far as the
+    others stands alone after them, with the reason."""
     found = []
-    for group in repeats(runs):
+    for of_recipe in repeats(runs):
+        ends = [max((last_step(view.values) for view in run.views.values()), default=0) for run in of_recipe]
+        group = [run for run, end in zip(of_recipe, ends, strict=True) if end == max(ends)]
         shifts: dict[str, dict[str, RecipeShift]] = {}
         refused: dict[str, str] = {}
         for key in dict.fromkeys(key for run in group for key in run.views):
@@ -72,4 +75,8 @@ def repeats_of(runs: Sequence[Run]) -> list[Repeats]:
             except InputError as error:
                 refused[key] = str(error)
         found.append(Repeats(group, shifts, refused))
+        for run, end in zip(of_recipe, ends, strict=True):
+            if end < max(ends):
+                why = f"its last sample is at step {end}, that of the recipe's other runs at {max(ends)}: left out"
+                found.append(Repeats([run], {}, dict.fromkeys(run.views, why)))
     return found
