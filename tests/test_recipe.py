@@ -158,6 +158,12 @@ def test_check_of_a_recipe_made_by_hand():
         (["probes.fraction=0.4"], r"probes.fraction = 0.4 must be one n-th.* 0.5 \(1/2\)"),
         (["optimizer.schedule=constant", "optimizer.min_lr=0.1"], "optimizer.min_lr has no effect"),
         (["data.eval_examples=5"], "data.eval_examples has no effect"),
+        (
+            ["answers.samples=16", "answers.weights_every=1", "answers.alarm=0.01", "probes.readouts=['lead']"],
+            "answers.alarm has no effect: it is of the text likelihood",
+        ),
+        (["probes.readouts=[]"], r"probes.readouts = \[\] must name at least one of lead, text_likelihood"),
+        (["probes.readouts=['lead', 'lead']"], "and none twice"),
     ],
 )
 def test_keys_that_would_do_nothing(tmp_path, overrides, message):

@@ -531,8 +531,8 @@ def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: Where) ->
         return
     if "alarm" in written and TEXT not in r.probes.readouts:
         raise InputError(
-            f"{where('answers', 'alarm')}: answers.alarm has no effect: it is of the text likelihood, which is not among "
-            "probes.readouts"
+            f"{where('answers', 'alarm')}: answers.alarm has no effect: it is of the text likelihood, which is not "
+            "among probes.readouts"
         )
     if a.anchors is not None and len(how_many) > 1 and not a.weights_every:
         raise InputError(

@@ -15,8 +15,9 @@ panel has others), whatever its case and whatever marks, tags, number or "Answer
 A lead is a word that no letter touches. So where a language does without spaces, or says yes in several words, a panel
 names each ("\u662f" and "\u662f\u7684").
 
-The lead readout sums over spellings at the start instead, before it is known what follows. So it differs: it counts what only
-looks like a lead; and it does not count a lead behind a mark that is a token of its own ("**", a quote).
+The lead readout sums over spellings at the start instead, before it is known what follows. So it differs: it counts
+what only looks like a lead; and it does not count a lead behind a mark that is a token of its own ("**", a quote), a
+number or "Answer:".
 """
 
 from __future__ import annotations
