@@ -25,6 +25,9 @@ from vdengine.errors import InputError
 CPU_SECONDS = 2.0  # of one rendering; a conversation of 1000 turns takes 20 ms
 WORKER_BYTES = 1 << 30
 MAX_TEXT = 1 << 24  # characters of one rendering
+# And of what the template adds: so many by itself, and each character of the messages, as JSON, so many times. To
+# tokenise text takes a hundred times its size in memory, in the process that asked.
+MAX_ADDED, MAX_REPEATS = 1 << 20, 8
 MAX_JOBS = 32  # renderings per request; bounds the memory of both processes for a very long conversation
 # Around the body of a {% generation %} block. Noncharacters: valid in a Python string, never in text.
 OPEN_MARK, CLOSE_MARK = "\ufdd0", "\ufdd1"
@@ -156,8 +159,9 @@ def _work(requests: IO[str], answers: IO[str]) -> None:
             job_messages = [messages[i] for i in numbers]
             context = hello["context"] | {"messages": job_messages, "add_generation_prompt": add_generation_prompt}
             texts.append(_limited(hello["cpu_seconds"], compiled[0].render, context))
-            if len(texts[-1]) > MAX_TEXT:
-                raise ValueError(f"it renders to more than {MAX_TEXT} characters")
+            most = min(MAX_TEXT, MAX_ADDED + MAX_REPEATS * len(json.dumps(job_messages)))
+            if len(texts[-1]) > most:
+                raise ValueError(f"it renders to more than {most} characters")
         return texts
 
     line = json.dumps(hello)
