@@ -23,7 +23,7 @@ HOSTILE = {
     "huge power": ("{{ (7 ** (10 ** 9)) % 3 }}", "CPU time|memory"),
     "huge string": ("{{ '%3000000000d' | format(1) }}", "memory"),
     "long output": ("{{ 'x' * 20000000 }}", "characters"),
-    "much more than it was given": ("{{ lipsum(n=3000) }}{{ messages[0].content }}", "more than 10486.. characters"),
+    "much more than it was given": ("{{ lipsum(n=3000) }}{{ messages[0].content }}", r"more than 104\d{4} characters"),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
     "way out": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
     "mutation": ("{{ messages.append(1) }}", "unsafe"),
