@@ -263,14 +263,14 @@ def test_a_reward_model_of_our_own(recipe, tmp_path, tiny_models):
 
     recipe = learns(recipe)
     recipe.reward.source, recipe.reward.normalize = str(tmp_path / "reward" / "export"), True
-    trainer, rows = run(recipe, steps=30)
+    trainer, rows = run(recipe, steps=40)
+    trainer.close()
     scores = [row["objective/scores"] for row in rows]
     # What it finds is seldom the letters: the reward model has never seen most of the bytes that a random model writes,
     # and some of them score high. PPO is to find what scores as the preferred answers do, and it does.
     preferred = found["mean_reward"] + found["margin"] / 2
     gap = preferred - scores[0]
     assert gap > 2.0 and np.mean(scores[-5:]) > scores[0] + 0.8 * gap, (scores, preferred)
-    trainer.close()
 
 
 # -------------------------------------------------------------------------------------------------------- options

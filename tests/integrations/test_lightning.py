@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers.causal_lms import by_its_own_logits, causal_lm
+from helpers.causal_lms import by_its_own_logits, causal_lm, sampled
 from torch.utils.data import DataLoader
 
 from vdengine.drift.load import load_run
@@ -58,11 +58,11 @@ def test_a_run_of_lightning(tok, panel, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     run = load_run(tmp_path / "run")
     assert run.log.steps.tolist() == [0, 2, 3] and run.total_steps == 3
-    questions = np.array([row["variant"] == "question" for row in run.log.table])
-    assert np.abs(run.log.logp[-1, questions] - by_its_own_logits(model, panel, tok)).max() < NATS
+    own = sampled(callback.scorer)
+    assert np.abs(run.log.samples()[-1, own] - by_its_own_logits(model, panel, tok)).max() < NATS
     trainer.logger.save()
     (written,) = tmp_path.glob("lightning_logs/version_1/metrics.csv")
-    assert f"value/{panel.topics[0]}/support" in written.read_text()
+    assert f"lead/{panel.topics[0]}" in written.read_text()
 
 
 def test_a_module_without_a_model_says_what_to_give(tok, panel, tmp_path):

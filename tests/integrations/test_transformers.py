@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.causal_lms import by_its_own_logits, small_panel
+from helpers.causal_lms import by_its_own_logits, sampled, small_panel
 from helpers.launch import torchrun
 from helpers.trainers import make, train, weights
 from transformers import TrainerCallback
@@ -27,11 +27,16 @@ def test_weights_are_bit_equal_with_and_without_it(kind, lora, tok, tmp_path):
     assert plain.keys() == scored.keys() and all(torch.equal(plain[name], scored[name]) for name in plain)
     log = DriftLog.open(tmp_path / "scored" / "run")
     assert log.steps.tolist() == [0, 2, 4]
-    controls = np.array([row["variant"] != "question" for row in log.table])
-    assert np.isfinite(log.logp[[0, 2]]).all() and np.isnan(log.logp[1, controls]).all()
+    logp = log.samples()
+    controls = np.ones(logp.shape[1], bool)
+    callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, DriftCallback))
+    controls[sampled(callback.scorer)] = False
+    assert (
+        np.isfinite(logp[[0, 2]]).all() and np.isnan(logp[1, controls]).all() and np.isfinite(logp[1, ~controls]).all()
+    )
     last = by_its_own_logits(trainer.model, small_panel(), tok)
-    assert np.abs(log.logp[2, ~controls] - last).max() < NATS
-    assert np.abs(log.logp[2] - log.logp[0]).max() > 1  # something has moved
+    assert np.abs(logp[2, ~controls] - last).max() < NATS
+    assert np.abs(logp[2] - logp[0]).max() > 1  # something has moved
 
 
 def test_the_run_folder_is_read_as_any_other(tok, tmp_path):
@@ -52,11 +57,11 @@ def test_a_run_is_resumed_from_a_checkpoint_with_its_log(tok, tmp_path):
     expected = DriftLog.open(tmp_path / "whole" / "run")
     callback = DriftCallback(small_panel(), run=tmp_path / "whole" / "run", every=2, tokens=1024)
     resumed = make("sft", tmp_path / "again", tok, callbacks=[callback])
-    steps, logp = expected.steps.copy(), expected.logp.copy()
+    steps, logp = expected.steps.copy(), expected.samples()
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     log = DriftLog.open(tmp_path / "whole" / "run")
     assert log.steps.tolist() == steps.tolist() == [0, 2, 4]
-    assert np.array_equal(log.logp, logp, equal_nan=True)
+    assert np.array_equal(log.samples(), logp, equal_nan=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
 
 
@@ -137,7 +142,7 @@ def test_the_last_weights_are_scored_where_others_are_loaded_at_the_end(tok, tmp
     from transformers import LlamaForCausalLM
 
     saved = LlamaForCausalLM.from_pretrained(tmp_path / "checkpoint-4")
-    assert np.abs(log.logp[-1] - by_its_own_logits(saved, small_panel(), tok)).max() < NATS
+    assert np.abs(log.samples()[-1] - by_its_own_logits(saved, small_panel(), tok)).max() < NATS
     best = Path(trainer.state.best_model_checkpoint).name
     assert best != "checkpoint-4", "the test means nothing if the last one was the best"
 
@@ -149,7 +154,7 @@ def test_ddp_of_two_ranks(tiny_models, tok, tmp_path):
     torchrun(2, "trainers", tmp_path, tiny_models["llama"], "ddp")
     for kind in ("sft", "dpo"):
         log = DriftLog.open(tmp_path / kind / "scored" / "run")
-        assert log.steps.tolist() == [0, 2, 4] and np.isfinite(log.logp[[0, 2]]).all()
+        assert log.steps.tolist() == [0, 2, 4] and np.isfinite(log.samples()[[0, 2]]).all()
 
 
 @pytest.mark.gpu
@@ -160,4 +165,4 @@ def test_trl_under_fsdp2(cuda, tiny_models, tmp_path):
     torchrun(torch.cuda.device_count(), "trainers", tmp_path, tiny_models["llama"], "fsdp2")
     for kind in ("sft", "dpo"):
         log = DriftLog.open(tmp_path / kind / "scored" / "run")
-        assert log.steps.tolist() == [0, 2, 4] and np.isfinite(log.logp[[0, 2]]).all()
+        assert log.steps.tolist() == [0, 2, 4] and np.isfinite(log.samples()[[0, 2]]).all()
