@@ -23,7 +23,7 @@ def train(folder: Path) -> None:
     overrides = [
         f"run.folder={folder}/run", "run.steps=2", f"data.cache={folder}/cache", "data.max_tokens=128",
         "data.train=values-synth:support?topics=immigration", "batch.examples=2", "probes.every=1",
-        f"probes.panel={folder}/short.jsonl", "checkpoint.export=false",
+        f"probes.panel={folder}/short.jsonl", "probes.fraction=1.0", "checkpoint.export=false",
     ]  # fmt: skip
     trainer = vd.Trainer(vd.load_recipe(RECIPE, overrides))
     while trainer.step_count < trainer.total_steps:
