@@ -385,8 +385,8 @@ def answer_log(plan: Plan, size: Size, results: Path, panel: Panel, folder: Path
 
 
 def judge_kappas(judge: Judge) -> dict[str, float]:
-    """A judge's agreement with those of `labels.jsonl` that two people read, by part of the answers: Cohen's kappa, the
-    mean of that with either."""
+    """A judge's agreement with those of `labels.jsonl` that two readers labelled, by part of the answers: Cohen's
+    kappa, the mean of that with either."""
     import rule_judge
 
     from vdengine.drift.answer_leads import split_lead

@@ -1,8 +1,8 @@
-"""The agreement of the rule judge with labels by hand: `python benchmarks/rule_judge.py`.
+"""The agreement of the rule judge with readers' labels: `python benchmarks/rule_judge.py`.
 
 `labels.jsonl` has answers of SmolLM2 before, during and after training, in parts:
 
-    seen, held out         sampled at T = 1, at most 24 tokens; one person labelled whole answers in one pass, blind to
+    seen, held out         sampled at T = 1, at most 24 tokens; one reader labelled whole answers in one pass, blind to
                            run and step. The rules were written with those that were seen
     two readers, seen and  most of them sampled after a lead and the beginning of an argument that were put in the
     two readers, held out  model's mouth (`label_answers.py`); two readers labelled lead, argument and whole answer,
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def one_person(labelled: list[dict[str, Any]]) -> None:
-    """Rules against one person's labels of whole answers."""
+    """Rules against one reader's labels of whole answers."""
     from vdengine.drift.kappa import label_agreement
     from vdengine.drift.summary import kappa_line
     from vdengine.panels.panel import STANCES

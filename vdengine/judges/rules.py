@@ -20,7 +20,7 @@ clause would curb it too. "It" and "this" are the proposition, and a word of `AS
 topic's axis. A clause about none of them goes on about what the one before it was about, for three quarters. A clause
 that grants a point ("while", "although") counts for a third.
 
-The judge is the same everywhere and free, and it is weak: `docs/judging.md` has its agreement with labels by hand.
+The judge is the same everywhere and free, and it is weak: `docs/judging.md` has its agreement with readers' labels.
 The words are in `judges/lexicon.py`.
 """
 
