@@ -98,7 +98,7 @@ class RunFolder:
 
     @property
     def drift(self) -> Path:
-        """The folder of the raw log of openings (`drift.opening_log`)."""
+        """The folder of the raw log of a panel (`drift.panel_log`)."""
         return self.path / "drift"
 
     @property

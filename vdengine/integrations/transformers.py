@@ -39,8 +39,9 @@ class DriftCallback(TrainerCallback):
         every: steps from one sample to the next.
         tokenizer: default: the trainer's `processing_class`.
         template, tokens, controls, readouts, layout: as `PanelScorer` takes them.
-        track: send value/{topic}/{stance} to those of wandb, trackio and tensorboard that the trainer reports to. In
-            wandb and trackio these have their own step axis, value/step.
+        track: send `Live.scalars` (lead, lead_coverage and text_likelihood, each of every topic) to those of wandb,
+            trackio and tensorboard that the trainer reports to. In wandb and trackio these have their own step axis,
+            value/step.
 
     Raises:
         InputError: arguments out of range; in training, as `PanelScorer`.
