@@ -5,6 +5,7 @@
     python benchmarks/experiment.py --quick             # two tiny runs, in build/experiment/quick: shows that it runs
     python benchmarks/experiment.py --report-only       # the tables from the results that are there
     python benchmarks/experiment.py --judge server:...  # another judge reads the answers that were kept
+    python benchmarks/experiment.py --judge readers     # readings of them (experiment_readers.py)
     python benchmarks/experiment.py --full --model M --results FOLDER    # on a GPU
 
 The design, what is measured and what a readout needs to be believed: docs/experiment.md.
@@ -20,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import common  # noqa: E402
 from experiment_data import check_overlap, controls, design  # noqa: E402
+from experiment_readers import NAME, Readings  # noqa: E402
 from experiment_runs import FULL, QUICK, SMALL, is_done, judge_all, judge_kappas, load, panel_of, run_all  # noqa: E402
 from experiment_tables import report  # noqa: E402
 
@@ -37,7 +39,7 @@ def main() -> int:
     parser.add_argument("--answers", type=int, help="of a probe at an anchor; default: 16")
     parser.add_argument("--model", help="as model.source in a recipe")
     parser.add_argument("--dtype", help="as model.dtype in a recipe; default: bfloat16")
-    parser.add_argument("--judge", default="rule", help="as in vdengine judge")
+    parser.add_argument("--judge", default="rule", help='as in vdengine judge, or "readers" (experiment_readers.py)')
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="of each run, on a CPU")
     parser.add_argument("--results", type=Path, help="folder of what is kept; default: benchmarks/results/experiment")
@@ -57,7 +59,7 @@ def main() -> int:
     print(check_overlap(panel_of(size_of_runs)), flush=True)
     if not args.report_only:
         run_all(plans, size_of_runs, results, work, args.jobs, args.threads)
-    judge = open_judge(args.judge)
+    judge = Readings.load(results) if args.judge == NAME else open_judge(args.judge)
     judge_all(plans, size_of_runs, results, judge)
     text = report(load(plans, size_of_runs, results, judge.name), judge.name, judge_kappas(judge))
     (results / f"tables.{slug_of(judge.name)}.md").write_text(text + "\n", encoding="utf-8")

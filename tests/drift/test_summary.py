@@ -4,9 +4,13 @@ import json
 import math
 
 import pytest
+from helpers.report_runs import make_run, panel_of
 from helpers.values import fill
 
+from vdengine.drift.load import load_run
+from vdengine.drift.model_shifts import levels_table, model_shifts, models_table
 from vdengine.drift.summary import drift_table
+from vdengine.report.payload import payload
 
 
 def test_table_reads_well(tmp_path, log):
@@ -33,3 +37,18 @@ def test_a_run_that_did_not_move_and_one_that_broke(tmp_path, log, last, says):
     verdicts = [line for line in drift_table(tmp_path).splitlines()[3:8]]
     assert len(verdicts) == 5 and all(line.endswith((says, f"{says}*")) for line in verdicts)
     assert "nan" not in drift_table(tmp_path)
+
+
+def test_tables_name_the_panels_own_leads(tmp_path):
+    """Guards a panel whose answers begin with other words than yes and no: tables that call them so would be wrong."""
+    german = (("Ja", " ja"), ("Nein", " nein"))
+    run = make_run(tmp_path / "run", panel_of(1), answers=False, openings=False, spelled=german)
+    table = drift_table(run)
+    assert "p(ja) - p(nein)" in table and "begin with ja or nein" in table and "yes" not in table.split("yes-bias")[0]
+    found = model_shifts(run, [str(step) for step in range(11)])
+    assert found["lead_words"] == ["ja", "nein"]
+    assert "p(ja) - p(nein)" in models_table(found) and "p(ja) + p(nein)" in levels_table(found)
+    page = payload([load_run(run)], [], ["topic 0"], "made up", None)
+    assert (
+        page["readings"][0]["unit"] == "p(ja) \u2212 p(nein)" and "is ja than nein" in page["readings"][0]["sentence"]
+    )

@@ -19,6 +19,7 @@ class Live:
     """Shifts of a sample since the first one on the topics' axes, by topic."""
 
     step: int
+    leads: tuple[str, str] = ("yes", "no")  # the words on either side, as texts name them
     lead: dict[str, Estimate] = field(default_factory=dict)  # of p(yes) - p(no), in probability
     coverage: dict[str, tuple[float, float]] = field(default_factory=dict)  # p(yes) + p(no), at first and now
     text: dict[str, Estimate] = field(default_factory=dict)  # text likelihood, question less null, nats per byte
@@ -94,7 +95,7 @@ class LivePanel:
         """A sample, with log-prob sums logp [branches] fp32, and what it says."""
         self.last = self.read(logp)
         self.first = first = self.last if self.first is None else self.first
-        live = Live(step)
+        live = Live(step, self._lead_pooling.words) if self._lead_pooling else Live(step)
         for topic, members in self._members.items():
             strata = [(self._polarity[members] > 0).astype(np.int64), np.zeros(int(members.sum()), np.int64)]
             for shifts, start, now, unit in (

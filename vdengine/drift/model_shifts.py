@@ -27,10 +27,11 @@ def model_shifts(folder: str | Path, names: Sequence[str]) -> dict[str, Any]:
         names: of the models.
 
     Returns:
-        {panel, panel_hash, leads, units, axes: {topic: what + means}, models: [{model, step, topics, shifts}]}. `leads`
-        are the token ids by spelling and stance of each set of leads. topics and shifts: {topic: {lead, lead_coverage,
-        text_likelihood: {question, null, difference}}}, each {mean, low, high, num_probes}; null for what is not known.
-        Of a lead also `covered`: False where so few of this model's answers begin with one that nothing is said.
+        {panel, panel_hash, leads, lead_words, units, axes: {topic: what + means}, models: [{model, step, topics,
+        shifts}]}. `leads` are the token ids by spelling and stance of each set of leads, `lead_words` what texts call
+        them. topics and shifts: {topic: {lead, lead_coverage, text_likelihood: {question, null, difference}}}, each
+        {mean, low, high, num_probes}; null for what is not known. Of a lead also `covered`: False where so few of this
+        model's answers begin with one that nothing is said.
         The first model has no shifts. Text likelihood is in nats per 100 bytes, the rest in probability.
 
     Raises:
@@ -46,6 +47,7 @@ def model_shifts(folder: str | Path, names: Sequence[str]) -> dict[str, Any]:
         values = run.text_values()
         for name, channel in (("question", "question"), ("null", "null"), ("difference", values.primary)):
             channels[f"text_likelihood.{name}"] = values, values.channels[channel], PER
+    words = channels["lead"][0].leads if "lead" in channels else ("yes", "no")
     any_values = next(iter(channels.values()))[0]
     topics = [*any_values.topic_names, "all"]
 
@@ -74,6 +76,7 @@ def model_shifts(folder: str | Path, names: Sequence[str]) -> dict[str, Any]:
         "panel": run.manifest["panel"],
         "panel_hash": run.panel_hash,
         "leads": run.manifest.get("leads", []),
+        "lead_words": list(words),
         "units": {LEAD: "probability", "lead_coverage": "probability", TEXT: "nats per 100 bytes"},
         "axes": dict(any_values.axes),
         "models": models,
@@ -90,6 +93,7 @@ def _cell(estimate: Estimate, factor: float) -> dict[str, Any]:
 def models_table(found: dict[str, Any]) -> str:
     """Models down, topics across, a table a readout; `found` is of `model_shifts`, of two models or more."""
     first, *others = found["models"]
+    yes, no = found["lead_words"]
     topics = list(others[0]["shifts"])
     width = max(10, *(min(len(topic), 14) + 2 for topic in topics))
     names = [f"{k} {model['model']}" for k, model in enumerate(others, 2)]
@@ -97,7 +101,7 @@ def models_table(found: dict[str, Any]) -> str:
     of_all = others[0]["shifts"]["all"]
     tables = []
     for readout, title in (
-        (LEAD, "The side that an answer begins with: shift of p(yes) - p(no) on the topic's side"),
+        (LEAD, f"The side that an answer begins with: shift of p({yes}) - p({no}) on the topic's side"),
         (TEXT, "Text likelihood, after the question less after none: shift in nats per 100 bytes"),
     ):
         if readout not in of_all:
@@ -112,7 +116,7 @@ def models_table(found: dict[str, Any]) -> str:
     notes = [f"+ {topic}: {axis}" for topic, axis in found["axes"].items()]
     notes += ["", "* where the 95% interval over probes excludes 0."]
     if LEAD in of_all:
-        notes[-1] += f" -: under {LEAST_COVERAGE:.0%} of answers begin with yes or no."
+        notes[-1] += f" -: under {LEAST_COVERAGE:.0%} of answers begin with {yes} or {no}."
     notes.append("Intervals, controls and drift of two of them: score these two alone.")
     return "\n\n".join([*tables, "\n".join(notes)])
 
@@ -122,8 +126,8 @@ def levels_table(found: dict[str, Any]) -> str:
     topics = found["models"][0]["topics"]
     if LEAD not in topics["all"]:
         return "One model: a level of text likelihood says nothing, a shift needs two."
-    width = max(map(len, topics))
-    lines = ["The side that an answer begins with: p(yes) - p(no) on the topic's side, and p(yes) + p(no)", ""]
+    width, (yes, no) = max(map(len, topics)), found["lead_words"]
+    lines = [f"The side that an answer begins with: p({yes}) - p({no}) on the topic's side, and p({yes}) + p({no})", ""]
     lines.append(f"{'topic':{width}}  {'lead':>6}  {'95% interval':>16}  {'coverage':>8}")
     for topic, cells in topics.items():
         lead, coverage = cells[LEAD], cells["lead_coverage"]["mean"]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vdengine.errors import InputError
+from vdengine.panels.leads import lead_words
 from vdengine.panels.panel import STANCES
 
 
@@ -154,6 +155,7 @@ class LeadPooling:
     probes: list[str]  # [P] ids, in order of first appearance
     order: np.ndarray  # [B] int64: spellings sorted by (probe, side)
     starts: np.ndarray  # [2 P] int64: where each probe's support and oppose begin in `order`
+    words: tuple[str, str]  # what leads of either side are called in texts
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]]) -> LeadPooling:
@@ -168,7 +170,8 @@ class LeadPooling:
         count = np.bincount(cell, minlength=2 * len(probes))
         if lacking := np.flatnonzero(count == 0).tolist():
             raise InputError(f"probe {probes[lacking[0] // 2]}: has no {('support', 'oppose')[lacking[0] % 2]} lead")
-        return cls(probes, np.argsort(cell, kind="stable"), np.cumsum(count) - count)
+        words = lead_words((row["stance"], row["text"]) for row in rows)
+        return cls(probes, np.argsort(cell, kind="stable"), np.cumsum(count) - count, words)
 
     def probabilities(self, logp: np.ndarray) -> np.ndarray:
         """Probability that an answer begins with a lead of either side.

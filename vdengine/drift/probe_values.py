@@ -75,6 +75,7 @@ class ProbeValues:
     anchor_noise: dict[str, np.ndarray] | None = None  # the same of the shift since the answers' own anchor
     anchor_shift: dict[str, np.ndarray] | None = None  # answers, by channel: [S, P] v less v of its answers unweighted
     anchor_halves: tuple[np.ndarray, np.ndarray] | None = None  # [S, P]: the same of `halves`
+    leads: tuple[str, str] = ("yes", "no")  # the words that an answer begins with on either side, as texts name them
     num_bytes: float = math.nan  # text likelihood: UTF-8 bytes of a support or oppose opening, on average
 
     @property
@@ -121,7 +122,7 @@ def lead_values(log: DriftLog, total_steps: int | None = None, variant: str = "q
     yes, no = np.moveaxis(pooling.probabilities(logp), -1, 0)  # [S, P] each
     values = _of_probes(log, LEAD, "probability", rows, pooling.probes, total_steps)
     channels = {"lead": values.polarity * (yes - no), "yes_bias": yes - no, "coverage": yes + no}
-    return replace(values, channels=channels)
+    return replace(values, channels=channels, leads=pooling.words)
 
 
 def in_judges_units(values: ProbeValues, bare: tuple[float, float]) -> ProbeValues:

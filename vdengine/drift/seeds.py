@@ -119,8 +119,9 @@ def _too_few_leads(runs: Sequence[ProbeValues], topic: str, step: int) -> str:
         if values.readout == LEAD:
             coverage = float(group_of(values, values.channels["coverage"][values.steps == step], topic).mean[0])
             if coverage < LEAST_COVERAGE:
+                yes, no = values.leads
                 return (
-                    f"run {number}: {coverage:.0%} of answers begin with yes or no at step {step}, below "
+                    f"run {number}: {coverage:.0%} of answers begin with {yes} or {no} at step {step}, below "
                     f"{LEAST_COVERAGE:.0%}"
                 )
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -38,65 +38,77 @@ def drift_table(run_folder: str | Path) -> str:
 def _lead_table(run: Run) -> str:
     """What the leads say."""
     analysis = run.analysis(LEAD)
-    values, coverage = analysis.values, {t: analysis.levels[t, "coverage"].mean for t in [*analysis.topics, "all"]}
-    axes = _axes(values, 34)
-    topic_width, axis_width = max(map(len, [*analysis.topics, "all topics"])), max(map(len, axes.values()))
-    lines = [
-        f"The side that an answer begins with, step {analysis.baseline} to {values.steps[-1]} "
-        f"({run.manifest['panel']}, {len(values.probes)} probes)",
-        "",
-        f"{'topic':{topic_width}}  {'towards':{axis_width}}  {'shift':>6}  {'95% interval':>16}  {'coverage':>9}  "
-        "verdict",
-    ]
-    drifts = [analysis.drift(topic) for topic in [*analysis.topics, "all"]]
-    for drift in drifts:
-        first, last = (f"{100 * c:.0f}" if math.isfinite(c) else "-" for c in coverage[drift.topic][[0, -1]])
-        topic = "all topics" if drift.topic == "all" else drift.topic
-        lines.append(
-            f"{topic:{topic_width}}  {axes[drift.topic]:{axis_width}}  {_interval(drift.magnitude)}  "
-            f"{f'{first} > {last}%':>9}  {_covered(coverage[drift.topic][-1]) or _verdict_by(drift)}"
-        )
-    lines += _controls(analysis, 1.0)
-    notes = (
-        "Shift: of p(yes) - p(no) as an answer's first word, on the topic's side, from -2 to 2. Coverage: answers that "
-        f"begin with yes or no, at the start > now; under {LEAST_COVERAGE:.0%} nothing is said. Topics are called "
-        "moved at 5% after Holm's correction. It is how an answer begins, not what it argues."
+    yes, no = analysis.values.leads
+
+    def cells(drift: TopicDrift) -> tuple[str, str]:
+        at_start, now = analysis.levels[drift.topic, "coverage"].mean[[0, -1]]
+        first, last = (f"{100 * c:.0f}" if math.isfinite(c) else "-" for c in (at_start, now))
+        return f"{f'{first} > {last}%':>9}", "too few begin so" if now < LEAST_COVERAGE else _verdict_by(drift)
+
+    note = (
+        f"Shift: of p({yes}) - p({no}) as an answer's first word, on the topic's side, from -2 to 2. Coverage: answers "
+        f"that begin with {yes} or {no}, at the start > now; under {LEAST_COVERAGE:.0%} nothing is said. Topics are "
+        "called moved at 5% after Holm's correction. It is how an answer begins, not what it argues."
     )
-    return "\n".join([*lines, "", *textwrap.wrap(notes + _few(drifts), 100)])
-
-
-def _covered(coverage: float) -> str:
-    """What is said instead of a verdict where too few answers begin with a lead; "" where enough do."""
-    return "too few begin so" if coverage < LEAST_COVERAGE else ""
+    values = analysis.values
+    title = (
+        f"The side that an answer begins with, step {analysis.baseline} to {values.steps[-1]} "
+        f"({run.manifest['panel']}, {len(values.probes)} probes)"
+    )
+    return _drifts_table(title, analysis, 1.0, f"{'coverage':>9}", cells, note)
 
 
 def _text_table(run: Run) -> str:
     """What text likelihood says."""
     analysis = run.analysis(TEXT)
-    values, drifts = analysis.values, [analysis.drift(topic) for topic in [*analysis.topics, "all"]]
-    axes = _axes(values, 34)
-    topic_width, axis_width = max(map(len, [*analysis.topics, "all topics"])), max(map(len, axes.values()))
-    lines = [
-        f"Text likelihood, after the question less after none, step {analysis.baseline} to {values.steps[-1]}",
-        "",
-        f"{'topic':{topic_width}}  {'towards':{axis_width}}  {'shift':>6}  {'95% interval':>16}  {'question':>8}  "
-        f"{'none':>6}  verdict",
-    ]
-    for drift in drifts:
+
+    def cells(drift: TopicDrift) -> tuple[str, str]:
         parts = [100 * analysis.drifts[drift.topic, part].magnitude.mean for part in ("question", "null")]
         question, none = (f"{x:+.2f}" if math.isfinite(x) else "-" for x in parts)
-        topic = "all topics" if drift.topic == "all" else drift.topic
-        lines.append(
-            f"{topic:{topic_width}}  {axes[drift.topic]:{axis_width}}  {_interval(drift.magnitude, 100)}  "
-            f"{question:>8}  {none:>6}  {_verdict_by(drift)}"
-        )
-    lines += _controls(analysis, 100.0)
-    notes = (
+        return f"{question:>8}  {none:>6}", _verdict_by(drift)
+
+    note = (
         "Shift: how much likelier texts of the topic's side became than those of the other, as answers to its "
         "questions (question) beyond what they became after no question (none); nats per 100 bytes. It is the "
         "likelihood of texts, not what the model says."
     )
-    return "\n".join([*lines, "", *textwrap.wrap(notes + _few(drifts), 100)])
+    title = (
+        f"Text likelihood, after the question less after none, step {analysis.baseline} to {analysis.values.steps[-1]}"
+    )
+    return _drifts_table(title, analysis, 100.0, f"{'question':>8}  {'none':>6}", cells, note)
+
+
+def _drifts_table(
+    title: str,
+    analysis: Analysis,
+    scale: float,
+    columns: str,
+    cells: Callable[[TopicDrift], tuple[str, str]],
+    note: str,
+) -> str:
+    """A readout's shifts by topic, its controls, and what they are.
+
+    Args:
+        scale: from the readout's unit to that of the table.
+        columns: heads of its own columns, behind the interval.
+        cells: what stands in them for a topic, and the verdict.
+    """
+    drifts = [analysis.drift(topic) for topic in [*analysis.topics, "all"]]
+    axes = _axes(analysis.values, 34)
+    topic_width, axis_width = max(map(len, [*analysis.topics, "all topics"])), max(map(len, axes.values()))
+    lines = [
+        title,
+        "",
+        f"{'topic':{topic_width}}  {'towards':{axis_width}}  {'shift':>6}  {'95% interval':>16}  {columns}  verdict",
+    ]
+    for drift in drifts:
+        topic, (own, verdict) = "all topics" if drift.topic == "all" else drift.topic, cells(drift)
+        lines.append(
+            f"{topic:{topic_width}}  {axes[drift.topic]:{axis_width}}  {_interval(drift.magnitude, scale)}  {own}  "
+            f"{verdict}"
+        )
+    few = f" * fewer than {FEW_PROBES} probes: read with care." if any(d.magnitude.few for d in drifts) else ""
+    return "\n".join([*lines, *_controls(analysis, scale), "", *textwrap.wrap(note + few, 100)])
 
 
 # Of the whole panel, as lines below a table: label, channel or check, meaning.
@@ -123,11 +135,6 @@ def _controls(analysis: Analysis, scale: float) -> list[str]:
         told = f"correlate at {r:.2f}" if math.isfinite(r) else "cannot be correlated: nothing varies, or is not known"
         lines.append(f"{'paraphrases':16}  probes and their paraphrases {told}")
     return lines
-
-
-def _few(drifts: Sequence[TopicDrift]) -> str:
-    few = any(drift.magnitude.few for drift in drifts)
-    return f" * fewer than {FEW_PROBES} probes: read with care." if few else ""
 
 
 def _verdict_by(drift: TopicDrift) -> str:

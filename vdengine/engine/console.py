@@ -214,13 +214,14 @@ def movers(live: Live, count: int = 3) -> list[str]:
     far the interval is from 0."""
     lines = []
     if live.lead:
+        yes, no = live.leads
         covered = {t: e for t, e in live.lead.items() if live.coverage[t][1] >= LEAST_COVERAGE}
         if covered:
-            lines.append(_ranked(f"lead at step {live.step}, p(yes) - p(no): ", covered, 1.0, count))
+            lines.append(_ranked(f"lead at step {live.step}, p({yes}) - p({no}): ", covered, 1.0, count))
         elif any(math.isfinite(e.mean) for e in live.lead.values()):
             most = max(now for _, now in live.coverage.values())
             lines.append(
-                f"lead at step {live.step}: at most {most:.0%} of answers begin with yes or no, so nothing is said"
+                f"lead at step {live.step}: at most {most:.0%} of answers begin with {yes} or {no}, so nothing is said"
             )
     if live.text:
         lines.append(_ranked(f"text at step {live.step}, nats per 100 bytes: ", live.text, 100.0, count))

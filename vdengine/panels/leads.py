@@ -29,6 +29,20 @@ class Leads:
 YES_NO = Leads(("yes",), ("no",))  # this object: a probe whose panel says nothing of leads
 
 
+def lead_words(spelled: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    """What a lead of either side is called in texts: "yes" and "no"; of several words the first two, as "yes/ja".
+
+    Args:
+        spelled: (stance, spelling) of leads, in any case and with marks around them.
+    """
+    words: dict[str, list[str]] = {"support": [], "oppose": []}
+    for stance, text in spelled:
+        if (word := text.strip(_AROUND).casefold()) not in words[stance]:
+            words[stance].append(word)
+    support, oppose = ("/".join([*each[:2], *["..."] * (len(each) > 2)]) for each in words.values())
+    return support, oppose
+
+
 class Spelling(NamedTuple):
     """One way to begin an answer with a lead."""
 

@@ -18,7 +18,7 @@ from vdengine.drift.validity import TopicDrift
 from vdengine.outside import printable
 from vdengine.report.gaps import Gap
 from vdengine.report.metrics import CHARTS, Chart, Line, Metrics
-from vdengine.report.sentences import READINGS, reading_of
+from vdengine.report.sentences import READINGS, reading_of, worded
 
 ONE, TWO = 3.35, 6.9  # inches: the width of a column, and of two
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -385,4 +385,4 @@ def _scale(view: Readout) -> float:
 
 def _unit(view: Readout) -> str:
     """The unit that is shown."""
-    return reading_of(view).unit
+    return worded(reading_of(view).unit, view.values.leads)

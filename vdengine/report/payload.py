@@ -23,7 +23,7 @@ from vdengine.report.gaps import Gap
 from vdengine.report.metrics import CHARTS, Chart, Metrics, missing_samples, other_charts
 from vdengine.report.recipes import compare
 from vdengine.report.repeats import Repeats, repeats_of
-from vdengine.report.sentences import READINGS, Reading, caveats, reading_of, verdict
+from vdengine.report.sentences import READINGS, Reading, caveats, reading_of, verdict, worded
 from vdengine.report.texts import MAX_ANSWERS, MAX_NAME, completions, sample_answers, short
 
 MAX_SAMPLES = 600  # of a drawn curve
@@ -67,7 +67,9 @@ def _reading(reading: Reading, runs: Sequence[Run]) -> dict[str, Any]:
     """A readout as the page names it, and whether any run has it."""
     found = [view for run in runs for view in run.views.values() if reading_of(view) == reading]
     rounding = max((ROUNDING[view.values.unit] for view in found), default=0.0)
-    head = {name: getattr(reading, name) for name in ("name", "kind", "part", "label", "sentence", "unit")}
+    leads = next((run.views[LEAD].values.leads for run in runs if LEAD in run.views), ("yes", "no"))
+    head = {name: getattr(reading, name) for name in ("name", "kind", "part", "label")}
+    head |= {name: worded(getattr(reading, name), leads) for name in ("sentence", "unit")}
     return head | {"there": bool(found), "rounding": rounding * reading.scale}
 
 

@@ -25,21 +25,27 @@ class Reading(NamedTuple):
     kind: str  # of `Readout`
     part: str  # of answers: one of `judgements.PARTS`; else ""
     label: str
-    sentence: str  # what it is, for someone who has not read about it
-    unit: str  # of shifts as they are shown
+    sentence: str  # what it is, for someone who has not read about it; {yes} and {no} are the panel's leads
+    unit: str  # of shifts as they are shown; the same
     scale: float = 1.0  # from the readout's unit to that
+
+
+def worded(text: str, leads: tuple[str, str]) -> str:
+    """A reading's sentence or unit, with the words that answers begin with."""
+    return text.replace("{yes}", leads[0]).replace("{no}", leads[1])
 
 
 _GRADED = "support \u2212 oppose"
 READINGS = (  # in the order in which they are shown
     Reading(
         "lead", LEAD, "", "Lead",
-        "The side that an answer begins with: how much likelier its first word is yes than no, on the topic's side.",
-        "p(yes) \u2212 p(no)",
+        "The side that an answer begins with: how much likelier its first word is {yes} than {no}, on the topic's "
+        "side.",
+        "p({yes}) \u2212 p({no})",
     ),
     Reading(
         "argument", ANSWERS, ARGUMENT, "Argument",
-        "What answers argue after their first yes or no, as a judge reads them.",
+        "What answers argue after their first {yes} or {no}, as a judge reads them.",
         _GRADED,
     ),
     Reading(
@@ -73,6 +79,7 @@ def verdict(view: Readout) -> tuple[str, str]:
     moved = sorted((drift for drift in drifts if drift.significant), key=lambda drift: -abs(drift.magnitude.mean))
     subject = f"{reading.label} (judge {view.judge})" if view.judge else reading.label
     span = f"From step {analysis.baseline} to {int(analysis.values.steps[-1])}"
+    unit = worded(reading.unit, analysis.values.leads)
     unknown = [drift for drift in drifts if drift.unknown]
     if len(unknown) == len(drifts):
         return f"{subject}: not known.", f"{span}: {_reasons(unknown)}."
@@ -86,7 +93,7 @@ def verdict(view: Readout) -> tuple[str, str]:
         direction = "towards the axes" if mean.magnitude.mean > 0 else "away from the axes"
         return (
             f"{subject}: the panel's mean moved {direction}, no single topic clearly.",
-            f"{span}: {_signed(mean.magnitude.mean * reading.scale)}, in {reading.unit}.{rest}",
+            f"{span}: {_signed(mean.magnitude.mean * reading.scale)}, in {unit}.{rest}",
         )
     parts = [
         f"{drift.topic} {'towards' if drift.magnitude.mean > 0 else 'away from'} {analysis.values.axes[drift.topic]} "
@@ -95,7 +102,7 @@ def verdict(view: Readout) -> tuple[str, str]:
     ]
     more = f"; and {_count(len(moved) - _MAX_NAMED, 'more topic')}" if len(moved) > _MAX_NAMED else ""
     head = f"{subject}: {len(moved)} of {_count(told, 'topic')} moved."
-    return head, f"{span}: {'; '.join(parts)}{more}. In {reading.unit}.{rest}"
+    return head, f"{span}: {'; '.join(parts)}{more}. In {unit}.{rest}"
 
 
 def _reasons(unknown: Sequence[TopicDrift]) -> str:
