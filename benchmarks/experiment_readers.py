@@ -1,6 +1,7 @@
 """The answers of `experiment.py` as readers read them: sheets of texts, and their readings as a judge's verdicts.
 
     python benchmarks/experiment_readers.py sheet OUT --answers 4    # what no reader has read yet
+    python benchmarks/experiment_readers.py kappa                    # theirs with the labels of `labels.jsonl`
     python benchmarks/experiment_readers.py take OUT                 # into results/experiment/readings.jsonl.xz
     python benchmarks/experiment.py --judge readers                  # the tables by these readings
 
@@ -213,13 +214,13 @@ def main() -> int:
     """The command line; returns the exit status."""
     import experiment
     from experiment_data import controls, design
-    from experiment_runs import SMALL, panel_of
+    from experiment_runs import SMALL, judge_kappas, panel_of
 
     from vdengine.panels.panel import Panel
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("sheet", "take"))
-    parser.add_argument("out", type=Path, help="folder of sheets")
+    parser.add_argument("verb", choices=("sheet", "take", "kappa"))
+    parser.add_argument("out", type=Path, nargs="?", default=experiment.WORK / "sheets", help="folder of sheets")
     parser.add_argument("--results", type=Path, default=experiment.RESULTS)
     parser.add_argument("--runs", type=int, default=26)
     parser.add_argument("--answers", type=int, default=4, help="of a probe in the middle and at the end of a run")
@@ -228,6 +229,10 @@ def main() -> int:
     parser.add_argument("--lines", type=int, default=1500, help="of a sheet")
     args = parser.parse_args()
     readings = Readings.load(args.results)
+    if args.verb == "kappa":
+        kappas = judge_kappas(readings)
+        print(f"Cohen's kappa with the labels: {', '.join(f'{part} {kappa:.2f}' for part, kappa in kappas.items())}")
+        return 0
     if args.verb == "take":
         take(args.out, readings)
         readings.save(args.results)

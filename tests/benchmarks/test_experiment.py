@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from vdengine.judges.base import Item
 from vdengine.panels.panel import Panel
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -24,7 +25,7 @@ PROBES = 12  # of a topic
 @pytest.fixture(scope="module")
 def scripts():
     """The experiment's files as modules: data, runs, tables."""
-    names = ("experiment_data", "experiment_tables", "experiment_runs")
+    names = ("experiment_data", "experiment_tables", "experiment_runs", "experiment_readers")
     before = sys.path[:]
     sys.path.insert(0, str(BENCHMARKS))
     modules: dict[str, ModuleType] = {name.removeprefix("experiment_"): importlib.import_module(name) for name in names}
@@ -459,3 +460,39 @@ def test_recipes_are_valid(scripts, tmp_path) -> None:
         assert len(rows) == steps * made["batch"]["examples"]
         assert made["answers"]["anchors"] == [steps // 2] and made["probes"]["every"] == steps // 2
         assert (made["optimizer"]["lr"] == 0) == (plan.control == "lr 0")
+
+
+def test_readings_are_verdicts(scripts, tmp_path, capsys):
+    """Guards readers as a judge: a text stands on a sheet once, what was read comes back as its verdict, a line that
+    has no reading or two has none, and a second reader's are told apart from the first one's."""
+    readers = scripts["readers"]
+    probes = Panel.load("values-mini").probes[:3]
+    questions = {probe.id: probe.prompt for probe in probes}
+    texts = [(probe.id, f"Text {i}, 3 of it.") for probe in probes for i in range(40)]
+    assert readers.write_sheets(tmp_path, "first", texts, questions, 60) == 2
+    sheets = sorted(tmp_path.glob("first-*.txt"))
+    key = {n: (id, text) for n, id, text in map(json.loads, (tmp_path / "first.key.jsonl").read_text().splitlines())}
+    assert sorted(key.values()) == sorted(texts)
+    letters = {n: "sno"[n % 3] for n in key}
+    for sheet in sheets:
+        lines = [line.split(" ", 1) for line in sheet.read_text().splitlines() if line[:1].isdigit()]
+        assert [key[int(n)][1] for n, _ in lines] == [text for _, text in lines]
+        sheet.with_suffix(".read").write_text(
+            " ".join(f"{n}{letters[int(n)]}" for n, _ in lines if n not in "7") + " 9s"
+        )
+    read = readers.Readings({})
+    readers.take(tmp_path, read)
+    said = capsys.readouterr().out
+    assert "1 lines without a reading [7]" in said and "with two [9]" in said
+    assert read.read == {text: letters[n] for n, text in key.items() if n not in (7, 9)}
+    readers.write_sheets(tmp_path, "second", [key[1]], questions, 60)
+    (tmp_path / "second-01.read").write_text("1o")
+    readers.take(tmp_path, read)
+    assert read.read[key[1]] == letters[1] + "o"
+    read.save(tmp_path)
+    again = readers.Readings.load(tmp_path)
+    assert again.read == read.read and "1 of 118 texts were read twice" in again.agreement()
+    by_id = {probe.id: probe for probe in probes}
+    asked = [Item(by_id[key[n][0]], key[n][1].replace(" ", "\n", 1)) for n in (1, 2, 3, 7)]
+    stances = [verdict.stance for _, verdict in again.judge(asked)]
+    assert stances[:3] == [(0, 1, 0), (0, 0, 1), (1, 0, 0)] and np.isnan(stances[3]).all()
