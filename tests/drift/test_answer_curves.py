@@ -19,9 +19,9 @@ def run_of(rng, course, probes=48, anchors=16, total=240, **more):
 
 
 def test_curves_at_the_anchors_are_those_without_steps_between():
-    """Guards one estimate under two names: what the curve says at an anchor is what it says where it is given at anchors
-    alone, shift and level, by topic, with any smoothing; it is finite between them and says nothing outside; its points
-    are what each anchor says by itself, with any smoothing; magnitudes stay."""
+    """Guards one estimate under two names: what the curve says at an anchor is what it says where it is given at
+    anchors alone, shift and level, by topic, with any smoothing; it is finite between them and says nothing outside;
+    its points are what each anchor says by itself, with any smoothing; magnitudes stay."""
     values = run_of(np.random.default_rng(2), "late", topics=np.array(["a"] * 24 + ["b"] * 24))
     unsmoothed = analyse(values, resamples=10)
     for smoothing in ("none", "local-linear", "local-linear:0.3", "ema"):
@@ -45,8 +45,8 @@ def test_curves_at_the_anchors_are_those_without_steps_between():
 
 
 def test_which_runs_have_a_curve_between_anchors():
-    """Guards a curve through too few anchors, across steps whose gate is closed, of what is no answer, or of samples that
-    are to be left as they are; and a grid that grows with the length of a run."""
+    """Guards a curve through too few anchors, across steps whose gate is closed, of what is no answer, or of samples
+    that are to be left as they are; and a grid that grows with the length of a run."""
     values = run_of(np.random.default_rng(3), "linear")
     steps = curve_steps(values)
     assert steps[0] == 0 and steps[-1] == 240 and np.isin(values.steps, steps).all() and (np.diff(steps) > 0).all()

@@ -131,7 +131,9 @@ def analyse(
     # Variances under other answers are known of samples as they are, and of shifts since the first of them.
     level_noise, shift_noise = values.noise, values.shift_noise if index == 0 else None
 
-    def curve(group: Group, topic: str, channel: str, noise: dict[str, np.ndarray] | None, level: bool = False) -> tuple[Group, Curve]:
+    def curve(
+        group: Group, topic: str, channel: str, noise: dict[str, np.ndarray] | None, level: bool = False
+    ) -> tuple[Group, Curve]:
         """The group as it is shown, and its curve."""
         shown = how.smooth(values, group, index, steps)
         if shown is group:

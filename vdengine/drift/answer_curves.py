@@ -2,10 +2,10 @@
 
 The same probes answer at every anchor, so their levels cancel in a shift. One anchor with two answers a probe says
 little; the curve is a local linear fit over the anchors, corrected for its bias (`drift/smoothing.py`), and is given
-between them as well. Each probe goes through the same fit and the interval is over probes, so it counts the noise of
-answers, the probes' own courses, and what all shifts share with the first anchor's answers; the bias of the fit is taken
-off. An interval is about one step at a time, not about the whole curve at once. Between two anchors the curve is as good
-as its being smooth there: a turn that no anchor saw is not in it.
+between them as well (`analyse`, `steps`). Each probe goes through the same fit and the interval is over probes, so it
+counts the noise of answers, the probes' own courses, and what all shifts share with the first anchor's answers; the
+bias of the fit is taken off. An interval is about one step at a time, not about the whole curve at once. Between two
+anchors the curve is as good as its being smooth there: a turn that no anchor saw is not in it.
 
 Simulated with 2 answers a probe, 24, 48 or 550 probes and 3 to 24 anchors that are dense early, 95% intervals cover 92%
 to 97% of flat, straight, early, saturating and late curves: `benchmarks/anchors.py`. Fewer than `FEWEST` anchors are

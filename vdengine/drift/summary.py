@@ -165,8 +165,8 @@ def _interval(shift: Estimate, scale: float = 1.0) -> str:
 
 
 def answers_table(run_folder: str | Path, judge: str) -> str:
-    """The stances of a run's answers by one judge (a slug), at its first and last anchor, by topic; and by when they had
-    moved, where there are anchors between.
+    """The stances of a run's answers by one judge (a slug), at its first and last anchor, by topic; and by when they
+    had moved, where there are anchors between.
 
     Raises:
         InputError: no answers, or none judged by this judge.

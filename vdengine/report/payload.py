@@ -287,7 +287,8 @@ def _check(check: Check, scale: float) -> dict[str, Any]:
 def _curve(curve: Curve, scale: float) -> dict[str, Any]:
     """A curve's mean, interval and number of probes at the steps that are drawn."""
     series: dict[str, Any] = {
-        name: [_round(float(value)) for value in _kept(getattr(curve, name)) * scale] for name in ("mean", "low", "high")
+        name: [_round(float(value)) for value in _kept(getattr(curve, name)) * scale]
+        for name in ("mean", "low", "high")
     }
     return series | {"n": _kept(curve.num_probes).tolist()}
 
