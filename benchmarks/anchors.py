@@ -26,15 +26,15 @@ import common  # noqa: E402
 from helpers.courses import COURSES, answered, true_shift  # noqa: E402
 from helpers.values import probe_values  # noqa: E402
 
-from vdengine.drift.analysis import analyse  # noqa: E402
-from vdengine.drift.answer_curves import AnswerCurve, answer_curves  # noqa: E402
+from vdengine.drift.analysis import Curve, analyse  # noqa: E402
+from vdengine.drift.answer_curves import SMOOTHING  # noqa: E402
 from vdengine.drift.answer_log import AnswerLog  # noqa: E402
 from vdengine.drift.answer_values import answer_values  # noqa: E402
 from vdengine.drift.intervals import group_of  # noqa: E402
 from vdengine.drift.probe_values import ProbeValues  # noqa: E402
 from vdengine.drift.schedule import dense_early  # noqa: E402
 from vdengine.drift.smoothing import Smoothing  # noqa: E402
-from vdengine.drift.trajectory import DEFAULT_RULE  # noqa: E402
+from vdengine.drift.trajectory import DriftTime  # noqa: E402
 
 TOTAL = 240  # steps of a simulated stage
 BASE = 8  # answers of a probe at its start
@@ -48,7 +48,7 @@ def coverage(runs: int) -> Iterator[str]:
     to follow the course, between them."""
     rng = np.random.default_rng(1)
     yield "95% intervals of the curve of two answers a probe cover (worst step); RMSE of it, and of the anchors alone"
-    how = Smoothing.parse("local-linear")
+    how = Smoothing.parse(SMOOTHING)
     for probes in (24, 48, 550):
         for anchors in (3, 4, 6, 8, 10, 12, 24):
             at = steps = np.array(dense_early(TOTAL, anchors))
@@ -84,19 +84,22 @@ def designs(runs: int, probes: int = 48) -> Iterator[str]:
             at, errors, times = np.array(dense_early(TOTAL, anchors + 1)), [], []
             for _ in range(runs):
                 x = answered(rng, course, at, TOTAL, probes, samples, BASE)
-                curve = _curve(probe_values(x, steps=at, readout="answers"), resamples=200)
-                truth = true_shift(course, curve.shift.steps, TOTAL)
-                errors.append(np.square(curve.shift.mean - truth).mean())
-                own = curve.shift.steps[np.argmax(truth >= 0.95 * truth.max())] / TOTAL
-                if (time := curve.times[DEFAULT_RULE]).fraction is not None:
+                curve, time = _curve(probe_values(x, steps=at, readout="answers"), resamples=200)
+                truth = true_shift(course, curve.steps, TOTAL)
+                errors.append(np.square(curve.mean - truth).mean())
+                own = curve.steps[np.argmax(truth >= 0.95 * truth.max())] / TOTAL
+                if time.fraction is not None:
                     times.append((time.fraction - own, abs(time.fraction - own), time.low <= own <= time.high))
             timed = "{:+.2f} {:.2f} {:.0%}".format(*np.mean(times, 0)) if course != "flat" else f"{len(times)} have one"
             cells.append(f"{samples} x {anchors}: {np.sqrt(np.mean(errors)):.3f} | {timed}")
         yield f"  {course:10} " + "; ".join(cells)
 
 
-def _curve(values: ProbeValues, resamples: int = 500) -> AnswerCurve:
-    return answer_curves(analyse(values, resamples=2), resamples=resamples)["all"]
+def _curve(values: ProbeValues, resamples: int = 500) -> tuple[Curve, DriftTime]:
+    """The curve of all probes at every step, however few the anchors, and the drift time that is read off it."""
+    steps = np.arange(values.total_steps + 1)
+    found = analyse(values, smoothing=SMOOTHING, steps=steps, resamples=resamples)
+    return found.curves["all", values.primary], found.drift().time
 
 
 # ----------------------------------------------------------------------------------------------------------- on a model
@@ -152,8 +155,7 @@ def compare(folder: Path, repeats: int = 20) -> Iterator[str]:
     stances = np.array([stance_of(probes[a.probe], a.text) for a in log.answers])  # [answers, 3]
     anchor, sample = (np.array(column) for column in zip(*((a.anchor, a.sample) for a in log.answers), strict=True))
     steps, half = np.array(log.anchors), log.samples // 2
-    whole = _curve(answer_values(log, stances, total, kind="anchor"))
-    end, time = whole.shift, whole.times[DEFAULT_RULE]
+    end, time = _curve(answer_values(log, stances, total, kind="anchor"))
     yield (
         f"{len(probes)} probes, {len(steps)} anchors in {total} steps, rule judge: the curve of all answers ends at "
         f"{end.mean[-1]:+.3f} [{end.low[-1]:+.3f}, {end.high[-1]:+.3f}], drifted at "
@@ -166,7 +168,7 @@ def compare(folder: Path, repeats: int = 20) -> Iterator[str]:
         truth = answer_values(log, np.where(np.isin(sample, theirs)[:, None], stances, np.nan), total, kind="anchor")
         group = group_of(truth, truth.channels["graded"] - truth.channels["graded"][0], "all")
         noise = np.square(group.share) @ truth.shift_noise["graded"].T if truth.shift_noise else np.zeros(1)
-        own = _curve(truth).times[DEFAULT_RULE].fraction
+        own = _curve(truth)[1].fraction
         for every in (1, 2, 4):  # anchors of a design: every so many of those there are, so many times two answers each
             samples = 2 * every
             if samples > half or (len(steps) - 1) % every:
@@ -174,9 +176,9 @@ def compare(folder: Path, repeats: int = 20) -> Iterator[str]:
             drawn = np.isin(sample, mine[:samples]) & np.isin(anchor, steps[::every])
             drawn |= np.isin(sample, mine) & (anchor == 0)
             values = answer_values(log, np.where(drawn[:, None], stances, np.nan), total, kind="anchor")
-            curve = _curve(values)
-            error = np.square(curve.shift.mean[np.isin(curve.shift.steps, steps)] - group.mean)[1:].mean()
-            at = curve.times[DEFAULT_RULE].fraction
+            curve, time = _curve(values)
+            error = np.square(curve.mean[np.isin(curve.steps, steps)] - group.mean)[1:].mean()
+            at = time.fraction
             off = abs(at - own) if at is not None and own is not None else np.nan
             found.setdefault((samples, len(steps[::every]) - 1), []).append((error - np.diag(noise)[1:].mean(), off))
     for (samples, count), errors in found.items():

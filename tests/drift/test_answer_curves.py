@@ -1,59 +1,75 @@
 """Smoothed curves of answers on a grid of steps: as the analysis at the anchors, and drift times with known truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers.courses import answered, true_shift
 from helpers.values import probe_values
 
 from vdengine.drift.analysis import analyse
-from vdengine.drift.answer_curves import answer_curves
+from vdengine.drift.answer_curves import FEWEST, GRID, SMOOTHING, curve_steps
 from vdengine.drift.schedule import dense_early
-from vdengine.errors import InputError
 
 
 def run_of(rng, course, probes=48, anchors=16, total=240, **more):
     steps = np.array(dense_early(total, anchors))
     x = answered(rng, course, steps, total, probes, 2, 8)
-    return probe_values(x, steps=steps, readout="answers", **more)
+    return probe_values(x, steps=steps, readout="answers", kinds=np.full(anchors, "anchor"), **more)
 
 
-def test_curves_at_the_anchors_are_those_of_the_analysis():
-    """Guards one estimate under two names: what the grid says at an anchor is what `analyse` says there, shift and
-    level, by topic, with the same smoothing; between anchors the grid is finite, outside of them it says nothing."""
+def test_curves_at_the_anchors_are_those_without_steps_between():
+    """Guards one estimate under two names: what the curve says at an anchor is what it says where it is given at
+    anchors alone, shift and level, by topic, with any smoothing; it is finite between them and says nothing outside;
+    its points are what each anchor says by itself, with any smoothing; magnitudes stay."""
     values = run_of(np.random.default_rng(2), "late", topics=np.array(["a"] * 24 + ["b"] * 24))
-    for smoothing in ("none", "local-linear", "local-linear:0.3"):
-        analysis = analyse(values, smoothing=smoothing, resamples=10)
-        curves = answer_curves(analysis, smoothing=smoothing, resamples=10)
-        assert list(curves) == ["all", "a", "b"]
-        for topic, curve in curves.items():
-            at = np.isin(curve.shift.steps, values.steps)
-            assert at.sum() == 16 and len(curve.shift.steps) > 200
-            for found, same in (
-                (curve.shift, analysis.curves[topic, "graded"]),
-                (curve.level, analysis.levels[topic, "graded"]),
-            ):
+    unsmoothed = analyse(values, resamples=10)
+    for smoothing in ("none", "local-linear", "local-linear:0.3", "ema"):
+        at_anchors = analyse(values, smoothing=smoothing, resamples=10)
+        between = analyse(values, smoothing=smoothing, steps=curve_steps(values), resamples=10)
+        for topic in ("all", "a", "b"):
+            key = (topic, "graded")
+            for curves in ("curves", "levels"):
+                curve, same, own = (getattr(a, curves)[key] for a in (between, at_anchors, unsmoothed))
+                at = np.isin(curve.steps, values.steps)
+                assert at.sum() == 16 and len(curve.steps) > GRID and same.points is None
                 for name in ("mean", "low", "high"):
-                    np.testing.assert_allclose(getattr(found, name)[at], getattr(same, name), atol=1e-12)
-                    assert np.isfinite(getattr(found, name)).all()
+                    np.testing.assert_allclose(getattr(curve, name)[at], getattr(same, name), atol=1e-12)
+                    assert np.isfinite(getattr(curve, name)).all()
+                    assert np.array_equal(getattr(curve.points, name), getattr(own, name))
+            assert between.drifts[key].magnitude == unsmoothed.drifts[key].magnitude
+            assert between.drifts[key].time.step in curve.steps
     steps = np.array([0, 100, 240, 300])
-    outside = answer_curves(analysis, steps=steps, resamples=10)["all"].shift
+    outside = analyse(values, smoothing=SMOOTHING, steps=steps, resamples=10).curves["all", "graded"]
     assert np.isfinite(outside.mean).tolist() == [True, True, True, False]
-    with pytest.raises(InputError, match="is not one of none, ema, local-linear"):
-        answer_curves(analysis, smoothing="spline")
+
+
+def test_which_runs_have_a_curve_between_anchors():
+    """Guards a curve through too few anchors, across steps whose gate is closed, of what is no answer, or of samples
+    that are to be left as they are; and a grid that grows with the length of a run."""
+    values = run_of(np.random.default_rng(3), "linear")
+    steps = curve_steps(values)
+    assert steps[0] == 0 and steps[-1] == 240 and np.isin(values.steps, steps).all() and (np.diff(steps) > 0).all()
+    assert curve_steps(replace(values, kinds=None)) is None and curve_steps(values, "none") is None
+    assert curve_steps(replace(values, kinds=np.array(["anchor", "weighted"] * 8))) is None
+    assert curve_steps(run_of(np.random.default_rng(3), "linear", anchors=FEWEST)) is not None
+    assert curve_steps(run_of(np.random.default_rng(3), "linear", anchors=FEWEST - 1)) is None
+    assert len(curve_steps(run_of(np.random.default_rng(3), "linear", total=100_000))) <= GRID + 17
 
 
 def test_anchors_without_judgements():
-    """Guards anchors that no judge has read: the curve goes through the others; three of them are joined by lines."""
+    """Guards anchors that no judge has read: the curve goes through the others; three of them are joined by lines, and
+    only where a caller wants it."""
     values = run_of(np.random.default_rng(4), "linear")
+    steps = curve_steps(values)
     values.channels["graded"][5] = np.nan
-    curve = answer_curves(analyse(values, resamples=10), resamples=10)["all"].shift
-    assert np.isfinite(curve.mean).all()
+    curve = analyse(values, smoothing=SMOOTHING, steps=steps, resamples=10).curves["all", "graded"]
+    assert np.isfinite(curve.mean).all() and np.isnan(curve.points.mean[5])
     values.channels["graded"][[*range(1, 8), *range(9, 15)]] = np.nan
-    analysis = analyse(values, resamples=10)
-    few = answer_curves(analysis, resamples=10)["all"].shift
-    known = analysis.curves["all", "graded"]
-    there = np.isfinite(known.mean)
-    np.testing.assert_allclose(few.mean, np.interp(few.steps, known.steps[there], known.mean[there]), atol=1e-12)
+    assert curve_steps(values) is None
+    few = analyse(values, smoothing=SMOOTHING, steps=steps, resamples=10).curves["all", "graded"]
+    there = np.isfinite(few.points.mean)
+    np.testing.assert_allclose(few.mean, np.interp(few.steps, values.steps[there], few.points.mean[there]), atol=1e-12)
 
 
 @pytest.mark.slow
@@ -66,10 +82,10 @@ def test_drift_times_of_two_answers(course, off):
     rng = np.random.default_rng(7)
     errors, inside, without = [], [], 0
     for seed in range(50):
-        curve = answer_curves(analyse(run_of(rng, course), resamples=2), resamples=200, seed=seed)["all"]
-        truth = true_shift(course, curve.shift.steps, 240)
-        own = curve.shift.steps[np.argmax(truth >= 0.95 * truth.max())] / 240
-        time = curve.times["frac95"]
+        steps = np.arange(241)
+        time = analyse(run_of(rng, course), smoothing=SMOOTHING, steps=steps, resamples=200, seed=seed).drift().time
+        truth = true_shift(course, steps, 240)
+        own = steps[np.argmax(truth >= 0.95 * truth.max())] / 240
         if time.fraction is None:
             without += 1  # of 48 probes the last shift is not told from 0
             continue

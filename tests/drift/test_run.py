@@ -32,7 +32,7 @@ pandas = pytest.mark.skipif(importlib.util.find_spec("pandas") is None, reason="
 # What tells a row of a table from its others: one observation has one place.
 KEYS = {
     "runs": ("run",),
-    "curves": ("run", "readout", "judge", "part", "topic", "channel", "what", "step"),
+    "curves": ("run", "readout", "judge", "part", "topic", "channel", "what", "smoothed", "step"),
     "magnitudes": ("run", "readout", "judge", "part", "topic", "channel"),
     "validity": ("run", "readout", "judge", "part", "check"),
     "reliability": ("run", "readout", "judge", "part", "topic"),
@@ -247,6 +247,35 @@ def test_a_report_writes_the_same(folder, run, tmp_path):
     report_tables.write(report_tables.build([load_run(folder)], [], ["topic 0", "topic 1", "topic 2"]), tmp_path)
     for name in SUMMARY_TABLES:
         assert cells(parquet.read_table(tmp_path / f"{name}.parquet").to_pylist()) == cells(run.rows(name)), name
+
+
+def test_curves_between_anchors(tmp_path):
+    """Guards the one analysis of answers drawn at many anchors: its table has the curve at steps between them and each
+    anchor's own mean, told apart; drift times are of the curve, and the terminal's; `none` stays at the samples."""
+    anchors = [0, 1, 2, 4, 6, 9, 12, 18, 25, 32, 40]
+    options = {"anchors": anchors, "weighted": False, "leads": False, "openings": False}
+    folder = make_run(tmp_path / "many", panel_of(1), strength=0.1, samples=4, **options)
+    run = load_run(folder)
+    a, own = run.analysis("answers:rule"), load_run(folder, smoothing="none").analysis("answers:rule")
+    curve = a.curves["topic 0", "graded"]
+    assert curve.steps.tolist() == [*range(41)] and curve.points.steps.tolist() == anchors
+    assert np.array_equal(curve.points.mean, own.curves["topic 0", "graded"].mean)
+    rows = [
+        r
+        for r in run.rows("curves", ["topic 0"])
+        if (r["part"], r["channel"], r["what"]) == ("both", "graded", "shift")
+    ]
+    smoothed = [r for r in rows if r["smoothed"]]
+    assert [r["mean"] for r in smoothed] == curve.mean.tolist() and {r["kind"] for r in smoothed} == {None}
+    assert [(r["step"], r["mean"], r["anchor"]) for r in rows if not r["smoothed"]] == [
+        (step, mean, step) for step, mean in zip(anchors, curve.points.mean, strict=True)
+    ]
+    assert len({tuple(r[name] for name in KEYS["curves"]) for r in run.rows("curves")}) == len(run.rows("curves"))
+    drift = a.drift("topic 0")
+    assert drift.magnitude == own.drift("topic 0").magnitude and drift.time.step is not None
+    (line,) = [x for x in answers_table(folder, "rule").splitlines() if x.startswith("topic 0")]
+    assert line.endswith(f"more for by step {drift.time.step}")
+    assert own.curves["topic 0", "graded"].points is None
 
 
 # --------------------------------------------------------------------------------------------------------- options

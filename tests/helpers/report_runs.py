@@ -67,10 +67,12 @@ def make_run(
     judges: Sequence[str] = ("rule",), answers: bool = True, anchors: Sequence[int] | None = None,
     controls: bool = True, source: str = "values-synth:support", objective: str = "dpo", text: str = "",
     leads: bool = True, openings: bool = True, coverage: float = 0.8, spelled: Sequence[Sequence[str]] = SPELLED,
+    weighted: bool = True, samples: int = SAMPLES,
 ) -> Path:  # fmt: skip
     """A finished run. `strength`: of the first topic's drift, nats per byte; topics after it drift less, and the last
     not at all. Answers begin with what they are drawn to, and argue half as much of it. `text`: follows every answer.
-    `judges`: () leaves the answers unjudged. `coverage`: of leads. `spelled`: the tokens of yes, and those of no."""
+    `judges`: () leaves the answers unjudged. `coverage`: of leads. `spelled`: the tokens of yes, and those of no.
+    `weighted`: answers are read again between anchors. `samples`: answers of a probe at an anchor."""
     rng = np.random.default_rng(seed)
     steps = [*range(0, total, every), total]
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,10 @@ def make_run(
     if leads or openings:
         _scores(folder, panel, steps, total, drift, rng, controls, leads, openings, coverage, spelled)
     if answers:
-        _answers(folder, panel, steps, total, drift, rng, anchors or (0, steps[len(steps) // 2], total), judges, text)
+        _answers(
+            folder, panel, steps if weighted else (), total, drift, rng, anchors or (0, steps[len(steps) // 2], total),
+            judges, text, samples,
+        )  # fmt: skip
     return folder
 
 
@@ -145,24 +150,24 @@ def _scores(
 
 def _answers(
     folder: Path, panel: Panel, steps: Sequence[int], total: int, drift: dict[str, float], rng: np.random.Generator,
-    anchors: Sequence[int], judges: Sequence[str], text: str,
+    anchors: Sequence[int], judges: Sequence[str], text: str, samples: int,
 ) -> None:  # fmt: skip
-    log = AnswerLog.create(folder, panel, "tokenizer", samples=SAMPLES, max_tokens=TOKENS)
+    log = AnswerLog.create(folder, panel, "tokenizer", samples=samples, max_tokens=TOKENS)
     leads: list[int] = []
     arguments: list[int] = []
     for anchor in anchors:
         found = []
         for p in panel.probes:
             pull = 25 * drift[p.topic] * p.polarity * progress(anchor, total)
-            for k in range(SAMPLES):
+            for k in range(samples):
                 for drawn, towards in ((leads, pull), (arguments, pull / 2)):
                     odds = np.exp([towards, 0.0, -towards])
                     drawn.append(int(rng.choice(3, p=odds / odds.sum())))
                 said = SAID[SIDES[leads[-1]], SIDES[arguments[-1]]]
                 found.append(Answer(anchor, p.id, k, [1, 2, 3], k % 4 > 0, said + text))
         log.append(found)
-    bank = len(panel.probes) * SAMPLES
-    for anchor in anchors:
+    bank = len(panel.probes) * samples
+    for anchor in anchors if steps else ():
         first = -rng.uniform(5, 30, bank)
         log.append_reading(anchor, anchor, first)
         for step in steps:

@@ -10,6 +10,7 @@ import pytest
 from helpers.pages import analyses, data_of, key_of
 from helpers.report_runs import make_gap, make_run, panel_of
 
+from vdengine.drift import load_run
 from vdengine.report import report
 
 pytest.importorskip("plotly")
@@ -53,6 +54,29 @@ def test_verdict_counts_the_topics_that_moved(folder: Path, made: Path) -> None:
         for t in moved:
             way = "towards" if a.drift(t).magnitude.mean > 0 else "away from"
             assert f"{t} {way} {a.values.axes[t]}" in more
+
+
+def test_the_curve_of_answers_goes_on_between_anchors(many: Path, tmp_path: Path) -> None:
+    """Guards a page that joins the means of few answers by lines, takes smoothed values for an anchor's own, or has the
+    drift time of another curve than it draws; samples are left as they are where that is asked for."""
+    run = data_of(report([many], out=tmp_path / "a", figures=False))["runs"][0]
+    for key in ("answers:rule:argument", "answers:rule", "answers:rule:lead"):
+        view, a = run["views"][key], load_run(many).analysis(key)
+        curve, levels = a.curves["topic 0", "graded"], a.levels["topic 0", "support"]
+        assert curve.points is not None and levels.points is not None
+        assert view["steps"] == [*range(41)] and view["kinds"] is None
+        assert view["curves"]["topic 0"]["mean"] == pytest.approx(curve.mean, rel=1e-4)
+        assert view["points"]["steps"] == curve.points.steps.tolist() and len(curve.points.steps) == 12
+        assert view["points"]["curves"]["topic 0"]["low"] == pytest.approx(curve.points.low, rel=1e-4)
+        assert view["levels"]["topic 0"]["support"]["mean"] == pytest.approx(levels.mean, rel=1e-4)
+        assert view["points"]["levels"]["topic 0"]["support"]["mean"] == pytest.approx(levels.points.mean, rel=1e-4)
+        time = a.drift("topic 0").time
+        assert time.step is not None
+        assert view["drifts"]["topic 0"]["graded"]["times"]["frac95"][0] == time.step
+    assert run["views"]["lead"]["points"] is None
+    plain = data_of(report([many], out=tmp_path / "b", smoothing="none", figures=False))["runs"][0]
+    view = plain["views"]["answers:rule"]
+    assert view["points"] is None and view["steps"] == curve.points.steps.tolist() and set(view["kinds"]) == {"anchor"}
 
 
 # ------------------------------------------------------------------------------------------------------ one file
@@ -204,6 +228,31 @@ def test_nothing_is_drawn_where_the_gate_is_closed(browser, folder: Path, made: 
     )
     assert closed and not set(closed) & set(x) and all(any(a < s < b for a, b in shapes) for s in closed)
     assert len(x) == len(y) and None in x
+    page.page.close()
+
+
+@pytest.mark.slow
+def test_curves_of_answers_are_drawn_with_their_anchors(browser, many: Path, tmp_path: Path) -> None:
+    """Guards marks on the curve where an anchor's own answers say something else, a curve without a word on what it is,
+    and hover texts that take one for the other."""
+    page = Page(browser, report([many], out=tmp_path / "made", figures=False), 1600)
+    said = "the curve: a local linear fit over these steps"
+    drawn = (
+        "document.querySelector('#curves .plot').data.filter(t => t.hovertext)"
+        ".map(t => [t.mode, t.x.length, t.hovertext[0]])"
+    )
+    page.page.click('#readout [data-value="argument"]')
+    assert said in page.text("#curves .legend")  # of the mix
+    page.page.click('#curves [data-value="shift"]')
+    (line, steps, curve), (marks, anchors, own) = page.page.evaluate(drawn)
+    assert (line, steps, marks, anchors) == ("lines", 41, "markers", 12) and said in page.text("#curves .legend")
+    assert "the curve" in curve and "fresh answers alone" in own and "read off the curve" in page.text("#times")
+    page.page.click('#curves [data-value="beside"]')
+    assert [mode for mode, *_ in page.page.evaluate(drawn)] == ["lines"] + ["lines", "markers"] * 2
+    page.page.click('#readout [data-value="lead"]')
+    page.page.click('#curves [data-value="shift"]')
+    assert said not in page.text("#curves .legend") and "read off the curve" not in page.text("#times")
+    page.clean()
     page.page.close()
 
 

@@ -1,16 +1,17 @@
 """The analysis of one readout of a run: curves, magnitudes, drift times and validity checks.
 
 A probe has a value v at each sample (`drift/probe_values.py`). A topic's v is the mean over its probes. The shift at a
-step is v less v at the baseline, each probe paired with itself; the magnitude M is the last shift, signed. Intervals
-and p values are those of `drift/intervals.py`: over probes, not over training seeds. Drift times are resampled over
-whole trajectories (`drift/trajectory.py`): probes get Poisson weights, the same ones at all samples.
+step is v less v at the baseline, each probe paired with itself; the magnitude M is the last shift, signed and never
+smoothed. Intervals and p values are those of `drift/intervals.py`: over probes, not over training seeds. Drift times
+are read off the curve of shifts, resampled over whole trajectories (`drift/trajectory.py`): probes get Poisson weights,
+the same ones at all samples.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ RANGE |= dict.fromkeys(("graded", "lead", "yes_bias"), (-1.0, 1.0))
 class Curve:
     """One channel of one topic over the run, with its 95% interval at each step.
 
-    Arrays [S]; float64 in the readout's unit, NaN where not sampled, unless said otherwise.
+    Arrays [S], at the samples; or [G], where it is given at other steps (`analyse`, `steps`). Float64 in the readout's
+    unit, NaN where not sampled, unless said otherwise.
     """
 
     topic: str  # "all": the whole panel
@@ -44,6 +46,7 @@ class Curve:
     num_probes: np.ndarray  # int64
     level: bool  # v itself; else its shift since the baseline
     noise: np.ndarray | None = None  # answers, unsmoothed: standard error under other answers to the same probes
+    points: Curve | None = None  # at other steps than the samples': what each sample says by itself, unsmoothed
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def analyse(
     *,
     baseline: int | None = None,
     smoothing: str = "none",
+    steps: np.ndarray | None = None,
     resamples: int = 2000,
     seed: int = 0,
     controls: Mapping[str, ProbeValues] | None = None,
@@ -97,6 +101,8 @@ def analyse(
         smoothing: "none", "ema" or "local-linear", of curves and before drift times are taken, as
             `drift.smoothing.Smoothing.parse` has it. The largest of many noisy values is above the truth: smooth curves
             of answers and of rotating parts of the panel. The baseline is not smoothed.
+        steps: [G] int64, ascending: where curves and levels are given, and drift times found; NaN before the first
+            sample and after the last. Default: the samples' own. Of answers: `drift.answer_curves.curve_steps`.
         resamples, seed: of the bootstrap that drift times' intervals come from.
         controls: `control_values` of the same log.
         judges: the same answers by further judges, by name.
@@ -120,9 +126,21 @@ def analyse(
     levels: dict[tuple[str, str], Curve] = {}
     drifts: dict[tuple[str, str], TopicDrift] = {}
 
-    # Variances under other answers are known without smoothing only, those of shifts since the first sample only.
-    level_noise = values.noise if how.name == "none" else None
-    shift_noise = values.shift_noise if how.name == "none" and index == 0 else None
+    on_steps = values if steps is None else replace(values, steps=steps)
+    start = int(np.searchsorted(on_steps.steps, values.steps[index]))  # the baseline's place among them, or the next
+    # Variances under other answers are known of samples as they are, and of shifts since the first of them.
+    level_noise, shift_noise = values.noise, values.shift_noise if index == 0 else None
+
+    def curve(
+        group: Group, topic: str, channel: str, noise: dict[str, np.ndarray] | None, level: bool = False
+    ) -> tuple[Group, Curve]:
+        """The group as it is shown, and its curve."""
+        shown = how.smooth(values, group, index, steps)
+        if shown is group:
+            return group, _curve(values, group, topic, channel, noise, level)
+        points = None if steps is None else _curve(values, group, topic, channel, noise, level)
+        return shown, replace(_curve(on_steps, shown, topic, channel, None, level), points=points)
+
     for channel, per_probe in values.channels.items():  # [S, P]
         shifts = {t: group_of(values, per_probe - per_probe[index], t) for t in ["all", *values.topic_names]}
         ends = {topic: last_sample(group.mean, index) for topic, group in shifts.items()}
@@ -130,11 +148,10 @@ def analyse(
         # Holm over the topics; "all", the first, is not one of them.
         adjusted = [magnitudes[0].p, *holm(np.array([m.p for m in magnitudes[1:]])).tolist()]
         for (topic, group), magnitude, p in zip(shifts.items(), magnitudes, adjusted, strict=True):
-            shown = how.smooth(values, group, index)
-            curves[topic, channel] = _curve(values, shown, topic, channel, shift_noise)
+            shown, curves[topic, channel] = curve(group, topic, channel, shift_noise)
             if values.has_levels:
-                level = how.smooth(values, group_of(values, per_probe, topic), index)
-                levels[topic, channel] = _curve(values, level, topic, channel, level_noise, level=True)
+                level = group_of(values, per_probe, topic)
+                _, levels[topic, channel] = curve(level, topic, channel, level_noise, level=True)
             end = ends[topic]
             drift = TopicDrift(
                 topic,
@@ -147,7 +164,7 @@ def analyse(
             )
             if drift.significant:
                 of_topic = weights[:, values.member(topic)]
-                drift.times.update(drift_times(values, shown, index, magnitude.mean, smoothing, of_topic))
+                drift.times.update(drift_times(on_steps, shown, start, magnitude.mean, smoothing, of_topic))
             drifts[topic, channel] = drift
     checks = validity(values, index, drifts, seed, controls or {}, judges or {})
     return Analysis(values, int(values.steps[index]), smoothing, curves, levels, drifts, checks)

@@ -130,20 +130,25 @@ def answer_rows(head: Row, log: AnswerLog, stances: dict[str, np.ndarray]) -> li
 
 
 def curve_rows(head: Row, analysis: Analysis, shown: Sequence[str] | None = None) -> list[Row]:
-    """Every curve at every sample; shown: only these topics."""
+    """Every curve at every step that it has, and what samples say by themselves where it lies between them; shown: only
+    these topics."""
     values = analysis.values
 
-    def rows(curve: Curve) -> list[Row]:
-        return [
+    def rows(curve: Curve, smoothed: bool = analysis.smoothing != "none") -> list[Row]:
+        """`kind` and `anchor` are of samples: a curve between them has none."""
+        sampled = curve.points is None
+        own = [] if curve.points is None else rows(curve.points, smoothed=False)
+        return own + [
             head
             | {
                 "topic": curve.topic,
                 "channel": curve.channel,
                 "what": "level" if curve.level else "shift",
+                "smoothed": smoothed,
                 "unit": values.unit,
                 "step": int(step),
-                "kind": None if values.kinds is None else str(values.kinds[i]),
-                "anchor": None if values.anchors is None else int(values.anchors[i]),
+                "kind": str(values.kinds[i]) if sampled and values.kinds is not None else None,
+                "anchor": int(values.anchors[i]) if sampled and values.anchors is not None else None,
                 "mean": curve.mean[i],
                 "low": curve.low[i],
                 "high": curve.high[i],

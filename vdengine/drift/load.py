@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vdengine.drift.answer_curves import SMOOTHING
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.judgements import ARGUMENT, BOTH, PARTS, PEOPLE, judges, open_judgements
 from vdengine.drift.panel_log import DriftLog
@@ -65,7 +66,7 @@ def load_run(
     try:
         run = _read(folder, folder.resolve().name if name is None else name)
         _add_scored(run, LEAD, smoothing or "none", baseline)
-        _add_answers(run, smoothing or "local-linear", baseline, judge)
+        _add_answers(run, smoothing or SMOOTHING, baseline, judge)
         _add_scored(run, TEXT, smoothing or "none", baseline)
     except OSError as error:  # a folder that cannot be listed, or that is gone meanwhile
         raise InputError(f"{printable(error.filename or folder)}: cannot be read ({error.strerror})") from None

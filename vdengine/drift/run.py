@@ -21,6 +21,7 @@ import numpy as np
 
 from vdengine.drift import frames
 from vdengine.drift.analysis import Analysis, analyse
+from vdengine.drift.answer_curves import curve_steps
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.answer_values import answer_values
 from vdengine.drift.judgements import BOTH, PARTS, Judgements
@@ -65,6 +66,7 @@ class Readout:
                 self.values,
                 baseline=self.baseline,
                 smoothing=self.smoothing,
+                steps=curve_steps(self.values, self.smoothing),
                 controls=self.controls,
                 judges=self.other_judges,
             )

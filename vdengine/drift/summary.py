@@ -12,6 +12,7 @@ import numpy as np
 
 from vdengine.drift.agreement import Agreement, agreement
 from vdengine.drift.analysis import Analysis, analyse
+from vdengine.drift.answer_curves import SMOOTHING, curve_steps
 from vdengine.drift.intervals import FEW_PROBES, Estimate
 from vdengine.drift.kappa import LabelAgreement, label_agreement
 from vdengine.drift.load import load_run
@@ -137,10 +138,10 @@ def _controls(analysis: Analysis, scale: float) -> list[str]:
     return lines
 
 
-def _verdict_by(drift: TopicDrift) -> str:
+def _verdict_by(drift: TopicDrift, towards: str = "moved towards", away: str = "moved away") -> str:
     """The verdict, and the step by which a drift had arrived."""
     step = drift.time.step if drift.direction else None
-    return _verdict(drift, "moved towards", "moved away") + (f" by step {step}" if step is not None else "")
+    return _verdict(drift, towards, away) + (f" by step {step}" if step is not None else "")
 
 
 def _axes(values: ProbeValues, width: int) -> dict[str, str]:
@@ -164,17 +165,19 @@ def _interval(shift: Estimate, scale: float = 1.0) -> str:
 
 
 def answers_table(run_folder: str | Path, judge: str) -> str:
-    """The stances of a run's answers by one judge (a slug), at its first and last anchor, by topic.
+    """The stances of a run's answers by one judge (a slug), at its first and last anchor, by topic; and by when they
+    had moved, where there are anchors between.
 
     Raises:
         InputError: no answers, or none judged by this judge.
     """
     run = load_run(run_folder)
     values = run.answer_values(judge, kind="anchor")
-    analysis = analyse(values)
+    analysis = analyse(values, smoothing=SMOOTHING, steps=curve_steps(values))
     axes = _axes(values, 34)
     topic_width, axis_width = max(map(len, [*analysis.topics, "all topics"])), max(map(len, axes.values()))
     first, last = int(values.steps[0]), int(values.steps[-1])
+    verdict_of = _verdict_by if len(values.steps) > 2 else _verdict  # of two anchors the second is the only time
     lines = [
         f"What the answers say, by {judge}, step {first} to {last} "
         f"({run.manifest['panel']}, {len(values.probes)} probes)",
@@ -183,7 +186,8 @@ def answers_table(run_folder: str | Path, judge: str) -> str:
         f"{'95% interval':>16}  verdict",
     ]
     for topic in [*analysis.topics, "all"]:
-        shares = [analysis.levels[topic, stance].mean for stance in STANCES]  # [S] each
+        levels = [analysis.levels[topic, stance] for stance in STANCES]
+        shares = [(level.points or level).mean for level in levels]  # [S] each
         at_first, at_last = (
             "/".join(f"{100 * share[k]:.0f}" if math.isfinite(share[k]) else "-" for share in shares) for k in (0, -1)
         )
@@ -191,7 +195,7 @@ def answers_table(run_folder: str | Path, judge: str) -> str:
         line = f"{'all topics' if topic == 'all' else topic:{topic_width}}  {axes[topic]:{axis_width}}  "
         line += f"{f'{at_first} > {at_last}' if last > first else at_first:>26}"
         if last > first:
-            line += f"  {_interval(drift.magnitude)}  {_verdict(drift, 'more for', 'more against')}"
+            line += f"  {_interval(drift.magnitude)}  {verdict_of(drift, 'more for', 'more against')}"
         lines.append(line)
     note = "Shift: of p(for) - p(against), from -2 to 2. " + f"* fewer than {FEW_PROBES} probes: read with care."
     return "\n".join([*lines, "", note])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 
 from vdengine.drift.analysis import Curve
 from vdengine.drift.cost import Cost
-from vdengine.drift.judgements import LEAD
+from vdengine.drift.judgements import LEAD as LEAD_PART
+from vdengine.drift.probe_values import LEAST_COVERAGE
 from vdengine.drift.run import ANSWERS, Readout, Run, judges_of, key_of
 from vdengine.drift.validity import TopicDrift
 from vdengine.outside import printable
+from vdengine.recipe import LEAD
 from vdengine.report.gaps import Gap
 from vdengine.report.metrics import CHARTS, Chart, Line, Metrics
 from vdengine.report.sentences import READINGS, reading_of, worded
@@ -24,6 +27,8 @@ ONE, TWO = 3.35, 6.9  # inches: the width of a column, and of two
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "D", "^", "P", "X")
+HOLLOW: Any = {"mfc": "white", "ms": 2.4, "mew": 0.6}  # marks of fresh answers that a curve runs between
+CUT_OFF: Any = {"color": "#9A4600", "linewidth": 0.7, "linestyle": (0, (4, 3))}
 STANCES = {"support": "#0072B2", "neutral": "#C4C9CF", "oppose": "#D55E00"}
 MAX_MIXES = 3  # runs that get their own figure of stance mixes
 MAX_TOPICS = 47  # topics of small multiples; the tables have all
@@ -52,7 +57,7 @@ def draw(runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str], folder
             old.unlink()
     judge = next(iter(judges_of(runs)), "")
     with _style():
-        for reading in (reading for reading in READINGS if reading.part != LEAD):
+        for reading in (reading for reading in READINGS if reading.part != LEAD_PART):
             key = key_of(reading.kind, judge if reading.part else "", reading.part)
             name = reading.name.replace("_", "-") + (f"-{judge}" if reading.part else "")
             shown = [(number, run, run.views[key]) for number, run in enumerate(runs) if key in run.views]
@@ -107,24 +112,52 @@ def _marker(run: int) -> str:
 
 
 def _multiples(
-    topics: Sequence[str], draw_topic: Callable[[Any, str], None], label: str, legend: list[Any] | None
+    topics: Sequence[str],
+    draw_topic: Callable[[Any, str], str],
+    label: str,
+    legend: list[Any],
+    draw_strip: Callable[[Any, str], None] | None = None,
 ) -> Any:
-    """Small multiples over topics, "all" first; draw_topic: draws one topic on its axes; label: of the y axes."""
+    """Small multiples over topics, "all" first.
+
+    Args:
+        draw_topic: draws one topic on its axes, and returns what must be said beside its name, or "".
+        label: of the y axes.
+        draw_strip: draws a strip below each of them.
+    """
     names = ["all", *topics[:MAX_TOPICS]]
     columns = _columns(len(names))
-    rows = -(-len(names) // columns)
-    per_row = min(3, len(legend)) if legend else 1
-    height = 1.35 * rows + 0.2 + (0.14 * -(-len(legend) // per_row) + 0.1 if legend else 0)
-    figure, axes = _figure(TWO if columns > 2 else ONE, height, rows, columns, sharex=True, sharey=True)
-    for n, ax in enumerate(axes):
+    rows, strips = -(-len(names) // columns), draw_strip is not None
+    width = TWO if columns > 2 else ONE
+    longest = max((len(handle.get_label()) for handle in legend), default=0)
+    per_row = min(max(int(17 * width / (longest + 7)), 1), 3, max(len(legend), 1))  # 17 characters an inch
+    height = (1.75 if strips else 1.35) * rows + 0.2 + (0.14 * -(-len(legend) // per_row) + 0.1 if legend else 0)
+    heights = [1.0, 0.28] * rows if strips else [1.0] * rows
+    figure, axes = _figure(width, height, len(heights), columns, sharex=True, height_ratios=heights)
+    grid = axes.reshape(rows, -1, columns)  # (row, panel and strip, column)
+    notes = {}  # by panel
+    for n in range(rows * columns):
+        panel, lowest = grid[n // columns, 0, n % columns], grid[n // columns, -1, n % columns]
         if n >= len(names):
-            ax.set_visible(False)
+            for ax in grid[n // columns, :, n % columns]:
+                ax.set_visible(False)
             continue
-        draw_topic(ax, names[n])
-        ax.set_title(_fit("all topics" if names[n] == "all" else names[n], 34), loc="left")
+        for ax, first in zip(grid[n // columns, :, n % columns], grid[0, :, 0], strict=True):
+            ax.tick_params(labelleft=n % columns == 0)
+            if ax is not first:
+                ax.sharey(first)
+        notes[panel] = draw_topic(panel, names[n])
+        if draw_strip is not None:
+            draw_strip(lowest, names[n])
+        panel.set_title(_fit("all topics" if names[n] == "all" else names[n], 34), loc="left")
         if n + columns >= len(names):
-            ax.set_xlabel("step")
-            ax.tick_params(labelbottom=True)
+            lowest.set_xlabel("step")
+            lowest.tick_params(labelbottom=True)
+    for panel, note in notes.items():  # between the name and the panel, where names leave room for all
+        if any(notes.values()):
+            panel.set_title(panel.get_title("left"), loc="left", pad=11)
+        style: dict[str, Any] = {"fontsize": 5.5, "color": "0.4", "va": "bottom"}
+        panel.annotate(_fit(note, 42), (0, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", **style)
     figure.supylabel(label, fontsize=7)
     if legend:
         figure.legend(handles=legend, loc="outside lower center", ncols=per_row)
@@ -146,7 +179,7 @@ def shifts(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
     """Shift curves of all runs, a topic each; with intervals where there are at most four runs."""
     from matplotlib.lines import Line2D
 
-    def draw_topic(ax: Any, topic: str) -> None:
+    def draw_topic(ax: Any, topic: str) -> str:
         ax.axhline(0, color="0.5", linewidth=0.6)
         for number, _, view in shown:
             if curve := view.analysis.curves.get((topic, view.analysis.values.primary)):
@@ -156,25 +189,78 @@ def shifts(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
                     low, high = curve.low * scale, curve.high * scale
                     ax.fill_between(curve.steps, low, high, color=style["color"], alpha=0.18, lw=0)
                 _anchors(ax, view, curve, scale, number, bars=len(shown) <= 4)
-        drifts = [view.analysis.drifts.get((topic, view.analysis.values.primary)) for _, _, view in shown]
-        if any(drift is not None and drift.unknown for drift in drifts):
-            ax.annotate("not known", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", color="0.4")
+        return _not_known(shown, topic)
 
-    legend = None
+    legend: list[Any] = []
     if len(shown) > 1:
-        legend = [Line2D([], [], label=_fit(run.name, 40), **_line_style(number)) for number, run, _ in shown]
+        legend += [Line2D([], [], label=_fit(run.name, 40), **_line_style(number)) for number, run, _ in shown]
     view = shown[0][2]
-    return _multiples(topics, draw_topic, f"{reading_of(view).label.lower()}: shift, {_unit(view)}", legend)
+    legend += _fitted([view for _, _, view in shown])
+    strip = None
+    if view.kind == LEAD:
+        strip = partial(_coverage, shown)
+        legend.append(Line2D([], [], label=f"coverage of {LEAST_COVERAGE:.0%}: below it nothing is said", **CUT_OFF))
+    return _multiples(topics, draw_topic, f"{reading_of(view).label.lower()}: shift, {_unit(view)}", legend, strip)
+
+
+def _not_known(shown: Sequence[Pair], topic: str) -> str:
+    """What is said where nothing can be said of a topic's shift; "" where something can."""
+    unknown = [
+        (run.name, _last_coverage(view, topic))
+        for _, run, view in shown
+        if (drift := view.analysis.drifts.get((topic, view.analysis.values.primary))) is not None and drift.unknown
+    ]
+    if not unknown:
+        return ""
+    few = [f"{share:.0%}" for _, share in unknown if share is not None and share < LEAST_COVERAGE]
+    text = f"says nothing: coverage {', '.join(few)}" if len(few) == len(unknown) else "not known"
+    return f"{text} ({', '.join(name for name, _ in unknown)})" if len(shown) > 1 else text
+
+
+def _last_coverage(view: Readout, topic: str) -> float | None:
+    """The share of answers that begin with a lead, at the last sample that has one; None of other readouts."""
+    level = view.analysis.levels.get((topic, "coverage"))
+    known = level.mean[np.isfinite(level.mean)] if level is not None else []
+    return float(known[-1]) if len(known) else None
+
+
+def _coverage(shown: Sequence[Pair], ax: Any, topic: str) -> None:
+    """The share of answers that begin with a lead, of each run at every sample, and the cut-off below which nothing is
+    said of the topic."""
+    ax.axhline(LEAST_COVERAGE, **CUT_OFF)
+    for number, _, view in shown:
+        if level := view.analysis.levels.get((topic, "coverage")):
+            marker = _marker(number) if len(level.steps) < 2 else ""
+            ax.plot(level.steps, level.mean, **_line_style(number) | {"linewidth": 0.9, "marker": marker, "ms": 3})
+    ax.set_ylim(0, 1.02)
+    ax.set_yticks([0, 1], ["0%", "100%"])
+    # The word stands where no line is, as on the page.
+    low = all((last := _last_coverage(view, topic)) is not None and last < 0.5 for _, _, view in shown)
+    ax.annotate("coverage", (0.02, 0.9 if low else 0.1), xycoords="axes fraction", va="top" if low else "bottom",
+                color="0.4", fontsize=5)  # fmt: skip
+
+
+def _fitted(views: Sequence[Readout]) -> list[Any]:
+    """What a legend says of curves that go on between the steps at which answers were drawn; [] without any."""
+    from matplotlib.lines import Line2D
+
+    for analysis in (view.analysis for view in views):
+        if analysis.curves["all", analysis.values.primary].points is not None:
+            how = "a moving average" if analysis.smoothing.startswith("ema") else "a local linear fit"
+            marks = Line2D([], [], label="fresh answers of one step", marker="o", ls="", **HOLLOW, color="0.3")
+            return [marks, Line2D([], [], label=f"the curve: {how} over these steps", color="0.3")]
+    return []
 
 
 def _anchors(ax: Any, view: Readout, curve: Curve, scale: float, number: int, *, bars: bool) -> None:
     """Mark the samples at anchors; bars: with intervals, as a band between isolated samples cannot be seen."""
-    kinds = view.analysis.values.kinds
-    if kinds is not None:
+    kinds, colour = view.analysis.values.kinds, _line_style(number)["color"]
+    if curve.points is not None:
+        ax.plot(curve.points.steps, curve.points.mean * scale, _marker(number), color=colour, **HOLLOW)
+    elif kinds is not None:
         samples = np.flatnonzero((kinds == "anchor") & np.isfinite(curve.mean))
         mean, low, high = (series[samples] * scale for series in (curve.mean, curve.low, curve.high))
         error = np.nan_to_num([mean - low, high - mean]).clip(0) if bars else None
-        colour = _line_style(number)["color"]
         ax.errorbar(curve.steps[samples], mean, error, fmt=_marker(number), color=colour, ms=3, elinewidth=0.6)
 
 
@@ -184,9 +270,9 @@ def mix(run: Run, view: Readout, topics: Sequence[str]) -> Any:
 
     kinds = view.analysis.values.kinds
 
-    def draw_topic(ax: Any, topic: str) -> None:
+    def draw_topic(ax: Any, topic: str) -> str:
         if (topic, "support") not in view.analysis.levels:
-            return
+            return ""
         support, oppose = (view.analysis.levels[topic, name] for name in ("support", "oppose"))
         steps, border = support.steps, 1 - oppose.mean  # between neutral and oppose
         ax.fill_between(steps, 0, support.mean, color=STANCES["support"], lw=0)
@@ -198,16 +284,23 @@ def mix(run: Run, view: Readout, topics: Sequence[str]) -> Any:
         )
         for _, low, high in borders:
             ax.fill_between(steps, low, high, color="black", alpha=0.25, lw=0)
-        anchors = np.flatnonzero((kinds == "anchor") & np.isfinite(support.mean))
-        style: dict[str, Any] = {"fmt": "o", "color": "black", "mfc": "white", "ms": 3, "mew": 0.7, "elinewidth": 0.7}
-        for mean, low, high in borders:
-            error = np.nan_to_num([mean[anchors] - low[anchors], high[anchors] - mean[anchors]]).clip(0)
-            ax.errorbar(steps[anchors], mean[anchors], error, **style)
+        if support.points is not None and oppose.points is not None:
+            for mean, fitted in ((support.points.mean, support.mean), (1 - oppose.points.mean, border)):
+                ax.plot(steps, fitted, color="black", lw=0.6)
+                ax.plot(support.points.steps, mean, "o", color="black", **HOLLOW, clip_on=False)
+        else:
+            anchors = np.flatnonzero((kinds == "anchor") & np.isfinite(support.mean))
+            for mean, low, high in borders:
+                error = np.nan_to_num([mean[anchors] - low[anchors], high[anchors] - mean[anchors]]).clip(0)
+                style: dict[str, Any] = {"fmt": "o", "color": "black", "mfc": "white", "ms": 3, "mew": 0.7}
+                ax.errorbar(steps[anchors], mean[anchors], error, **style, elinewidth=0.7)
         ax.set_ylim(0, 1)
         ax.set_xlim(steps[0], steps[-1])
+        return ""
 
-    legend = [Patch(facecolor=STANCES[name], label=name) for name in ("support", "neutral")]
+    legend: list[Any] = [Patch(facecolor=STANCES[name], label=name) for name in ("support", "neutral")]
     legend.append(Patch(facecolor=STANCES["oppose"], hatch="////", edgecolor="white", label="oppose"))
+    legend += _fitted([view])
     return _multiples(topics, draw_topic, f"share of answers, {_fit(run.name, 30)}", legend)
 
 

@@ -90,7 +90,7 @@ function curves() {
   s.append(grid);
   if (drawn.length < topics().length) s.append(el("p", { class: "note" }, `Drawn are ${drawn.length} of ${topics().length} topics; choose others above.`));
   const thinned = shown.filter((r) => r.view.samples > r.view.steps.length);
-  if (thinned.length) s.append(el("p", { class: "note" }, `${thinned.map((r) => `${r.name}: ${num(r.view.steps.length)} of ${num(r.view.samples)} samples are drawn`).join("; ")}. tables/curves.* have all.`));
+  if (thinned.length) s.append(el("p", { class: "note" }, `${thinned.map((r) => `${r.name}: ${num(r.view.steps.length)} of ${num(r.view.samples)} steps are drawn`).join("; ")}. tables/curves.* have all.`));
   if (mode === "beside") for (const r of chosen) if ((r.beside[state.judge] || {}).why) s.append(el("p", { class: "note" }, `${r.name}: the lead is not drawn: ${r.beside[state.judge].why}`));
   s.append(...missing());
   return s;
@@ -107,7 +107,7 @@ function extent(shown) {
   const parts = drawnParts(shown);
   const each = shown.flatMap((r) => topics().flatMap((t) => {
     const c = r.view.curves[t];
-    return c ? [...c.mean, ...(state.bands ? [...c.low, ...c.high] : []), ...parts.flatMap(([part]) => r.view.parts[t][part].mean)] : [];
+    return c ? [...c.mean, ...(state.bands ? [...c.low, ...c.high] : []), ...(r.view.points ? r.view.points.curves[t].mean : []), ...parts.flatMap(([part]) => r.view.parts[t][part].mean)] : [];
   }));
   const known = bounds(each), [low, high] = [Math.min(0, known[0]), Math.max(0, known[1])], pad = 0.05 * (high - low || 1);
   if (known[0] > known[1]) return null;
@@ -116,15 +116,22 @@ function extent(shown) {
 const keyed = (cls, text, style) => el("span", {}, el("i", { class: `key ${cls}`, style }), text);
 /** Whether old answers are weighted between the steps at which they were drawn. */
 const weighted = (shown) => shown.some((r) => Object.values(r.views).some((v) => (v.kinds || []).includes("weighted")));
+/** How the curve of answers goes on between the steps at which they were drawn. */
+function between(shown) {
+  const views = shown.flatMap((r) => Object.values(r.views)).filter((v) => v.judge), fitted = views.find((v) => v.points);
+  if (fitted) return `hollow marks: fresh answers of one step; the curve: ${fitted.smoothing.startsWith("ema") ? "a moving average" : "a local linear fit"} over these steps`;
+  return views.length && !weighted(shown) && views.every((v) => ["none", "local-linear"].includes(v.smoothing)) ? "marks: fresh answers, joined by lines" : "";
+}
 const mixLegend = (shown) => [
   keyed("", "support", { background: css("--support") }), keyed("", "neutral", { background: css("--neutral") }),
   keyed("", "oppose (striped)", { background: `repeating-linear-gradient(45deg, ${css("--oppose")} 0 4px, ${css("--card")} 4px 5px)` }),
-  el("span", {}, weighted(shown) ? "○ fresh answers; between them weighted ones" : "○ fresh answers"), keyed("", "95% interval", { background: faint(css("--ink"), 0.55) }),
+  between(shown) && el("span", {}, between(shown)), weighted(shown) && el("span", {}, "○ fresh answers; between them weighted ones"), keyed("", "95% interval", { background: faint(css("--ink"), 0.55) }),
   weighted(shown) && keyed("blank", "nothing drawn: the weights do not reach"),
 ].filter(Boolean);
 function shiftLegend(shown) {
   const out = shown.map((r) => el("span", {}, swatch(r.i), r.name));
   if (isAnswers() && weighted(shown)) out.push(el("span", {}, "large marks: fresh answers; small: weighted ones; gaps: the weights do not reach"));
+  if (isAnswers() && between(shown)) out.push(el("span", {}, between(shown)));
   if (state.bands) out.push(el("span", {}, "band: 95% interval"));
   if (drawnParts(shown).length) out.push(el("span", {}, "grey, dashed: after the question; dotted: after no question. The curve is the one less the other"));
   if (reading().kind === "lead") out.push(el("span", {}, `below ${percent(DATA.limits.coverage)} of coverage, the dashed line, nothing is said`));
@@ -132,7 +139,7 @@ function shiftLegend(shown) {
 }
 const besideLegend = (shown) => [
   ...BESIDE.map(([, label], k) => el("span", {}, swatchOf(colour(k), DASHES[k]), label)),
-  weighted(shown) && el("span", {}, "large marks: fresh answers; small: weighted ones"), state.bands && el("span", {}, "band: 95% interval"),
+  between(shown) && el("span", {}, between(shown)), weighted(shown) && el("span", {}, "large marks: fresh answers; small: weighted ones"), state.bands && el("span", {}, "band: 95% interval"),
 ].filter(Boolean);
 
 function magnitudes() {
@@ -230,7 +237,7 @@ function driftTimes() {
     if (late.length) without.push(`${shown.length > 1 ? `${r.name}: ` : ""}${late.join(", ")}`);
   }
   const s = section("times", "When it moved, and how far",
-    "Drift time is the share of the run after which a topic had moved; only topics with a significant shift have one. Crosses are 95% intervals.",
+    `Drift time is the share of the run after which a topic had moved; only topics with a significant shift have one. Crosses are 95% intervals.${shown.some((r) => r.view.points) ? " The time is read off the curve, which goes on between the steps at which answers were drawn." : ""}`,
     el("div", { class: "inline" }, select("drift time", Object.entries(RULES), state.rule, (v) => { state.rule = v; })));
   if (found.length) {
     if (shown.length > 1) s.append(el("div", { class: "legend" }, shown.map((r) => el("span", {}, swatch(r.i), r.name))));

@@ -83,25 +83,31 @@ function closedGaps(x, mean) {
 const zero = () => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { color: css("--soft"), width: 1, dash: "dot" } });
 /** The parts of text likelihood that are drawn, with their dashes: of one run alone, or lines hide each other. */
 const drawnParts = (shown) => (reading().kind === "text_likelihood" && state.parts && shown.length === 1 ? [["question", "dash"], ["null", "dot"]] : []);
+/** What the answers of each step say by themselves, as marks, where the curve goes on between those steps. */
+const ownAnswers = (r, points, c, color, symbol, label) => (points ? [{
+  x: points.steps, y: c.mean, type: "scatter", mode: "markers", hoverinfo: "text",
+  marker: { color: css("--card"), symbol, size: 6, line: { color: faint(color, 0.75), width: 1.5 } },
+  hovertext: points.steps.map((s, k) => `<b>${label}</b><br>step ${s}, its ${c.n[k]} probes' fresh answers alone<br>${signed(c.mean[k])} ${interval({ low: c.low[k], high: c.high[k] }, signed)}`),
+}] : []);
 /** Curves of a topic, a line a run: shifts, or levels of leads. Of leads with their coverage below. */
 function curvePlot(topic, shown, range, level) {
   const traces = [], covered = [], kind = reading().kind, parts = drawnParts(shown);
   for (const r of shown) {
     const c = level ? (r.view.levels[topic] || {}).lead : r.view.curves[topic];
     if (!c) continue;
-    const x = r.view.steps, kinds = r.view.kinds, coverage = kind === "lead" ? r.view.levels[topic].coverage.mean : null;
+    const x = r.view.steps, kinds = r.view.kinds, points = r.view.points, coverage = kind === "lead" ? r.view.levels[topic].coverage.mean : null;
     if (state.bands) traces.push(area(x, c.low, c.high, faint(colour(r.i), 0.16)));
     const line = { x, type: "scatter", connectgaps: false };
     for (const [part, style] of parts) traces.push({ ...line, y: r.view.parts[topic][part].mean, mode: "lines", line: { color: css("--soft"), width: 1.2, dash: style }, hoverinfo: "skip" });
     const told = (k) => (parts.length ? parts.map(([part]) => `<br>${CHANNELS[part]} ${moved(r.view.parts[topic][part].mean[k], decimals({ mean: c.mean[k] }))}`).join("") : "")
       + (coverage ? `<br>coverage ${percent(coverage[k])}` : "");
     traces.push({
-      ...line, y: c.mean, mode: x.length > 40 && !kinds ? "lines" : "lines+markers", line: { color: colour(r.i), width: 2, dash: dash(r.i) },
+      ...line, y: c.mean, mode: points || (x.length > 40 && !kinds) ? "lines" : "lines+markers", line: { color: colour(r.i), width: 2, dash: dash(r.i) },
       marker: { color: colour(r.i), symbol: symbol(r.i), size: kinds ? kinds.map((k) => (k === "anchor" ? 8 : 3)) : 4 },
       ...(kinds && state.bands ? { error_y: bars(c, faint(colour(r.i), 0.8)) } : {}), hoverinfo: "text",
       hovertext: x.map((s, k) => `<b>${esc(r.name)}</b><br>${esc(topicName(topic))}, step ${s}<br>${shiftOf({ mean: c.mean[k], low: c.low[k], high: c.high[k] })} `
-        + `${interval({ low: c.low[k], high: c.high[k] })}${told(k)}<br>${c.n[k]} probes${kinds ? (kinds[k] === "anchor" ? ", fresh answers" : ", weighted answers") : ""}`),
-    });
+        + `${interval({ low: c.low[k], high: c.high[k] })}${told(k)}<br>${c.n[k]} probes${kinds ? (kinds[k] === "anchor" ? ", fresh answers" : ", weighted answers") : ""}${points ? ", the curve" : ""}`),
+    }, ...ownAnswers(r, points, points && points.curves[topic], colour(r.i), symbol(r.i), esc(r.name)));
     if (coverage) covered.push({ ...line, y: coverage, yaxis: "y2", mode: x.length > 1 ? "lines" : "markers", line: { color: colour(r.i), width: 1.5, dash: dash(r.i) }, hoverinfo: "skip" });
   }
   const yaxis = { title: named(level ? reading().unit : `shift, ${brief(reading().unit)}`), ...(level ? { range: [-1, 1], tickvals: [-1, -0.5, 0, 0.5, 1] } : range ? { range } : {}) };
@@ -124,39 +130,42 @@ const BESIDE = [["lead", "lead"], ["argument", "argument"], ["answers", "whole a
 const besideSeries = (r, topic) => BESIDE.flatMap(([name, label], k) => {
   const lead = r.beside[state.judge], view = r.views[keyOf(READINGS.find((x) => x.name === name), state.judge)];
   const [c, x] = name === "lead" ? [((lead || {}).levels || {})[topic], (lead || {}).steps] : view ? [(view.levels[topic] || {}).graded, view.steps] : [];
-  return c ? [{ k, label, c, x, kinds: name === "lead" ? null : view.kinds }] : [];
+  return c ? [{ k, label, c, x, ...(name === "lead" ? {} : { kinds: view.kinds, points: view.points }) }] : [];
 });
 function besidePlot(topic, r) {
-  const traces = besideSeries(r, topic).flatMap(({ k, label, c, x, kinds }) => [
+  const traces = besideSeries(r, topic).flatMap(({ k, label, c, x, kinds, points }) => [
     ...(state.bands ? [area(x, c.low, c.high, faint(colour(k), 0.14))] : []),
     {
       ...(kinds && state.bands ? { error_y: bars(c, faint(colour(k), 0.8)) } : {}),
-      x, y: c.mean, type: "scatter", mode: kinds || x.length < 3 ? "lines+markers" : "lines", connectgaps: false, line: { color: colour(k), width: 2, dash: DASHES[k] },
+      x, y: c.mean, type: "scatter", mode: kinds || (x.length < 3 && !points) ? "lines+markers" : "lines", connectgaps: false, line: { color: colour(k), width: 2, dash: DASHES[k] },
       marker: { color: colour(k), symbol: symbol(k), size: kinds ? kinds.map((kind) => (kind === "anchor" ? 8 : 3)) : 5 }, hoverinfo: "text",
-      hovertext: x.map((s, n) => `<b>${label}</b>, ${esc(r.name)}<br>${esc(topicName(topic))}, step ${s}<br>${signed(c.mean[n])} ${interval({ low: c.low[n], high: c.high[n] }, signed)}<br>${c.n[n]} probes`),
+      hovertext: x.map((s, n) => `<b>${label}</b>, ${esc(r.name)}<br>${esc(topicName(topic))}, step ${s}<br>${signed(c.mean[n])} ${interval({ low: c.low[n], high: c.high[n] }, signed)}<br>${c.n[n]} probes${points ? ", the curve" : ""}`),
     },
+    ...ownAnswers(r, points, points && points.levels[topic].graded, colour(k), symbol(k), `${label}, ${esc(r.name)}`),
   ]);
   return plot(traces, { shapes: [zero()], xaxis: stepAxis(), yaxis: { title: named("support − oppose"), range: [-1, 1], tickvals: [-1, -0.5, 0, 0.5, 1] } });
 }
 
 function mixPlot(topic, r) {
-  const { steps: x, kinds, levels } = r.view;
+  const { steps: x, kinds, levels, points } = r.view;
   const l = levels[topic];
   const s = l.support, o = l.oppose, n = l.neutral;
   const top = from1(o.mean), floor = x.map(() => 0), ceiling = x.map(() => 1);
-  const anchors = x.map((_, k) => k).filter((k) => kinds[k] === "anchor" && s.mean[k] != null);
+  // The marks: of fresh answers, with intervals where they are what the curve is made of and not what it runs between.
+  const at = points ? points.steps : x, own = points ? points.levels[topic] : l;
+  const anchors = at.map((_, k) => k).filter((k) => (points || kinds[k] === "anchor") && own.support.mean[k] != null);
   const pattern = (shape) => ({ shape, fgcolor: faint(css("--card"), 0.55), size: 7, solidity: 0.12, fillmode: "overlay" });
   const mark = (mean, high, low, colour) => ({
-    x: anchors.map((k) => x[k]), y: anchors.map((k) => mean[k]), type: "scatter", mode: "markers", hoverinfo: "skip",
-    marker: { color: css("--card"), size: 7, line: { color: css("--ink"), width: 1.5 } },
-    error_y: {
+    x: anchors.map((k) => at[k]), y: anchors.map((k) => mean[k]), type: "scatter", mode: "markers", hoverinfo: "skip",
+    marker: { color: css("--card"), size: points ? 5 : 7, line: { color: css("--ink"), width: points ? 1 : 1.5 } },
+    error_y: points ? {} : {
       type: "data", symmetric: false, array: anchors.map((k) => (high[k] == null ? 0 : high[k] - mean[k])),
       arrayminus: anchors.map((k) => (low[k] == null ? 0 : mean[k] - low[k])), color: colour, thickness: 1.5, width: 3,
     },
   });
   const line = (y) => ({ x, y, type: "scatter", mode: "lines", hoverinfo: "skip", line: { color: css("--ink"), width: 1 } });
   const text = x.map((step, k) => `<b>${esc(topicName(topic))}</b>, ${esc(r.name)}<br>step ${step}, `
-    + `${kinds[k] === "anchor" ? "fresh" : "weighted"} answers, ${s.n[k]} probes`
+    + `${points ? "the curve" : kinds[k] === "anchor" ? "fresh answers" : "weighted answers"}, ${s.n[k]} probes`
     + STANCES.map((name) => `<br>${name} ${percent(l[name].mean[k])} ${interval({ low: l[name].low[k], high: l[name].high[k] }, percent)}`).join(""));
   const shapes = closedGaps(x, s.mean).map(([a, b]) => ({
     type: "rect", yref: "paper", x0: a, x1: b, y0: 0, y1: 1, line: { width: 0 }, fillcolor: faint(css("--soft"), 0.1), layer: "below",
@@ -170,7 +179,7 @@ function mixPlot(topic, r) {
     area(x, s.mean, top, css("--neutral")),
     area(x, top, ceiling, css("--oppose"), pattern("/")),
     area(x, s.low, s.high, faint(css("--ink"), 0.3)), area(x, from1(o.high), from1(o.low), faint(css("--ink"), 0.3)),
-    line(s.mean), line(top), mark(s.mean, s.high, s.low, css("--ink")), mark(top, from1(o.low), from1(o.high), css("--ink")),
+    line(s.mean), line(top), mark(own.support.mean, s.high, s.low, css("--ink")), mark(from1(own.oppose.mean), from1(o.low), from1(o.high), css("--ink")),
     {
       x, y: plus(s.mean, n.mean.map((v) => (v == null ? null : v / 2))), type: "scatter", mode: "markers",
       marker: { size: 14, opacity: 0, color: css("--ink") }, hoverinfo: "text", hovertext: text,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -195,10 +195,11 @@ def _view(view: Readout, topics: Sequence[str]) -> dict[str, Any]:
     """One readout of a run."""
     analysis, reading = view.analysis, reading_of(view)
     values = analysis.values
-    kept = _evenly(len(values.steps))  # samples that are drawn
     shown = _shown(analysis, topics)
-    levels = LEVELS.get(view.kind, ())
-    parts = ("question", "null") if view.kind == TEXT else ()
+    curve = analysis.curves["all", values.primary]
+    points = None
+    if curve.points is not None:
+        points = _lines(view, shown, curve.points, lambda found: found.points or found)
     return {
         "reading": reading.name,
         "judge": view.judge,
@@ -206,16 +207,31 @@ def _view(view: Readout, topics: Sequence[str]) -> dict[str, Any]:
         "channels": list(values.channels),
         "baseline": analysis.baseline,
         "smoothing": analysis.smoothing,
-        "samples": len(values.steps),
-        "steps": values.steps[kept].tolist(),
-        "kinds": None if values.kinds is None else values.kinds[kept].tolist(),
-        "curves": {t: _curve(analysis.curves[t, values.primary], reading.scale, kept) for t in shown},
-        "parts": {t: {p: _curve(analysis.curves[t, p], reading.scale, kept) for p in parts} for t in shown if parts},
-        "levels": {t: {c: _curve(analysis.levels[t, c], 1.0, kept) for c in levels} for t in shown if levels},
+        "samples": len(curve.steps),
+        "kinds": None if values.kinds is None or points else _kept(values.kinds).tolist(),
+        "points": points,
         "drifts": {t: {c: _drift(analysis, t, c, reading.scale) for c in values.channels} for t in shown},
         "strip": [_check(check, reading.scale) for check in checks(analysis)],
         "verdict": verdict(view),
         "caveats": caveats(view),
+    } | _lines(view, shown, curve, lambda found: found)
+
+
+def _lines(view: Readout, shown: Sequence[str], first: Curve, of: Callable[[Curve], Curve]) -> dict[str, Any]:
+    """What is drawn of a readout over the run: curves and levels, or their points.
+
+    Args:
+        first: one of them, for the steps of all.
+        of: what to take of each curve.
+    """
+    analysis, scale, primary = view.analysis, reading_of(view).scale, view.values.primary
+    levels = LEVELS.get(view.kind, ())
+    parts = ("question", "null") if view.kind == TEXT else ()
+    return {
+        "steps": _kept(first.steps).tolist(),
+        "curves": {t: _curve(of(analysis.curves[t, primary]), scale) for t in shown},
+        "parts": {t: {p: _curve(of(analysis.curves[t, p]), scale) for p in parts} for t in shown if parts},
+        "levels": {t: {c: _curve(of(analysis.levels[t, c]), 1.0) for c in levels} for t in shown if levels},
     }
 
 
@@ -236,9 +252,8 @@ def _beside(run: Run, topics: Sequence[str]) -> dict[str, Any]:
             found[judge] = {"why": str(error)}
             continue
         analysis = analyse(values, baseline=view.baseline, smoothing=view.smoothing)
-        kept = _evenly(len(values.steps))
-        levels = {t: _curve(analysis.levels[t, values.primary], 1.0, kept) for t in _shown(analysis, topics)}
-        found[judge] = {"steps": values.steps[kept].tolist(), "levels": levels}
+        levels = {t: _curve(analysis.levels[t, values.primary], 1.0) for t in _shown(analysis, topics)}
+        found[judge] = {"steps": _kept(values.steps).tolist(), "levels": levels}
     return found
 
 
@@ -269,12 +284,18 @@ def _check(check: Check, scale: float) -> dict[str, Any]:
     return head | numbers
 
 
-def _curve(curve: Curve, scale: float, kept: np.ndarray) -> dict[str, Any]:
-    """A curve's mean, interval and number of probes; kept: [m] int64 indexes of the samples that are drawn."""
+def _curve(curve: Curve, scale: float) -> dict[str, Any]:
+    """A curve's mean, interval and number of probes at the steps that are drawn."""
     series: dict[str, Any] = {
-        name: [_round(float(value)) for value in getattr(curve, name)[kept] * scale] for name in ("mean", "low", "high")
+        name: [_round(float(value)) for value in _kept(getattr(curve, name)) * scale]
+        for name in ("mean", "low", "high")
     }
-    return series | {"n": curve.num_probes[kept].tolist()}
+    return series | {"n": _kept(curve.num_probes).tolist()}
+
+
+def _kept(series: np.ndarray) -> np.ndarray:
+    """Those of a series [S] over the run that are drawn."""
+    return series[_evenly(len(series))]
 
 
 def _estimate(estimate: Estimate, scale: float) -> dict[str, Any]:
