@@ -30,7 +30,7 @@ from vdengine import recipe as recipes
 from vdengine.data.batching import Batch, Plan
 from vdengine.data.loader import Loader
 from vdengine.engine.parallel import World
-from vdengine.engine.reference import branch_index
+from vdengine.engine.reference import LiveReference, branch_index
 from vdengine.engine.rollouts import Sampler
 from vdengine.errors import InputError
 from vdengine.kernels.gather import gather_rows
@@ -95,7 +95,7 @@ class PPO:
         *,
         sampler: Sampler,
         critic: Transformer,  # trained; values before each token
-        reference: Transformer | None,  # frozen
+        reference: LiveReference | None,
         reward: Transformer | RewardFunction,  # frozen scalar model, or a function of text
         flops: dict[str, float],  # of the policy
         critic_flops: dict[str, float],
@@ -244,7 +244,7 @@ class PPO:
         for share in (p for batch in batches for p in batch.packs):  # forwards are collectives: idle ranks run them too
             pack = (self.idle if share is None else share).to(device, non_blocking=True)
             policy_logp, critic_values = policy(pack, entropy=True).logp, self.critic(pack).values
-            reference_logp = None if self.reference is None else self.reference(pack).logp
+            reference_logp = None if self.reference is None else self.reference.logp(pack)
             reward_values = self.reward(pack).values if isinstance(self.reward, Transformer) else None
             if share is None:
                 continue

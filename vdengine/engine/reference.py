@@ -41,7 +41,20 @@ class LiveReference:
     @torch.no_grad()
     def __call__(self, pack: Pack) -> Tensor:  # [B] fp32
         """The log-prob sum of each branch of the pack, in nats. A collective if the model is sharded."""
-        return pack.branch_sum(self.model(pack).logp)
+        return pack.branch_sum(self.logp(pack))
+
+    def logp(self, pack: Pack) -> Tensor:  # [R] fp32
+        """The log-prob of each scored token, in nats."""
+        return self.model(pack).logp
+
+
+class AdapterOff(LiveReference):
+    """The trained model without its adapter: no second copy, and nothing to cache."""
+
+    def logp(self, pack: Pack) -> Tensor:  # [R] fp32
+        """As `LiveReference.logp`."""
+        with self.model.adapter_off():
+            return self.model(pack).logp
 
 
 class CachedReference:

@@ -33,7 +33,7 @@ from vdengine.engine.parallel import World, main_first, shard_model, start_world
 from vdengine.engine.pattern import pattern_reward
 from vdengine.engine.ppo import PPO, RewardFunction
 from vdengine.engine.probes import Probes
-from vdengine.engine.reference import CachedReference, LiveReference, cache_reference
+from vdengine.engine.reference import AdapterOff, CachedReference, LiveReference, cache_reference
 from vdengine.engine.resuming import check_folder, check_fresh, check_length, check_logs, differing, keep_old_end
 from vdengine.engine.rollouts import Sampler
 from vdengine.engine.rows import open_loader, open_store
@@ -43,13 +43,25 @@ from vdengine.engine.trouble import MAX_SKIPPED, NothingLearned, given_up
 from vdengine.errors import InputError
 from vdengine.files import Lock, check_space, write_text
 from vdengine.kernels._triton import INTERPRETED, resolve
+from vdengine.models.adapters import Adapter
 from vdengine.models.attention import flash_attn_problem
 from vdengine.models.device import compute_dtype
 from vdengine.models.export import check_replaceable
 from vdengine.models.live import LiveWeights
+from vdengine.models.lora import add_lora
+from vdengine.models.peft_config import Lora, peft_config
 from vdengine.models.transformer import Kernels, Transformer
-from vdengine.models.weights import ScalarWeights, Weights, check_vocabulary, load_into, open_causal, open_weights
+from vdengine.models.weights import (
+    ScalarWeights,
+    Weights,
+    check_vocabulary,
+    load_adapter,
+    load_into,
+    open_causal,
+    open_weights,
+)
 from vdengine.objectives import Objective
+from vdengine.objectives.base import ADAPTER_OFF
 from vdengine.outside import json_object
 from vdengine.panels.panel import Panel
 from vdengine.runfolder import RunFolder
@@ -146,7 +158,9 @@ class Setup:
         r = self.recipe
         scalar = self.objective.head == "scalar"
         self.frozen: frozenset[str] = frozenset()  # names of the parameters that are not trained
-        self._live: LiveWeights | None = None if given.model is None else LiveWeights(given.model)
+        self._live: LiveWeights | None = None
+        if given.model is not None:
+            self._live = LiveWeights(given.model, trained=not r.has_lora)
         self.weights: Weights
         if self._live is not None:
             self.weights, self.frozen = self._live, self._live.frozen
@@ -156,9 +170,27 @@ class Setup:
             self.weights = open_weights(r.model.source) if scalar else open_causal(r.model.source)
         if scalar and self.weights.config.head == "causal":
             self.weights = ScalarWeights(self.weights, r.run.seed)
+        self._open_lora()
         named = r.model.tokenizer or r.model.source
         self.tokenizer = load_tokenizer(named if given.tokenizer is None else given.tokenizer)
         check_vocabulary(self.weights.config.vocab_size, self.tokenizer)
+
+    def _open_lora(self) -> None:
+        """The adapter that is trained: a new one, or one on disk."""
+        keys = self.recipe.lora
+        self.lora: Lora | None = None
+        self.start: Adapter | None = None
+        try:
+            if keys.start:
+                self.start = Adapter(keys.start)
+                lora = self.start.lora(self.weights.config, self.weights.hash if self.start.base_hash else None)
+                self.lora = dataclasses.replace(lora, dropout=keys.dropout)
+                self.notes += self.start.other_base(self.recipe.model.source)
+            elif keys.rank is not None:
+                self.lora = Lora(keys.rank, keys.alpha, tuple(keys.targets), keys.dropout, keys.rslora)
+                self.lora.modules(self.weights.config)
+        except InputError as error:
+            raise InputError(f"lora.{'start' if keys.start else 'targets'}: {error}") from None
 
     def _open_sources(self, reward: RewardFunction | None) -> None:
         """A rollout's reward, and the weights that a critic starts from."""
@@ -244,6 +276,8 @@ class Setup:
             self.inputs["frozen parameters"] = hashlib.blake2b(" ".join(sorted(self.frozen)).encode()).hexdigest()[:32]
         if panel is not None:
             self.inputs["probes.panel"] = panel.hash
+        if self.start is not None:
+            self.inputs["lora.start"] = self.start.hash
         if self.reward_weights is not None:
             self.inputs["reward.source"] = self.reward_weights.hash
         if self.value_weights is not None:
@@ -268,13 +302,19 @@ class Setup:
         self.model.time_probes(self.probe_clock)
 
     def _new_model(self, weights: Weights, trainable: bool) -> Transformer:
-        """A sharded model with these weights, each rank reading its own rows."""
-        r = self.recipe
+        """A sharded model with these weights, each rank reading its own rows. With LoRA each trained model has an
+        adapter of its own, and a frozen copy of the policy the one that it started with."""
+        r, is_policy = self.recipe, weights is self.weights
+        lora, start = self.lora, self.start if is_policy else None
+        if not trainable and start is None:  # that of the plain model
+            lora = None
         with torch.device("meta"):
             model = Transformer(weights.config, r.parallel.head_saved_bytes, self.kernels)
-        if weights is self.weights:  # a critic of the same names is trained whole
+        if is_policy:  # a critic of the same names is trained whole
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name not in self.frozen)
+        if lora is not None:
+            add_lora(model, lora if is_policy or self.start is None else lora.without_patterns())
         if self.objective.rollout and weights.config.head == "causal":
             model.lm_head.temperature = r.rollout.temperature
         for block in model.blocks:
@@ -287,6 +327,8 @@ class Setup:
             activation_checkpoint=r.parallel.activation_checkpoint if trainable else "none",
         )
         load_into(model, weights)
+        if lora is not None:
+            load_adapter(model, start, r.run.seed + (not is_policy))
         return model
 
     def _open_sampler(self) -> None:
@@ -297,10 +339,24 @@ class Setup:
             self.sampler = Sampler(
                 self.world,
                 self.dtype,
-                self.weights.config.num_parameters,
+                self._sampled_parameters(),
                 weights=r.rollout.weights,
                 slots=r.rollout.slots,
             )
+
+    def _sampled_parameters(self) -> int:
+        """How many parameters a copy of the policy to sample from has of its own: one rank shares what is frozen."""
+        config = self.weights.config
+        alone = self.lora is not None and self.world.size == 1
+        return self.lora.num_parameters(config) if alone and self.lora is not None else config.num_parameters
+
+    def _open_reference_model(self) -> LiveReference | None:
+        """What gives reference log-probs at each forward; None where nothing does."""
+        if self.recipe.objective.reference == ADAPTER_OFF:
+            return AdapterOff(self.model)
+        if self.recipe.objective.reference == "live":
+            return LiveReference(self._new_model(self.weights, trainable=False))
+        return None
 
     def _open_ppo(self) -> None:
         self.ppo: PPO | None = None
@@ -310,7 +366,6 @@ class Setup:
         critic = self._new_model(self.value_weights, trainable=True)
         lr = r.optimizer.lr if r.value.lr is None else r.value.lr
         self.trained.append(Trained("value/", critic, make_optimizer(critic, r.optimizer), lr))
-        live = r.objective.reference == "live"
         frozen = None if self.reward_weights is None else self._new_model(self.reward_weights, trainable=False)
         reward = self.reward or frozen
         if reward is None:
@@ -323,7 +378,7 @@ class Setup:
             self.idle,
             sampler=self.sampler,
             critic=critic,
-            reference=self._new_model(self.weights, trainable=False) if live else None,
+            reference=self._open_reference_model(),
             reward=reward,
             flops=self.flops,
             critic_flops=self.value_weights.config.flops,
@@ -373,6 +428,9 @@ class Setup:
                 check_space(self.folder, size_of(self.trained), "a checkpoint (master weights and AdamW's moments)")
                 write_text(self.files.inputs, json.dumps(self.inputs, indent=2) + "\n")
                 write_text(self.files.recipe, recipes.to_toml(self.recipe))
+                if self.lora is not None:  # which also says what an adapter to start with is
+                    written = peft_config(self.lora, self.weights.config, self.recipe.model.source)
+                    write_text(self.files.adapter, json.dumps(written, indent=2) + "\n")
                 self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe)
             if self.probes is not None:
                 # The samples at a run's end stay: it has them already when it is opened again.
@@ -424,8 +482,8 @@ class Setup:
         # Before the first update the policy is the reference: no second copy. A resumed run needs one only if it
         # is live, or if the cache file has gone.
         fresh = self.step_count == 0
-        if r.objective.reference == "live":
-            self.reference = self.eval_reference = LiveReference(self._new_model(self.weights, trainable=False))
+        self.reference = self.eval_reference = self._open_reference_model()
+        if self.reference is not None:
             return
         w, budget = self.world, r.batch.tokens
         epoch = range(self.total_steps if self.has_data else 0)
@@ -441,7 +499,7 @@ class Setup:
                 self.idle,
                 w,
                 folders=[self.folder, Path(r.data.cache).expanduser()],
-                weights_hash=self.weights.hash,
+                weights_hash=self.weights.hash + ("" if self.start is None else self.start.hash),
                 dtype=self.dtype,
                 kernels=str(self.kernels),
                 notes=self.notes,
@@ -453,9 +511,16 @@ class Setup:
             self.reference = CachedReference(torch.zeros(0), torch.zeros(1, dtype=torch.int64))
         self.eval_reference = self.reference if same else cached(loader.eval_store, evals)
 
+    @property
+    def starts_at_reference(self) -> bool:
+        """Whether the policy is the reference before the first update."""
+        has_moved = self.recipe.objective.reference == ADAPTER_OFF and self.start is not None
+        return self.reference is not None and not has_moved
+
     def _open_saver(self) -> None:
         newest = self.resumed_at if self._resumed else None
-        self.saver = Saver(self.files, self.world, self.lock, self.recipe.checkpoint, newest)
+        base = self.weights.hash if self.frozen or self.lora is not None else None
+        self.saver = Saver(self.files, self.world, self.lock, self.recipe.checkpoint, newest, base)
 
     def _open_extras(self) -> None:
         """What training and held-out rows bring to their losses."""
