@@ -261,6 +261,12 @@ class Recipe:
         return self.lora.rank is not None or bool(self.lora.start)
 
     @property
+    def forwards(self) -> int:
+        """FLOPs of a training step, in those of a forward: 3, or 2 where the weights are frozen and only their inputs
+        have gradients. A reference is not counted."""
+        return 2 if self.has_lora else 3
+
+    @property
     def models(self) -> list[str]:
         """The names of all models and tokenizers that a run reads."""
         named = (self.model.source, self.model.tokenizer, self.lora.start, self.reward.source, self.value.source)

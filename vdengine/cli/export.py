@@ -16,8 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="vdengine export",
         description="A checkpoint of a run as a Hugging Face folder: weights (with LoRA the adapter, in PEFT's "
-        "format), tokenizer, the run's chat template and stop tokens. An earlier export there is replaced, nothing else "
-        "is.",
+        "format), tokenizer, the run's chat template and stop tokens. An earlier export there is replaced, nothing "
+        "else is.",
     )
     parser.add_argument("run", metavar="RUN", help="the folder of a run")
     parser.add_argument("step", nargs="?", metavar="STEP", help="of the checkpoint (default: the newest whole one)")

@@ -122,7 +122,9 @@ class PPO:
             store.prompt_len, lengths, trees, np.full(len(store), r.samples * r.max_new_tokens), **flops
         )
         # policy alone, an upper bound: every completion as long as it may be
-        self.step_flops = 3 * recipe.objective.num_ppo_epochs * float(per_prompt.mean()) * recipe.batch.examples
+        self.step_flops = (
+            recipe.forwards * recipe.objective.num_ppo_epochs * float(per_prompt.mean()) * recipe.batch.examples
+        )
         self.sampler = sampler
         sampler.expect(int(store.prompt_len.max()))
         self.seconds: dict[str, float] = {}  # of the last rollout, by phase

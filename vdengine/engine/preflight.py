@@ -17,9 +17,10 @@ from vdengine.engine.resuming import check_folder
 from vdengine.errors import InputError
 from vdengine.files import Lock, existing
 from vdengine.gguf import read_gguf
-from vdengine.hub import locate_here
+from vdengine.hub import locate, locate_here
 from vdengine.models.families import ModelConfig
 from vdengine.models.hf_config import read_config
+from vdengine.models.peft_config import is_adapter, read_peft_config, tokenizer_of
 from vdengine.objectives import Objective
 from vdengine.panels.panel import Panel
 from vdengine.recipe import IN_MEMORY, OWN_BATCHES, Recipe
@@ -54,10 +55,13 @@ def preflight(recipe: Recipe) -> Found:
     if recipe.model.source != IN_MEMORY:
         with _of_key("model.source"):
             check_model(recipe.model.source, objective.head)
+    if recipe.lora.start and locate_here(recipe.lora.start) is not None:
+        with _of_key("lora.start"):
+            read_peft_config(locate(recipe.lora.start))
     tokenizer = renderer = None
     named = recipe.model.tokenizer or recipe.model.source
     if named != IN_MEMORY and (alone or locate_here(named) is not None):
-        tokenizer = load_tokenizer(named)
+        tokenizer = load_tokenizer(tokenizer_of(named))
         renderer = Renderer(tokenizer, template=recipe.data.template)
     sources, formats = [], []
     for name in recipe.data.train:
@@ -133,6 +137,8 @@ def check_model(source: str, head: str | None) -> ModelConfig | None:
     if path.is_file():
         read_gguf(path)
         return None
+    if is_adapter(path):
+        return check_model(read_peft_config(path).base, head)
     config = read_config(path)
     if not any((path / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
         raise InputError(f"{path}: no model.safetensors and no model.safetensors.index.json")

@@ -25,7 +25,7 @@ from vdengine.models.device import compute_dtype, default_device
 from vdengine.models.export import Base, check_replaceable, save_adapter, save_model
 from vdengine.models.generate import Sampling, generate
 from vdengine.models.lora import add_lora
-from vdengine.models.peft_config import read_peft_config
+from vdengine.models.peft_config import read_peft_config, tokenizer_of
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import ScalarWeights, Weights, build_model, open_causal, open_weights
 from vdengine.objectives import Objective
@@ -67,7 +67,7 @@ class SavedModel:
     def renderer(self, template: str) -> Renderer:
         """Its tokenizer with a chat template, as `Renderer` names it."""
         r = self.recipe
-        tokenizer = load_tokenizer((r.model.tokenizer or r.model.source) if r else self.name)
+        tokenizer = load_tokenizer(tokenizer_of((r.model.tokenizer or r.model.source) if r else self.name))
         return Renderer(tokenizer, template=template)
 
     def model(self, dtype: str | None) -> Transformer:
@@ -293,7 +293,7 @@ def export(
     objective: Objective = whole.objective.declaration
     if objective.head == "scalar" and weights.config.head == "causal":
         weights = ScalarWeights(weights, whole.run.seed)
-    tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source)
+    tokenizer = load_tokenizer(tokenizer_of(recipe.model.tokenizer or recipe.model.source))
     renderer = Renderer(tokenizer, template=recipe.data.template)
     key = "model.tokenizer or data.template"
     if json_object(files.inputs).get(key, renderer.hash) != renderer.hash:

@@ -23,6 +23,7 @@ from vdengine.data.store import Store
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.panel_log import DriftLog
 from vdengine.engine import checkpoint
+from vdengine.engine.adapting import open_adapter
 from vdengine.engine.checkpoint import Found, Trained, size_of
 from vdengine.engine.clocks import SectionClock
 from vdengine.engine.given import Given, read_recipe
@@ -43,13 +44,12 @@ from vdengine.engine.trouble import MAX_SKIPPED, NothingLearned, given_up
 from vdengine.errors import InputError
 from vdengine.files import Lock, check_space, write_text
 from vdengine.kernels._triton import INTERPRETED, resolve
-from vdengine.models.adapters import Adapter
 from vdengine.models.attention import flash_attn_problem
 from vdengine.models.device import compute_dtype
 from vdengine.models.export import check_replaceable
 from vdengine.models.live import LiveWeights
 from vdengine.models.lora import add_lora
-from vdengine.models.peft_config import Lora, peft_config
+from vdengine.models.peft_config import peft_config, tokenizer_of
 from vdengine.models.transformer import Kernels, Transformer
 from vdengine.models.weights import (
     ScalarWeights,
@@ -170,27 +170,10 @@ class Setup:
             self.weights = open_weights(r.model.source) if scalar else open_causal(r.model.source)
         if scalar and self.weights.config.head == "causal":
             self.weights = ScalarWeights(self.weights, r.run.seed)
-        self._open_lora()
+        self.lora, self.start = open_adapter(r, self.weights, self.notes)
         named = r.model.tokenizer or r.model.source
-        self.tokenizer = load_tokenizer(named if given.tokenizer is None else given.tokenizer)
+        self.tokenizer = load_tokenizer(tokenizer_of(named) if given.tokenizer is None else given.tokenizer)
         check_vocabulary(self.weights.config.vocab_size, self.tokenizer)
-
-    def _open_lora(self) -> None:
-        """The adapter that is trained: a new one, or one on disk."""
-        keys = self.recipe.lora
-        self.lora: Lora | None = None
-        self.start: Adapter | None = None
-        try:
-            if keys.start:
-                self.start = Adapter(keys.start)
-                lora = self.start.lora(self.weights.config, self.weights.hash if self.start.base_hash else None)
-                self.lora = dataclasses.replace(lora, dropout=keys.dropout)
-                self.notes += self.start.other_base(self.recipe.model.source)
-            elif keys.rank is not None:
-                self.lora = Lora(keys.rank, keys.alpha, tuple(keys.targets), keys.dropout, keys.rslora)
-                self.lora.modules(self.weights.config)
-        except InputError as error:
-            raise InputError(f"lora.{'start' if keys.start else 'targets'}: {error}") from None
 
     def _open_sources(self, reward: RewardFunction | None) -> None:
         """A rollout's reward, and the weights that a critic starts from."""
@@ -333,22 +316,17 @@ class Setup:
 
     def _open_sampler(self) -> None:
         """One for PPO's rollouts and for answers: both sample the policy."""
-        r = self.recipe
+        r, config = self.recipe, self.weights.config
         self.sampler: Sampler | None = None
         if self.value_weights is not None or r.answers.samples:
             self.sampler = Sampler(
                 self.world,
                 self.dtype,
-                self._sampled_parameters(),
+                # one rank shares what is frozen
+                config.num_parameters if self.lora is None or self.world.size > 1 else self.lora.num_parameters(config),
                 weights=r.rollout.weights,
                 slots=r.rollout.slots,
             )
-
-    def _sampled_parameters(self) -> int:
-        """How many parameters a copy of the policy to sample from has of its own: one rank shares what is frozen."""
-        config = self.weights.config
-        alone = self.lora is not None and self.world.size == 1
-        return self.lora.num_parameters(config) if alone and self.lora is not None else config.num_parameters
 
     def _open_reference_model(self) -> LiveReference | None:
         """What gives reference log-probs at each forward; None where nothing does."""
@@ -388,8 +366,12 @@ class Setup:
         self.probes: Probes | None = None
         if self.recipe.probes.every == 0:
             return
-        # a step's training FLOPs: three forwards over the mean step; not known where each step is given its rows
-        step_flops = 3 * float(self.loader.cost.mean()) * self.recipe.batch.examples if self.has_data else math.nan
+        # a step's training FLOPs, over the mean step; not known where each step is given its rows
+        step_flops = (
+            self.recipe.forwards * float(self.loader.cost.mean()) * self.recipe.batch.examples
+            if self.has_data
+            else math.nan
+        )
         if self.ppo is not None:
             step_flops = self.ppo.step_flops
         self.probes = Probes(
@@ -510,12 +492,6 @@ class Setup:
         else:  # of no rows: each step is given its own sums
             self.reference = CachedReference(torch.zeros(0), torch.zeros(1, dtype=torch.int64))
         self.eval_reference = self.reference if same else cached(loader.eval_store, evals)
-
-    @property
-    def starts_at_reference(self) -> bool:
-        """Whether the policy is the reference before the first update."""
-        has_moved = self.recipe.objective.reference == ADAPTER_OFF and self.start is not None
-        return self.reference is not None and not has_moved
 
     def _open_saver(self) -> None:
         newest = self.resumed_at if self._resumed else None

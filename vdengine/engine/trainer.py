@@ -180,12 +180,12 @@ class Trainer(Setup):
             self.saver.staged()  # a checkpoint's copy of the weights is made before they move
             if k == 0 and not logged and not isinstance(extras.reference, GivenReference):  # that may be any model's
                 first = {name: total / denominator for name, total in zip(names, totals, strict=True)}
-                trouble.check_start(self.recipe, first, self.dtype, referred=self.starts_at_reference)
+                trouble.check_start(self.recipe, first, self.dtype, referred=self.reference is not None)
             for t, norm in zip(self.trained, norms, strict=True):
                 lr = learning_rate(self.recipe.optimizer, k, self.total_steps, t.lr)
                 apply_update(t.optimizer, lr, norm, (~finite).float(), self.recipe.optimizer.clip)
             logged.append((names, torch.cat([totals, torch.stack(norms)]), update))
-            self._since_log.flops += 3 * update.cost
+            self._since_log.flops += self.recipe.forwards * update.cost
 
         self.step_clock.__exit__()
         self.stopping.agree(asked)

@@ -25,10 +25,10 @@ from vdengine.files import check_space, partial, sync
 from vdengine.models.adapters import peft_name
 from vdengine.models.families import expected_shapes
 from vdengine.models.hf_config import config_to_hf
-from vdengine.models.lora import LoraLinear, adapted_layers, is_factor
+from vdengine.models.lora import LoraLinear, adapted_layers, is_factor, merged
 from vdengine.models.peft_config import CONFIG, TENSORS, peft_config, trained_whole
 from vdengine.models.transformer import Transformer
-from vdengine.models.weights import all_finite, check_vocabulary, merged, named_parameters
+from vdengine.models.weights import all_finite, check_vocabulary, named_parameters
 from vdengine.outside import is_count, json_object, printable
 from vdengine.runfolder import MARK
 

@@ -126,6 +126,16 @@ def first_value(name: str, like: Tensor, seed: int) -> Tensor:  # [r, in] or [ou
     return ((2 * drawn - 1) * like.shape[1] ** -0.5).float()
 
 
+def merged(
+    weight: Tensor,  # [N, K]
+    lora_A: Tensor,  # [r, K]
+    lora_B: Tensor,  # [N, r]
+    scale: float,
+) -> Tensor:  # [N, K] fp32
+    """weight + scale * lora_B @ lora_A."""
+    return torch.addmm(weight.float(), lora_B.float(), lora_A.float(), alpha=scale)
+
+
 # ----------------------------------------------------------------------------------------------------------- dropout
 
 

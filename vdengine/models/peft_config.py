@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vdengine.errors import InputError
+from vdengine.hub import locate_here
 from vdengine.models.families import ModelConfig, expected_shapes
 from vdengine.outside import is_text, json_object, printable
 from vdengine.settings import shown
@@ -138,6 +139,14 @@ def trained_whole(config: ModelConfig) -> tuple[str, ...]:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder is an adapter and no model."""
     return (folder / CONFIG).exists() and not (folder / "config.json").exists()
+
+
+def tokenizer_of(source: str) -> str:
+    """The model whose tokenizer a model has: itself, or the base of an adapter that comes without one."""
+    here = locate_here(source)
+    if here is None or not is_adapter(here) or (here / "tokenizer.json").exists():
+        return source
+    return read_peft_config(here).base or source
 
 
 # --------------------------------------------------------------------------------------------- adapter_config.json

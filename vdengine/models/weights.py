@@ -32,7 +32,7 @@ from vdengine.models.adapters import Adapter
 from vdengine.models.families import ModelConfig, expected_shapes
 from vdengine.models.gguf_config import config_from_gguf
 from vdengine.models.hf_config import read_config, some_names
-from vdengine.models.lora import add_lora, first_value, is_factor
+from vdengine.models.lora import add_lora, first_value, is_factor, merged
 from vdengine.models.peft_config import is_adapter, trained_whole
 from vdengine.models.safetensors_files import INDEX, files_of, open_file
 from vdengine.models.transformer import Kernels, Transformer
@@ -230,16 +230,6 @@ class AdapterWeights(Weights):
         return hashlib.blake2b(f"{self.base.hash} {self.adapter.hash}".encode(), digest_size=16).hexdigest()
 
 
-def merged(
-    weight: Tensor,  # [N, K]
-    lora_A: Tensor,  # [r, K]
-    lora_B: Tensor,  # [N, r]
-    scale: float,
-) -> Tensor:  # [N, K] fp32
-    """weight + scale * lora_B @ lora_A."""
-    return torch.addmm(weight.float(), lora_B.float(), lora_A.float(), alpha=scale)
-
-
 class SafetensorsWeights(Weights):
     """Weights in model.safetensors, or in the files that model.safetensors.index.json names. Where both are there the
     single file is read, as transformers does, and a warning says so.
@@ -435,7 +425,7 @@ def named_parameters(model: Transformer) -> Iterator[tuple[str, Tensor]]:
         RuntimeError: the head of a tied model has a weight of its own.
     """
     for name, parameter in model.named_parameters():  # lists a shared parameter once
-        if is_factor(name):
+        if model.lora is not None and is_factor(name):
             continue
         if model.config.tie_word_embeddings and name == "lm_head.weight":
             raise RuntimeError("the head is no longer tied to the embedding (to_empty unties): tie them again")
