@@ -33,7 +33,7 @@ def missing(*packages: str, data: Path | None = None) -> str | None:
 
 
 PACKAGES = (  # on which measurements depend
-    "torch", "triton", "transformers", "trl", "accelerate", "liger-kernel", "cut-cross-entropy", "quack-kernels",
+    "torch", "triton", "transformers", "trl", "peft", "accelerate", "liger-kernel", "cut-cross-entropy", "quack-kernels",
     "flash-attn",
 )  # fmt: skip
 

@@ -144,8 +144,9 @@ def activations(
         full              H                            the input
 
     and in trees of several branches the prompt's keys and values for each branch. An adapter's layer keeps its inner
-    row too, in all modes but full, and without checkpointing what dropout leaves of its input. In the two latter modes
-    one layer is computed again at a time, and keeps for that what it keeps in mode none.
+    row too, in all modes but full, and without checkpointing what dropout leaves of its input; the plain formula of a
+    frozen norm keeps H less. In the two latter modes one layer is computed again at a time, and keeps for that what it
+    keeps in mode none.
 
     Args:
         backward: False leaves the layer that is computed again out: what is kept when the forward is over.
@@ -157,7 +158,7 @@ def activations(
     if device == "cuda":
         whole = 2 * h * norms + 3 * q + 3 * k + 3 * i + shared
     else:
-        whole = 3 * h * norms + 3 * q + 2 * k + 4 * i + shared + 2 * (q + k) * has_qk_norm
+        whole = (3 - (lora is not None)) * h * norms + 3 * q + 2 * k + 4 * i + shared + 2 * (q + k) * has_qk_norm
     kept = {"none": whole, "selective": 3 * h + 2 * q + 2 * k + 2 * i, "full": h}[mode]
     if lora is not None:
         ranks = sum(adapted.rank for adapted in lora.modules(config).values()) / config.num_hidden_layers
