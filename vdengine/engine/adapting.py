@@ -1,18 +1,25 @@
-"""The adapter that a run trains, from its recipe: a new one, or one on disk."""
+"""The adapter that a run trains, from its recipe: a new one, or one on disk. Without torch as far as tensors are not
+looked at."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from vdengine.errors import InputError
+from vdengine.files import write_text
 from vdengine.hub import locate
-from vdengine.models.adapters import Adapter
 from vdengine.models.families import ModelConfig
-from vdengine.models.peft_config import Lora, linear_layers, read_peft_config
-from vdengine.models.weights import Weights
+from vdengine.models.peft_config import Lora, linear_layers, peft_config, read_peft_config
 from vdengine.recipe import Recipe
+from vdengine.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from vdengine.models.adapters import Adapter
+    from vdengine.models.weights import Weights
 
 
 def open_adapter(recipe: Recipe, weights: Weights, notes: list[str]) -> tuple[Lora | None, Adapter | None]:
@@ -22,6 +29,8 @@ def open_adapter(recipe: Recipe, weights: Weights, notes: list[str]) -> tuple[Lo
     Raises:
         InputError: targets that the model has not; an adapter that cannot be read, or of another base model.
     """
+    from vdengine.models.adapters import Adapter  # with torch
+
     keys = recipe.lora
     if not keys.start:
         return named_adapter(recipe, weights.config), None
@@ -51,6 +60,12 @@ def named_adapter(recipe: Recipe, config: ModelConfig) -> Lora | None:
             lora = written.lora(linear_layers(config) if layers is None else layers, config)
         lora.modules(config)
     return lora
+
+
+def write_adapter(files: RunFolder, lora: Lora | None, config: ModelConfig, recipe: Recipe) -> None:
+    """Write to a run's folder what its checkpoints are adapters of; nothing where they are whole models."""
+    if lora is not None:
+        write_text(files.adapter, json.dumps(peft_config(lora, config, recipe.model.source), indent=2) + "\n")
 
 
 @contextmanager

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from vdengine.data.formats import choose_format
 from vdengine.data.locate import FileSource, resolve, resolve_here
+from vdengine.engine.adapting import named_adapter
 from vdengine.engine.pattern import pattern_reward
 from vdengine.engine.resuming import check_folder
 from vdengine.errors import InputError
 from vdengine.files import Lock, existing
 from vdengine.gguf import read_gguf
-from vdengine.hub import locate, locate_here
+from vdengine.hub import locate_here
 from vdengine.models.families import ModelConfig
 from vdengine.models.hf_config import read_config
 from vdengine.models.peft_config import is_adapter, read_peft_config, tokenizer_of
@@ -54,10 +55,11 @@ def preflight(recipe: Recipe) -> Found:
     _check_places(recipe, objective)
     if recipe.model.source != IN_MEMORY:
         with _of_key("model.source"):
-            check_model(recipe.model.source, objective.head)
-    if recipe.lora.start and locate_here(recipe.lora.start) is not None:
+            config = check_model(recipe.model.source, objective.head)
         with _of_key("lora.start"):
-            read_peft_config(locate(recipe.lora.start))
+            start_here = not recipe.lora.start or locate_here(recipe.lora.start) is not None
+        if config is not None and start_here:
+            named_adapter(recipe, config)
     tokenizer = renderer = None
     named = recipe.model.tokenizer or recipe.model.source
     if named != IN_MEMORY and (alone or locate_here(named) is not None):

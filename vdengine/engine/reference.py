@@ -24,8 +24,10 @@ from vdengine.engine.parallel import World, main_first
 from vdengine.errors import InputError
 from vdengine.files import json_hash, write_bytes
 from vdengine.models.transformer import Transformer
+from vdengine.objectives.base import ADAPTER_OFF
 from vdengine.outside import parsing, read_bytes
 from vdengine.progress import progress
+from vdengine.recipe import Recipe
 from vdengine.runfolder import RunFolder
 from vdengine.trees import Pack
 
@@ -55,6 +57,18 @@ class AdapterOff(LiveReference):
         """As `LiveReference.logp`."""
         with self.model.adapter_off():
             return self.model(pack).logp
+
+
+def live_reference(recipe: Recipe, model: Transformer, copy: Callable[[], Transformer]) -> LiveReference | None:
+    """What gives reference log-probs at each forward of a run; None where nothing does.
+
+    Args:
+        model: that is trained.
+        copy: makes a frozen one, as it was at the start.
+    """
+    if recipe.objective.reference == ADAPTER_OFF:
+        return AdapterOff(model)
+    return LiveReference(copy()) if recipe.objective.reference == "live" else None
 
 
 class CachedReference:

@@ -23,7 +23,7 @@ from vdengine.data.store import Store
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.panel_log import DriftLog
 from vdengine.engine import checkpoint
-from vdengine.engine.adapting import open_adapter
+from vdengine.engine.adapting import open_adapter, write_adapter
 from vdengine.engine.checkpoint import Found, Trained, size_of
 from vdengine.engine.clocks import SectionClock
 from vdengine.engine.given import Given, read_recipe
@@ -34,7 +34,7 @@ from vdengine.engine.parallel import World, main_first, shard_model, start_world
 from vdengine.engine.pattern import pattern_reward
 from vdengine.engine.ppo import PPO, RewardFunction
 from vdengine.engine.probes import Probes
-from vdengine.engine.reference import AdapterOff, CachedReference, LiveReference, cache_reference
+from vdengine.engine.reference import CachedReference, LiveReference, cache_reference, live_reference
 from vdengine.engine.resuming import check_folder, check_fresh, check_length, check_logs, differing, keep_old_end
 from vdengine.engine.rollouts import Sampler
 from vdengine.engine.rows import open_loader, open_store
@@ -49,7 +49,7 @@ from vdengine.models.device import compute_dtype
 from vdengine.models.export import check_replaceable
 from vdengine.models.live import LiveWeights
 from vdengine.models.lora import add_lora
-from vdengine.models.peft_config import peft_config, tokenizer_of
+from vdengine.models.peft_config import tokenizer_of
 from vdengine.models.transformer import Kernels, Transformer
 from vdengine.models.weights import (
     ScalarWeights,
@@ -61,7 +61,6 @@ from vdengine.models.weights import (
     open_weights,
 )
 from vdengine.objectives import Objective
-from vdengine.objectives.base import ADAPTER_OFF
 from vdengine.outside import json_object
 from vdengine.panels.panel import Panel
 from vdengine.runfolder import RunFolder
@@ -158,9 +157,7 @@ class Setup:
         r = self.recipe
         scalar = self.objective.head == "scalar"
         self.frozen: frozenset[str] = frozenset()  # names of the parameters that are not trained
-        self._live: LiveWeights | None = None
-        if given.model is not None:
-            self._live = LiveWeights(given.model, trained=not r.has_lora)
+        self._live = None if given.model is None else LiveWeights(given.model, trained=not r.has_lora)
         self.weights: Weights
         if self._live is not None:
             self.weights, self.frozen = self._live, self._live.frozen
@@ -288,9 +285,8 @@ class Setup:
         """A sharded model with these weights, each rank reading its own rows. With LoRA each trained model has an
         adapter of its own, and a frozen copy of the policy the one that it started with."""
         r, is_policy = self.recipe, weights is self.weights
-        lora, start = self.lora, self.start if is_policy else None
-        if not trainable and start is None:  # that of the plain model
-            lora = None
+        start = self.start if is_policy else None
+        lora = self.lora if trainable or start is not None else None
         with torch.device("meta"):
             model = Transformer(weights.config, r.parallel.head_saved_bytes, self.kernels)
         if is_policy:  # a critic of the same names is trained whole
@@ -328,14 +324,6 @@ class Setup:
                 slots=r.rollout.slots,
             )
 
-    def _open_reference_model(self) -> LiveReference | None:
-        """What gives reference log-probs at each forward; None where nothing does."""
-        if self.recipe.objective.reference == ADAPTER_OFF:
-            return AdapterOff(self.model)
-        if self.recipe.objective.reference == "live":
-            return LiveReference(self._new_model(self.weights, trainable=False))
-        return None
-
     def _open_ppo(self) -> None:
         self.ppo: PPO | None = None
         r = self.recipe
@@ -356,7 +344,7 @@ class Setup:
             self.idle,
             sampler=self.sampler,
             critic=critic,
-            reference=self._open_reference_model(),
+            reference=live_reference(r, self.model, lambda: self._new_model(self.weights, trainable=False)),
             reward=reward,
             flops=self.flops,
             critic_flops=self.value_weights.config.flops,
@@ -367,11 +355,8 @@ class Setup:
         if self.recipe.probes.every == 0:
             return
         # a step's training FLOPs, over the mean step; not known where each step is given its rows
-        step_flops = (
-            self.recipe.forwards * float(self.loader.cost.mean()) * self.recipe.batch.examples
-            if self.has_data
-            else math.nan
-        )
+        examples = self.recipe.batch.examples if self.has_data else math.nan
+        step_flops = self.recipe.forwards * float(self.loader.cost.mean()) * examples
         if self.ppo is not None:
             step_flops = self.ppo.step_flops
         self.probes = Probes(
@@ -410,9 +395,7 @@ class Setup:
                 check_space(self.folder, size_of(self.trained), "a checkpoint (master weights and AdamW's moments)")
                 write_text(self.files.inputs, json.dumps(self.inputs, indent=2) + "\n")
                 write_text(self.files.recipe, recipes.to_toml(self.recipe))
-                if self.lora is not None:  # which also says what an adapter to start with is
-                    written = peft_config(self.lora, self.weights.config, self.recipe.model.source)
-                    write_text(self.files.adapter, json.dumps(written, indent=2) + "\n")
+                write_adapter(self.files, self.lora, self.weights.config, self.recipe)
                 self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe)
             if self.probes is not None:
                 # The samples at a run's end stay: it has them already when it is opened again.
@@ -464,8 +447,9 @@ class Setup:
         # Before the first update the policy is the reference: no second copy. A resumed run needs one only if it
         # is live, or if the cache file has gone.
         fresh = self.step_count == 0
-        self.reference = self.eval_reference = self._open_reference_model()
-        if self.reference is not None:
+        live = live_reference(r, self.model, lambda: self._new_model(self.weights, trainable=False))
+        if live is not None:
+            self.reference = self.eval_reference = live
             return
         w, budget = self.world, r.batch.tokens
         epoch = range(self.total_steps if self.has_data else 0)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vdengine.errors import InputError
 from vdengine.kernels.lora_linear import lora_linear
@@ -69,11 +70,13 @@ def add_lora(model: nn.Module, lora: Lora, seed: int = 0) -> None:
     loaded later, they are left uninitialised.
 
     Raises:
-        InputError: targets that the model has not, or adapters that it has already.
+        InputError: targets that the model has not, adapters that it has already, or a sharded model.
     """
     config: ModelConfig = model.config  # type: ignore[assignment]
     if getattr(model, "lora", None) is not None:
         raise InputError("add_lora: the model has an adapter already")
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        raise InputError("add_lora: the model is sharded already; give it the adapter before (vd.shard)")
     modules = lora.modules(config)
     model.requires_grad_(False)
     for name in trained_whole(config):
