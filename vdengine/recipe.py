@@ -21,6 +21,7 @@ from typing import Any
 from vdengine import objectives
 from vdengine.errors import InputError
 from vdengine.objectives import Objective
+from vdengine.objectives.base import ADAPTER_OFF
 from vdengine.outside import MIB, parse_toml, printable, read_text
 from vdengine.runfolder import RunFolder
 from vdengine.settings import Where, coerce, key, nearest, read_section, shown
@@ -91,6 +92,17 @@ class ModelKeys:
     source: str = key("")  # folder | hub id | *.gguf | package://package/file.gguf
     tokenizer: str = key("")  # same forms; default: source
     dtype: str = key("auto", choices=("auto", "float32", "bfloat16"))  # compute; master weights are fp32
+
+
+@dataclass
+class LoraKeys:  # a low-rank adapter is trained, and the model is frozen; rank or start turns it on
+    rank: int | None = key(None, low=1, high=8192)
+    alpha: float = key(32.0, above=0)  # the adapter's term is multiplied by alpha / rank
+    # linear layers by the end of their names, "q_proj" or "layers.3.mlp.up_proj"; all but embedding and head
+    targets: list[str] = key(["all-linear"])
+    dropout: float = key(0.0, low=0.0, high=0.99)
+    rslora: bool = key(False)  # alpha / sqrt(rank)
+    start: str = key("")  # an adapter in PEFT's format to begin with, which says the rest
 
 
 @dataclass
@@ -228,6 +240,7 @@ class LogKeys:
 class Recipe:
     run: RunKeys = field(default_factory=RunKeys)
     model: ModelKeys = field(default_factory=ModelKeys)
+    lora: LoraKeys = field(default_factory=LoraKeys)
     data: DataKeys = field(default_factory=DataKeys)
     objective: Any = field(default_factory=lambda: objectives.find("dpo").keys())  # by its name: `Objective.keys`
     rollout: RolloutKeys = field(default_factory=RolloutKeys)
@@ -243,9 +256,20 @@ class Recipe:
     log: LogKeys = field(default_factory=LogKeys)
 
     @property
+    def has_lora(self) -> bool:
+        """Whether an adapter is trained, and not the model."""
+        return self.lora.rank is not None or bool(self.lora.start)
+
+    @property
+    def forwards(self) -> int:
+        """FLOPs of a training step, in those of a forward: 3, or 2 where the weights are frozen and only their inputs
+        have gradients. A reference is not counted."""
+        return 2 if self.has_lora else 3
+
+    @property
     def models(self) -> list[str]:
         """The names of all models and tokenizers that a run reads."""
-        named = (self.model.source, self.model.tokenizer, self.reward.source, self.value.source)
+        named = (self.model.source, self.model.tokenizer, self.lora.start, self.reward.source, self.value.source)
         return [name for name in named if name and name != IN_MEMORY and not name.startswith("regex:")]
 
 
@@ -497,6 +521,7 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
             f"{', '.join(READOUTS)}, and none twice; probes.every = 0 turns them off"
         )
     _check_answers(r, given, where)
+    _check_lora(r, given, where)
     if r.batch.tokens < r.data.max_tokens:
         raise InputError(
             f"{where('batch', 'tokens')}: batch.tokens = {r.batch.tokens} is smaller than data.max_tokens = "
@@ -547,6 +572,41 @@ def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: Where) ->
         raise InputError(
             f"{where('answers', 'base')}: answers.base = {a.base} is below answers.samples = {a.samples}: the first "
             "anchor's answers include its bank"
+        )
+
+
+def _check_lora(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -> None:
+    """Rules of adapters, and the reference that is the default with one."""
+    lora, plain, objective = r.lora, LoraKeys(), r.objective.declaration
+    written = [name for name in given.get("lora", {}) if getattr(lora, name) != getattr(plain, name)]
+    if lora.start and lora.rank is not None:
+        raise InputError(f"{where('lora', 'rank')}: give one of lora.rank and lora.start: an adapter has its rank")
+    for name in written:
+        if not r.has_lora:
+            raise InputError(f"{where('lora', name)}: lora.{name} has no effect without lora.rank or lora.start")
+        if lora.start and name not in ("start", "dropout"):
+            raise InputError(f"{where('lora', name)}: lora.{name} has no effect with lora.start: the adapter says it")
+    if not lora.targets:
+        raise InputError(f'{where("lora", "targets")}: lora.targets is empty; name linear layers, or "all-linear"')
+    for target in lora.targets:
+        if target.rpartition(".")[2] in ("lm_head", "embed_tokens", "score"):
+            raise InputError(
+                f"{where('lora', 'targets')}: lora.targets: {printable(target)} has no adapter; linear layers of the "
+                "blocks may have one (q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj)"
+            )
+    if lora.dropout and objective.rollout:
+        raise InputError(
+            f"{where('lora', 'dropout')}: lora.dropout must be 0 with {objective.name}: what is sampled and what is "
+            "trained would be two policies"
+        )
+    if not objective.reference:
+        return
+    if r.objective.reference is None:  # a new adapter begins as the plain model; one to start with does not
+        r.objective.reference = ADAPTER_OFF if r.has_lora and not lora.start else objective.reference[0]
+    elif r.objective.reference == ADAPTER_OFF and not r.has_lora:
+        raise InputError(
+            f'{where("objective", "reference")}: objective.reference = "{ADAPTER_OFF}" needs an adapter: lora.rank or '
+            f"lora.start; without one: {', '.join(objective.reference)}"
         )
 
 

@@ -38,6 +38,11 @@ class RunFolder:
         return self.path / "inputs.json"
 
     @property
+    def adapter(self) -> Path:
+        """Of a run with LoRA: what its checkpoints are adapters of, in the words of PEFT."""
+        return self.path / "adapter_config.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line per logged step."""
         return self.path / "metrics.jsonl"
@@ -126,3 +131,7 @@ CHECKPOINT = "step-"  # the name of a checkpoint begins with this; the number of
 
 # Of a log or a checkpoint. It is written last, so its presence means that the rest is complete.
 MANIFEST = "manifest.json"
+
+# Of an export: what makes a folder ours to replace, the version that wrote it and the bytes of each file. A file of its
+# own, because transformers copies the keys of a config.json that it has read into what it saves.
+MARK = "vdengine.json"

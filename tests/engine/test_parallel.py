@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 
 import vdengine as vd
 from vdengine.engine import parallel
+from vdengine.models.lora import adapter_parameters
 from vdengine.recipe import ParallelKeys
 
 
@@ -83,6 +84,37 @@ def test_shard_in_bf16_keeps_the_rotary_tables(tiny_models):
         pack = vd.pack([vd.Tree(list(range(1, 60)), [[4, 5], [6]])])
         assert torch.equal(half(pack).logp, model(pack).logp)
         assert model.model.norm.weight.dtype == torch.float32
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_shard_of_a_model_with_adapters(tiny_models, dtype):
+    """Guards fp32 adapters beside frozen weights of another dtype in one unit, a forward without them between forward
+    and backward, and adapters that are added too late: bits of log-probs and gradients are those of the plain model."""
+    pack = vd.pack([vd.Tree([1, 2, 3], [[4, 5], [6]], id=7)])
+    model = vd.load_model(str(tiny_models["qwen3"]), dtype=dtype)
+    vd.add_lora(model, vd.Lora(rank=4, dropout=0.2))
+    factors = adapter_parameters(model)
+    with torch.no_grad():
+        for factor in factors.values():
+            factor.fill_(0.05)
+    plain = model(pack, dropout=(0, 1)).logp
+    plain.sum().backward()
+    expected = {name: factor.grad for name, factor in factors.items()}
+    model.zero_grad()
+    try:
+        vd.shard(model)
+        logp = model(pack, dropout=(0, 1)).logp
+        with torch.no_grad(), model.adapter_off():
+            model(pack)
+        logp.sum().backward()
+        assert torch.equal(logp, plain)
+        for name, factor in adapter_parameters(model).items():
+            assert factor.dtype == torch.float32 and torch.equal(factor.grad.full_tensor(), expected[name])
+        other = vd.shard(vd.load_model(str(tiny_models["qwen3"])))
+        with pytest.raises(vd.InputError, match="add_lora: the model is sharded already"):
+            vd.add_lora(other, vd.Lora())
     finally:
         torch.distributed.destroy_process_group()
 

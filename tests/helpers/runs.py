@@ -52,6 +52,8 @@ WEIGHTED: dict[str, dict] = {
     },
 }  # fmt: skip
 
+LORA: dict[str, dict] = {"lora": {"rank": 4, "alpha": 64.0, "dropout": 0.2}}
+
 SCENARIOS: dict[str, dict] = {
     "base": {},
     "small_packs": {"batch": {"tokens": 700}},
@@ -79,6 +81,17 @@ SCENARIOS: dict[str, dict] = {
     "weighted": WEIGHTED,
     "weighted_resumed": WEIGHTED,
     "weighted_lr0": WEIGHTED | {"optimizer": {"lr": 0.0}},
+    "lora": LORA | ANSWERS,
+    "lora_probes_off": LORA | {"probes": {"every": 0}},
+    "lora_small_packs": LORA | {"batch": {"tokens": 700}},
+    "lora_resumed": LORA | ANSWERS,
+    "lora_bf16": LORA | {"model": {"dtype": "bfloat16"}},
+    "lora_reward": LORA
+    | {
+        "objective": {"name": "reward", "beta": None},
+        "probes": {"panel": None, "every": None, "tokens": None, "controls": None},
+    },
+    "lora_ppo": PPO | {"lora": {"rank": 4}},
 }
 
 
@@ -98,11 +111,14 @@ GROUPS = {
         "weighted_lr0",
     ),
     "ppo": ("ppo", "ppo_probes_off", "ppo_resumed", "ppo_sharded"),
-}
+    "lora": (
+        "lora", "lora_probes_off", "lora_small_packs", "lora_resumed", "lora_bf16", "lora_reward", "lora_ppo",
+    ),
+}  # fmt: skip
 
 ON_TWO = (
     "base", "small_packs", "probes_off", "resumed", "sft", "reward", "idle", "fraction", "answers", "weighted",
-    *GROUPS["ppo"],
+    *GROUPS["ppo"], *GROUPS["lora"],
 )  # fmt: skip
 
 

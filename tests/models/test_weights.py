@@ -247,7 +247,7 @@ def test_folders_that_are_no_checkpoint(folder):
     """Guards against a FIFO that is waited for, a pickle that is run, an adapter that is left out, code of a hub."""
     file, config = folder / "model.safetensors", folder / "config.json"
     (folder / "adapter_config.json").write_text("{}")
-    with one_line("adapter_config.json: an adapter; merge it"):
+    with one_line("holds a model and an adapter_config.json: which is meant is not known"):
         open_weights(str(folder))
     (folder / "adapter_config.json").unlink()
     file.rename(folder / "pytorch_model.bin")

@@ -71,6 +71,8 @@ def text(out: dict[str, Any]) -> str:
             details.append(f"columns not read: {', '.join(s['unread'][:8])}" + " and more" * (len(s["unread"]) > 8))
         add("data", s["source"], *details)
     about = "about " if run["estimate"] else ""
+    if out["model"]["adapter"] is not None:
+        add("adapter", f"{out['model']['adapter']:,} parameters are trained, the model is frozen")
     add(
         "train",
         f"{out['recipe']['objective']}, {run['steps']:,} steps of {run['examples_per_step']} = {about}"

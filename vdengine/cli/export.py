@@ -15,8 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input, with one line on stderr that says what and where."""
     parser = Parser(
         prog="vdengine export",
-        description="A checkpoint of a run as a Hugging Face folder: weights, tokenizer, the run's chat template and "
-        "stop tokens. An earlier export there is replaced, nothing else is.",
+        description="A checkpoint of a run as a Hugging Face folder: weights (with LoRA the adapter, in PEFT's "
+        "format), tokenizer, the run's chat template and stop tokens. An earlier export there is replaced, nothing "
+        "else is.",
     )
     parser.add_argument("run", metavar="RUN", help="the folder of a run")
     parser.add_argument("step", nargs="?", metavar="STEP", help="of the checkpoint (default: the newest whole one)")
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the files (default: float32, as the weights)"
     )
+    parser.add_argument("--merge", action="store_true", help="with LoRA: the whole model, to RUN/merged-STEP")
     args = parser.parse_args(argv)
     if args.step is not None and not args.step.isdecimal():
         raise InputError(f"STEP is the number of a step; got {args.step!r}")
@@ -31,6 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{args.run}: not the folder of a run: it has no {RunFolder.at(args.run).recipe.name}")
     from vdengine.engine.saved_models import export
 
-    step, folder = export(args.run, None if args.step is None else int(args.step), args.to, args.dtype)
+    step, folder = export(args.run, None if args.step is None else int(args.step), args.to, args.dtype, args.merge)
     print(f"step {step}: {folder}/")
     return 0

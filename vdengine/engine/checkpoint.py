@@ -1,9 +1,10 @@
 """Checkpoints as they are on disk: `<run>/checkpoints/step-NNNNNN/`, and how they are read. `engine.saver` writes them.
 
-Step N means after N steps. A checkpoint holds the shards of torch.distributed.checkpoint (the master weights, AdamW's
-moments and a few numbers) and a manifest, written last:
+Step N means after N steps. A checkpoint holds the shards of torch.distributed.checkpoint (the master weights that
+are trained, AdamW's moments and a few numbers) and a manifest, written last:
 
     step, world_size, vdengine, torch
+    base    hash of the weights that are frozen, if some are: they are not in it
     files   bytes and hash of every other file
     logs    of every log of the run, by its path in the run folder: bytes and hash of the part before this step
     hash    of all this
@@ -65,14 +66,14 @@ class Found:
 
 
 def state_of(trained: Sequence[Trained], numbers: Mapping[str, float]) -> dict[str, Any]:
-    """The tensors to save, or to load into, by Hugging Face name (a tied weight once); the numbers as [] float64. A
-    frozen parameter has no moments."""
+    """The tensors to save, or to load into, by Hugging Face name (a tied weight once); the numbers as [] float64.
+    What is frozen is not among them: the run's `inputs.json` and the manifest say which weights it is of."""
     state: dict[str, Any] = {f"numbers.{k}": torch.tensor(v, dtype=torch.float64) for k, v in numbers.items()}
     for t in trained:
         for name, p in t.model.named_parameters():
-            state[f"{t.prefix}model.{name}"] = p.data
             if not p.requires_grad:
                 continue
+            state[f"{t.prefix}model.{name}"] = p.data
             s = t.optimizer.state[p]
             if not s:  # before the first update: the state that AdamW would start with
                 s.update({m: torch.zeros_like(p.data) for m in MOMENTS}, step=torch.zeros((), device=p.device))
@@ -84,7 +85,7 @@ def state_of(trained: Sequence[Trained], numbers: Mapping[str, float]) -> dict[s
 def size_of(trained: Sequence[Trained]) -> int:
     """Bytes of a checkpoint of all ranks together, but for names and numbers."""
     return sum(
-        p.numel() * p.element_size() * (1 + len(MOMENTS) * p.requires_grad) for t in trained for p in t.parameters
+        p.numel() * p.element_size() * (1 + len(MOMENTS)) for t in trained for p in t.parameters if p.requires_grad
     )
 
 
@@ -138,16 +139,23 @@ def load(folder: Path, trained: Sequence[Trained], numbers: Mapping[str, float])
     return {name: float(state[f"numbers.{name}"]) for name in numbers}
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Load the weights of a checkpoint, of any number of ranks, into a plain model. Needs no process group.
+def load_weights(folder: Path, model: nn.Module, base: str | None = None) -> None:
+    """Load the weights of a checkpoint, of any number of ranks, into a plain model: all that take a gradient. Needs no
+    process group.
+
+    Args:
+        base: hash of the frozen weights that the model has, if it has some.
 
     Raises:
-        InputError: the checkpoint is damaged or does not fit the model.
+        InputError: the checkpoint is damaged, does not fit the model, or is of other frozen weights.
     """
-    _, reason = inspect(folder)
+    manifest, reason = inspect(folder)
     if reason:
         raise InputError(f"{folder}: not a whole checkpoint: {reason}")
-    read_state(folder, {f"model.{name}": p.data for name, p in model.named_parameters()}, no_dist=True)
+    if base is not None and manifest.get("base", base) != base:
+        raise InputError(f"{folder}: of a base model with the hash {manifest['base']}; this one's is {base}")
+    state = {f"model.{name}": p.data for name, p in model.named_parameters() if p.requires_grad}
+    read_state(folder, state, no_dist=True)
 
 
 def inspect(folder: Path, hashes: bool = True) -> tuple[dict[str, Any], str]:

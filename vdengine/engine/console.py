@@ -119,7 +119,8 @@ class Console:
         }
         if t.recipe.checkpoint.export:
             kind = "reward model, for sequence classification" if t.objective.head == "scalar" else "model"
-            kept[files.export] = f"the trained {kind}, a Hugging Face folder"
+            whole = f"the trained {kind}, a Hugging Face folder"
+            kept[files.export] = whole if t.lora is None else "the trained adapter, a folder of PEFT"
         for path, what in kept.items():
             if path.exists():
                 self.say(f"  {path.name + '/' * path.is_dir():18} {what}")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vdengine.models.families import BLOCK_NORMS, ModelConfig
+from vdengine.models.peft_config import Lora
 from vdengine.objectives import Objective
 from vdengine.recipe import Recipe
 
@@ -61,7 +62,7 @@ def estimate(
     device_bytes: int | None = None,
     reward: ModelConfig | None = None,
     value: ModelConfig | None = None,
-    trainable: int | None = None,
+    lora: Lora | None = None,
 ) -> Memory:
     """The memory of a run.
 
@@ -71,19 +72,20 @@ def estimate(
         dtype_bytes: of the compute dtype.
         device_bytes: of one GPU, for defaults that are a share of it.
         reward, value: PPO's other models, where they are not the policy's.
-        trainable: parameters that are trained; default: all.
+        lora: the adapter that is trained, and nothing else; default: all parameters are.
     """
     objective: Objective = recipe.objective.declaration
-    count = config.num_parameters
-    trained = count if trainable is None else trainable
+    count, mode = config.num_parameters, recipe.parallel.activation_checkpoint
+    trained = count if lora is None else _adapter(lora, config)
     shared = dict(ranks=ranks, dtype_bytes=dtype_bytes)
     parts = {
-        # FSDP2 keeps the master weights in fp32, also of what is not trained, and gathers a layer in the compute dtype
-        "weights (fp32)": FP32 * count // ranks,
+        # What is frozen is kept in the compute dtype, what is trained in fp32; FSDP2 gathers a layer in the first
+        "frozen weights": dtype_bytes * count // ranks if lora is not None else 0,
+        "weights (fp32)": FP32 * trained // ranks,
         "gradients (fp32)": FP32 * trained // ranks,
         "AdamW's moments (fp32)": 2 * FP32 * trained // ranks,
-        "gathered layers": _gathered(config, trained > 0, dtype_bytes),
-        "activations": activations(config, load, recipe.parallel.activation_checkpoint, dtype_bytes, device),
+        "gathered layers": _gathered(config, lora is None, dtype_bytes),
+        "activations": activations(config, load, mode, dtype_bytes, device, lora=lora),
         "output head": _head(recipe, config, load, device, dtype_bytes, device_bytes),
         "probes": _probes(config, load, device, dtype_bytes),
     }
@@ -91,28 +93,43 @@ def estimate(
         parts["reference model"] = dtype_bytes * count // ranks
     if objective.rollout:
         critic = value or reward or config
-        parts["value model, trained"] = 4 * FP32 * critic.num_parameters // ranks + _gathered(critic, True, dtype_bytes)
+        frozen = 0 if lora is None else dtype_bytes * critic.num_parameters
+        critic_trained = critic.num_parameters if lora is None else _adapter(lora.without_patterns(), critic)
+        own = (frozen + 4 * FP32 * critic_trained) // ranks
+        parts["value model, trained"] = own + _gathered(critic, lora is None, dtype_bytes)
         if reward is not None:
             parts["reward model"] = dtype_bytes * reward.num_parameters // ranks
-        parts |= _sampling(recipe, config, device, device_bytes, **shared)
-    elif recipe.answers.samples:
-        parts |= _sampling(recipe, config, device, device_bytes, **shared)
+    if objective.rollout or recipe.answers.samples:
+        parts |= _sampling(recipe, config, device, device_bytes, lora=lora, **shared)
     parts["process"] = PROCESS[device]
-    # weights and moments, in fp32: what a checkpoint holds, and what its copy in host memory takes while it is written
-    state = FP32 * (count + 2 * trained)
+    # what is trained and its moments, in fp32: what a checkpoint holds, and what its copy in host memory takes while it
+    # is written
+    state = 3 * FP32 * trained
     if objective.rollout:
-        state += 3 * FP32 * (value or reward or config).num_parameters
+        state += 3 * FP32 * critic_trained
     staging = {"checkpoint's copy": state // ranks}
     if device == "cpu":
         parts |= staging
         staging = {}
     return Memory(
-        {k: v for k, v in parts.items() if v}, staging, state, FP32 * count if recipe.checkpoint.export else 0
+        {k: v for k, v in parts.items() if v}, staging, state, FP32 * trained if recipe.checkpoint.export else 0
     )
 
 
+def _adapter(lora: Lora, config: ModelConfig) -> int:
+    """Parameters that are trained where an adapter is."""
+    return lora.num_parameters(config) + (config.hidden_size if config.head == "scalar" else 0)
+
+
 def activations(
-    config: ModelConfig, load: Load, mode: str, dtype_bytes: int, device: str, *, backward: bool = True
+    config: ModelConfig,
+    load: Load,
+    mode: str,
+    dtype_bytes: int,
+    device: str,
+    *,
+    backward: bool = True,
+    lora: Lora | None = None,
 ) -> int:
     """Bytes that the layers keep for backward, of one pack.
 
@@ -126,8 +143,10 @@ def activations(
         selective         3 H, 2 Q + 2 K, 2 I          the input, and the outputs of matrices and attention
         full              H                            the input
 
-    and in trees of several branches the prompt's keys and values for each branch. In the two latter modes one layer is
-    computed again at a time, and keeps for that what it keeps in mode none.
+    and in trees of several branches the prompt's keys and values for each branch. An adapter's layer keeps its inner
+    row too, in all modes but full, and without checkpointing what dropout leaves of its input; the plain formula of a
+    frozen norm keeps H less. In the two latter modes one layer is computed again at a time, and keeps for that what it
+    keeps in mode none.
 
     Args:
         backward: False leaves the layer that is computed again out: what is kept when the forward is over.
@@ -139,8 +158,12 @@ def activations(
     if device == "cuda":
         whole = 2 * h * norms + 3 * q + 3 * k + 3 * i + shared
     else:
-        whole = 3 * h * norms + 3 * q + 2 * k + 4 * i + shared + 2 * (q + k) * has_qk_norm
+        whole = (3 - (lora is not None)) * h * norms + 3 * q + 2 * k + 4 * i + shared + 2 * (q + k) * has_qk_norm
     kept = {"none": whole, "selective": 3 * h + 2 * q + 2 * k + 2 * i, "full": h}[mode]
+    if lora is not None:
+        ranks = sum(adapted.rank for adapted in lora.modules(config).values()) / config.num_hidden_layers
+        whole += ranks + (2 * h + q + i) * (lora.dropout > 0)
+        kept = {"none": whole, "selective": kept + ranks, "full": kept}[mode]
     again = whole if backward and mode != "none" else 0.0
     return round(load.tokens * dtype_bytes * (config.num_hidden_layers * kept + again))
 
@@ -154,7 +177,7 @@ def _layer_parameters(config: ModelConfig) -> int:
 
 def _gathered(config: ModelConfig, trained: bool, dtype_bytes: int) -> int:
     """Whole weights that a rank has for a moment: FSDP2 gathers a unit while the one before it runs. The head's unit is
-    the largest, its gradient is fp32 and stands beside it until it is scattered."""
+    the largest, its gradient, if it has one, is fp32 and stands beside it until it is scattered."""
     table = config.vocab_size * config.hidden_size if config.head == "causal" else 0
     layer = _layer_parameters(config)
     return dtype_bytes * (table + 2 * layer) + (FP32 * table + FP32 * layer if trained else 0)
@@ -163,13 +186,14 @@ def _gathered(config: ModelConfig, trained: bool, dtype_bytes: int) -> int:
 def _head(
     recipe: Recipe, config: ModelConfig, load: Load, device: str, dtype_bytes: int, device_bytes: int | None
 ) -> int:
-    """Logits of a chunk of rows in fp32, softmax rows kept for backward, hidden rows and their gradient."""
+    """Logits of a chunk of rows in fp32, softmax rows kept for backward (of a head that is trained), hidden rows and
+    their gradient."""
     if config.head == "scalar":
         return FP32 * load.tokens
     limit = recipe.parallel.head_saved_bytes
     if limit is None:
         limit = round(SAVED_SHARE * device_bytes) if device == "cuda" and device_bytes else 2 << 30
-    kept = min(limit, load.scored * config.vocab_size * dtype_bytes)
+    kept = 0 if recipe.has_lora else min(limit, load.scored * config.vocab_size * dtype_bytes)
     chunk = min(load.scored, HEAD_ROWS[device]) * config.vocab_size * FP32
     return kept + chunk + 4 * load.scored * config.hidden_size * dtype_bytes
 
@@ -185,11 +209,20 @@ def _probes(config: ModelConfig, load: Load, device: str, dtype_bytes: int) -> i
 
 
 def _sampling(
-    recipe: Recipe, config: ModelConfig, device: str, device_bytes: int | None, *, ranks: int, dtype_bytes: int
+    recipe: Recipe,
+    config: ModelConfig,
+    device: str,
+    device_bytes: int | None,
+    *,
+    ranks: int,
+    dtype_bytes: int,
+    lora: Lora | None,
 ) -> dict[str, int]:
     """The copy of the weights that tokens are sampled with, if it is gathered, and the cache of keys and values."""
     objective: Objective = recipe.objective.declaration
-    copy = 0 if recipe.rollout.weights == "sharded" else dtype_bytes * config.num_parameters
+    # on one rank the copy shares what is frozen
+    count = config.num_parameters if lora is None or ranks > 1 else lora.num_parameters(config)
+    copy = 0 if recipe.rollout.weights == "sharded" else dtype_bytes * count
     new = max(
         recipe.rollout.max_new_tokens if objective.rollout else 0,
         recipe.answers.max_tokens if recipe.answers.samples else 0,

@@ -24,6 +24,7 @@ from vdengine.data.show import show_batch
 from vdengine.data.store import Store
 from vdengine.drift.panel_packs import PanelPacks
 from vdengine.drift.schedule import Schedule
+from vdengine.engine.adapting import named_adapter
 from vdengine.engine.anchors import AnswerPlan
 from vdengine.engine.memory import Load, estimate
 from vdengine.engine.preflight import Found
@@ -31,7 +32,8 @@ from vdengine.engine.rows import open_loader, open_store
 from vdengine.errors import InputError
 from vdengine.files import existing
 from vdengine.models.device import compute_dtype, default_device
-from vdengine.models.weights import Weights, check_vocabulary, open_causal, open_weights
+from vdengine.models.peft_config import Lora
+from vdengine.models.weights import check_vocabulary, open_causal, open_weights
 from vdengine.objectives import Objective
 from vdengine.recipe import Recipe
 from vdengine.runfolder import RunFolder
@@ -41,6 +43,7 @@ from vdengine.trees import tree_cost
 ROWS = 300  # of each source, that are read and tokenised
 DROPPED_SHARE = 0.1  # of rows too long, above which there is a warning
 NO_LIMIT = 2**31 - 1
+LORA_LR = 10  # the best learning rate with LoRA over that without (Schulman et al. 2025, "LoRA Without Regret")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
         raise InputError("the recipe names no tokenizer or no data that can be looked at")
     weights = open_weights(recipe.model.source) if objective.head == "scalar" else open_causal(recipe.model.source)
     config = weights.config
+    lora = named_adapter(recipe, config)
     check_vocabulary(config.vocab_size, tokenizer, renderer)
     device = default_device()
     dtype = compute_dtype(recipe.model.dtype, device)
@@ -102,7 +106,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
         run, load, step_flops = _run(recipe, config, store, loader, sources, ranks)
 
     probes, answers, load = _probes(recipe, found, renderer, config, run["steps"], step_flops, load)
-    memory = _memory(recipe, config, weights, load, ranks, device, dtype)
+    memory = _memory(recipe, config, lora, load, ranks, device, dtype)
     disk = _disk(recipe, memory)
     samples = objective.rollout or bool(recipe.answers.samples)
     ends = renderer.stop_ids if samples or renderer.missing_end is None else []
@@ -113,6 +117,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
             "source": recipe.model.source,
             "family": config.model_type,
             "parameters": config.num_parameters,
+            "adapter": None if lora is None else lora.num_parameters(config),
             "dtype": str(dtype).removeprefix("torch."),
             "device": device,
             "ranks": ranks,
@@ -204,7 +209,7 @@ def _run(
             )
     step_tokens = float(tokens.mean()) * recipe.batch.examples
     passes = recipe.objective.num_ppo_epochs if objective.rollout else 1
-    step_flops = 3 * passes * float(cost.mean()) * recipe.batch.examples
+    step_flops = recipe.forwards * passes * float(cost.mean()) * recipe.batch.examples
     packs = max(1, math.ceil(step_tokens / ranks / recipe.batch.tokens))
     # packs are balanced: one has its share of the step, and at least the longest row
     pack_tokens = min(recipe.batch.tokens, max(largest, math.ceil(step_tokens / ranks / packs)))
@@ -276,7 +281,7 @@ def _probes(
 
 
 def _memory(
-    recipe: Recipe, config: Any, weights: Weights, load: Load, ranks: int, device: str, dtype: torch.dtype
+    recipe: Recipe, config: Any, lora: Lora | None, load: Load, ranks: int, device: str, dtype: torch.dtype
 ) -> dict[str, Any]:
     """The estimate of one rank, and what this machine has."""
     reward = value = None
@@ -303,6 +308,7 @@ def _memory(
         device_bytes=gpu,
         reward=reward,
         value=value,
+        lora=lora,
     )
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -334,6 +340,8 @@ def _warnings(recipe: Recipe, out: dict[str, Any], store: Store, renderer: Rende
     """What a person should look at before starting."""
     lines = []
     low, high = recipe.objective.declaration.usual_lr or (0.0, math.inf)
+    if recipe.has_lora:  # the best rates of an adapter are about ten times those of all weights (`LORA_LR`)
+        low, high = LORA_LR * low, LORA_LR * high
     lr = recipe.optimizer.lr
     if not low <= lr <= high:
         lines.append(

@@ -225,7 +225,8 @@ def shard_model(
     model: Transformer, world: World, *, dtype: torch.dtype, activation_checkpoint: str, trainable: bool = True
 ) -> Transformer:
     """Apply FSDP2 to a model on the meta device and allocate its shards, uninitialised. A trained model has fp32 master
-    weights, another one weights in `dtype`. It computes in `dtype` and reduces gradients in fp32, as sums over ranks.
+    weights; one that is not trained, and what an adapter has frozen, has weights in `dtype`. It computes in `dtype` and
+    reduces gradients in fp32, as sums over ranks.
 
     Raises:
         ValueError: a model that has weights, which would be lost (`shard` keeps them).
@@ -233,10 +234,11 @@ def shard_model(
     if not all(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("shard_model: the model has weights, which would be lost; `shard` keeps them")
     if not trainable:
-        model.to(dtype)
-        if model.config.head == "scalar":
-            model.score.float()
         model.requires_grad_(False)
+    if not trainable or model.lora is not None:
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad and not name.startswith("score."):
+                parameter.data = parameter.data.to(dtype)
     # reshard_after_forward for the root too. By default the final norm would stay gathered after a forward without
     # backward, and a checkpoint would then find a plain bf16 tensor in place of a shard.
     _apply_fsdp(model, world.mesh, dtype, activation_checkpoint, True, True)

@@ -30,7 +30,7 @@ from vdengine import recipe as recipes
 from vdengine.data.batching import Batch, Plan
 from vdengine.data.loader import Loader
 from vdengine.engine.parallel import World
-from vdengine.engine.reference import branch_index
+from vdengine.engine.reference import LiveReference, branch_index
 from vdengine.engine.rollouts import Sampler
 from vdengine.errors import InputError
 from vdengine.kernels.gather import gather_rows
@@ -95,7 +95,7 @@ class PPO:
         *,
         sampler: Sampler,
         critic: Transformer,  # trained; values before each token
-        reference: Transformer | None,  # frozen
+        reference: LiveReference | None,
         reward: Transformer | RewardFunction,  # frozen scalar model, or a function of text
         flops: dict[str, float],  # of the policy
         critic_flops: dict[str, float],
@@ -122,7 +122,9 @@ class PPO:
             store.prompt_len, lengths, trees, np.full(len(store), r.samples * r.max_new_tokens), **flops
         )
         # policy alone, an upper bound: every completion as long as it may be
-        self.step_flops = 3 * recipe.objective.num_ppo_epochs * float(per_prompt.mean()) * recipe.batch.examples
+        self.step_flops = (
+            recipe.forwards * recipe.objective.num_ppo_epochs * float(per_prompt.mean()) * recipe.batch.examples
+        )
         self.sampler = sampler
         sampler.expect(int(store.prompt_len.max()))
         self.seconds: dict[str, float] = {}  # of the last rollout, by phase
@@ -244,7 +246,7 @@ class PPO:
         for share in (p for batch in batches for p in batch.packs):  # forwards are collectives: idle ranks run them too
             pack = (self.idle if share is None else share).to(device, non_blocking=True)
             policy_logp, critic_values = policy(pack, entropy=True).logp, self.critic(pack).values
-            reference_logp = None if self.reference is None else self.reference(pack).logp
+            reference_logp = None if self.reference is None else self.reference.logp(pack)
             reward_values = self.reward(pack).values if isinstance(self.reward, Transformer) else None
             if share is None:
                 continue

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vdengine.data.formats import choose_format
 from vdengine.data.locate import FileSource, resolve, resolve_here
+from vdengine.engine.adapting import named_adapter
 from vdengine.engine.pattern import pattern_reward
 from vdengine.engine.resuming import check_folder
 from vdengine.errors import InputError
@@ -20,6 +21,7 @@ from vdengine.gguf import read_gguf
 from vdengine.hub import locate_here
 from vdengine.models.families import ModelConfig
 from vdengine.models.hf_config import read_config
+from vdengine.models.peft_config import is_adapter, read_peft_config, tokenizer_of
 from vdengine.objectives import Objective
 from vdengine.panels.panel import Panel
 from vdengine.recipe import IN_MEMORY, OWN_BATCHES, Recipe
@@ -53,11 +55,15 @@ def preflight(recipe: Recipe) -> Found:
     _check_places(recipe, objective)
     if recipe.model.source != IN_MEMORY:
         with _of_key("model.source"):
-            check_model(recipe.model.source, objective.head)
+            config = check_model(recipe.model.source, objective.head)
+        with _of_key("lora.start"):
+            start_here = not recipe.lora.start or locate_here(recipe.lora.start) is not None
+        if config is not None and start_here:
+            named_adapter(recipe, config)
     tokenizer = renderer = None
     named = recipe.model.tokenizer or recipe.model.source
     if named != IN_MEMORY and (alone or locate_here(named) is not None):
-        tokenizer = load_tokenizer(named)
+        tokenizer = load_tokenizer(tokenizer_of(named))
         renderer = Renderer(tokenizer, template=recipe.data.template)
     sources, formats = [], []
     for name in recipe.data.train:
@@ -133,6 +139,8 @@ def check_model(source: str, head: str | None) -> ModelConfig | None:
     if path.is_file():
         read_gguf(path)
         return None
+    if is_adapter(path):
+        return check_model(read_peft_config(path).base, head)
     config = read_config(path)
     if not any((path / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
         raise InputError(f"{path}: no model.safetensors and no model.safetensors.index.json")

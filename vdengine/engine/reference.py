@@ -24,8 +24,10 @@ from vdengine.engine.parallel import World, main_first
 from vdengine.errors import InputError
 from vdengine.files import json_hash, write_bytes
 from vdengine.models.transformer import Transformer
+from vdengine.objectives.base import ADAPTER_OFF
 from vdengine.outside import parsing, read_bytes
 from vdengine.progress import progress
+from vdengine.recipe import Recipe
 from vdengine.runfolder import RunFolder
 from vdengine.trees import Pack
 
@@ -41,7 +43,32 @@ class LiveReference:
     @torch.no_grad()
     def __call__(self, pack: Pack) -> Tensor:  # [B] fp32
         """The log-prob sum of each branch of the pack, in nats. A collective if the model is sharded."""
-        return pack.branch_sum(self.model(pack).logp)
+        return pack.branch_sum(self.logp(pack))
+
+    def logp(self, pack: Pack) -> Tensor:  # [R] fp32
+        """The log-prob of each scored token, in nats."""
+        return self.model(pack).logp
+
+
+class AdapterOff(LiveReference):
+    """The trained model without its adapter: no second copy, and nothing to cache."""
+
+    def logp(self, pack: Pack) -> Tensor:  # [R] fp32
+        """As `LiveReference.logp`."""
+        with self.model.adapter_off():
+            return self.model(pack).logp
+
+
+def live_reference(recipe: Recipe, model: Transformer, copy: Callable[[], Transformer]) -> LiveReference | None:
+    """What gives reference log-probs at each forward of a run; None where nothing does.
+
+    Args:
+        model: that is trained.
+        copy: makes a frozen one, as it was at the start.
+    """
+    if recipe.objective.reference == ADAPTER_OFF:
+        return AdapterOff(model)
+    return LiveReference(copy()) if recipe.objective.reference == "live" else None
 
 
 class CachedReference:

@@ -26,8 +26,8 @@ SAMPLED = (
 
 # Names of what a run reads. Their contents are compared (`inputs.json`, the log's panel), so they may have moved.
 BY_CONTENTS = (
-    "model.source", "model.tokenizer", "data.train", "data.eval", "data.template", "reward.source", "value.source",
-    "probes.panel",
+    "model.source", "model.tokenizer", "lora.start", "data.train", "data.eval", "data.template", "reward.source",
+    "value.source", "probes.panel",
 )  # fmt: skip
 
 

@@ -22,10 +22,12 @@ from vdengine.engine.checkpoint import checkpoints, inspect, load_weights, step_
 from vdengine.errors import InputError
 from vdengine.files import write_text
 from vdengine.models.device import compute_dtype, default_device
-from vdengine.models.export import check_replaceable, save_model
+from vdengine.models.export import Base, check_replaceable, save_adapter, save_model
 from vdengine.models.generate import Sampling, generate
+from vdengine.models.lora import add_lora
+from vdengine.models.peft_config import read_peft_config, tokenizer_of
 from vdengine.models.transformer import Transformer
-from vdengine.models.weights import ScalarWeights, build_model, open_causal, open_weights
+from vdengine.models.weights import ScalarWeights, Weights, build_model, open_causal, open_weights
 from vdengine.objectives import Objective
 from vdengine.outside import json_object
 from vdengine.panels.panel import Panel
@@ -65,17 +67,37 @@ class SavedModel:
     def renderer(self, template: str) -> Renderer:
         """Its tokenizer with a chat template, as `Renderer` names it."""
         r = self.recipe
-        tokenizer = load_tokenizer((r.model.tokenizer or r.model.source) if r else self.name)
+        tokenizer = load_tokenizer(tokenizer_of((r.model.tokenizer or r.model.source) if r else self.name))
         return Renderer(tokenizer, template=template)
 
     def model(self, dtype: str | None) -> Transformer:
         """The model with its weights, on the default device. `dtype`: default that of its run, else "auto"."""
         device = default_device()
         torch_dtype = compute_dtype(dtype or (self.recipe.model.dtype if self.recipe else "auto"), device)
-        model = build_model(open_causal(self.recipe.model.source if self.recipe else self.name), torch_dtype, device)
-        if self.recipe is not None:
-            load_weights(Path(self.name), model)
-        return model
+        weights = open_causal(self.recipe.model.source if self.recipe else self.name)
+        if self.recipe is None:
+            return build_model(weights, torch_dtype, device)
+        return load_checkpoint(Path(self.name), weights, torch_dtype, device)
+
+
+def load_checkpoint(
+    folder: Path, weights: Weights, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Transformer:
+    """The model of a run's checkpoint, not sharded.
+
+    Args:
+        weights: those that the run started from; with LoRA the model is these and an adapter.
+
+    Raises:
+        InputError: the checkpoint is not whole, does not fit, or is of other weights.
+    """
+    files, frozen = RunFolder(folder.parent.parent), None
+    model = build_model(weights, dtype, device, merge=True)  # as the run has read them
+    if files.adapter.exists():
+        written, frozen = read_peft_config(files.path), weights.hash
+        add_lora(model, written.lora(written.targeted(weights.config) or [], weights.config))
+    load_weights(folder, model, frozen)
+    return model
 
 
 def steps_of(models: Sequence[SavedModel]) -> list[int]:
@@ -230,16 +252,22 @@ def _check_json(path: Path) -> None:
 
 
 def export(
-    run: str | Path, step: int | None = None, to: str | Path | None = None, dtype: str | None = None
+    run: str | Path,
+    step: int | None = None,
+    to: str | Path | None = None,
+    dtype: str | None = None,
+    merge: bool = False,
 ) -> tuple[int, Path]:
-    """Write a checkpoint of a run as a Hugging Face folder, as the end of the run does: with its tokenizer, its chat
-    template and the tokens that end its turns. Returns the step and the folder.
+    """Write a checkpoint of a run as a Hugging Face folder, or with LoRA as an adapter in PEFT's format, as the end of
+    the run does: with its tokenizer, its chat template and the tokens that end its turns. Returns the step and the
+    folder.
 
     Args:
         step: of the checkpoint; default: of the newest whole one.
         to: default: `export-STEP` in the run's folder, or for the last of its `run.steps` its own `export`, which is
-            the mark of a run that is done. An earlier export is replaced.
-        dtype: of the tensors in the files; default: "float32", that of the weights.
+            the mark of a run that is done. An earlier export is replaced. With `merge` it is `merged-STEP`.
+        dtype: of the tensors in the files; default: "float32", that of the weights. An adapter's are float32.
+        merge: with LoRA: the whole model, with the adapter in its weights.
 
     Raises:
         InputError: no run, no such checkpoint or none that is whole, a run whose model was in memory, contents of model
@@ -253,21 +281,28 @@ def export(
         whole = recipe
     found = _whole_checkpoint(files, step)
     step = step_of(found)
+    if merge and not files.adapter.exists():
+        raise InputError(f"{files.path}: --merge has no effect: the run has no adapter, its export is the whole model")
+    if dtype and files.adapter.exists() and not merge:
+        raise InputError("--dtype has no effect on an adapter, which is float32; give --merge too")
     own = files.export if step == recipe.run.steps else files.path / f"{files.export.name}-{step}"
+    own = files.path / f"merged-{step}" if merge else own
     target = Path(to) if to else own
     check_replaceable(target, whole.models)
     weights = open_weights(recipe.model.source)
     objective: Objective = whole.objective.declaration
     if objective.head == "scalar" and weights.config.head == "causal":
-        weights = ScalarWeights(weights, None)
-    tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source)
+        weights = ScalarWeights(weights, whole.run.seed)
+    tokenizer = load_tokenizer(tokenizer_of(recipe.model.tokenizer or recipe.model.source))
     renderer = Renderer(tokenizer, template=recipe.data.template)
     key = "model.tokenizer or data.template"
     if json_object(files.inputs).get(key, renderer.hash) != renderer.hash:
         raise InputError(f"{files.inputs}: {key} has other contents now than in the run")
-    model = build_model(weights)
-    load_weights(found, model)
-    save_model(model, tokenizer, target, getattr(torch, dtype) if dtype else None, renderer=renderer)
+    model = load_checkpoint(found, weights)
+    if model.lora is not None and not merge:
+        save_adapter(model, tokenizer, target, Base(recipe.model.source, weights.hash), renderer=renderer)
+    else:
+        save_model(model, tokenizer, target, getattr(torch, dtype) if dtype else None, renderer=renderer)
     return step, target
 
 

@@ -45,11 +45,19 @@ class Saver:
             update was skipped as not finite may be spoilt already, and are no ground to give up the ones before.
             `keep_every`: those of every so many steps stay as well.
         newest: step of the checkpoint that the run went on from.
+        base: hash of the frozen weights, for the manifest; None: all are trained.
     """
 
     def __init__(
-        self, files: RunFolder, world: World, lock: Lock | None, settings: CheckpointKeys, newest: int | None
+        self,
+        files: RunFolder,
+        world: World,
+        lock: Lock | None,
+        settings: CheckpointKeys,
+        newest: int | None,
+        base: str | None = None,
     ) -> None:
+        self.base = base
         self.files, self.world, self.lock = files, world, lock
         self.settings, self.newest = settings, newest
         self.notes: list[str] = []  # what is worth saying, until someone has said it
@@ -201,6 +209,7 @@ class Saver:
             "world_size": self.world.size,
             "vdengine": vdengine.__version__,
             "torch": torch.__version__,
+            **({} if self.base is None else {"base": self.base}),
             "files": files,
             "logs": {
                 path.relative_to(self.files.path).as_posix(): {"bytes": size, "hash": digest(path, size)}

@@ -23,6 +23,7 @@ from vdengine.data.store import Store
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.panel_log import DriftLog
 from vdengine.engine import checkpoint
+from vdengine.engine.adapting import open_adapter, write_adapter
 from vdengine.engine.checkpoint import Found, Trained, size_of
 from vdengine.engine.clocks import SectionClock
 from vdengine.engine.given import Given, read_recipe
@@ -33,7 +34,7 @@ from vdengine.engine.parallel import World, main_first, shard_model, start_world
 from vdengine.engine.pattern import pattern_reward
 from vdengine.engine.ppo import PPO, RewardFunction
 from vdengine.engine.probes import Probes
-from vdengine.engine.reference import CachedReference, LiveReference, cache_reference
+from vdengine.engine.reference import CachedReference, LiveReference, cache_reference, live_reference
 from vdengine.engine.resuming import check_folder, check_fresh, check_length, check_logs, differing, keep_old_end
 from vdengine.engine.rollouts import Sampler
 from vdengine.engine.rows import open_loader, open_store
@@ -47,8 +48,18 @@ from vdengine.models.attention import flash_attn_problem
 from vdengine.models.device import compute_dtype
 from vdengine.models.export import check_replaceable
 from vdengine.models.live import LiveWeights
+from vdengine.models.lora import add_lora
+from vdengine.models.peft_config import tokenizer_of
 from vdengine.models.transformer import Kernels, Transformer
-from vdengine.models.weights import ScalarWeights, Weights, check_vocabulary, load_into, open_causal, open_weights
+from vdengine.models.weights import (
+    ScalarWeights,
+    Weights,
+    check_vocabulary,
+    load_adapter,
+    load_into,
+    open_causal,
+    open_weights,
+)
 from vdengine.objectives import Objective
 from vdengine.outside import json_object
 from vdengine.panels.panel import Panel
@@ -146,7 +157,7 @@ class Setup:
         r = self.recipe
         scalar = self.objective.head == "scalar"
         self.frozen: frozenset[str] = frozenset()  # names of the parameters that are not trained
-        self._live: LiveWeights | None = None if given.model is None else LiveWeights(given.model)
+        self._live = None if given.model is None else LiveWeights(given.model, trained=not r.has_lora)
         self.weights: Weights
         if self._live is not None:
             self.weights, self.frozen = self._live, self._live.frozen
@@ -156,8 +167,9 @@ class Setup:
             self.weights = open_weights(r.model.source) if scalar else open_causal(r.model.source)
         if scalar and self.weights.config.head == "causal":
             self.weights = ScalarWeights(self.weights, r.run.seed)
+        self.lora, self.start = open_adapter(r, self.weights, self.notes)
         named = r.model.tokenizer or r.model.source
-        self.tokenizer = load_tokenizer(named if given.tokenizer is None else given.tokenizer)
+        self.tokenizer = load_tokenizer(tokenizer_of(named) if given.tokenizer is None else given.tokenizer)
         check_vocabulary(self.weights.config.vocab_size, self.tokenizer)
 
     def _open_sources(self, reward: RewardFunction | None) -> None:
@@ -244,6 +256,8 @@ class Setup:
             self.inputs["frozen parameters"] = hashlib.blake2b(" ".join(sorted(self.frozen)).encode()).hexdigest()[:32]
         if panel is not None:
             self.inputs["probes.panel"] = panel.hash
+        if self.start is not None:
+            self.inputs["lora.start"] = self.start.hash
         if self.reward_weights is not None:
             self.inputs["reward.source"] = self.reward_weights.hash
         if self.value_weights is not None:
@@ -268,13 +282,18 @@ class Setup:
         self.model.time_probes(self.probe_clock)
 
     def _new_model(self, weights: Weights, trainable: bool) -> Transformer:
-        """A sharded model with these weights, each rank reading its own rows."""
-        r = self.recipe
+        """A sharded model with these weights, each rank reading its own rows. With LoRA each trained model has an
+        adapter of its own, and a frozen copy of the policy the one that it started with."""
+        r, is_policy = self.recipe, weights is self.weights
+        start = self.start if is_policy else None
+        lora = self.lora if trainable or start is not None else None
         with torch.device("meta"):
             model = Transformer(weights.config, r.parallel.head_saved_bytes, self.kernels)
-        if weights is self.weights:  # a critic of the same names is trained whole
+        if is_policy:  # a critic of the same names is trained whole
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name not in self.frozen)
+        if lora is not None:
+            add_lora(model, lora if is_policy or self.start is None else lora.without_patterns())
         if self.objective.rollout and weights.config.head == "causal":
             model.lm_head.temperature = r.rollout.temperature
         for block in model.blocks:
@@ -287,17 +306,20 @@ class Setup:
             activation_checkpoint=r.parallel.activation_checkpoint if trainable else "none",
         )
         load_into(model, weights)
+        if lora is not None:
+            load_adapter(model, start, r.run.seed + (not is_policy))
         return model
 
     def _open_sampler(self) -> None:
         """One for PPO's rollouts and for answers: both sample the policy."""
-        r = self.recipe
+        r, config = self.recipe, self.weights.config
         self.sampler: Sampler | None = None
         if self.value_weights is not None or r.answers.samples:
             self.sampler = Sampler(
                 self.world,
                 self.dtype,
-                self.weights.config.num_parameters,
+                # one rank shares what is frozen
+                config.num_parameters if self.lora is None or self.world.size > 1 else self.lora.num_parameters(config),
                 weights=r.rollout.weights,
                 slots=r.rollout.slots,
             )
@@ -310,7 +332,6 @@ class Setup:
         critic = self._new_model(self.value_weights, trainable=True)
         lr = r.optimizer.lr if r.value.lr is None else r.value.lr
         self.trained.append(Trained("value/", critic, make_optimizer(critic, r.optimizer), lr))
-        live = r.objective.reference == "live"
         frozen = None if self.reward_weights is None else self._new_model(self.reward_weights, trainable=False)
         reward = self.reward or frozen
         if reward is None:
@@ -323,7 +344,7 @@ class Setup:
             self.idle,
             sampler=self.sampler,
             critic=critic,
-            reference=self._new_model(self.weights, trainable=False) if live else None,
+            reference=live_reference(r, self.model, lambda: self._new_model(self.weights, trainable=False)),
             reward=reward,
             flops=self.flops,
             critic_flops=self.value_weights.config.flops,
@@ -333,8 +354,9 @@ class Setup:
         self.probes: Probes | None = None
         if self.recipe.probes.every == 0:
             return
-        # a step's training FLOPs: three forwards over the mean step; not known where each step is given its rows
-        step_flops = 3 * float(self.loader.cost.mean()) * self.recipe.batch.examples if self.has_data else math.nan
+        # a step's training FLOPs, over the mean step; not known where each step is given its rows
+        examples = self.recipe.batch.examples if self.has_data else math.nan
+        step_flops = self.recipe.forwards * float(self.loader.cost.mean()) * examples
         if self.ppo is not None:
             step_flops = self.ppo.step_flops
         self.probes = Probes(
@@ -373,6 +395,7 @@ class Setup:
                 check_space(self.folder, size_of(self.trained), "a checkpoint (master weights and AdamW's moments)")
                 write_text(self.files.inputs, json.dumps(self.inputs, indent=2) + "\n")
                 write_text(self.files.recipe, recipes.to_toml(self.recipe))
+                write_adapter(self.files, self.lora, self.weights.config, self.recipe)
                 self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe)
             if self.probes is not None:
                 # The samples at a run's end stay: it has them already when it is opened again.
@@ -424,8 +447,9 @@ class Setup:
         # Before the first update the policy is the reference: no second copy. A resumed run needs one only if it
         # is live, or if the cache file has gone.
         fresh = self.step_count == 0
-        if r.objective.reference == "live":
-            self.reference = self.eval_reference = LiveReference(self._new_model(self.weights, trainable=False))
+        live = live_reference(r, self.model, lambda: self._new_model(self.weights, trainable=False))
+        if live is not None:
+            self.reference = self.eval_reference = live
             return
         w, budget = self.world, r.batch.tokens
         epoch = range(self.total_steps if self.has_data else 0)
@@ -441,7 +465,7 @@ class Setup:
                 self.idle,
                 w,
                 folders=[self.folder, Path(r.data.cache).expanduser()],
-                weights_hash=self.weights.hash,
+                weights_hash=self.weights.hash + ("" if self.start is None else self.start.hash),
                 dtype=self.dtype,
                 kernels=str(self.kernels),
                 notes=self.notes,
@@ -455,7 +479,8 @@ class Setup:
 
     def _open_saver(self) -> None:
         newest = self.resumed_at if self._resumed else None
-        self.saver = Saver(self.files, self.world, self.lock, self.recipe.checkpoint, newest)
+        base = self.weights.hash if self.frozen or self.lora is not None else None
+        self.saver = Saver(self.files, self.world, self.lock, self.recipe.checkpoint, newest, base)
 
     def _open_extras(self) -> None:
         """What training and held-out rows bring to their losses."""

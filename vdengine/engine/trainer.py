@@ -30,7 +30,7 @@ from vdengine.engine.setup import RowExtras, Setup
 from vdengine.engine.stopping import Stopping
 from vdengine.engine.trouble import MAX_SKIPPED, NothingLearned
 from vdengine.errors import InputError
-from vdengine.models.export import save_model
+from vdengine.models.export import Base, save_adapter, save_model
 from vdengine.models.head import Scores
 from vdengine.objectives import Objective, Scored
 from vdengine.panels.panel import Panel
@@ -128,7 +128,7 @@ class Trainer(Setup):
             InputError: all planned steps are done; no data and no batch; a batch that does not fit objective, model or
                 `batch.tokens`; reference sums that are needed, or not. The weights have not moved.
         """
-        k, w, device = self.step_count, self.world, self.world.device
+        k, r, w, device = self.step_count, self.recipe, self.world, self.world.device
         self._abandon()
         given, extras, own_packs = self._given(batch, probes, reference)
         self.step_clock.__enter__()
@@ -149,7 +149,7 @@ class Trainer(Setup):
                 pack = pack.to(device, non_blocking=True)
                 scheduled = self.probes.packs(rider) if self.probes else []
                 with self._memory_for(k, pack, scheduled):
-                    scores = self.model(pack, [*scheduled, *own_packs], entropy=True)
+                    scores = self.model(pack, [*scheduled, *own_packs], entropy=True, dropout=(r.run.seed, k))
                     losses, metrics = self._losses(pack, scores, extras, rollout)
                     with ordered(self.recipe.run.deterministic):
                         (losses.sum() * (counts / denominator)).backward()  # global, known before the first forward
@@ -185,7 +185,7 @@ class Trainer(Setup):
                 lr = learning_rate(self.recipe.optimizer, k, self.total_steps, t.lr)
                 apply_update(t.optimizer, lr, norm, (~finite).float(), self.recipe.optimizer.clip)
             logged.append((names, torch.cat([totals, torch.stack(norms)]), update))
-            self._since_log.flops += 3 * update.cost
+            self._since_log.flops += self.recipe.forwards * update.cost
 
         self.step_clock.__exit__()
         self.stopping.agree(asked)
@@ -458,7 +458,10 @@ class Trainer(Setup):
             self.probes.anchor(self.model, self.step_count)
         self.save()
         self.saver.wait()
-        if self.recipe.checkpoint.export:
+        if self.recipe.checkpoint.export and self.lora is not None:
+            base = Base(self.recipe.model.source, self.weights.hash)
+            save_adapter(self.model, self.tokenizer, self.files.export, base, renderer=self.renderer)
+        elif self.recipe.checkpoint.export:
             save_model(self.model, self.tokenizer, self.files.export, renderer=self.renderer)
 
     def close(self) -> None:

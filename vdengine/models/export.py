@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,15 @@ from torch.distributed.tensor import DTensor
 import vdengine
 from vdengine.errors import InputError
 from vdengine.files import check_space, partial, sync
-from vdengine.models.families import ModelConfig, expected_shapes
+from vdengine.models.adapters import peft_name
+from vdengine.models.families import expected_shapes
 from vdengine.models.hf_config import config_to_hf
+from vdengine.models.lora import LoraLinear, adapted_layers, is_factor, merged
+from vdengine.models.peft_config import CONFIG, TENSORS, peft_config, trained_whole
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import all_finite, check_vocabulary, named_parameters
 from vdengine.outside import is_count, json_object, printable
+from vdengine.runfolder import MARK
 
 if TYPE_CHECKING:
     from vdengine.text.renderer import Renderer
@@ -34,9 +38,6 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 5 * 10**9  # largest safetensors file, the Hugging Face hub's convention
 SPARE = 64 * 2**20  # bytes that an export takes beside its tensors, at most: the tokenizer's files
-# What makes a folder ours to replace: the version that wrote it, and the bytes of each file. A file of its own, because
-# transformers copies the keys of a config.json that it has read into what it saves.
-MARK = "vdengine.json"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def save_model(
     *,
     renderer: Renderer | None = None,
 ) -> None:
-    """Write a Hugging Face folder: safetensors, config.json, generation_config.json and the tokenizer.
+    """Write a Hugging Face folder: safetensors, config.json, generation_config.json and the tokenizer. Adapters are
+    merged into their weights, in fp32 (`save_adapter` writes them by themselves).
 
     A collective if the model is sharded (FSDP2): every rank must call it. Tensors are gathered one at a time, and
     rank 0 writes them, one file of at most 5 GB at a time. The folder is written under a temporary name and renamed
@@ -85,46 +87,151 @@ def save_model(
         InputError: the folder holds files that are not part of an export, there is no room, a tensor is not finite as
             `dtype`, the tokenizer has ids beyond the embedding, or the renderer has variables. What was there is there
             still.
-        ValueError: the model has parameters that its family has not (an adapter's).
+        ValueError: the model has parameters that its family has not.
         OSError: writing failed, on this rank or on rank 0.
     """
     if tokenizer is not None:
         check_vocabulary(model.config.vocab_size, tokenizer, renderer)
     words = _Words.of(tokenizer, renderer)
-    parameters = list(named_parameters(model))
-    if foreign := sorted({name for name, _ in parameters} - expected_shapes(model.config).keys()):
+    parameters = dict(named_parameters(model))
+    if foreign := sorted(parameters.keys() - expected_shapes(model.config).keys()):
         raise ValueError(f"save_model: {foreign[0]} is no parameter of a {model.config.model_type}: merge it first")
-    sharded = any(isinstance(p, DTensor) for _, p in parameters)
+    adapters = {f"{name}.weight": layer for name, layer in adapted_layers(model)}
+    written = dtype or model.model.norm.weight.dtype
+    tensors = {name: _Part(parameter, adapters.get(name), written) for name, parameter in parameters.items()}
+    files = _plan_files(tensors)
+    _warn_of_end(folder, model, renderer)
+
+    def finish(temporary: Path) -> None:
+        if len(files) > 1:
+            total = sum(part.size for part in tensors.values())
+            mapping = {name: file for file, names in files.items() for name in sorted(names)}
+            index = {"metadata": {"total_size": total}, "weight_map": mapping}
+            _write_json(temporary / "model.safetensors.index.json", index)
+        raw = config_to_hf(model.config, str(written).removeprefix("torch."), tokenizer, words.ends)
+        _write_json(temporary / "config.json", raw)
+        if tokenizer is not None and model.config.head == "causal":
+            ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": words.ends, "pad_token_id": tokenizer.pad_id}
+            _write_json(temporary / "generation_config.json", {k: v for k, v in ids.items() if v not in (None, [])})
+
+    _write_folder(tensors, files, words, folder, finish, {})
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an adapter is trained on."""
+
+    name: str  # as `load_model` takes it
+    hash: str  # of its weights
+
+
+def save_adapter(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    folder: str | os.PathLike[str],
+    base: Base | str,
+    *,
+    renderer: Renderer | None = None,
+) -> None:
+    """Write the adapter of a model as PEFT does: adapter_model.safetensors in fp32, adapter_config.json, and the
+    tokenizer. Of a scalar model the head is in it too. Like `save_model` else.
+
+    Args:
+        base: what it is an adapter of. With the hash of its weights another base is refused later.
+
+    Raises:
+        InputError, OSError: as `save_model`.
+        ValueError: the model has no adapter.
+    """
+    if model.lora is None:
+        raise ValueError("save_adapter: the model has no adapter (add_lora)")
+    lora, name, extra = model.lora, base if isinstance(base, str) else base.name, {}
+    if isinstance(base, Base):
+        extra = {"base": base.hash}
+    _warn_of_end(folder, model, renderer)
+    parameters = {n: p for n, p in model.named_parameters() if is_factor(n) or n in trained_whole(model.config)}
+    tensors = {peft_name(n): _Part(p, None, torch.float32) for n, p in parameters.items()}
+
+    def finish(temporary: Path) -> None:
+        _write_json(temporary / CONFIG, peft_config(lora, model.config, name))
+
+    _write_folder(tensors, {TENSORS: {*tensors}}, _Words.of(tokenizer, renderer), folder, finish, extra)
+
+
+def _warn_of_end(folder: str | os.PathLike[str], model: Transformer, renderer: Renderer | None) -> None:
+    writer = not dist.is_initialized() or dist.get_rank() == 0
+    if writer and renderer is not None and model.config.head == "causal" and renderer.missing_end is not None:
+        warnings.warn(f"{folder}: {renderer.missing_end}", stacklevel=3)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A tensor of an export."""
+
+    parameter: Tensor
+    adapter: LoraLinear | None  # that is merged into it
+    dtype: torch.dtype  # in the file
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self.parameter.numel() * self.dtype.itemsize
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks have parts of it."""
+        return isinstance(self.parameter, DTensor)
+
+    def gathered(self) -> list[Tensor]:
+        """The whole of it, and the factors of its adapter. A collective if it is sharded."""
+        factors = [] if self.adapter is None else [self.adapter.lora_A, self.adapter.lora_B]
+        return [p.full_tensor() if isinstance(p, DTensor) else p for p in (self.parameter, *factors)]
+
+    def written(self, whole: Tensor, *factors: Tensor) -> Tensor:
+        """What is written of the whole of it, on the CPU."""
+        if self.adapter is not None:
+            whole = merged(whole, factors[0], factors[1], self.adapter.scale)
+        return whole.detach().to(self.dtype).cpu().contiguous()
+
+
+def _write_folder(
+    tensors: dict[str, _Part],
+    files: dict[str, set[str]],
+    words: _Words,
+    folder: str | os.PathLike[str],
+    finish: Callable[[Path], None],
+    mark: dict[str, Any],
+) -> None:
+    """Write a folder of tensors, by file, and what `finish` and `words` write beside them. A collective if they are
+    sharded."""
+    sharded = any(part.sharded for part in tensors.values())
     writer = not dist.is_initialized() or dist.get_rank() == 0
     if not writer and not sharded:
         return
-    if writer and renderer is not None and model.config.head == "causal" and renderer.missing_end is not None:
-        warnings.warn(f"{folder}: {renderer.missing_end}", stacklevel=2)
     target = Path(os.path.abspath(Path(folder).expanduser()))
-    files = _plan_files(parameters, dtype)
     failure: Exception | None = None
     with contextlib.ExitStack() as stack:  # what is not complete at its end goes
         folders: list[Path] = []  # of the writer: where it writes, once it is known that it may
         # From here on an error of the writer is kept until all ranks have left the collectives.
         if writer:
-            size = sum(p.numel() * (dtype or p.dtype).itemsize for _, p in parameters)
+            size = sum(part.size for part in tensors.values())
             failure = _attempt(_begin_folder, target, size, stack, folders)
         for file, names in files.items():
-            tensors = {}
-            for name, parameter in parameters:
+            ready: dict[str, Tensor] = {}
+            for name, part in tensors.items():
                 if name not in names:
                     continue
                 # a collective, in which every rank takes part even after rank 0 has failed to write
-                full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+                gathered = part.gathered()
                 if folders and failure is None:
-                    tensors[name] = full.detach().to(dtype or full.dtype).cpu().contiguous()
-                    failure = _attempt(_check_finite, name, tensors[name], target)
-                del full
+                    ready[name] = part.written(*gathered)
+                    failure = _attempt(_check_finite, name, ready[name], target)
+                del gathered
             if folders and failure is None:
-                failure = _attempt(_write_tensors, tensors, folders[0] / file)
-            del tensors
+                failure = _attempt(_write_tensors, ready, folders[0] / file)
+            del ready
         if folders and failure is None:
-            failure = _attempt(_finish_folder, model.config, parameters, files, words, folders[0], target, dtype)
+            failure = _attempt(_finish_folder, words, finish, folders[0], target, mark)
     if sharded and dist.is_initialized():  # every rank learns of rank 0's error
         told: list[Any] = [(None if failure is None else str(failure), isinstance(failure, InputError))]
         dist.broadcast_object_list(told, src=0)
@@ -145,17 +252,16 @@ def _attempt(function: Any, *arguments: Any) -> Exception | None:
     return None
 
 
-def _plan_files(parameters: list[tuple[str, Tensor]], dtype: torch.dtype | None) -> dict[str, set[str]]:
+def _plan_files(tensors: dict[str, _Part]) -> dict[str, set[str]]:
     """The tensor names of each file, by file name and in order. A file has at most SHARD_BYTES, or one tensor."""
     groups: list[list[str]] = [[]]
     size = 0
-    for name, parameter in parameters:
-        num_bytes = parameter.numel() * (dtype or parameter.dtype).itemsize
-        if groups[-1] and size + num_bytes > SHARD_BYTES:
+    for name, part in tensors.items():
+        if groups[-1] and size + part.size > SHARD_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(name)
-        size += num_bytes
+        size += part.size
     if len(groups) == 1:
         return {"model.safetensors": set(groups[0])}
     return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": set(g) for i, g in enumerate(groups)}
@@ -183,31 +289,14 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _finish_folder(
-    config: ModelConfig,
-    parameters: list[tuple[str, Tensor]],
-    files: dict[str, set[str]],
-    words: _Words,
-    folder: Path,
-    target: Path,
-    dtype: torch.dtype | None,
+    words: _Words, finish: Callable[[Path], None], folder: Path, target: Path, mark: dict[str, Any]
 ) -> None:
     """Write what stands beside the tensors in `folder`, and rename it to `target`, which it replaces."""
-    written = dtype or parameters[0][1].dtype
-    if len(files) > 1:
-        total = sum(p.numel() * (dtype or p.dtype).itemsize for _, p in parameters)
-        mapping = {name: file for file, names in files.items() for name in sorted(names)}
-        index = {"metadata": {"total_size": total}, "weight_map": mapping}
-        _write_json(folder / "model.safetensors.index.json", index)
-    tokenizer = words.tokenizer
-    raw = config_to_hf(config, str(written).removeprefix("torch."), tokenizer, words.ends)
-    _write_json(folder / "config.json", raw)
-    if tokenizer is not None and config.head == "causal":
-        generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": words.ends, "pad_token_id": tokenizer.pad_id}
-        _write_json(folder / "generation_config.json", {k: v for k, v in generation.items() if v not in (None, [])})
-    if tokenizer is not None:
-        tokenizer.save(folder, words.template)
+    finish(folder)
+    if words.tokenizer is not None:
+        words.tokenizer.save(folder, words.template)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    _write_json(folder / MARK, {"vdengine": vdengine.__version__, "files": sizes})
+    _write_json(folder / MARK, {"vdengine": vdengine.__version__, "files": sizes} | mark)
     for file in (*folder.iterdir(), folder):  # on the disk before it takes the name
         sync(file)
     _publish(folder, target)

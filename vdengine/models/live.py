@@ -32,13 +32,14 @@ class LiveWeights(Weights):
 
     Args:
         model: a `Transformer`, or a model of transformers; plain tensors of one process, on any device.
+        trained: whether its parameters are to be trained, and not an adapter beside them.
 
     Raises:
         InputError: another kind of model, one that is not supported, sharded, quantised, wrapped by an adapter, or
             not initialised (on the meta device).
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, trained: bool = True) -> None:
         source = f"model ({type(model).__name__})"
         config, tensors = _ours(model) if isinstance(model, Transformer) else _of_transformers(model, source)
         for name, tensor in tensors.items():
@@ -51,7 +52,7 @@ class LiveWeights(Weights):
         super().__init__(source, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, [])
         self._tensors = tensors
         self.frozen = frozenset(name for name, tensor in tensors.items() if not tensor.requires_grad)
-        if len(self.frozen) == len(tensors):
+        if trained and len(self.frozen) == len(tensors):
             raise InputError(f"{source}: no parameter takes a gradient (requires_grad); there is nothing to train")
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -88,6 +89,8 @@ def _ranges(tensor: Tensor) -> Iterator[range]:
 
 
 def _ours(model: Transformer) -> tuple[ModelConfig, dict[str, Tensor]]:
+    if model.lora is not None:
+        raise InputError("model (Transformer): has an adapter; write it with vd.save_adapter and name it in lora.start")
     return model.config, dict(named_parameters(model))
 
 

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 
 from vdengine.kernels.rms_norm import RMSNorm
+from vdengine.models.lora import LoraLinear, add_lora
 from vdengine.models.transformer import Transformer, is_plain
 
 Agree = Callable[..., Sequence[int]]  # of integers: the largest of each over the ranks
@@ -57,10 +58,14 @@ def gather_model(model: Transformer, dtype: torch.dtype, into: Transformer | Non
     if plain is None:
         with torch.device("meta"):
             plain = Transformer(model.config, kernels=model.kernels)
+        if model.lora is not None:
+            add_lora(plain, model.lora)
     for name, module in plain.named_modules():
-        if type(module) in (nn.Linear, RMSNorm) and not is_plain(model.get_submodule(name), type(module)):
+        if type(module) in (nn.Linear, LoraLinear, RMSNorm) and not is_plain(model.get_submodule(name), type(module)):
             raise ValueError(f"{name} is not a plain layer (an adapter, a hook): a copy of the weights would lack it")
     for name, parameter in model.named_parameters():  # lists a tied weight once
+        if into is not None and model.lora is not None and not parameter.requires_grad:
+            continue  # it is what it was
         module, _, attribute = name.rpartition(".")
         full = _whole(parameter.detach().to(dtype) if parameter.dtype != dtype else parameter.detach())
         copy = getattr(plain.get_submodule(module), attribute)

@@ -10,14 +10,13 @@ In shapes: T tokens of a pack, K keys, S attention segments, R scored tokens, H 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from vdengine.kernels.decode_attention import decode_attention
 from vdengine.kernels.gather import embedding_rows, gather_rows
@@ -28,8 +27,11 @@ from vdengine.kernels.thin_linear import thin_linear
 from vdengine.models.attention import attend
 from vdengine.models.families import BLOCK_NORMS, LinearScaling, Llama3Scaling, ModelConfig, Rope, YarnScaling
 from vdengine.models.head import Draw, Drawn, Head, ScalarHead, Scores
+from vdengine.models.lora import LoraLinear, dropout, token_keys
+from vdengine.models.recompute import recomputed
 
 if TYPE_CHECKING:
+    from vdengine.models.peft_config import Lora
     from vdengine.trees import Lengths, Pack
 
 
@@ -75,6 +77,8 @@ class Stream(NamedTuple):
     kv_order: Tensor | None  # [K] int64, `Inverse.order` of kv_index
     kv_offsets: Tensor | None  # [T+1] int64, `Inverse.offsets` of kv_index
     cache: Cache | None = None  # of this layer, when tokens are sampled
+    adapter: bool = True  # whether layers use the adapters that they have
+    dropout: Tensor | None = None  # [T] int64, `lora.token_keys` of the adapters' dropout; None: there is none
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:
@@ -200,12 +204,25 @@ class MLP(nn.Module):
 
 
 def _project(x: Tensor, s: Stream, *layers: nn.Linear) -> tuple[Tensor, ...]:
-    """The outputs of several linear layers for one input x [T, H]. When tokens are sampled T is small and there is no
-    gradient, which `thin_linear` is made for. It reads weights, so it is for plain layers only: whatever is put in the
-    place of one, or hooked to it, is called."""
-    if s.cache is None or not all(is_plain(layer, nn.Linear) for layer in layers):
-        return tuple(layer(x) for layer in layers)
-    return thin_linear(x, *(layer.weight for layer in layers), biases=[layer.bias for layer in layers])
+    """The outputs of several linear layers for one input x [T, H], of which their adapters drop the same elements.
+
+    When tokens are sampled T is small and there is no gradient, which `thin_linear` is made for. It reads weights, so
+    it is for our own layers only: whatever else is put in the place of one, or hooked to it, is called.
+    """
+    adapted = [layer for layer in layers if isinstance(layer, LoraLinear)] if s.adapter else []
+    if s.cache is not None and all(is_plain(layer, nn.Linear) or is_plain(layer, LoraLinear) for layer in layers):
+        base = thin_linear(x, *(layer.weight for layer in layers), biases=[layer.bias for layer in layers])
+        if not adapted:
+            return base
+        inner = iter(thin_linear(x, *(layer.lora_A.to(x.dtype) for layer in adapted)))  # [T, r] of each
+        return tuple(
+            y + layer.scale * thin_linear(next(inner), layer.lora_B.to(x.dtype))[0] if layer in adapted else y
+            for y, layer in zip(base, layers, strict=True)
+        )
+    dropped = None
+    if adapted and s.dropout is not None and adapted[0].dropout:
+        dropped = dropout(x, s.dropout, adapted[0].dropout, adapted[0].number)
+    return tuple(layer(x, dropped, s.adapter) if isinstance(layer, LoraLinear) else layer(x) for layer in layers)
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -216,35 +233,6 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         and "forward" not in vars(module)
         and not (module._forward_hooks or module._forward_pre_hooks)
     )
-
-
-def _checkpoint_selectively() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Selective activation checkpointing: save the outputs of GEMMs and attention, recompute elementwise ops."""
-
-    def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if op.name() in _SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE
-
-    return create_selective_checkpoint_contexts(policy)
-
-
-def _checkpoint_fully() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Full activation checkpointing: save the input of the layer, recompute everything else."""
-    return nullcontext(), nullcontext()
-
-
-# Names, because some of these ops are registered only when attention first runs.
-_SAVED_OPS = frozenset(
-    {
-        "aten::mm",
-        "aten::addmm",  # with a bias
-        "aten::_scaled_dot_product_flash_attention_for_cpu",
-        "aten::_scaled_dot_product_flash_attention",
-        "aten::_scaled_dot_product_efficient_attention",
-        "aten::_flash_attention_forward",
-        "torch_attn::_varlen_attn",
-        "flash_attn::_flash_attn_varlen_forward",
-    }
-)
 
 
 class Block(nn.Module):
@@ -284,12 +272,7 @@ class Block(nn.Module):
             if self.activation_checkpoint == "none" or not torch.is_grad_enabled():
                 x = self._layer(x, stream)
             else:
-                selective = self.activation_checkpoint == "selective"
-                context_fn = _checkpoint_selectively if selective else _checkpoint_fully
-                # there is no dropout, so no RNG state has to be restored
-                x = checkpoint(
-                    self._layer, x, stream, use_reentrant=False, preserve_rng_state=False, context_fn=context_fn
-                )
+                x = recomputed(self._layer, x, stream, mode=self.activation_checkpoint)
         if probes:
             with torch.no_grad(), self.probe_clock:
                 probes = [self._layer(p, s) for p, s in zip(probes, probe_streams, strict=True)]
@@ -377,6 +360,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.kernels = config, kernels
+        self.lora: Lora | None = None  # of its adapters, `lora.add_lora`
+        self._adapter = True
         self.model = Decoder(config, kernels)
         if config.head == "scalar":
             self.score = ScalarHead(config.hidden_size)
@@ -400,23 +385,43 @@ class Transformer(nn.Module):
         """The layers, with their type."""
         return [block for block in self.model.layers if isinstance(block, Block)]
 
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """A context in which forwards are those of the model without its adapters, to the bit.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.lora is None:
+            raise ValueError("adapter_off: the model has no adapter (add_lora)")
+        before, self._adapter = self._adapter, False
+        try:
+            yield
+        finally:
+            self._adapter = before
+
     def forward(
         self,
         pack: Pack | None,
         probes: Pack | Sequence[Pack] | None = None,
         entropy: bool = False,
+        dropout: tuple[int, int] | None = None,
     ) -> Scores:
         """Log-probs of every scored token of `pack`, and without gradient of `probes`, one pack after another. A scalar
         model gives its value at every token of `pack`.
 
         Args:
             entropy: also return the entropy at every scored token of `pack`.
+            dropout: (seed, step) of the noise by which the adapters' dropout drops elements, for `pack` alone. Default:
+                nothing is dropped.
 
         Raises:
             ValueError: a scalar model with probes, or without a pack; a kernel's backend that cannot run here.
         """
         probe_packs: list[Pack] = [] if probes is None else list(probes) if isinstance(probes, Sequence) else [probes]
         stream = None if pack is None else self._stream(pack)
+        if stream is not None and pack is not None and dropout is not None and self.lora and self.lora.dropout:
+            stream = stream._replace(dropout=token_keys(pack, *dropout))
         probe_streams = [self._stream(p) for p in probe_packs]
 
         if pack is None:
@@ -459,7 +464,7 @@ class Transformer(nn.Module):
         one; None without."""
         x, _ = self.model.embed_tokens(tokens, None, None, None, [])  # [T, H]
         for layer, cache in zip(self.model.layers, caches, strict=True):
-            x, _ = layer(x, stream._replace(cache=cache), [], [])
+            x, _ = layer(x, stream._replace(cache=cache, adapter=self._adapter), [], [])
         return None if draw is None else self.lm_head(self.model.norm(x), None, [], [], False, draw)
 
     def angles(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:  # [T] int -> [T, head_dim / 2] fp32 each
@@ -489,4 +494,5 @@ class Transformer(nn.Module):
             pack.kv_index,
             None if inverse is None else inverse.order,
             None if inverse is None else inverse.offsets,
+            adapter=self._adapter,
         )

@@ -28,11 +28,14 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from vdengine.errors import InputError
 from vdengine.gguf import GGUFFile, GGUFTensor, read_gguf
 from vdengine.hub import locate
+from vdengine.models.adapters import Adapter
 from vdengine.models.families import ModelConfig, expected_shapes
 from vdengine.models.gguf_config import config_from_gguf
 from vdengine.models.hf_config import read_config, some_names
+from vdengine.models.lora import add_lora, first_value, is_factor, merged
+from vdengine.models.peft_config import is_adapter, trained_whole
+from vdengine.models.safetensors_files import INDEX, files_of, open_file
 from vdengine.models.transformer import Kernels, Transformer
-from vdengine.outside import LARGE, json_object, open_regular, parsing, printable
 
 if TYPE_CHECKING:
     from vdengine.text.renderer import Renderer
@@ -129,15 +132,30 @@ def _hash_chunk(chunk: tuple[Path, int]) -> bytes:
 
 
 def open_weights(source: str) -> Weights:
-    """Open a Hugging Face folder, a hub id, a .gguf path or package://pkg/file.gguf. Headers are read and checked,
-    tensors are not read.
+    """Open a Hugging Face folder, a hub id, a .gguf path, package://pkg/file.gguf, or the folder of a LoRA adapter,
+    which names its base model. Headers are read and checked, tensors are not read.
 
     Raises:
         InputError: there is no such model, a file is cut short, the model is not supported, or its tensors do not fit
             the config.
     """
     path = locate(source)
-    return GGUFWeights(source, read_gguf(path)) if path.is_file() else SafetensorsWeights(source, path)
+    if path.is_file():
+        return GGUFWeights(source, read_gguf(path))
+    if not is_adapter(path):
+        return SafetensorsWeights(source, path)
+    base = (adapter := Adapter(source)).config.base
+    if not base:
+        raise InputError(
+            f"{adapter.config.where}: base_model_name_or_path is missing: whose adapter it is is not known"
+        )
+    try:
+        here = locate(base)
+        if here.is_dir() and is_adapter(here):
+            raise InputError(f"{base} is an adapter itself; merge it first (vdengine export --merge)")
+        return AdapterWeights(source, adapter, open_weights(base))
+    except InputError as error:
+        raise InputError(f"{source}: its base model: {error}") from None
 
 
 class ScalarWeights(Weights):
@@ -179,6 +197,39 @@ def open_causal(source: str) -> Weights:
     return weights
 
 
+class AdapterWeights(Weights):
+    """A base model with a LoRA adapter merged into it: W + scale * B A, in fp32, row by row as they are read.
+
+    Attributes:
+        adapter, base: the two by themselves.
+        lora: what the adapter is to this base.
+    """
+
+    def __init__(self, source: str, adapter: Adapter, base: Weights) -> None:
+        if adapter.config.scalar and base.config.head == "causal":
+            base = ScalarWeights(base, None)  # whose head is in the adapter's file
+        self.adapter, self.base = adapter, base
+        self.lora = adapter.lora(base.config, base.hash if adapter.base_hash else None)
+        self._scales = {f"{name}.weight": a.scale for name, a in self.lora.modules(base.config).items()}
+        shapes = {name: base.shape(name) for name in base.names}
+        super().__init__(source, base.config, shapes, [*base.files, adapter.file])
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """As `Weights.read`, in fp32 where there is an adapter."""
+        if name == "score.weight":
+            return self.adapter.read(name)[start:stop]
+        rows = self.base.read(name, start, stop)
+        if name not in self._scales:
+            return rows
+        a, b = (self.adapter.read(f"{name.removesuffix('.weight')}.{factor}") for factor in ("lora_A", "lora_B"))
+        return merged(rows, a, b[start:stop], self._scales[name])
+
+    @cached_property
+    def hash(self) -> str:
+        """BLAKE2b over the hashes of both: 32 hex digits."""
+        return hashlib.blake2b(f"{self.base.hash} {self.adapter.hash}".encode(), digest_size=16).hexdigest()
+
+
 class SafetensorsWeights(Weights):
     """Weights in model.safetensors, or in the files that model.safetensors.index.json names. Where both are there the
     single file is read, as transformers does, and a warning says so.
@@ -187,19 +238,19 @@ class SafetensorsWeights(Weights):
     warning. A file of a tied model may have the one tensor under either name.
 
     Raises:
-        InputError: no such files, an adapter, a file that is cut short or holds another dtype than F32, F16, BF16 and
-            F64, an index that does not say which tensors its files hold, or as `Weights`.
+        InputError: no such files, a model and an adapter in one folder, a file that is cut short or holds another dtype
+            than F32, F16, BF16 and F64, an index that does not say which tensors its files hold, or as `Weights`.
     """
 
     def __init__(self, source: str, folder: Path) -> None:
         config = read_config(folder)
         if (folder / "adapter_config.json").exists():
-            raise InputError(f"{folder}: adapter_config.json: an adapter; merge it into its model first")
-        mapping, files = _files_of(folder)
+            raise InputError(f"{folder}: holds a model and an adapter_config.json: which is meant is not known")
+        mapping, files = files_of(folder)
         self._slices: dict[str, Any] = {}
         where: dict[str, str] = {}  # the file of each tensor
         for file in files:
-            for name, part in _open_file(file).items():
+            for name, part in open_file(file).items():
                 if name in where:
                     raise InputError(f"{file}: tensor {name} is in {where[name]} too")
                 where[name] = file.name
@@ -212,7 +263,7 @@ class SafetensorsWeights(Weights):
             for name in sorted({*where, *mapping}):
                 if where.get(name) != mapping.get(name):
                     raise InputError(
-                        f"{folder / _INDEX}: says that {name} is in {mapping.get(name, 'no file')}; it is in "
+                        f"{folder / INDEX}: says that {name} is in {mapping.get(name, 'no file')}; it is in "
                         f"{where.get(name, 'none of the files')}"
                     )
         if config.tie_word_embeddings and "lm_head.weight" in self._slices:
@@ -241,64 +292,6 @@ class SafetensorsWeights(Weights):
         rows, row_bytes = a.get_shape()[0], 8 * max(1, math.prod(a.get_shape()[1:]))
         step = max(1, CHUNK_BYTES // row_bytes)
         return all(torch.equal(a[i : i + step], b[i : i + step].to(a[:1].dtype)) for i in range(0, rows, step))
-
-
-_INDEX = "model.safetensors.index.json"
-
-
-def _files_of(folder: Path) -> tuple[dict[str, str] | None, list[Path]]:
-    """The weight files of a folder, and what its index says: the file of each tensor; None for a single file."""
-    index, single = folder / _INDEX, folder / "model.safetensors"
-    if single.exists():
-        try:
-            others = {*_read_index(index).values()} - {single.name} if index.exists() else set()
-            odd = f"{index.name} beside it names other files ({some_names(others)})" if others else ""
-        except InputError as error:
-            odd = f"what is beside it is no index: {error}"
-        if odd:
-            warnings.warn(f"{single} is read, as transformers does; {odd}", stacklevel=4)
-        return None, [single]
-    if not index.exists():
-        other = next((f" (there is {p.name}: pickles are not read)" for p in _pickles(folder)), "")
-        raise InputError(f"{folder}: no model.safetensors and no {_INDEX}{other}")
-    mapping = _read_index(index)
-    files = sorted({folder / f for f in mapping.values()})
-    for path in files:
-        if not path.is_file():
-            raise InputError(f"{index}: names {path.name}, which is not there")
-    return mapping, files
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    """The file of each tensor, by an index.
-
-    Raises:
-        InputError: it is broken, names no file, or something that is no file of its folder.
-    """
-    mapping = json_object(index, LARGE).get("weight_map")
-    if not isinstance(mapping, dict) or not all(isinstance(f, str) for f in mapping.values()):
-        raise InputError(f"{index}: weight_map is missing; it must map each tensor to a file")
-    if not mapping:
-        raise InputError(f"{index}: weight_map is empty: it names no file")
-    for file in mapping.values():
-        # the name is checked, not resolve(): files of a hub cache are links into another folder
-        if Path(file).name != file or not file.endswith(".safetensors") or not printable(file) == file:
-            raise InputError(f"{index}: {file!r} is not the name of a .safetensors file in this folder")
-    return mapping
-
-
-def _pickles(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"))
-
-
-def _open_file(file: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file by name, none of them read."""
-    from safetensors import safe_open
-
-    open_regular(file).close()
-    with parsing(file, "safetensors file"):
-        handle = safe_open(file, framework="pt", device="cpu")
-        return {name: handle.get_slice(name) for name in handle.keys()}
 
 
 # GGUF's names of the modules of a layer, and Hugging Face's. A family has some of them.
@@ -398,18 +391,42 @@ def load_into(model: Transformer, weights: Weights) -> None:
                 raise InputError(f"{weights.source}: {name} has values that are not finite (as {chunk.dtype})")
 
 
+@torch.no_grad()
+def load_adapter(model: Transformer, adapter: Adapter | None = None, seed: int = 0) -> None:
+    """Fill what is trained beside a frozen base, sharded or not: from an adapter its factors and a scalar head; without
+    one the factors' first values, by the seed.
+
+    Raises:
+        InputError: a value that is not finite.
+    """
+    for name, parameter in model.named_parameters():
+        if is_factor(name):
+            value = first_value(name, parameter, seed) if adapter is None else adapter.read(name)
+        elif adapter is not None and name in trained_whole(model.config):
+            value = adapter.read(name)
+        else:
+            continue
+        local, first_row = _local_rows(name, parameter)
+        local.copy_(value[first_row : first_row + local.shape[0]])
+        if adapter is not None and not all_finite(local):
+            raise InputError(f"{adapter.source}: {name} has values that are not finite (as {local.dtype})")
+
+
 def all_finite(x: Tensor) -> bool:
     """Whether a tensor of any shape has only finite values: one pass, without a tensor of its size."""
     return not x.numel() or all(bool(torch.isfinite(bound)) for bound in torch.aminmax(x))
 
 
 def named_parameters(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """The parameters by the names that a checkpoint has: each once, a tied weight under the embedding's name.
+    """The parameters by the names that a checkpoint has: each once, a tied weight under the embedding's name. Those of
+    adapters are not among them.
 
     Raises:
         RuntimeError: the head of a tied model has a weight of its own.
     """
     for name, parameter in model.named_parameters():  # lists a shared parameter once
+        if model.lora is not None and is_factor(name):
+            continue
         if model.config.tie_word_embeddings and name == "lm_head.weight":
             raise RuntimeError("the head is no longer tied to the embedding (to_empty unties): tie them again")
         yield name, parameter
@@ -436,10 +453,11 @@ def load_model(
     kernels: Kernels | None = None,
 ) -> Transformer:
     """A model with its weights, in eval mode and with trainable parameters. A sequence-classification folder of one
-    label gives a scalar model.
+    label gives a scalar model; the folder of a LoRA adapter its base model with the adapter in it, not merged
+    (`lora.add_lora`).
 
     Args:
-        source: a Hugging Face folder, a hub id, a .gguf path or package://pkg/file.gguf.
+        source: a Hugging Face folder, a hub id, a .gguf path, package://pkg/file.gguf or the folder of an adapter.
         dtype: of every parameter.
         kernels: the backend of each part; default: "auto" for all.
 
@@ -456,12 +474,21 @@ def build_model(
     device: str | torch.device = "cpu",
     *,
     kernels: Kernels | None = None,
+    merge: bool = False,
 ) -> Transformer:
     """`load_model` of weights that are open already.
+
+    Args:
+        merge: put an adapter into the weights, and not beside them.
 
     Raises:
         InputError: a tensor that cannot be dequantised.
     """
+    if isinstance(weights, AdapterWeights) and not merge:
+        model = build_model(weights.base, dtype, device, kernels=kernels)
+        add_lora(model, weights.lora)
+        load_adapter(model, weights.adapter)
+        return model
     with torch.device("meta"):
         model = Transformer(weights.config, kernels=kernels or Kernels())
     model = model.to(dtype).to_empty(device=device)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 ROWS = ("sft", "preference", "prompts")
 HEADS = ("causal", "scalar")
 REFERENCES = ("cached", "live", "none")
+ADAPTER_OFF = "adapter_off"  # a reference of every objective that has one, where there is an adapter
 UNITS = {"sft": "examples", "preference": "pairs", "prompts": "prompts"}  # what a batch has so many of
 
 
@@ -148,7 +149,7 @@ class Objective:
     @cached_property
     def keys(self) -> type:
         """The dataclass of a recipe's [objective]: `name`, `reference` where there is a choice, and the settings."""
-        common: list[tuple[str, type, Any]] = [("name", str, key(self.name))]
-        if self.reference:
-            common.append(("reference", str, key(self.reference[0], choices=self.reference)))
+        common: list[tuple[str, Any, Any]] = [("name", str, key(self.name))]
+        if self.reference:  # None: the first, or with an adapter ADAPTER_OFF
+            common.append(("reference", str | None, key(None, choices=(*self.reference, ADAPTER_OFF))))
         return make_dataclass(f"{self.name}_keys", common, bases=(self.settings,), namespace={"declaration": self})
