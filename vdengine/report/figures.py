@@ -148,6 +148,7 @@ def shifts(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
 
     def draw_topic(ax: Any, topic: str) -> None:
         ax.axhline(0, color="0.5", linewidth=0.6)
+        edges(ax, [run for _, run, _ in shown])
         for number, _, view in shown:
             if curve := view.analysis.curves.get((topic, view.analysis.values.primary)):
                 scale, style = _scale(view), _line_style(number)
@@ -165,6 +166,24 @@ def shifts(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
         legend = [Line2D([], [], label=_fit(run.name, 40), **_line_style(number)) for number, run, _ in shown]
     view = shown[0][2]
     return _multiples(topics, draw_topic, f"{reading_of(view).label.lower()}: shift, {_unit(view)}", legend)
+
+
+def edges(ax: Any, runs: Sequence[Run]) -> None:
+    """Draw where the stages of histories begin, with their names; of saved models the name of each."""
+    if runs and runs[0].models and all(run.models == runs[0].models for run in runs):
+        names = [_fit(name, 12) for name in runs[0].models.values()]
+        ax.set_xticks(list(runs[0].models), names, rotation=30 if len(names) > 4 else 0)
+        return
+    begins: dict[int, list[str]] = {}
+    for run in runs:
+        for stage in run.parts:
+            names = begins.setdefault(stage.first, [])
+            names += [] if stage.name in names else [stage.name]
+    for step, names in begins.items():
+        if step:
+            ax.axvline(step, color="0.6", linewidth=0.6, linestyle=(0, (4, 2)))
+        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        ax.annotate(_fit("/".join(names), 20), (step, 1.0), (2, -1), va="top", fontsize=5.5, color="0.4", **place)
 
 
 def _anchors(ax: Any, view: Readout, curve: Curve, scale: float, number: int, *, bars: bool) -> None:
@@ -272,8 +291,11 @@ def gap_against_drift(shown: Sequence[Pair], gaps: Sequence[Gap], topics: Sequen
     not_significant = set()  # indexes of points
     for gap in gaps:
         for number, run, view in shown:
-            for topic in topics if run is gap.run else ():
-                drift, entry = view.analysis.drifts.get((topic, view.analysis.values.primary)), gap.topics.get(topic)
+            own = run.own_views.get(view.key) if run is gap.run else None
+            if own is None:
+                continue
+            for topic in topics:
+                drift, entry = own.analysis.drifts.get((topic, own.analysis.values.primary)), gap.topics.get(topic)
                 if drift is not None and entry is not None and np.isfinite([entry["gap"], drift.magnitude.mean]).all():
                     if not drift.significant:
                         not_significant.add(len(points))
@@ -363,6 +385,7 @@ def training(runs: Sequence[Run]) -> Any:
         ax.set_visible(n < len(charts))
         if n < len(charts):
             chart, lines = charts[n]
+            edges(ax, [runs[number] for number, _ in lines if runs[number].parts])
             for number, line in lines:
                 ax.plot(line.steps, line.values, **_line_style(number), marker="." if len(line.steps) < 3 else "")
             ax.set_title(chart.title, loc="left")
