@@ -88,7 +88,9 @@ class RecipeParser(Parser):
                 self.error(f"{other} is no recipe (.toml), and no override: write section.key=value")
             for key in ("run.folder", "run.after"):
                 if any(override.partition("=")[0].strip() == key for override in overrides):
-                    self.error(f"{key} belongs to one recipe: {len(paths)} are named, and an override is of all of them")
+                    self.error(
+                        f"{key} belongs to one recipe: {len(paths)} are named, and an override is of all of them"
+                    )
         recipes = [load_recipe(path, overrides) for path in paths]
         folders: dict[str, str] = {}
         for path, recipe in zip(paths, recipes, strict=True):

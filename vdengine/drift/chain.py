@@ -38,7 +38,9 @@ def earlier_runs(folder: str | Path, after: str | None = None, planned: Planned 
             names = " after ".join(printable(path) for path in (before, *found, here))
             raise InputError(f"run.after: goes in a circle: {names}")
         if not before.is_dir() and _real(before) not in (planned or {}):
-            raise InputError(f"{printable(found[0] if found else here)}: run.after: {printable(before)}: no such folder")
+            raise InputError(
+                f"{printable(found[0] if found else here)}: run.after: {printable(before)}: no such folder"
+            )
         seen.append(_real(before))
         found.insert(0, before)
         before = _before(before, planned)

@@ -3,6 +3,7 @@ the tokenizer and the chat template are the same, so that the samples of both ma
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from vdengine.files import Lock
 from vdengine.objectives import Objective
 from vdengine.outside import json_object
 from vdengine.panels.panel import Panel
-from vdengine.recipe import IN_MEMORY, Recipe, saved_recipe
+from vdengine.recipe import IN_MEMORY, Recipe, load_scoring_recipe, saved_recipe
 from vdengine.runfolder import RunFolder
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
@@ -56,7 +57,7 @@ def stages_before(recipe: Recipe, planned: Sequence[Recipe] = (), panel: Panel |
             raise InputError(f"run.after: {folder}: {reason}")
         steps += last_metrics(RunFolder(folder)).get("step", 0)
     before = folders[-1]
-    old = coming.get(_real(before)) or saved_recipe(RunFolder(before).recipe)
+    old = coming.get(_real(before)) or _recipe_of(RunFolder(before))
     _check_same(recipe, old, before, panel, planned)
     return Before(tuple(folders), steps)
 
@@ -66,7 +67,7 @@ def unfinished(folder: str | Path) -> str:
     files = RunFolder.at(folder)
     if not files.recipe.exists():
         return f"not the folder of a run: it has no {files.recipe.name}"
-    done, planned = last_metrics(files).get("step", 0), planned_steps(files)
+    done, planned = last_metrics(files).get("step", 0), planned_steps(files, _recipe_of(files))
     if planned is not None and done < planned:
         where = f"step {done} of {planned}"
     elif files.export.is_dir():
@@ -82,16 +83,24 @@ def unfinished(folder: str | Path) -> str:
     return f"not finished ({where}): train it to its end first, vdengine train {files.recipe}"
 
 
-def planned_steps(files: RunFolder) -> int | None:
+def planned_steps(files: RunFolder, recipe: Recipe) -> int | None:
     """How many steps a run is to have; None where its recipe counts epochs and it has logged nothing."""
-    run, row = saved_recipe(files.recipe).run, last_metrics(files, "epoch")
+    run, row = recipe.run, last_metrics(files, "epoch")
     if run.steps is not None or run.epochs is None:
         return run.steps
     epoch = row.get("epoch")
     if not isinstance(epoch, float) or not epoch > 0:
         return None
     per_epoch = round(row["step"] / epoch)
-    return -int(-run.epochs * per_epoch // 1)
+    return math.ceil(run.epochs * per_epoch)
+
+
+def _recipe_of(files: RunFolder) -> Recipe:
+    """A run's recipe; of an objective that is not known here what its weights are read by."""
+    try:
+        return saved_recipe(files.recipe)
+    except InputError:
+        return load_scoring_recipe(files.recipe)
 
 
 def stand_in(source: str, planned: Sequence[Recipe]) -> Recipe | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,13 +82,27 @@ def _style() -> Iterator[None]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Write a figure in three formats; None: nothing. Without dates in the files: one report gives the same bytes."""
-    if figure is None:
-        return
+    """Write a figure in three formats; None: nothing."""
+    for ending, data in ({} if figure is None else _formats(figure)).items():
+        Path(f"{path}.{ending}").write_bytes(data)
+
+
+def _formats(figure: Any) -> dict[str, bytes]:
+    """A figure as the bytes of a file, by ending. Without dates in them: one report gives the same bytes."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # lay out once, not for each format
+    files = {}
     for ending, meta in (("png", {}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
-        figure.savefig(f"{path}.{ending}", dpi=300, metadata=meta)
+        file = io.BytesIO()
+        figure.savefig(file, format=ending, dpi=300, metadata=meta)
+        files[ending] = file.getvalue()
+    return files
+
+
+def as_files(make: Callable[[], Any]) -> dict[str, bytes]:
+    """The figure that `make` draws, as the bytes of a file by ending: png, svg, pdf."""
+    with _style():
+        return _formats(make())
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, np.ndarray]:
