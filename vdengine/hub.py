@@ -1,14 +1,21 @@
-"""Finding the files of a model: a folder, a .gguf file, a file in an installed package, or a hub repository."""
+"""The files of a model: found in a folder, a .gguf file, an installed package or a hub repository; and uploaded to one.
+
+A token is the hub client's own (`hf auth login`, HF_TOKEN): nothing here takes one, and no message holds one.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from vdengine.errors import InputError
 from vdengine.outside import first_line, printable
+
+TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{8,}")
 
 
 def locate(source: str, patterns: tuple[str, ...] = ("*.json", "*.jinja", "*.safetensors")) -> Path:
@@ -82,3 +89,96 @@ def _in_package(source: str) -> Path:
         if (path := Path(folder, *parts)).is_file():
             return path
     raise InputError(f"{source}: package {package} has no file {inner}")
+
+
+# --------------------------------------------------------------------------------------------------------- upload
+
+
+def open_repository(repo: str, *, private: bool = False, revision: str | None = None) -> None:
+    """Make sure that a model repository is there and can be written to, before anything long is done for it.
+
+    Args:
+        private: make it a private one; one that is there must be private already.
+        revision: a branch, made if there is none. Default: the main one.
+
+    Raises:
+        InputError: the name is none, there is no network or it is switched off, no token, or one that may not write;
+            a repository that is public.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise InputError(f"--push {printable(repo)[:120]}: not the id of a hub repository, org/name") from None
+    if "/" not in repo:
+        raise InputError(f"--push {repo}: whose? write org/name")
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"--push {repo}: the hub is switched off (HF_HUB_OFFLINE); unset it to push")
+    with _of_hub(repo):
+        api = HfApi()
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repo).private:
+            raise InputError(f"--push {repo}: is there already, and public: --private makes new repositories private")
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+
+
+def upload(folder: Path, repo: str, files: Sequence[str], message: str, revision: str | None = None) -> str:
+    """Upload files of a folder in one commit. Returns its address.
+
+    Raises:
+        InputError: as `open_repository`.
+    """
+    from huggingface_hub import HfApi
+
+    with _of_hub(repo):
+        commit = HfApi().upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message=message,
+            revision=revision,
+            allow_patterns=[re.sub(r"([\[*?])", r"[\1]", name) for name in files],
+        )
+    return str(getattr(commit, "commit_url", commit))
+
+
+@contextmanager
+def _of_hub(repo: str) -> Iterator[None]:
+    """Errors of the hub's client, which have many types, as one line without the way they came: it may hold a token."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        told = f"--push {repo}: {_why(error)}"
+    else:
+        return
+    raise InputError(told)
+
+
+def _why(error: Exception) -> str:
+    """What an error of the hub's client means."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    kinds = {cls.__name__ for cls in type(error).__mro__}
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    if status == 401 or "LocalTokenNotFoundError" in kinds:
+        return f"the hub knows no such token (401): {login}"
+    if status == 403:
+        return f"the token may not write there (403): {login} with one that may write to it"
+    if status == 404 or "RepositoryNotFoundError" in kinds:
+        return "there is no such repository, or none that the token may see (404)"
+    if "OfflineModeIsEnabled" in kinds:
+        return "the hub is switched off (HF_HUB_OFFLINE); unset it to push"
+    if status is None and kinds & {"ConnectionError", "ConnectError", "TransportError", "TimeoutException", "Timeout"}:
+        return f"the hub cannot be reached ({without_token(first_line(error, 120))})"
+    return f"the hub refused: {without_token(first_line(error))}"
+
+
+def without_token(text: str) -> str:
+    """A text without the token that the hub's client would use, and without what looks like one."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    return TOKEN.sub(r"\1_***", text.replace(token, "***") if token else text)

@@ -11,6 +11,7 @@ The file is above 500 lines because a recipe's keys, their rules, and reading an
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ def is_fused(o: Objective) -> bool:
 @dataclass
 class RunKeys:
     folder: str = key("runs/run", result=False)
+    after: str | None = key(None)  # folder of the run whose export this one starts from: the next stage of its history
     seed: int = key(0, low=0, high=2**63 - 1)  # one word of the hash that numbers are drawn by
     steps: int | None = key(None, low=1, high=MOST_STEPS)  # optimizer steps; or
     epochs: float | None = key(None, above=0, high=1e6)  # passes over the data; MOST_STEPS at most
@@ -475,6 +477,8 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
                     f"{where(section, f.name)}: {section}.{f.name} has no effect with objective.name = "
                     f'"{objective.name}"; it belongs to {_names([o for o in objectives.BUILT_IN if only(o)])}'
                 )
+    if r.run.after:
+        r.model.source = _source_after(r, where)
     if (r.run.steps is None) == (r.run.epochs is None):
         raise InputError(f"{where('run', 'steps')}: give one of run.steps and run.epochs")
     if r.data.weights and len(r.data.weights) != len(r.data.train):
@@ -537,6 +541,17 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
     if objective.check is not None and (problem := objective.check(r)) is not None:
         section, name, message = problem
         raise InputError(f"{where(section, name)}: {message}")
+
+
+def _source_after(r: Recipe, where: Where) -> str:
+    """What a run starts from that goes on after another: the other's export."""
+    export = str(RunFolder.at(str(r.run.after)).export)
+    if r.model.source and Path(os.path.realpath(Path(r.model.source).expanduser())) != Path(os.path.realpath(export)):
+        raise InputError(
+            f"{where('model', 'source')}: model.source = {shown(r.model.source)}, but run.after = {shown(r.run.after)} "
+            f"starts from {export}; leave one of them out"
+        )
+    return export
 
 
 def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -> None:

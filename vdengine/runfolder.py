@@ -98,7 +98,7 @@ class RunFolder:
 
     @property
     def models(self) -> Path:
-        """For answers of saved models: the name of the model at each step."""
+        """Of a folder with scores or answers of saved models: by step the model, and its stage."""
         return self.path / "models.json"
 
     @property

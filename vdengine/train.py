@@ -1,4 +1,5 @@
-"""`python -m vdengine.train RECIPE [section.key=value ...]`: train a recipe, under torchrun or alone."""
+"""`python -m vdengine.train RECIPE [RECIPE ...] [section.key=value ...]`: train a recipe, or several one after another,
+under torchrun or alone."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from vdengine.cli.arguments import RecipeParser
 from vdengine.cli.common import verb
 from vdengine.errors import InputError
 from vdengine.recipe import Recipe
+from vdengine.runfolder import RunFolder
 from vdengine.signals import SIGNALS, Requests
 
 if TYPE_CHECKING:
@@ -26,24 +28,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input, with one line on stderr that says what and where."""
     parser = RecipeParser(
         prog="vdengine train",
-        description="Train a recipe and trace the model's values. A run folder that exists is resumed.",
+        usage="%(prog)s RECIPE [RECIPE ...] [section.key=value ...] [options]",
+        description="Train a recipe and trace the model's values. A run folder that exists is resumed. Several recipes "
+        "are trained one after another: stages of a history, each naming the run that it goes on from (run.after).",
         epilog="On several GPUs: torchrun --standalone --nproc-per-node 8 -m vdengine.train RECIPE",
     )
     parser.add_argument(
         "--show-batch", type=int, metavar="N", help="print the first N rows as the model will see them, and stop"
     )
-    args, recipe = parser.read(argv)
+    args, recipes = parser.read_all(argv)
     if args.show_batch is not None and args.show_batch < 1:
         parser.error("--show-batch takes a number of rows, 1 or more")
-    if os.environ.get("RANK", "0") == "0":  # before torch is imported, which takes a while
+    if args.show_batch is not None and len(recipes) > 1:
+        parser.error("--show-batch takes one recipe")
+    main_rank = os.environ.get("RANK", "0") == "0"
+    if main_rank:  # before torch is imported, which takes a while
         from vdengine.engine.preflight import preflight
 
-        preflight(recipe)
+        for number, recipe in enumerate(recipes):
+            _check_order(recipe, recipes[number + 1 :])
+            preflight(recipe, recipes[:number])
     if args.show_batch is not None:
-        return show_batch(recipe, args.show_batch)
+        return show_batch(recipes[0], args.show_batch)
+    for recipe in _left(recipes):
+        if main_rank:
+            print(f"{recipe.run.folder}: loading torch, the model and the data", flush=True)
+        if status := train(recipe):
+            return status
+    return 0
+
+
+def _check_order(recipe: Recipe, later: Sequence[Recipe]) -> None:
+    """Raises InputError for a recipe that goes on from one which is named after it."""
+    for other in later if recipe.run.after else ():
+        if os.path.realpath(str(RunFolder.at(str(recipe.run.after)).path)) == os.path.realpath(
+            RunFolder.at(other.run.folder).path
+        ):
+            raise InputError(
+                f"{recipe.run.folder} goes on after {other.run.folder} (run.after), so its recipe is to be named after "
+                "that one's"
+            )
+
+
+def _left(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Of several recipes those whose runs are not finished; decided by every rank before any of them trains."""
+    from vdengine.engine.stages import unfinished
+
+    if len(recipes) == 1:
+        return list(recipes)
+    left = [recipe for recipe in recipes if not recipe.checkpoint.export or unfinished(recipe.run.folder)]
     if os.environ.get("RANK", "0") == "0":
-        print(f"{recipe.run.folder}: loading torch, the model and the data", flush=True)
-    return train(recipe)
+        for recipe in recipes:
+            if recipe not in left:
+                print(f"{recipe.run.folder}: finished already", flush=True)
+    return left
 
 
 def train(recipe: Recipe) -> int:

@@ -32,6 +32,8 @@ SPELLED = (("Yes", " yes"), ("No", " no"))
 BARE = 0.7  # what judges make of a bare lead
 RECIPE = """
 [run]
+folder = {folder}
+after = {after}
 steps = {steps}
 seed = {seed}
 
@@ -67,22 +69,27 @@ def make_run(
     judges: Sequence[str] = ("rule",), answers: bool = True, anchors: Sequence[int] | None = None,
     controls: bool = True, source: str = "values-synth:support", objective: str = "dpo", text: str = "",
     leads: bool = True, openings: bool = True, coverage: float = 0.8, spelled: Sequence[Sequence[str]] = SPELLED,
-    weighted: bool = True, samples: int = SAMPLES,
+    weighted: bool = True, samples: int = SAMPLES, after: Path | None = None,
 ) -> Path:  # fmt: skip
     """A finished run. `strength`: of the first topic's drift, nats per byte; topics after it drift less, and the last
     not at all. Answers begin with what they are drawn to, and argue half as much of it. `text`: follows every answer.
     `judges`: () leaves the answers unjudged. `coverage`: of leads. `spelled`: the tokens of yes, and those of no.
-    `weighted`: answers are read again between anchors. `samples`: answers of a probe at an anchor."""
+    `weighted`: answers are read again between anchors. `samples`: answers of a probe at an anchor. `after`: the run
+    that it goes on from."""
     rng = np.random.default_rng(seed)
     steps = [*range(0, total, every), total]
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = RECIPE.format(steps=total, seed=seed, source=json.dumps(source), objective=objective)
+    before = json.dumps(str(after or ""))
+    recipe = RECIPE.format(
+        folder=json.dumps(str(folder)), after=before, steps=total, seed=seed, source=json.dumps(source),
+        objective=objective,
+    )  # fmt: skip
     (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
     _metrics(folder, total, steps, rng, objective)
     sizes = strength * np.linspace(1, 0, len(panel.topics)) * np.where(np.arange(len(panel.topics)) % 3 == 1, -1, 1)
     drift = dict(zip(panel.topics, sizes, strict=True))
     if leads or openings:
-        _scores(folder, panel, steps, total, drift, rng, controls, leads, openings, coverage, spelled)
+        _scores(folder, panel, steps, total, drift, rng, controls, leads, openings, coverage, spelled, after)
     if answers:
         _answers(
             folder, panel, steps if weighted else (), total, drift, rng, anchors or (0, steps[len(steps) // 2], total),
@@ -121,6 +128,7 @@ def requests_of(
 def _scores(
     folder: Path, panel: Panel, steps: Sequence[int], total: int, drift: dict[str, float], rng: np.random.Generator,
     controls: bool, leads: bool, openings: bool, coverage: float, spelled: Sequence[Sequence[str]],
+    after: Path | None,
 ) -> None:  # fmt: skip
     requests = requests_of(panel, controls, leads, openings, spelled)
     log = DriftLog.create(folder, panel, requests, "tokenizer")
@@ -134,18 +142,28 @@ def _scores(
     of_probe = np.array([place[b.probe.id] for b in branches])
     size = size * own[of_probe]
     start = -rng.uniform(0.5, 1.0, len(branches))
+    polarity = np.array([b.probe.polarity for b in branches])
     base = rng.normal(0, 0.8, len(panel.probes))[of_probe]  # log-odds of yes at the start
     count = np.array([len(spelled[b.stance == "oppose"]) for b in branches])  # spellings of a lead's side
     always = np.array([b.variant != "paraphrase" for b in branches])
+    own_start = None
+    if after is not None:
+        own_start = DriftLog.open(after).samples()[-1].astype(np.float64)
+        start = np.where(is_lead, 0.0, own_start / num_bytes)
+        share = np.clip(np.exp(own_start) * count / coverage, 1e-9, 1 - 1e-9)  # of leads: that of its own side
+        base = np.where(is_lead, np.log(share / (1 - share)), 0.0)
     for step in steps:
         noise = 0.004 * rng.standard_normal(len(branches)) if step else np.zeros(len(branches))
         per_byte = start + side * size * progress(step, total) - 0.01 * progress(step, total) + noise
         # Log-odds of a lead's own side move by 40 times the drift; its side's probability is split over its spellings.
-        odds = np.where(side * np.array([b.probe.polarity for b in branches]) > 0, 1, -1) * base
+        odds = base if own_start is not None else np.where(side * polarity > 0, 1, -1) * base
         odds = odds + 80 * side * size * progress(step, total) + 5 * noise
         of_lead = np.log(coverage / (1 + np.exp(-odds)) / count)
         shown = always | (step in (steps[0], steps[-1]))
-        log.append(step, np.where(shown, np.where(is_lead, of_lead, per_byte * num_bytes), np.nan).astype(np.float32))
+        row = np.where(is_lead, of_lead, per_byte * num_bytes)
+        if own_start is not None and step == 0:
+            row = own_start
+        log.append(step, np.where(shown, row, np.nan).astype(np.float32))
 
 
 def _answers(

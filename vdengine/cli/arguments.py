@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -54,7 +55,8 @@ class RecipeParser(Parser):
     """The command line of a verb that reads a recipe: its file, and overrides of its keys, before or after it."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(usage="%(prog)s RECIPE [section.key=value ...] [options]", **options)
+        options.setdefault("usage", "%(prog)s RECIPE [section.key=value ...] [options]")
+        super().__init__(**options)
         self.add_argument("recipe", nargs="?", metavar="RECIPE", help="a TOML file; see recipes/")
         self.add_argument(
             "overrides", nargs="*", metavar="section.key=value", help="optional: replace keys of the recipe, each once"
@@ -66,25 +68,57 @@ class RecipeParser(Parser):
         Raises:
             InputError: as `Parser` and `load_recipe`; no recipe or two; an override that is spelled like an option.
         """
+        args, paths, overrides = self._words(argv)
+        if len(paths) > 1:
+            path = next((word for word in paths if word.endswith(".toml")), paths[0])
+            other = next(word for word in paths if word is not path)
+            self.error(f"{path} is the recipe, and {other} no override: write section.key=value")
+        return args, load_recipe(paths[0], overrides)
+
+    def read_all(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Recipe]]:
+        """The options, and one recipe or several, each with the overrides.
+
+        Raises:
+            InputError: as `read`, but for the number of recipes; of several one that is named twice, or whose run
+                folder another has too, or an override that would give all of them one.
+        """
+        args, paths, overrides = self._words(argv)
+        if len(paths) > 1:
+            if other := next((word for word in paths if not word.endswith(".toml")), None):
+                self.error(f"{other} is no recipe (.toml), and no override: write section.key=value")
+            for key in ("run.folder", "run.after"):
+                if any(override.partition("=")[0].strip() == key for override in overrides):
+                    self.error(
+                        f"{key} belongs to one recipe: {len(paths)} are named, and an override is of all of them"
+                    )
+        recipes = [load_recipe(path, overrides) for path in paths]
+        folders: dict[str, str] = {}
+        for path, recipe in zip(paths, recipes, strict=True):
+            folder = os.path.realpath(os.path.expanduser(recipe.run.folder))
+            if folder in folders:
+                self.error(f"{folders[folder]} and {path} have one run.folder, {recipe.run.folder}")
+            folders[folder] = path
+        return args, recipes
+
+    def _words(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str], list[str]]:
+        """The options, and the words that are no overrides, one at least, and those that are."""
         args = self.parse_args(argv)
         words = [word for word in (args.recipe, *args.overrides) if word is not None]
         overrides = [word for word in words if _OVERRIDE.match(word)]
         others = [word for word in words if not _OVERRIDE.match(word)]
         if not others:
             self.error("name a recipe, a TOML file")
-        if len(others) > 1:
-            path = next((word for word in others if word.endswith(".toml")), others[0])
-            other = next(word for word in others if word is not path)
-            if spelled := _spelled(other):
-                self.error(f"{other} has no value: write {spelled}")
-            self.error(f"{path} is the recipe, and {other} no override: write section.key=value")
+        if any(word.endswith(".toml") for word in others):
+            for word in others:
+                if not word.endswith(".toml") and (spelled := _spelled(word)):
+                    self.error(f"{word} has no value: write {spelled}")
         keys = [override.partition("=")[0].strip() for override in overrides]
         for override, key in zip(overrides, keys, strict=True):
             if "." not in key and (spelled := _spelled(key, override.partition("=")[2])):
                 self.error(f"{override} names no section: write {spelled}")
             if keys.count(key) > 1:
                 self.error(f"{key} is given twice")
-        return args, load_recipe(others[0], overrides)
+        return args, others, overrides
 
     def _unknown(self, first: str, words: Sequence[str]) -> str:
         key, equals, value = first.lstrip("-").partition("=")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from vdengine.cli.arguments import Parser
-from vdengine.cli.common import verb
+from vdengine.cli.common import names, verb
 from vdengine.errors import InputError
 from vdengine.recipe import READOUTS
 
@@ -15,7 +15,9 @@ from vdengine.recipe import READOUTS
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input; `--check-panel` gives 1 where it has warnings."""
     parser = Parser(prog="vdengine score", description="Score a panel on saved models, or check one.")
-    parser.add_argument("models", nargs="*", help="folders, hub ids, .gguf files, or checkpoints of a run")
+    parser.add_argument(
+        "models", nargs="*", help="folders, hub ids (org/name@revision), .gguf files, or checkpoints of a run"
+    )
     parser.add_argument("--panel", help="a built-in name or .jsonl file (default: the run's own, else values-mini)")
     parser.add_argument("--out", metavar="FOLDER", help="keep the raw scores there, as a run does in its drift/")
     parser.add_argument("--template", default=None, help="chat template (default: the run's own, else the tokenizer's)")
@@ -31,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--readouts", metavar="A,B", help=f"of {', '.join(READOUTS)} (default: as the run did, else all there is)"
     )
+    parser.add_argument(
+        "--stages",
+        metavar="A,B",
+        help="names of the models' stages, in their order, for the report (default: revisions, or ends of names)",
+    )
     parser.add_argument("--check-panel", metavar="PANEL", help="the same as `vdengine panel check PANEL`")
     parser.add_argument("--tokenizer", help="with --check-panel: also look at its tokens, with this tokenizer")
     args = parser.parse_args(argv)
@@ -40,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text, warnings = lint_text(args.check_panel, args.tokenizer)
         print(text)
         return 1 if warnings else 0
+    if args.stages is not None and args.out is None:
+        raise InputError("--stages has no effect without --out: the report reads the names there")
     if not args.models:
         raise InputError("name at least one model to score, or --check-panel PANEL")
     from vdengine.engine.preflight import check_names
@@ -57,5 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.controls,
         args.json,
         args.readouts.split(",") if args.readouts else None,
+        names(args.stages),
     )
     return 0

@@ -37,6 +37,12 @@ def as_frame(rows: Sequence[Row]) -> Any:
     return pandas.DataFrame(columns)
 
 
+def moved(row: Row, steps: int) -> Row:
+    """A row whose steps count from so many steps earlier."""
+    named = {"step", "anchor", "against", "baseline", *(f"{rule}_step" for rule in RULES)}
+    return {name: value + steps if name in named and value is not None else value for name, value in row.items()}
+
+
 # ------------------------------------------------------------------------------------------------ training, cost
 
 

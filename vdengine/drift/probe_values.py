@@ -98,6 +98,73 @@ class ProbeValues:
         return np.full(len(self.topics), True) if topic == "all" else self.topics == topic
 
 
+# ------------------------------------------------------------------------------------------------------- stages
+
+
+def joined(parts: Sequence[tuple[int, ProbeValues]], total_steps: int) -> ProbeValues:
+    """The values of stages as those of one run, whose steps count on.
+
+    Args:
+        parts: step of the whole at which each stage begins, ascending, and its values. Where two have sampled the same
+            weights, at the edge between them, the later one's sample stands: of answers it has the more.
+        total_steps: of the whole.
+
+    Raises:
+        InputError: they are of other probes.
+    """
+    first = parts[0][1]
+    if any(not np.array_equal(values.probes, first.probes) for _, values in parts):
+        raise InputError("the stages have read other probes")
+    begins = [start + int(values.steps[0]) for start, values in parts]
+    pieces = [
+        _taken(values, start + values.steps < after, start)
+        for (start, values), after in zip(parts, [*begins[1:], np.iinfo(np.int64).max], strict=True)
+    ]
+    series = {name: _concatenated([getattr(piece, name) for piece in pieces]) for name in _PER_SAMPLE}
+    return replace(first, total_steps=total_steps, shift_noise=None, **series)
+
+
+def stretch(values: ProbeValues, first: int, last: int) -> ProbeValues:
+    """The samples from step `first` to step `last` as those of a run of their own: its step 0 is `first`."""
+    part = _taken(values, (values.steps >= first) & (values.steps <= last), -first)
+    return replace(part, total_steps=last - first, shift_noise=None)
+
+
+# What a `ProbeValues` has of each sample; `shift_noise` is of shifts since the first one.
+_PER_SAMPLE = ("steps", "channels", "kinds", "anchors", "gates", "halves", "noise", "anchor_noise", "anchor_shift",
+               "anchor_halves")  # fmt: skip
+
+
+def _taken(values: ProbeValues, keep: np.ndarray, start: int) -> ProbeValues:
+    """Some samples, `keep` [S] bool, with their steps moved by `start`."""
+
+    def of(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: of(each) for name, each in part.items()}
+        if isinstance(part, tuple):
+            return tuple(of(each) for each in part)
+        if isinstance(part, list):
+            return [each for each, kept in zip(part, keep, strict=True) if kept]
+        return part if part is None else part[keep]
+
+    moved = {"steps": values.steps + start, "anchors": None if values.anchors is None else values.anchors + start}
+    return replace(values, **{name: of(moved.get(name, getattr(values, name))) for name in _PER_SAMPLE})
+
+
+def _concatenated(parts: Sequence[Any]) -> Any:
+    """Arrays or lists one after another, in dictionaries by the names that all have; None where one is None."""
+    if any(part is None for part in parts):
+        return None
+    if isinstance(parts[0], dict):
+        names = [name for name in parts[0] if all(name in part for part in parts)]
+        return {name: _concatenated([part[name] for part in parts]) for name in names}
+    if isinstance(parts[0], tuple):
+        return tuple(_concatenated(each) for each in zip(*parts, strict=True))
+    if isinstance(parts[0], list):
+        return [each for part in parts for each in part]
+    return np.concatenate(parts)
+
+
 # ------------------------------------------------------------------------------------------------- from the raw log
 
 

@@ -26,7 +26,7 @@ from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.answer_values import answer_values
 from vdengine.drift.judgements import BOTH, PARTS, Judgements
 from vdengine.drift.panel_log import DriftLog
-from vdengine.drift.probe_values import ProbeValues, in_judges_units, lead_values, text_values
+from vdengine.drift.probe_values import ProbeValues, in_judges_units, joined, lead_values, text_values
 from vdengine.errors import InputError
 from vdengine.panels.panel import LEADS, OPENINGS
 from vdengine.recipe import LEAD, TEXT
@@ -80,9 +80,24 @@ def key_of(kind: str, judge: str = "", part: str = BOTH) -> str:
     return ":".join([kind, *([judge] if judge else []), *([part] if judge and part != BOTH else [])])
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of a history: one of its runs, or of its saved models those of one name."""
+
+    name: str
+    first: int  # step of the history at which it begins
+    run: Run  # it alone: steps are its own, and shifts since its own first sample
+
+    @property
+    def last(self) -> int:
+        """The step of the history at which it ends."""
+        return self.first + self.run.total_steps
+
+
 @dataclass
 class Run:
-    """A run, or a folder that `vdengine score` or `vdengine judge` wrote. Make one with `load_run`."""
+    """A run, or a folder that `vdengine score` or `vdengine judge` wrote. Make one with `load_run`; with the stages
+    before it as one history, `load_history`."""
 
     name: str
     folder: Path
@@ -102,6 +117,18 @@ class Run:
 
     views: dict[str, Readout] = field(default_factory=dict)  # the readouts, by key
     judgements: dict[str, Judgements] = field(default_factory=dict)  # by judge
+    stages: list[Stage] = field(default_factory=list)  # of a history, in order
+    models: dict[int, str] = field(default_factory=dict)  # of saved models: the name of each by step
+
+    @property
+    def parts(self) -> list[Stage]:
+        """The stages whose raw logs stand in folders of their own; [] where this run has one log."""
+        return [stage for stage in self.stages if stage.run.log is not None or stage.run.answers is not None]
+
+    @property
+    def own_views(self) -> dict[str, Readout]:
+        """The readouts of what its own recipe did: of a history those of the last stage, since that one's start."""
+        return self.parts[-1].run.views if self.parts else self.views
 
     @property
     def readouts(self) -> list[str]:
@@ -136,7 +163,25 @@ class Run:
         whole answers; NaN where there is no verdict."""
         if self.answers is None:
             return {}
+        if self.parts:
+            return {
+                judge: np.concatenate([stage.run.stances[judge][keep] for stage, keep in self.kept_answers])
+                for judge in self.judgements
+                if all(judge in stage.run.stances for stage, _ in self.kept_answers)
+            }
         return {judge: judgements.stances_of(self.answers) for judge, judgements in self.judgements.items()}
+
+    @cached_property
+    def kept_answers(self) -> list[tuple[Stage, np.ndarray]]:
+        """Of a history the stages with answers, and [answers] bool: those before the next one's first, which are of the
+        same weights as this one's last."""
+        stages = [stage for stage in self.parts if stage.run.answers is not None and stage.run.answers.answers]
+        ends = [*(stage.first for stage in stages[1:]), self.total_steps + 1]
+        return [
+            (stage, np.array([stage.first + a.anchor < end for a in stage.run.answers.answers], bool))
+            for stage, end in zip(stages, ends, strict=True)
+            if stage.run.answers is not None
+        ]
 
     def lead_values(self, variant: str = "question", judge: str | None = None) -> ProbeValues:
         """Leads by probe and sample.
@@ -150,6 +195,8 @@ class Run:
             InputError: no leads were scored, or none of this variant; a judge that is not known here, or that was not
                 asked for leads alone.
         """
+        if self.parts:
+            return joined([(s.first, s.run.lead_values(variant, judge)) for s in self.parts], self.total_steps)
         if self.log is None or not self.log.items(LEADS):
             raise InputError(f"{self.folder}: {self.empty[LEAD]}")
         values = lead_values(self.log, self.total_steps, variant)
@@ -173,6 +220,8 @@ class Run:
         Raises:
             InputError: no openings were scored, or none of this variant.
         """
+        if self.parts:
+            return joined([(s.first, s.run.text_values(variant)) for s in self.parts], self.total_steps)
         if self.log is None or not self.log.items(OPENINGS):
             raise InputError(f"{self.folder}: {self.empty[TEXT]}")
         return text_values(self.log, self.total_steps, variant)
@@ -190,6 +239,9 @@ class Run:
         """
         if self.answers is None:
             raise InputError(f"{self.folder}: {self.empty[ANSWERS]}")
+        if self.parts:
+            each = [(s.first, s.run.answer_values(judge, part, kind=kind, closed=closed)) for s, _ in self.kept_answers]
+            return joined(each, self.total_steps)
         if judge not in self.judgements:
             known = ", ".join(self.judgements) or "nobody"
             raise InputError(f"{self.folder}: not judged by {judge!r}; it is by {known}")
@@ -210,12 +262,22 @@ class Run:
     def rows(self, table: str, topics: Sequence[str] | None = None) -> list[frames.Row]:
         """The rows of a table; topics: only these ("all" is the panel's mean). Default: every one.
 
+        Of a history those of the whole, and those of each stage, named in the column `stage`, with its own baseline.
+        Steps are the history's; fractions are of the stretch that a row is of. Raw data are in the stages' rows alone.
+
         Raises:
             InputError: no such table.
         """
         if table not in TABLES:
             raise InputError(f"no table {table!r}; there are {', '.join(TABLES)}")
-        return TABLES[table](self, topics)
+        whole = [] if self.parts and table in RAW_TABLES else TABLES[table](self, topics)
+        if not self.stages:
+            return whole
+        return [self.head | {"stage": None} | row for row in whole] + [
+            self.head | {"stage": stage.name} | frames.moved(row, stage.first)
+            for stage in self.stages
+            for row in stage.run.rows(table, topics)
+        ]
 
     def describe(self) -> frames.Row:
         """What the run is, in one row."""
@@ -233,11 +295,16 @@ class Run:
             "panel_hash": self.panel_hash,
             "smoothing": None if view is None else view.analysis.smoothing,
             "baseline": None if view is None else view.analysis.baseline,
-            "samples": 0 if self.log is None else len(self.log.steps),
+            "samples": sum(run.num_samples for run in [s.run for s in self.parts] or [self]),
             "answers": len(self.answers.answers) if self.answers else 0,
             "judges": ", ".join(self.judgements) or None,
             "notes": "; ".join(self.notes) or None,
-        }
+        } | ({"stages": ", ".join(stage.name for stage in self.stages)} if self.stages else {})
+
+    @property
+    def num_samples(self) -> int:
+        """Of the panel, in its own log."""
+        return 0 if self.log is None else len(self.log.steps)
 
     @property
     def head(self) -> frames.Row:
@@ -308,6 +375,8 @@ def _branch_rows(channel: str) -> TableRows:
     return lambda run, topics: [] if run.log is None else frames.branch_rows(run.head, run.log, channel)
 
 
+# Those that hold what was logged, not what was made of it.
+RAW_TABLES = {"gates", "support", "training", "answers", LEADS, OPENINGS}
 # The tables that a report writes.
 SUMMARY_TABLES: dict[str, TableRows] = {
     "runs": lambda run, topics: [run.describe()],

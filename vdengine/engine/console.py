@@ -86,8 +86,9 @@ class Console:
         t = self.trainer
         if t.probes is not None and t.probes.note:
             self.say(f"        {t.probes.note}")
-        while t.saver.notes:
-            self.say(f"        {t.saver.notes.pop(0)}")
+        for said in (t.saver.notes, t.probes.said if t.probes is not None else []):
+            while said:
+                self.say(f"        {said.pop(0)}")
         if not self.bar.disable:
             self.bar.n = t.step_count
             self.bar.set_description(f"step {min(t.step_count + 1, t.total_steps)}/{t.total_steps}", refresh=False)
@@ -256,6 +257,12 @@ def plan(t: Trainer) -> str:
         f"train   {t.objective.name}, {t.total_steps} steps of {r.batch.examples} {t.objective.unit} "
         f"({t.total_steps / t.loader.steps_per_epoch:.2f} epochs), lr {r.optimizer.lr:g} {r.optimizer.schedule}",
     ]
+    if t.before is not None:
+        first, names = t.before.step, t.before.names
+        lines.append(
+            f"stage   {len(names) + 1}, after {', '.join(names)}: steps {first + 1} to {first + t.total_steps} of their "
+            "history"
+        )
     if t.ppo is not None:
         o, roll = r.objective, r.rollout
         weights = "gathered for decoding" if t.ppo.sampler.gathers else "sharded, gathered layer by layer"

@@ -118,18 +118,22 @@ class _Hosted:
 class MetricsLog:
     """The file of metrics in the run folder, and the trackers that the recipe names. On rank 0 only.
 
+    Args:
+        start_step: updates so far.
+        first: those of the stages before this run: the trackers count all, so that their curves go on.
+
     Raises:
         InputError: a tracker that is not installed.
     """
 
-    def __init__(self, run_folder: Path, start_step: int, recipe: recipes.Recipe) -> None:
-        files = RunFolder(run_folder)
+    def __init__(self, run_folder: Path, start_step: int, recipe: recipes.Recipe, first: int = 0) -> None:
+        files, self._first = RunFolder(run_folder), first
         self.path, self._completions = files.metrics, files.completions
         rewind(self.path, start_step + 1)
         rewind(files.completions, start_step)
         self.file = open(self.path, "a", encoding="utf-8")
         self.trackers: list[Tracker] = [
-            _TensorBoard(run_folder, start_step + 1)
+            _TensorBoard(run_folder, first + start_step + 1)
             if name == "tensorboard"
             else _Hosted(name, run_folder, recipes.to_tables(recipe))
             for name in recipe.log.trackers
@@ -152,7 +156,7 @@ class MetricsLog:
     def track(self, scalars: dict[str, float], step: int) -> None:
         """Send scalars to the trackers alone. Steps must not decrease, because wandb drops scalars of earlier steps."""
         for tracker in self.trackers:
-            tracker.log(scalars, step)
+            tracker.log(scalars, self._first + step)
 
     def flush(self) -> None:
         """Have the trackers write what they hold."""

@@ -15,6 +15,7 @@ from vdengine.data.locate import FileSource, resolve, resolve_here
 from vdengine.engine.adapting import named_adapter
 from vdengine.engine.pattern import pattern_reward
 from vdengine.engine.resuming import check_folder
+from vdengine.engine.stages import stages_before, stand_in, tokenizer_and_template
 from vdengine.errors import InputError
 from vdengine.files import Lock, existing
 from vdengine.gguf import read_gguf
@@ -42,8 +43,9 @@ class Found:
     panel: Panel | None
 
 
-def preflight(recipe: Recipe) -> Found:
-    """Check what a recipe names: model, tokenizer, template, data and their format, panel, reward and value model.
+def preflight(recipe: Recipe, planned: Sequence[Recipe] = ()) -> Found:
+    """Check what a recipe names: the run before it, model, tokenizer, template, data and their format, panel, reward
+    and value model. planned: recipes that are trained before it, whose exports it may name.
 
     What is on the hub is looked at if this is the only process of the run: the other ranks would wait for a download.
 
@@ -53,18 +55,19 @@ def preflight(recipe: Recipe) -> Found:
     objective: Objective = recipe.objective.declaration
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     _check_places(recipe, objective)
+    stages_before(recipe, planned)
     if recipe.model.source != IN_MEMORY:
         with _of_key("model.source"):
-            config = check_model(recipe.model.source, objective.head)
+            _, config = _check_source(recipe.model.source, objective.head, planned)
         with _of_key("lora.start"):
             start_here = not recipe.lora.start or locate_here(recipe.lora.start) is not None
         if config is not None and start_here:
             named_adapter(recipe, config)
     tokenizer = renderer = None
-    named = recipe.model.tokenizer or recipe.model.source
+    named, template = tokenizer_and_template(recipe, planned)
     if named != IN_MEMORY and (alone or locate_here(named) is not None):
         tokenizer = load_tokenizer(tokenizer_of(named))
-        renderer = Renderer(tokenizer, template=recipe.data.template)
+        renderer = Renderer(tokenizer, template=template)
     sources, formats = [], []
     for name in recipe.data.train:
         if name in (IN_MEMORY, OWN_BATCHES):
@@ -85,10 +88,10 @@ def preflight(recipe: Recipe) -> Found:
         with _of_key("probes.panel"):
             panel = Panel.load(recipe.probes.panel)
     if objective.rollout:
-        _check_reward(recipe.reward.source)
+        _check_reward(recipe.reward.source, planned)
         if recipe.value.source:
             with _of_key("value.source"):
-                check_model(recipe.value.source, None)
+                _check_source(recipe.value.source, None, planned)
     return Found(tuple(sources), tuple(formats), held_out, tokenizer, renderer, panel)
 
 
@@ -149,15 +152,26 @@ def check_model(source: str, head: str | None) -> ModelConfig | None:
     return config
 
 
-def _check_reward(source: str) -> None:
+def _check_source(source: str, head: str | None, planned: Sequence[Recipe]) -> tuple[str, ModelConfig | None]:
+    """`check_model` of a model that may still have to be trained. Returns the kind of its head, "" where it is not known
+    yet; and its config, None where that is not."""
+    if (r := stand_in(source, planned)) is None:
+        config = check_model(source, head)
+        return "" if config is None else config.head, config
+    its: Objective = r.objective.declaration
+    if head == "causal" and its.head == "scalar":
+        raise InputError(f"{source}: will be a reward model ({its.name}); a language model is needed here")
+    return its.head, None
+
+
+def _check_reward(source: str, planned: Sequence[Recipe]) -> None:
     if not source:
         raise InputError("reward.source is missing: a reward model, or regex:PATTERN")
     if source.startswith("regex:"):
         pattern_reward(source.removeprefix("regex:"))
         return
     with _of_key("reward.source"):
-        config = check_model(source, None)
-        if config is not None and config.head == "causal":
+        if _check_source(source, None, planned)[0] == "causal":
             raise InputError(f"{source} is a language model; a reward model (one label) is needed")
 
 

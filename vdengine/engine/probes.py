@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vdengine import recipe as recipes
 from vdengine.data.batching import Forest, deal
+from vdengine.drift.chain import difference, edge
 from vdengine.drift.importance import Gate
 from vdengine.drift.live import Live, LivePanel
 from vdengine.drift.panel_log import DriftLog
@@ -26,6 +27,7 @@ from vdengine.errors import InputError
 from vdengine.files import bytes_before
 from vdengine.models.transformer import Transformer
 from vdengine.panels.panel import Panel
+from vdengine.runfolder import RunFolder
 from vdengine.text.renderer import Renderer
 from vdengine.trees import Pack
 
@@ -133,6 +135,8 @@ class Probes:
         self.log: DriftLog | None = None
         self.gate: Gate | None = None  # of the last reading of answers, until it is reported
         self.note = ""  # a sentence for the console if answers were drawn at this step
+        self.said: list[str] = []  # what is worth saying of the samples, until someone has said it
+        self._before: Path | None = None  # the stage before this run, until the first sample is compared with its last
         self.seconds: dict[str, float] = {}  # of sampling at this step
         self._step_readings: list[Reading] = []  # of this step, whose forwards have not all run
         self._pending: list[Reading] = []  # not written yet
@@ -141,9 +145,9 @@ class Probes:
         self._untold: list[Live] = []
         self.latest: Live | None = None
 
-    def open_log(self, run_folder: Path, step: int) -> None:
+    def open_log(self, run_folder: Path, step: int, before: Path | None = None) -> None:
         """Create the raw logs, or continue them with the samples of `step`. Rank 0 must call this before the other
-        ranks."""
+        ranks. before: the folder of the stage that ended with the weights which this run starts from."""
         main = self.world.is_main
         log = DriftLog.create(run_folder, self.panel_packs.panel, self.panel_packs.requests, self.tokenizer_hash)
         if main:
@@ -152,11 +156,13 @@ class Probes:
         steps, logp = log.steps, log.samples()  # [samples], [samples, branches]
         self.live.continue_from(logp)
         self._logged = int(steps[-1]) if len(steps) else -1  # a sample that need not be taken again
+        if main and not len(steps) and before is not None and RunFolder(before).has_panel_scores:
+            self._before = before
         if self.answers is not None:
             self.answers.open_log(run_folder, step, main)
             if self.answers.anchors and len(steps):
-                before = np.flatnonzero(steps < self.answers.anchors[-1])
-                self.answers.reference = self.live.read(logp[before[-1] if len(before) else 0]).text
+                earlier = np.flatnonzero(steps < self.answers.anchors[-1])
+                self.answers.reference = self.live.read(logp[earlier[-1] if len(earlier) else 0]).text
                 self.answers.watch(self.live.read(logp[-1]).text)
 
     def bytes_before(self, step: int) -> dict[Path, int]:
@@ -291,6 +297,7 @@ class Probes:
             if reading.bank is None:
                 if self.log is not None:
                     self.log.append(reading.step, logp)
+                    self._compare()
                 self._untold.append(self.live.add(reading.step, logp))
                 if self.answers is not None and self.live.last is not None:
                     self.answers.watch(self.live.last.text)
@@ -298,6 +305,12 @@ class Probes:
                 self.gate = self.answers.read(reading.step, logp)
                 if self.answers.log is not None:
                     self.answers.log.append_reading(reading.step, reading.bank.anchor, logp)
+
+    def _compare(self) -> None:
+        """Say whether the first sample is the last one of the stage before: the weights should be the same."""
+        before, self._before = self._before, None
+        if before is not None and self.log is not None:
+            self.said.append(edge(before.resolve().name, difference(DriftLog.open(before), self.log)))
 
     def take_live(self) -> list[Live]:
         """The samples since the last call."""

@@ -26,7 +26,8 @@ SAMPLED = (
 
 # Names of what a run reads. Their contents are compared (`inputs.json`, the log's panel), so they may have moved.
 BY_CONTENTS = (
-    "model.source", "model.tokenizer", "lora.start", "data.train", "data.eval", "data.template", "reward.source",
+    "run.after", "model.source", "model.tokenizer", "lora.start", "data.train", "data.eval", "data.template",
+    "reward.source",
     "value.source", "probes.panel",
 )  # fmt: skip
 
@@ -126,16 +127,21 @@ def check_fresh(files: RunFolder) -> list[str]:
 
 def last_step(files: RunFolder) -> int:
     """The step of the last whole line of metrics; 0 where there is none."""
+    return last_metrics(files).get("step", 0)
+
+
+def last_metrics(files: RunFolder, name: str = "step") -> dict[str, Any]:
+    """The last whole line of metrics that has a step, and the metric `name`; {} where there is none."""
     if not files.metrics.exists():
-        return 0
+        return {}
     for line in reversed(read_bytes(files.metrics, LARGE).split(b"\n")[:-1]):
         try:
             row = parse_json(line, str(files.metrics))
         except InputError:
             continue  # of a crash; the line before it counts
-        if isinstance(row, dict) and is_count(row.get("step")):
-            return row["step"]
-    return 0
+        if isinstance(row, dict) and is_count(row.get("step")) and name in row:
+            return row
+    return {}
 
 
 def check_length(

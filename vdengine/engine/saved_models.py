@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from vdengine.drift.answer_log import Answer, AnswerLog
+from vdengine.drift.history import tell_apart
 from vdengine.drift.model_shifts import levels_table, model_shifts, models_table
 from vdengine.drift.panel_log import DriftLog
 from vdengine.drift.panel_packs import PanelPacks
 from vdengine.drift.summary import drift_table
 from vdengine.engine.checkpoint import checkpoints, inspect, load_weights, step_of
+from vdengine.engine.stages import planned_steps
 from vdengine.errors import InputError
 from vdengine.files import write_text
 from vdengine.models.device import compute_dtype, default_device
@@ -109,6 +111,40 @@ def steps_of(models: Sequence[SavedModel]) -> list[int]:
     return steps if in_order else list(range(len(models)))
 
 
+def stage_names(names: Sequence[str]) -> list[str]:
+    """What models are called in a history: a hub model by its revision, others by the last part of their names, with as
+    much more as tells them apart."""
+    revisions = [name.rpartition("@")[2] if "@" in name and not Path(name).exists() else "" for name in names]
+    if all(revisions) and len(set(revisions)) == len(set(names)):
+        return revisions
+    plain = tell_apart(
+        [name.partition("@")[0] if revision else name for name, revision in zip(names, revisions, strict=True)]
+    )
+    return [f"{name}@{revision}" if revision else name for name, revision in zip(plain, revisions, strict=True)]
+
+
+def _named(models: Sequence[SavedModel], steps: Sequence[int], stages: Sequence[str] | None) -> dict[str, dict]:
+    """By step the model that is scored under it, and its stage; checkpoints of a run have no stages of their own.
+
+    Raises:
+        InputError: stages that do not fit the models, or of one name that do not stand together.
+    """
+    names = [model.name for model in models]
+    if stages is not None:
+        if len(stages) != len(names) or not all(stages):
+            raise InputError(f"--stages: {len(names)} models need as many names; got {', '.join(stages) or 'none'}")
+        for stage in dict.fromkeys(stages):
+            places = [i for i, other in enumerate(stages) if other == stage]
+            if places[-1] - places[0] >= len(places):
+                raise InputError(f"--stages: {stage!r} stands apart from itself: models of one stage follow each other")
+    elif list(steps) == list(range(len(models))):
+        stages = stage_names(names)
+    if stages is None:
+        return {str(step): {"model": name} for step, name in zip(steps, names, strict=True)}
+    each = zip(steps, names, stages, strict=True)
+    return {str(step): {"model": name, "stage": stage} for step, name, stage in each}
+
+
 def _open(names: Sequence[str], template: str | None) -> tuple[list[SavedModel], Recipe | None, list[Renderer]]:
     """The models, the recipe of the first checkpoint among them, and their renderers."""
     models = [SavedModel.find(name) for name in names]
@@ -160,6 +196,7 @@ def score(
     controls: bool | None = None,
     json_path: str | Path | None = None,
     readouts: Sequence[str] | None = None,
+    stages: Sequence[str] | None = None,
     say: Callable[[str], None] = tell,
 ) -> np.ndarray:  # [models, branches] fp32
     """The log-prob sum of every branch of `PanelPacks` by every model, and a printed table: of two models the shifts
@@ -178,6 +215,8 @@ def score(
         controls: whether to score them; default: as in the run, else yes.
         json_path: a file for `drift.model_shifts` as JSON, "-" for standard output, instead of tables.
         readouts: some of `READOUTS`; default: those of the run, else all that the panel has texts for.
+        stages: the name of each model's stage in the history that `vdengine report OUT` draws; several models in a row
+            may be of one. Default: `stage_names`; none where the models are checkpoints with steps of their own.
         say: prints.
 
     Raises:
@@ -199,12 +238,15 @@ def score(
     budget = tokens or (run.probes.tokens if run else 2048)
     forest = PanelPacks.build(chosen, renderer, budget, controls=controls, readouts=readouts)
     steps = steps_of(models)
+    named = _named(models, steps, stages)
     rows = []  # of each model: [branches] fp32
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out or scratch)
-        log = DriftLog.create(folder, chosen, forest.requests, renderer.hash)
+        about = {"model": {"source": ", ".join(names)}}
+        log = DriftLog.create(folder, chosen, forest.requests, renderer.hash, about=about)
         if len(log.steps):
             raise InputError(f"{folder}: holds scores already; give --out a new name")
+        write_text(RunFolder(folder).models, json.dumps(named, indent=2, ensure_ascii=False) + "\n")
         for model, step in zip(models, steps, strict=True):
             with_controls = model in (models[0], models[-1])  # as in a run
             packs = range(len(forest.packs)) if with_controls else forest.part(0, 1)
@@ -229,6 +271,7 @@ def score(
             say(f"\nAs JSON: {json_path}")
         if out:
             say(f"\nRaw scores: {RunFolder(folder).drift}/")
+            say(f"To look at the history: vdengine report {folder}" if len(models) > 1 else "")
     return np.stack(rows)
 
 
@@ -264,7 +307,7 @@ def export(
 
     Args:
         step: of the checkpoint; default: of the newest whole one.
-        to: default: `export-STEP` in the run's folder, or for the last of its `run.steps` its own `export`, which is
+        to: default: `export-STEP` in the run's folder, or for the last of its planned steps its own `export`, which is
             the mark of a run that is done. An earlier export is replaced. With `merge` it is `merged-STEP`.
         dtype: of the tensors in the files; default: "float32", that of the weights. An adapter's are float32.
         merge: with LoRA: the whole model, with the adapter in its weights.
@@ -285,7 +328,7 @@ def export(
         raise InputError(f"{files.path}: --merge has no effect: the run has no adapter, its export is the whole model")
     if dtype and files.adapter.exists() and not merge:
         raise InputError("--dtype has no effect on an adapter, which is float32; give --merge too")
-    own = files.export if step == recipe.run.steps else files.path / f"{files.export.name}-{step}"
+    own = files.export if step == planned_steps(files, recipe) else files.path / f"{files.export.name}-{step}"
     own = files.path / f"merged-{step}" if merge else own
     target = Path(to) if to else own
     check_replaceable(target, whole.models)
@@ -373,7 +416,7 @@ def sample_answers(
     if dry_run:
         return
     folder = RunFolder(out)
-    model_names = {str(step): model.name for step, model in zip(steps, models, strict=True)}
+    model_names = _named(models, steps, None)
     if folder.models.exists() and json_object(folder.models) != model_names:
         raise InputError(f"{out}: holds answers of other models (see {folder.models.name}); give --out a new name")
     readouts = _readable(chosen, renderer, say) if len(models) > 1 and not folder.has_panel_scores else []

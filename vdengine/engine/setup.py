@@ -40,6 +40,7 @@ from vdengine.engine.rollouts import Sampler
 from vdengine.engine.rows import open_loader, open_store
 from vdengine.engine.saver import Saver
 from vdengine.engine.skips import Skips
+from vdengine.engine.stages import stages_before
 from vdengine.engine.trouble import MAX_SKIPPED, NothingLearned, given_up
 from vdengine.errors import InputError
 from vdengine.files import Lock, check_space, write_text
@@ -104,6 +105,7 @@ class Setup:
         try:
             self._lock_folder()
             self._check_folder()
+            self.before = stages_before(recipe, panel=given.panel)
             self._check_kernels()
             self._open_weights(given)
             self._open_sources(given.reward)  # before the data: tokenising may take long
@@ -396,11 +398,13 @@ class Setup:
                 write_text(self.files.inputs, json.dumps(self.inputs, indent=2) + "\n")
                 write_text(self.files.recipe, recipes.to_toml(self.recipe))
                 write_adapter(self.files, self.lora, self.weights.config, self.recipe)
-                self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe)
+                first = self.before.step if self.before else 0
+                self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe, first)
             if self.probes is not None:
                 # The samples at a run's end stay: it has them already when it is opened again.
                 finished = found is not None and self.step_count == self.total_steps
-                self.probes.open_log(self.folder, self.step_count + finished)
+                last = self.before.folders[-1] if self.before else None
+                self.probes.open_log(self.folder, self.step_count + finished, last)
 
     def _check_resumed(self, found: Found) -> None:
         """The logs must be whole, and what has been done so far what this recipe would have done, and worth going on

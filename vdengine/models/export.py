@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 import vdengine
 from vdengine.errors import InputError
-from vdengine.files import check_space, partial, sync
+from vdengine.files import check_space, partial, sync, write_bytes, write_text
 from vdengine.models.adapters import peft_name
 from vdengine.models.families import expected_shapes
 from vdengine.models.hf_config import config_to_hf
@@ -240,6 +240,27 @@ def _write_folder(
             raise (InputError if is_input else OSError)(f"rank 0: {message}")
     if failure is not None:
         raise failure
+
+
+def add_to_export(folder: Path, files: dict[str, bytes]) -> None:
+    """Write further files into an export, as parts of it: by name their contents.
+
+    Raises:
+        InputError: the folder is no export.
+    """
+    check_replaceable(folder)
+    mark = json_object(folder / MARK)
+    mark["files"] |= {name: len(data) for name, data in files.items()}
+    write_text(
+        folder / MARK, json.dumps(mark, indent=2, ensure_ascii=False) + "\n"
+    )  # first: it may name what is missing
+    for name, data in files.items():
+        write_bytes(folder / name, data)
+
+
+def export_files(folder: Path) -> list[str]:
+    """The names of an export's files."""
+    return [*json_object(folder / MARK)["files"], MARK]
 
 
 def _attempt(function: Any, *arguments: Any) -> Exception | None:

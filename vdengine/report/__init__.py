@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vdengine.drift.load import load_run
+from vdengine.drift.history import load_history, tell_apart
 from vdengine.drift.probe_values import topic_name
 from vdengine.drift.run import judges_of
 from vdengine.errors import InputError
@@ -67,7 +67,7 @@ def report(
     if not folders:
         raise InputError("name at least one run")
     loaded = [
-        load_run(folder, name=name, smoothing=smoothing, baseline=baseline, judge=judge)
+        load_history(folder, name=name, smoothing=smoothing, baseline=baseline, judge=judge)
         for folder, name in zip(folders, _names(folders, labels), strict=True)
     ]
     first = loaded[0]
@@ -96,8 +96,9 @@ def report(
     shown = [t for t in known if topics is None or t in topics]
     audits = load_gaps(gaps, loaded)
     for run in loaded:  # analyses are made now: an error in them comes before anything is written
-        for view in run.views.values():
-            _ = view.analysis
+        for each in [run, *(stage.run for stage in run.stages)]:
+            for view in each.views.values():
+                _ = view.analysis
     for run in loaded:
         if (count := len(run.metrics)) > tables.MAX_METRIC_ROWS:
             run.notes.append(
@@ -134,10 +135,6 @@ def _names(folders: Sequence[Path], labels: Sequence[str] | None) -> list[str]:
         if len(labels) != len(folders) or len(set(labels)) != len(labels):
             raise InputError(f"labels: {len(folders)} runs need as many different names; got {', '.join(labels)}")
         return list(labels)
-    parts = [Path(os.path.realpath(f) if "\0" not in str(f) else str(f)).parts for f in folders]
-    if len(set(parts)) < len(parts):
+    if len({os.path.realpath(f) if "\0" not in str(f) else str(f) for f in folders}) < len(folders):
         raise InputError("a run is named twice")
-    depth = 1
-    while len({p[-depth:] for p in parts}) < len(parts):
-        depth += 1
-    return ["/".join(p[-depth:]) for p in parts]
+    return tell_apart(folders)

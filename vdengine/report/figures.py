@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,13 +87,27 @@ def _style() -> Iterator[None]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Write a figure in three formats; None: nothing. Without dates in the files: one report gives the same bytes."""
-    if figure is None:
-        return
+    """Write a figure in three formats; None: nothing."""
+    for ending, data in ({} if figure is None else _formats(figure)).items():
+        Path(f"{path}.{ending}").write_bytes(data)
+
+
+def _formats(figure: Any) -> dict[str, bytes]:
+    """A figure as the bytes of a file, by ending. Without dates in them: one report gives the same bytes."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # lay out once, not for each format
+    files = {}
     for ending, meta in (("png", {}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
-        figure.savefig(f"{path}.{ending}", dpi=300, metadata=meta)
+        file = io.BytesIO()
+        figure.savefig(file, format=ending, dpi=300, metadata=meta)
+        files[ending] = file.getvalue()
+    return files
+
+
+def as_files(make: Callable[[], Any]) -> dict[str, bytes]:
+    """The figure that `make` draws, as the bytes of a file by ending: png, svg, pdf."""
+    with _style():
+        return _formats(make())
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, np.ndarray]:
@@ -181,6 +196,7 @@ def shifts(shown: Sequence[Pair], topics: Sequence[str]) -> Any:
 
     def draw_topic(ax: Any, topic: str) -> str:
         ax.axhline(0, color="0.5", linewidth=0.6)
+        edges(ax, [run for _, run, _ in shown])
         for number, _, view in shown:
             if curve := view.analysis.curves.get((topic, view.analysis.values.primary)):
                 scale, style = _scale(view), _line_style(number)
@@ -250,6 +266,24 @@ def _fitted(views: Sequence[Readout]) -> list[Any]:
             marks = Line2D([], [], label="fresh answers of one step", marker="o", ls="", **HOLLOW, color="0.3")
             return [marks, Line2D([], [], label=f"the curve: {how} over these steps", color="0.3")]
     return []
+
+
+def edges(ax: Any, runs: Sequence[Run]) -> None:
+    """Draw where the stages of histories begin, with their names; of saved models the name of each."""
+    if runs and runs[0].models and all(run.models == runs[0].models for run in runs):
+        names = [_fit(name, 12) for name in runs[0].models.values()]
+        ax.set_xticks(list(runs[0].models), names, rotation=30 if len(names) > 4 else 0)
+        return
+    begins: dict[int, list[str]] = {}
+    for run in runs:
+        for stage in run.parts:
+            names = begins.setdefault(stage.first, [])
+            names += [] if stage.name in names else [stage.name]
+    for step, names in begins.items():
+        if step:
+            ax.axvline(step, color="0.6", linewidth=0.6, linestyle=(0, (4, 2)))
+        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        ax.annotate(_fit("/".join(names), 20), (step, 1.0), (2, -1), va="top", fontsize=5.5, color="0.4", **place)
 
 
 def _anchors(ax: Any, view: Readout, curve: Curve, scale: float, number: int, *, bars: bool) -> None:
@@ -365,8 +399,11 @@ def gap_against_drift(shown: Sequence[Pair], gaps: Sequence[Gap], topics: Sequen
     not_significant = set()  # indexes of points
     for gap in gaps:
         for number, run, view in shown:
-            for topic in topics if run is gap.run else ():
-                drift, entry = view.analysis.drifts.get((topic, view.analysis.values.primary)), gap.topics.get(topic)
+            own = run.own_views.get(view.key) if run is gap.run else None
+            if own is None:
+                continue
+            for topic in topics:
+                drift, entry = own.analysis.drifts.get((topic, own.analysis.values.primary)), gap.topics.get(topic)
                 if drift is not None and entry is not None and np.isfinite([entry["gap"], drift.magnitude.mean]).all():
                     if not drift.significant:
                         not_significant.add(len(points))
@@ -456,6 +493,7 @@ def training(runs: Sequence[Run]) -> Any:
         ax.set_visible(n < len(charts))
         if n < len(charts):
             chart, lines = charts[n]
+            edges(ax, [runs[number] for number, _ in lines if runs[number].parts])
             for number, line in lines:
                 ax.plot(line.steps, line.values, **_line_style(number), marker="." if len(line.steps) < 3 else "")
             ax.set_title(chart.title, loc="left")

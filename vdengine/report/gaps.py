@@ -27,7 +27,7 @@ class Gap:
     def rows(self, shown: Sequence[str]) -> list[dict[str, Any]]:
         """Gap and drift by topic, once for each readout of the run."""
         rows = []
-        for view in self.run.views.values():
+        for view in self.run.own_views.values():  # the data are of the last stage alone
             for topic in shown:
                 drift = view.analysis.drifts.get((topic, view.analysis.values.primary))
                 gap = self.topics.get(topic)

@@ -71,7 +71,10 @@ class Metrics:
 
     @classmethod
     def of(cls, run: Run) -> Metrics:
-        """Of the rows of metrics.jsonl; a step that is there twice counts as in its last row."""
+        """Of the rows of metrics.jsonl; a step that is there twice counts as in its last row. Of a history those of its
+        stages one after another, with a gap between them: they may be of different losses."""
+        if run.parts:
+            return cls._joined([(stage.name, stage.first, cls.of(stage.run)) for stage in run.parts])
         rows = {row["step"]: row for row in run.metrics}
         ordered = sorted(rows)
         steps = np.array(ordered, np.int64)
@@ -99,6 +102,20 @@ class Metrics:
             for name, values in by_name.items()
         }
         return cls(lines, notes)
+
+    @classmethod
+    def _joined(cls, parts: Sequence[tuple[str, int, Metrics]]) -> Metrics:
+        """Of stages: the name of each, and the step at which it begins."""
+        lines = {}
+        for name in dict.fromkeys(name for _, _, each in parts for name in each.lines):
+            steps, values = [np.zeros(0, np.int64)], [np.zeros(0)]
+            for _, first, each in parts:
+                if (line := each.lines.get(name)) is not None:
+                    gap = [first] if len(steps) > 1 else []
+                    steps += [np.array(gap, np.int64), line.steps + first]
+                    values += [np.full(len(gap), np.nan), line.values]
+            lines[name] = Line(name, np.concatenate(steps), np.concatenate(values))
+        return cls(lines, [f"{stage}: {note}" for stage, _, each in parts for note in each.notes])
 
     def line(self, chart: Chart) -> Line | None:
         """What a chart shows of the run."""
@@ -152,6 +169,8 @@ def spans(steps: Sequence[int], every: int = 1) -> list[tuple[int, int]]:
 
 def missing_samples(run: Run) -> list[str]:
     """A sentence on samples of the panel that the recipe asks for and the log does not have."""
+    if run.parts:
+        return [f"{stage.name}: {note}" for stage in run.parts for note in missing_samples(stage.run)]
     every = run.recipe.get("probes", {}).get("every")
     if run.log is None or isinstance(every, bool) or not isinstance(every, int) or every < 1:
         return []

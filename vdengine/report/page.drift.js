@@ -217,6 +217,37 @@ function seeds() {
   return s;
 }
 
+/** Each stage of the histories by itself, since its own start; a stage that several share is shown once. */
+function byStage() {
+  const shown = viewed().filter((r) => r.stages.length);
+  if (!shown.length) return null;
+  const key = keyOf(reading(), state.judge), columns = new Map();
+  for (const r of shown) {
+    for (const stage of r.stages) {
+      const view = stage.views[key], id = JSON.stringify([stage.name, stage.first, view]);
+      if (view && !columns.has(id)) columns.set(id, [stage.name, `steps ${num(stage.first)} to ${num(stage.last)}`, (t) => (view.drifts[t] || {})[r.view.primary], stage.first]);
+    }
+    columns.set(`whole ${r.i}`, [shown.length > 1 ? `whole of ${r.name}` : "whole", `steps 0 to ${num(r.total)}`, (t) => (r.view.drifts[t] || {})[r.view.primary], 0]);
+  }
+  const each = [...columns.values()], rows = [...topics(false), "all"];
+  const largest = Math.max(...each.flatMap(([, , get]) => rows.map((t) => Math.abs((get(t) || {}).mean || 0))), 1e-9), digits = decimals({ mean: largest });
+  const cell = ([name, , get, first], t) => {
+    const d = get(t);
+    if (!d || d.mean == null) return el("td", { class: "num unknown", title: (d || {}).unknown }, d ? "not known" : "–");
+    const [step, fraction] = d.times[state.rule], when = step == null ? "" : `, by step ${num(first + step)} (${percent(fraction)})`;
+    return el("td", {
+      class: `num ${d.sure ? "sure" : ""}`, title: `${topicName(t)}, ${name}: ${shiftOf(d)} ${interval(d)}${d.unknown ? `, not known: ${d.unknown}` : ""}`,
+      style: { background: `rgba(${css(d.mean > 0 ? "--up" : "--down")},${d.unknown ? 0 : (0.06 + 0.5 * Math.min(Math.abs(d.mean) / largest, 1)).toFixed(3)})` },
+    }, d.unknown ? `${plain(d.mean, digits)} not known` : `${plain(d.mean, digits)}${d.sure ? " ●" : ""}`, el("small", {}, `${interval(d, (x) => plain(x, digits))}${when}`));
+  };
+  const s = section("stages", "Stage by stage",
+    `What each stage did since its own start, and all of them together, in ${reading().unit}, with 95% intervals; in brackets the share of the stretch after which a topic had moved. Stages that cancel out leave no shift of the whole.`);
+  s.append(scroll(el("table", { class: "heat" },
+    el("thead", {}, el("tr", {}, el("th", {}, "topic"), each.map(([name, steps]) => el("th", { scope: "col", class: "num" }, name, el("small", {}, steps))))),
+    el("tbody", {}, rows.map((t) => el("tr", {}, el("th", { scope: "row" }, topicName(t), el("small", {}, t === "all" ? "mean over the panel" : axisOf(t))), each.map((c) => cell(c, t))))))));
+  return s;
+}
+
 const driftUnit = () => `shift, ${reading().unit}`;
 
 function driftTimes() {
@@ -260,7 +291,8 @@ function gaps() {
     const r = shown.find((x) => x.i === g.run);
     if (!r) continue;
     for (const t of topics(false)) {
-      const d = (r.view.drifts[t] || {})[r.view.primary], e = g.topics[t];
+      const own = (r.edges.length ? r.stages[r.stages.length - 1].views[keyOf(reading(), state.judge)] : null) || r.view; // the data are of the last stage
+      const d = (own.drifts[t] || {})[r.view.primary], e = g.topics[t];
       if (!d || !e || e.gap == null || d.mean == null) continue;
       found.push({
         r, x: [e.gap, e.low, e.high], y: [d.mean, d.low, d.high], label: t, hollow: !d.sure,

@@ -31,6 +31,23 @@ function flush() {
 }
 /** The axis of steps. */
 const stepAxis = (more = {}) => ({ title: named("step"), tickformat: ",.7~g", nticks: 6, ...more });
+/** A plot over steps with the edges of the runs' stages: a line where each begins, and its name at the top; of saved
+ * models, which are the steps, the name of each below. */
+function staged(more, shown) {
+  const begins = new Map();
+  for (const r of shown) for (const [step, name] of r.edges) begins.set(step, [...new Set([...(begins.get(step) || []), name])]);
+  const line = { color: css("--soft"), width: 1, dash: "longdash" };
+  const shapes = [...begins.keys()].filter((step) => step > 0).map((step) => ({ type: "line", yref: "paper", x0: step, x1: step, y0: 0, y1: 1, line }));
+  const annotations = [...begins].map(([step, names]) => ({
+    text: esc(names.join(" / ")), x: step, yref: "paper", y: 1, xanchor: "left", yanchor: "bottom", xshift: step > 0 ? -4 : 0, showarrow: false, font: { size: 11, color: css("--soft") },
+  }));
+  const models = shown.length && shown.every((r) => r.models.length && String(r.models) === String(shown[0].models)) ? shown[0].models : [];
+  const ticks = models.length ? { title: "", tickmode: "array", tickvals: models.map(([step]) => step), ticktext: models.map(([, name]) => esc(name)) } : {};
+  return {
+    ...more, shapes: [...(more.shapes || []), ...shapes], annotations: [...(more.annotations || []), ...annotations],
+    xaxis: { ...more.xaxis, ...ticks }, ...(annotations.length ? { margin: { l: 46, r: 12, t: 22, b: 38 } } : {}),
+  };
+}
 /** The lowest and the highest of values, null left out; [Infinity, -Infinity] of none. */
 const bounds = (values) => values.reduce(([low, high], v) => (v == null ? [low, high] : [Math.min(low, v), Math.max(high, v)]), [Infinity, -Infinity]);
 /** A range and tick labels for values where Plotly's own hide their size: it draws a constant from 1 below to 1 above. */
@@ -111,14 +128,14 @@ function curvePlot(topic, shown, range, level) {
     if (coverage) covered.push({ ...line, y: coverage, yaxis: "y2", mode: x.length > 1 ? "lines" : "markers", line: { color: colour(r.i), width: 1.5, dash: dash(r.i) }, hoverinfo: "skip" });
   }
   const yaxis = { title: named(level ? reading().unit : `shift, ${brief(reading().unit)}`), ...(level ? { range: [-1, 1], tickvals: [-1, -0.5, 0, 0.5, 1] } : range ? { range } : {}) };
-  if (!covered.length) return plot(traces, { shapes: [zero()], xaxis: stepAxis(), yaxis });
+  if (!covered.length) return plot(traces, staged({ shapes: [zero()], xaxis: stepAxis(), yaxis }, shown));
   const low = bounds(covered.flatMap((t) => t.y))[1] < 0.5; // the word stands where no line is
   const limit = { ...zero(), yref: "y2", y0: DATA.limits.coverage, y1: DATA.limits.coverage, line: { color: css("--warn"), width: 1, dash: "dash" } };
-  return plot([...traces, ...covered], {
+  return plot([...traces, ...covered], staged({
     shapes: [zero(), limit], xaxis: stepAxis({ anchor: "y2" }), yaxis: { ...yaxis, domain: [0.32, 1] },
     yaxis2: { domain: [0, 0.2], range: [0, 1.02], tickvals: [0, 1], tickformat: ".0%", fixedrange: true, showgrid: false },
     annotations: [{ text: "coverage", xref: "paper", yref: "y2", x: 0.01, y: low ? 1 : 0, xanchor: "left", yanchor: low ? "top" : "bottom", showarrow: false, font: { size: 11, color: css("--soft") } }],
-  }, "strip");
+  }, shown), "strip");
 }
 /** Intervals of samples without a neighbour as bars: a band there cannot be seen. */
 const bars = (c, color) => {
@@ -143,7 +160,7 @@ function besidePlot(topic, r) {
     },
     ...ownAnswers(r, points, points && points.levels[topic].graded, colour(k), symbol(k), `${label}, ${esc(r.name)}`),
   ]);
-  return plot(traces, { shapes: [zero()], xaxis: stepAxis(), yaxis: { title: named("support − oppose"), range: [-1, 1], tickvals: [-1, -0.5, 0, 0.5, 1] } });
+  return plot(traces, staged({ shapes: [zero()], xaxis: stepAxis(), yaxis: { title: named("support − oppose"), range: [-1, 1], tickvals: [-1, -0.5, 0, 0.5, 1] } }, [r]));
 }
 
 function mixPlot(topic, r) {
@@ -184,10 +201,10 @@ function mixPlot(topic, r) {
       x, y: plus(s.mean, n.mean.map((v) => (v == null ? null : v / 2))), type: "scatter", mode: "markers",
       marker: { size: 14, opacity: 0, color: css("--ink") }, hoverinfo: "text", hovertext: text,
     },
-  ], {
+  ], staged({
     shapes, annotations, hovermode: "x", xaxis: stepAxis({ showgrid: false }),
     yaxis: { title: named("share of answers"), range: [0, 1], tickformat: ".0%", tickvals: [0, 0.25, 0.5, 0.75, 1], showgrid: false },
-  });
+  }, [r]));
 }
 
 /** Points with intervals both ways: [{r, x: [v, low, high], y: [v, low, high], text, label}]. */

@@ -16,7 +16,7 @@ function charts(shown, other) {
     });
     const last = lines.length === 1 && lines[0].training[k].last != null ? `last ${num(lines[0].training[k].last)}` : "";
     const values = lines.flatMap((r) => r.training[k].value);
-    return figure(chart.title, last, plot(traces, { xaxis: stepAxis(), yaxis: { title: named(esc(brief(chart.quantity))), nticks: 5, ...rangeOf(values) } }, "low"));
+    return figure(chart.title, last, plot(traces, staged({ xaxis: stepAxis(), yaxis: { title: named(esc(brief(chart.quantity))), nticks: 5, ...rangeOf(values) } }, shown), "low"));
   });
 }
 

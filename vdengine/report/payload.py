@@ -15,7 +15,7 @@ from vdengine.drift.frames import Row
 from vdengine.drift.importance import MAX_KL, MAX_PARETO_K, MIN_ESS, closed_because
 from vdengine.drift.intervals import FEW_PROBES, ROUNDING, Estimate
 from vdengine.drift.probe_values import LEAST_COVERAGE, topic_name
-from vdengine.drift.run import ANSWERS, Readout, Run, judges_of
+from vdengine.drift.run import ANSWERS, Readout, Run, Stage, judges_of
 from vdengine.errors import InputError
 from vdengine.panels.panel import STANCES
 from vdengine.recipe import LEAD, TEXT
@@ -111,6 +111,7 @@ def _run(
         "objective": about["objective"],
         "data": about["data"],
         "length": steps,
+        "stages": _stages(run),
         "panel": f"{about['panel']}, {about['probes']} probes, hash {run.panel_hash[:12]}",
         "read with": f"smoothing {_smoothings(run)}, baseline step {about['baseline']}" if run.views else None,
     }
@@ -120,6 +121,9 @@ def _run(
         "notes": _notes([*run.notes, *missing_samples(run), *metrics.notes]),
         "empty": run.empty,
         "total": run.total_steps,
+        "stages": [_stage(stage, topics) for stage in run.stages],
+        "edges": [[stage.first, short(stage.name, MAX_NAME)] for stage in run.parts],
+        "models": [[step, short(name, MAX_NAME)] for step, name in run.models.items()],
         "views": {key: _view(view, topics) for key, view in run.views.items()},
         "beside": _beside(run, topics),
         "gates": [_gate(row) for row in _some(run.rows("gates"))],
@@ -129,6 +133,32 @@ def _run(
         "answers": sample_answers(run, topics, max_answers),
         "completions": completions(run),
     }
+
+
+def _stages(run: Run) -> str | None:
+    """The stages of a history and what they are."""
+    if not run.stages:
+        return None
+    said = []
+    for stage in run.stages:
+        objective = stage.run.recipe.get("objective", {}).get("name")
+        about = f"{objective}, " if objective and objective != stage.name else ""
+        said.append(f"{stage.name} ({about}steps {stage.first:,} to {stage.last:,})")
+    return "; ".join(said)
+
+
+def _stage(stage: Stage, topics: Sequence[str]) -> dict[str, Any]:
+    """A stage's own drift, by readout: since its own start, steps its own."""
+    views: dict[str, Any] = {}
+    for key, view in stage.run.views.items():
+        analysis, scale = view.analysis, reading_of(view).scale
+        primary = analysis.values.primary
+        shown = _shown(analysis, topics)
+        views[key] = {
+            "drifts": {t: {primary: _drift(analysis, t, primary, scale)} for t in shown},
+            "verdict": verdict(view)[0],
+        }
+    return {"name": short(stage.name, MAX_NAME), "first": stage.first, "last": stage.last, "views": views}
 
 
 def _smoothings(run: Run) -> str:

@@ -27,7 +27,7 @@ class Repeats:
 
     def views(self, key: str) -> list[Readout]:
         """A readout of the runs that have it."""
-        return [run.views[key] for run in self.runs if key in run.views]
+        return [run.own_views[key] for run in self.runs if key in run.own_views]
 
     def unknown(self, key: str, topic: str) -> str:
         """Why nothing can be said of a topic: the first reason that a run has; "" where something can."""
@@ -64,12 +64,12 @@ def repeats_of(runs: Sequence[Run]) -> list[Repeats]:
     others stands alone after them, with the reason."""
     found = []
     for of_recipe in repeats(runs):
-        ends = [max((last_step(view.values) for view in run.views.values()), default=0) for run in of_recipe]
+        ends = [max((last_step(view.values) for view in run.own_views.values()), default=0) for run in of_recipe]
         group = [run for run, end in zip(of_recipe, ends, strict=True) if end == max(ends)]
         shifts: dict[str, dict[str, RecipeShift]] = {}
         refused: dict[str, str] = {}
-        for key in dict.fromkeys(key for run in group for key in run.views):
-            views = [run.views[key] for run in group if key in run.views]
+        for key in dict.fromkeys(key for run in group for key in run.own_views):
+            views = [run.own_views[key] for run in group if key in run.own_views]
             try:
                 shifts[key] = recipe_shifts([view.values for view in views], baseline=views[0].baseline)
             except InputError as error:
@@ -78,5 +78,5 @@ def repeats_of(runs: Sequence[Run]) -> list[Repeats]:
         for run, end in zip(of_recipe, ends, strict=True):
             if end < max(ends):
                 why = f"its last sample is at step {end}, that of the recipe's other runs at {max(ends)}: left out"
-                found.append(Repeats([run], {}, dict.fromkeys(run.views, why)))
+                found.append(Repeats([run], {}, dict.fromkeys(run.own_views, why)))
     return found

@@ -43,7 +43,8 @@ def _bounded(run: Run) -> Run:
     """The run with at most `MAX_METRIC_ROWS` rows of metrics, evenly, the last among them."""
     count = len(run.metrics)
     kept = np.unique(np.linspace(0, count - 1, min(count, MAX_METRIC_ROWS)).round().astype(np.int64))
-    return replace(run, metrics=[run.metrics[i] for i in kept])
+    stages = [replace(stage, run=_bounded(stage.run)) for stage in run.stages]
+    return replace(run, metrics=[run.metrics[i] for i in kept], stages=stages)
 
 
 def write(tables: Tables, folder: Path) -> None:
