@@ -10,6 +10,7 @@ from helpers.values import probe_values
 from vdengine.drift.analysis import analyse
 from vdengine.drift.answer_curves import FEWEST, GRID, SMOOTHING, curve_steps
 from vdengine.drift.schedule import dense_early
+from vdengine.errors import InputError
 
 
 def run_of(rng, course, probes=48, anchors=16, total=240, **more):
@@ -42,6 +43,10 @@ def test_curves_at_the_anchors_are_those_without_steps_between():
     steps = np.array([0, 100, 240, 300])
     outside = analyse(values, smoothing=SMOOTHING, steps=steps, resamples=10).curves["all", "graded"]
     assert np.isfinite(outside.mean).tolist() == [True, True, True, False]
+    assert analyse(values, steps=np.array([0, 300]), resamples=10).drift().time.step is None  # none among the samples
+    for wrong in ([0, 20, 10], [0, 10, 10], []):
+        with pytest.raises(InputError, match="steps: .*: must ascend, and reach the baseline, step 0"):
+            analyse(values, steps=np.array(wrong, int))
 
 
 def test_which_runs_have_a_curve_between_anchors():

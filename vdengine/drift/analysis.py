@@ -19,7 +19,7 @@ import numpy as np
 from vdengine.drift.intervals import UNKNOWN, Estimate, Group, group_of, holm
 from vdengine.drift.probe_values import LEAST_COVERAGE, ProbeValues
 from vdengine.drift.smoothing import Smoothing
-from vdengine.drift.trajectory import RULES, DriftTime, baseline_index, drift_times, last_sample
+from vdengine.drift.trajectory import RULES, DriftTime, baseline_index, drift_times, last_sample, listed
 from vdengine.drift.validity import TopicDrift, validity
 from vdengine.errors import InputError
 from vdengine.recipe import LEAD
@@ -108,7 +108,8 @@ def analyse(
         judges: the same answers by further judges, by name.
 
     Raises:
-        InputError: a baseline that is not a sample, or has no value; an unknown smoothing.
+        InputError: a baseline that is not a sample, or has no value; an unknown smoothing; steps that do not ascend, or
+            end before the baseline.
     """
     index = baseline_index(values, baseline)
     if baseline is not None and not np.isfinite(values.channels[values.primary][index]).any():
@@ -116,6 +117,8 @@ def analyse(
             ": none is judged there, or they are weighted and the gate is closed" if values.readout == "answers" else ""
         )
         raise InputError(f"baseline: step {baseline} has no value in {values.readout}{why}")
+    if steps is not None and (not len(steps) or (np.diff(steps) <= 0).any() or steps[-1] < values.steps[index]):
+        raise InputError(f"steps: {listed(steps)}: must ascend, and reach the baseline, step {values.steps[index]}")
     how = Smoothing.parse(smoothing)
     smoothing = str(how)
     # Poisson bootstrap of the probes: weights less 1, [resamples, P]. fp32 is enough: what they move is compared with

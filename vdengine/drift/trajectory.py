@@ -67,6 +67,8 @@ def drift_times(
             and applies to all samples alike.
     """
     samples, means, below, above = directed(group, baseline, magnitude)  # [N] each: samples after the baseline
+    if not len(samples):
+        return {rule: DriftTime(rule, smoothing) for rule in RULES}
     parts = math.copysign(1.0, magnitude) * group.parts[samples]  # [N, P]
     # A resample moves each mean by the weighted sum of the probes' parts in its error, [R, N].
     moved = weights @ parts.T.astype(np.float32)

@@ -116,11 +116,12 @@ function extent(shown) {
 const keyed = (cls, text, style) => el("span", {}, el("i", { class: `key ${cls}`, style }), text);
 /** Whether old answers are weighted between the steps at which they were drawn. */
 const weighted = (shown) => shown.some((r) => Object.values(r.views).some((v) => (v.kinds || []).includes("weighted")));
-/** How the curve of answers goes on between the steps at which they were drawn. */
+/** What marks of answers are, and how the curve goes on between the steps at which they were drawn. */
 function between(shown) {
   const views = shown.flatMap((r) => Object.values(r.views)).filter((v) => v.judge), fitted = views.find((v) => v.points);
   if (fitted) return `hollow marks: fresh answers of one step; the curve: ${fitted.smoothing.startsWith("ema") ? "a moving average" : "a local linear fit"} over these steps`;
-  return views.length && !weighted(shown) && views.every((v) => ["none", "local-linear"].includes(v.smoothing)) ? "marks: fresh answers, joined by lines" : "";
+  if (!views.length || weighted(shown)) return "";
+  return `marks: fresh answers of one step${views.every((v) => ["none", "local-linear"].includes(v.smoothing)) ? ", joined by lines" : ""}`;
 }
 const mixLegend = (shown) => [
   keyed("", "support", { background: css("--support") }), keyed("", "neutral", { background: css("--neutral") }),

@@ -101,7 +101,7 @@ const zero = () => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, l
 /** The parts of text likelihood that are drawn, with their dashes: of one run alone, or lines hide each other. */
 const drawnParts = (shown) => (reading().kind === "text_likelihood" && state.parts && shown.length === 1 ? [["question", "dash"], ["null", "dot"]] : []);
 /** What the answers of each step say by themselves, as marks, where the curve goes on between those steps. */
-const ownAnswers = (r, points, c, color, symbol, label) => (points ? [{
+const ownAnswers = (points, c, color, symbol, label) => (points ? [{
   x: points.steps, y: c.mean, type: "scatter", mode: "markers", hoverinfo: "text",
   marker: { color: css("--card"), symbol, size: 6, line: { color: faint(color, 0.75), width: 1.5 } },
   hovertext: points.steps.map((s, k) => `<b>${label}</b><br>step ${s}, its ${c.n[k]} probes' fresh answers alone<br>${signed(c.mean[k])} ${interval({ low: c.low[k], high: c.high[k] }, signed)}`),
@@ -124,7 +124,7 @@ function curvePlot(topic, shown, range, level) {
       ...(kinds && state.bands ? { error_y: bars(c, faint(colour(r.i), 0.8)) } : {}), hoverinfo: "text",
       hovertext: x.map((s, k) => `<b>${esc(r.name)}</b><br>${esc(topicName(topic))}, step ${s}<br>${shiftOf({ mean: c.mean[k], low: c.low[k], high: c.high[k] })} `
         + `${interval({ low: c.low[k], high: c.high[k] })}${told(k)}<br>${c.n[k]} probes${kinds ? (kinds[k] === "anchor" ? ", fresh answers" : ", weighted answers") : ""}${points ? ", the curve" : ""}`),
-    }, ...ownAnswers(r, points, points && points.curves[topic], colour(r.i), symbol(r.i), esc(r.name)));
+    }, ...ownAnswers(points, points && points.curves[topic], colour(r.i), symbol(r.i), esc(r.name)));
     if (coverage) covered.push({ ...line, y: coverage, yaxis: "y2", mode: x.length > 1 ? "lines" : "markers", line: { color: colour(r.i), width: 1.5, dash: dash(r.i) }, hoverinfo: "skip" });
   }
   const yaxis = { title: named(level ? reading().unit : `shift, ${brief(reading().unit)}`), ...(level ? { range: [-1, 1], tickvals: [-1, -0.5, 0, 0.5, 1] } : range ? { range } : {}) };
@@ -158,7 +158,7 @@ function besidePlot(topic, r) {
       marker: { color: colour(k), symbol: symbol(k), size: kinds ? kinds.map((kind) => (kind === "anchor" ? 8 : 3)) : 5 }, hoverinfo: "text",
       hovertext: x.map((s, n) => `<b>${label}</b>, ${esc(r.name)}<br>${esc(topicName(topic))}, step ${s}<br>${signed(c.mean[n])} ${interval({ low: c.low[n], high: c.high[n] }, signed)}<br>${c.n[n]} probes${points ? ", the curve" : ""}`),
     },
-    ...ownAnswers(r, points, points && points.levels[topic].graded, colour(k), symbol(k), `${label}, ${esc(r.name)}`),
+    ...ownAnswers(points, points && points.levels[topic].graded, colour(k), symbol(k), `${label}, ${esc(r.name)}`),
   ]);
   return plot(traces, staged({ shapes: [zero()], xaxis: stepAxis(), yaxis: { title: named("support − oppose"), range: [-1, 1], tickvals: [-1, -0.5, 0, 0.5, 1] } }, [r]));
 }
