@@ -153,8 +153,8 @@ def check_model(source: str, head: str | None) -> ModelConfig | None:
 
 
 def _check_source(source: str, head: str | None, planned: Sequence[Recipe]) -> tuple[str, ModelConfig | None]:
-    """`check_model` of a model that may still have to be trained. Returns the kind of its head, "" where it is not known
-    yet; and its config, None where that is not."""
+    """`check_model` of a model that may still have to be trained. Returns the kind of its head, "" where it is not
+    known yet; and its config, None where that is not."""
     if (r := stand_in(source, planned)) is None:
         config = check_model(source, head)
         return "" if config is None else config.head, config
