@@ -70,7 +70,7 @@ def estimate(
         device: "cuda" or "cpu".
         dtype_bytes: of the compute dtype.
         device_bytes: of one GPU, for defaults that are a share of it.
-        reward, value: PPO's other models, where they are not the policy's.
+        reward, value: a rollout's other models, where they are not the policy's.
         trainable: parameters that are trained; default: all.
     """
     objective: Objective = recipe.objective.declaration
@@ -87,11 +87,13 @@ def estimate(
         "output head": _head(recipe, config, load, device, dtype_bytes, device_bytes),
         "probes": _probes(config, load, device, dtype_bytes),
     }
-    if objective.reference and recipe.objective.reference == "live":
+    refers = objective.rollout is None or objective.rollout.refers(recipe.objective)
+    if objective.reference and recipe.objective.reference == "live" and refers:
         parts["reference model"] = dtype_bytes * count // ranks
-    if objective.rollout:
+    if objective.critic:
         critic = value or reward or config
         parts["value model, trained"] = 4 * FP32 * critic.num_parameters // ranks + _gathered(critic, True, dtype_bytes)
+    if objective.rollout:
         if reward is not None:
             parts["reward model"] = dtype_bytes * reward.num_parameters // ranks
         parts |= _sampling(recipe, config, device, device_bytes, **shared)
@@ -100,7 +102,7 @@ def estimate(
     parts["process"] = PROCESS[device]
     # weights and moments, in fp32: what a checkpoint holds, and what its copy in host memory takes while it is written
     state = FP32 * (count + 2 * trained)
-    if objective.rollout:
+    if objective.critic:
         state += 3 * FP32 * (value or reward or config).num_parameters
     staging = {"checkpoint's copy": state // ranks}
     if device == "cpu":

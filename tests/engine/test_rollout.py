@@ -16,7 +16,7 @@ from helpers.scenarios import assert_close, same_bits
 
 import vdengine as vd
 from vdengine.engine.pattern import pattern_reward
-from vdengine.engine.ppo import state_values, token_index
+from vdengine.engine.rollout import state_values, token_index
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 from vdengine.models.weights import ScalarWeights, build_model, open_weights
@@ -87,7 +87,7 @@ def test_one_sampler_is_kept_for_the_run(recipe):
         generator = trainer.sampler.generator
         assert all(torch.equal(p, expected[n]) for n, p in generator.model.named_parameters())
         held.append((generator, generator.memory, [p.data_ptr() for p in generator.model.parameters()]))
-    assert trainer.ppo.sampler is trainer.sampler is trainer.probes.answers.sampler
+    assert trainer.rollouts.sampler is trainer.sampler is trainer.probes.answers.sampler
     assert all(h[0] is held[0][0] and h[1] is held[0][1] and h[2] == held[0][2] for h in held)
     assert len(generator.steps) == 2  # PPO's settings, and those of answers
     trainer.close()
@@ -151,7 +151,7 @@ def test_a_rollout_by_hand(recipe):
     recipe.objective.kl_coef, recipe.objective.missing_eos_penalty = 0.3, 0.7
     trainer = Trainer(recipe)
     trainer.step()  # away from the reference
-    got, metrics = trainer.ppo.rollout(trainer.model, 1)
+    got, metrics = trainer.rollouts.rollout(trainer.model, 1)
     o, t = recipe.objective, recipe.rollout.temperature
     plain, stop = vd.load_model(recipe.model.source), set(trainer.renderer.stop_ids)
     plain.load_state_dict({n: p.full_tensor() for n, p in trainer.model.named_parameters()}, strict=False)
@@ -164,7 +164,7 @@ def test_a_rollout_by_hand(recipe):
             one = vd.pack([vd.Tree(tree.prompt, [branch])])
             with torch.no_grad():
                 logp, ref = plain(one).logp.double(), reference(one).logp.double()
-                v = state_values(one, trainer.ppo.critic(one).values).double()
+                v = state_values(one, trainer.rollouts.critic(one).values).double()
             ended = branch[-1] in stop
             text = trainer.tokenizer.decode(branch[:-1] if ended else branch)
             (score,) = pattern_reward("[a-m]")([""], [text])
@@ -281,7 +281,7 @@ def test_normalised_scores_and_adaptive_kl(recipe):
     """Guards the first rollout's scale, kept for the run, and a coefficient that moves and is logged."""
     recipe.reward.normalize, recipe.objective.kl_target, recipe.objective.kl_horizon = True, 1.0, 100
     trainer, rows = run(recipe)
-    mean, deviation = trainer.ppo.score_scale
+    mean, deviation = trainer.rollouts.score_scale
     assert rows[0]["objective/scores"] == pytest.approx(mean) and deviation > 0
     # 12 completions, KL 0 at first: down by a fifth of 12 / 100
     assert rows[1]["objective/kl_coef"] == pytest.approx(0.05 * (1 - 0.2 * 12 / 100))
@@ -309,19 +309,19 @@ def test_a_value_model_starts_where_it_is_told(recipe, tmp_path, tiny_models):
     """Guards the first guess: 0 on the policy's trunk; a reward model's own scores when that is the reward; a language
     model's trunk when it is named."""
     trainer = Trainer(recipe)
-    assert not trainer.ppo.critic.score.weight.full_tensor().any()
+    assert not trainer.rollouts.critic.score.weight.full_tensor().any()
     trainer.close()
     folder = tmp_path / "scores"
     tokenizer = vd.load_tokenizer(recipe.model.source)
     vd.save_model(build_model(ScalarWeights(open_weights(recipe.model.source), 5)), tokenizer, folder)
     recipe.reward.source, recipe.run.folder = str(folder), str(tmp_path / "from-reward")
     trainer = Trainer(recipe)
-    assert torch.equal(trainer.ppo.critic.score.weight.full_tensor(), trainer.ppo.reward.score.weight.full_tensor())
-    assert trainer.ppo.critic.score.weight.full_tensor().any()
+    assert torch.equal(trainer.rollouts.critic.score.weight.full_tensor(), trainer.rollouts.reward.score.weight.full_tensor())
+    assert trainer.rollouts.critic.score.weight.full_tensor().any()
     trainer.close()
     recipe.value.source, recipe.run.folder = str(tiny_models["llama"]), str(tmp_path / "from-other")
     trainer = Trainer(recipe)
-    assert trainer.ppo.critic.config.model_type == "llama" and not trainer.ppo.critic.score.weight.full_tensor().any()
+    assert trainer.rollouts.critic.config.model_type == "llama" and not trainer.rollouts.critic.score.weight.full_tensor().any()
     trainer.close()
 
 
@@ -329,7 +329,7 @@ def test_no_completion_ends(recipe):
     """Guards truncation and the penalty: no stop id among so few tokens is an ordinary case."""
     recipe.objective.missing_eos_penalty = 1.0
     trainer = Trainer(recipe)
-    trainer.ppo.sampling = type(trainer.ppo.sampling)(3, 0.9, stop_ids=())
+    trainer.rollouts.sampling = type(trainer.rollouts.sampling)(3, 0.9, stop_ids=())
     row = trainer.step()
     assert row["val/num_eos_tokens"] == 0 and row["completions/mean_length"] == 3.0
     assert row["objective/rlhf_reward"] == pytest.approx(row["objective/scores"] - 1.0, abs=1e-6)
@@ -339,7 +339,7 @@ def test_no_completion_ends(recipe):
 def test_every_completion_ends_at_once(recipe):
     """Guards the shortest completion, its stop token alone: a text of no characters, one action, no NaN."""
     trainer = Trainer(recipe)
-    trainer.ppo.sampling = type(trainer.ppo.sampling)(5, 0.9, stop_ids=tuple(range(trainer.weights.config.vocab_size)))
+    trainer.rollouts.sampling = type(trainer.rollouts.sampling)(5, 0.9, stop_ids=tuple(range(trainer.weights.config.vocab_size)))
     row = trainer.step()
     assert row["val/num_eos_tokens"] == 12 and row["completions/mean_length"] == 1.0 and row["skipped_updates"] == 0
     assert all(torch.isfinite(p.full_tensor()).all() for p in trainer.model.parameters())
@@ -370,9 +370,9 @@ def test_a_bad_reward_moves_nothing(recipe, bad):
 def test_a_nan_gradient_is_skipped(recipe):
     """Guards both models: what is not finite in one update of a rollout moves neither."""
     trainer = Trainer(recipe)
-    rollout, metrics = trainer.ppo.rollout(trainer.model, 0)
+    rollout, metrics = trainer.rollouts.rollout(trainer.model, 0)
     rollout.returns[:] = float("nan")
-    trainer.ppo.rollout = lambda model, step: (rollout, metrics)
+    trainer.rollouts.rollout = lambda model, step: (rollout, metrics)
     before = [p.full_tensor().detach().clone() for t in trainer.trained for p in t.parameters]
     row = trainer.step()
     assert row["skipped_updates"] == 4 and "pairs.jsonl row " in trainer.warning
@@ -417,7 +417,7 @@ def test_the_templates_end_of_turn_ends_a_completion(recipe, tmp_path):
     recipe.model.source, recipe.data.template = str(folder), str(tmp_path / "chatml.jinja")
     trainer = Trainer(recipe)
     token_id = trainer.tokenizer.token_id
-    assert trainer.ppo.sampling.stop_ids == (token_id("<|im_end|>"), token_id("<|endoftext|>"))
+    assert trainer.rollouts.sampling.stop_ids == (token_id("<|im_end|>"), token_id("<|endoftext|>"))
     trainer.close()
     (tmp_path / "chatml.jinja").write_text(template.replace("<|im_end|>", "<|done|>"))
     recipe.run.folder = str(tmp_path / "other")
