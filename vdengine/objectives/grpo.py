@@ -63,31 +63,42 @@ def grpo(
     importance_sampling_level: str = "token",
     reference: Tensor | None = None,  # [R], of the reference model
     beta: float = 0.0,
+    use_bias_correction_kl: bool = True,
 ) -> Losses:  # losses [B], terms of a sum
-    """The part of each completion in the batch's loss  sum_t w_t (max(-A r_t, -A clip(r_t)) + beta k3_t).
+    """The part of each completion in the batch's loss  sum_t w_t (max(-A r_t, -A clip(r_t)) + beta r_t k3_t).
 
     r_t = p_t / p_old,t, or for the level "sequence" exp of the completion's mean log-ratio at every token. It is
     clipped to [1 - epsilon, 1 + epsilon_high]; epsilon_high is epsilon where it is not given (larger: DAPO's
-    clip-higher). The unclipped one is at most delta. k3 estimates the KL from the reference (`kl_penalty`).
+    clip-higher). The unclipped one is at most delta. k3 estimates the KL from the reference (`kl_penalty`); times r_t
+    its gradient is that of the reverse KL, without bias (DeepSeek-V3.2, arXiv 2512.02556), else GRPO's own.
     """
+    import torch
+
     from vdengine.kernels.gather import segment_sum
 
     high = epsilon if epsilon_high is None else epsilon_high
-    counted = (weights > 0).to(weights.dtype)
-    log_ratio = logp - old_logp
-    if importance_sampling_level == "sequence":
-        mean = segment_sum(log_ratio, offsets) / offsets.diff()
-        of_sequence = advantages[offsets[:-1]]
-        losses, ratio = clipped_surrogate(mean, of_sequence, epsilon, high, delta)
-        losses = losses * segment_sum(weights, offsets)
-        metrics = clip_metrics(ratio, of_sequence, epsilon, high, ratio.new_ones(ratio.shape))
-    else:
-        losses, ratio = clipped_surrogate(log_ratio, advantages, epsilon, high, delta)
-        losses = segment_sum(losses * weights, offsets)
-        metrics = clip_metrics(ratio, advantages, epsilon, high, counted)
+    lengths, counted, log_ratio = offsets.diff(), (weights > 0).to(weights.dtype), logp - old_logp
+    kl: Tensor | None = None
     if reference is not None and beta:
         kl = kl_penalty(logp, reference, "k3")
-        losses = losses + beta * segment_sum(kl * weights, offsets)
+    if importance_sampling_level == "token":
+        losses, ratio = clipped_surrogate(log_ratio, advantages, epsilon, high, delta)
+        metrics = clip_metrics(ratio, advantages, epsilon, high, counted)
+        losses = segment_sum(losses * weights, offsets)
+        if kl is not None and use_bias_correction_kl:
+            kl = kl * log_ratio.exp()
+        penalty = None if kl is None else segment_sum(kl * weights, offsets)
+    else:  # one ratio for all tokens of a completion
+        log_ratio, of_completion = segment_sum(log_ratio * counted, offsets) / lengths, advantages[offsets[:-1]]
+        losses, ratio = clipped_surrogate(log_ratio, of_completion, epsilon, high, delta)
+        metrics = clip_metrics(ratio, of_completion, epsilon, high, torch.ones_like(ratio))
+        losses = losses * segment_sum(weights, offsets)
+        penalty = None if kl is None else segment_sum(kl * weights, offsets)
+        if kl is not None and penalty is not None and use_bias_correction_kl:
+            ratio = log_ratio.exp()
+            penalty, kl = penalty * ratio, kl * ratio.detach().repeat_interleave(lengths, output_size=len(kl))
+    if kl is not None and penalty is not None:
+        losses = losses + beta * penalty
         metrics = {**metrics, "kl": (kl.detach(), counted)}
     return losses, metrics
 
@@ -99,6 +110,7 @@ class Settings:
     loss_type: str = key("dapo", choices=LOSS_TYPES)  # what tokens are averaged over
     scale_rewards: str = key("group", choices=("group", "batch", "none"))  # which deviation divides advantages
     beta: float = key(0.0, low=0.0)  # of the KL from the reference in the loss; 0: no reference is loaded
+    use_bias_correction_kl: bool = key(True)  # times the probability ratio
     epsilon: float = key(0.2, above=0, high=1.0)  # of the probability ratio, below
     epsilon_high: float | None = key(None, above=0)  # above; default: epsilon
     delta: float | None = key(None, above=1.0)  # of the ratio before it is clipped
@@ -143,6 +155,7 @@ def _losses(scored: Scored, s: Any) -> Losses:
         importance_sampling_level=s.importance_sampling_level,
         reference=sampled.reference,
         beta=s.beta,
+        use_bias_correction_kl=s.use_bias_correction_kl,
     )
 
 
