@@ -1,5 +1,5 @@
 """Answers after other rows' prompts, by which KTO estimates how far the policy is from the reference (Ethayarajh et
-al., arXiv 2402.01306, section 4.2): of each batch the prompt of a row with the answer of the row before it, of the
+al., arXiv 2402.01306): of each batch the prompt of a row with the answer of the row before it, of the
 first one with that of the last. Like the order of the data they are a pure function of (store, seed, step), so that a
 resumed run and any number of ranks have the same ones.
 """

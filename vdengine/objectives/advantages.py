@@ -87,7 +87,7 @@ def group_normalised(scores: Tensor, samples: int, scale: str = "group") -> Tens
 
 
 def leave_one_out(scores: Tensor, samples: int) -> Tensor:
-    """[B]: each score less the mean of the others of its group (Ahmadian et al., arXiv 2402.14740, eq. 8).
+    """[B]: each score less the mean of the others of its group (Ahmadian et al., arXiv 2402.14740).
 
     Args:
         scores: [B] fp32, groups of `samples` >= 2.

@@ -53,7 +53,7 @@ class Settings:
 
     beta: float = key(0.1, above=0)  # strength of the pull to the reference
     # of the losses of answers that are wanted and not: where one kind is rarer, the paper keeps
-    # desirable_weight * wanted / (undesirable_weight * unwanted) between 1 and 4/3 (section 4.2)
+    # desirable_weight * wanted / (undesirable_weight * unwanted) between 1 and 4/3 (eq. 8)
     desirable_weight: float = key(1.0, low=0.0)
     undesirable_weight: float = key(1.0, low=0.0)
 

@@ -1,4 +1,4 @@
-"""REINFORCE leave-one-out (Ahmadian et al., arXiv 2402.14740, eq. 8), clipped as in TRL's RLOOTrainer.
+"""REINFORCE leave-one-out (Ahmadian et al., arXiv 2402.14740), clipped as in TRL's RLOOTrainer.
 
 A completion is one action: its score, less what the policy has gone from the reference, is compared with the mean of
 the others of the same prompt, and there is no critic.
