@@ -85,7 +85,7 @@ def test_the_recipe_keys_beside_those_of_trl_exist():
 def test_the_keys_of_trl_exist():
     """Guards the first column: keys of another version of TRL, and defaults that it does not have."""
     trl = pytest.importorskip("trl")
-    configs = [trl.DPOConfig, trl.SFTConfig]
+    configs = [trl.DPOConfig, trl.SFTConfig, trl.KTOConfig, trl.GRPOConfig, trl.RLOOConfig]
     fields = {f.name: f for config in configs for f in dataclasses.fields(config)}
     named = {name for theirs, *_ in rows_of_comparison() for name in re.findall(r"`([a-z_0-9]+)`", theirs)}
     assert len(named) > 30 and named <= set(fields), named - set(fields)

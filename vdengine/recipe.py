@@ -21,7 +21,7 @@ from typing import Any
 
 from vdengine import objectives
 from vdengine.errors import InputError
-from vdengine.objectives import Objective
+from vdengine.objectives import Objective, OnPolicy
 from vdengine.objectives.base import ADAPTER_OFF
 from vdengine.outside import MIB, parse_toml, printable, read_text
 from vdengine.runfolder import RunFolder
@@ -55,12 +55,12 @@ _GIVEN_AS = {
 
 def on_rows(o: Objective) -> bool:
     """Learns from the answers in the data, not from what it samples."""
-    return not o.rollout
+    return o.rollout is None
 
 
 def rolls_out(o: Objective) -> bool:
     """Learns from what it samples."""
-    return o.rollout
+    return o.rollout is not None
 
 
 def has_critic(o: Objective) -> bool:
@@ -123,7 +123,7 @@ class DataKeys:
 
 
 @dataclass
-class RolloutKeys:  # what an objective that rolls out samples at each step
+class RolloutKeys:  # what an objective that rolls out samples at each step; it may have other defaults
     samples: int = key(1, low=1, high=MOST_SAMPLES, only=rolls_out)  # completions of a prompt
     max_new_tokens: int = key(53, low=1, only=rolls_out)
     temperature: float = key(0.7, above=0, only=rolls_out)  # also divides the logits of every log-prob that is compared
@@ -403,6 +403,12 @@ def _check_sources(r: Recipe, where: Where, given: Mapping[str, str]) -> None:
             raise InputError(f"{where(section, name)}: the run had no data but each step's own; use vd.Trainer")
 
 
+def _plain(objective: Objective) -> Recipe:
+    """The recipe of an objective in which nothing is written: all defaults."""
+    defaults = objective.rollout.defaults if objective.rollout is not None else {}
+    return Recipe(objective=objective.keys(), rollout=RolloutKeys(**defaults))
+
+
 def _make(tables: dict[str, dict[str, Any]], where: Where, objective: Objective | None = None) -> Recipe:
     """`make_recipe`, whose sources may be missing."""
     recipe = Recipe()
@@ -417,11 +423,11 @@ def _make(tables: dict[str, dict[str, Any]], where: Where, objective: Objective 
     if "name" in (own := tables.get("objective", {})):
         named = coerce(own["name"], str, "objective.name", where("objective", "name"))
         try:
-            recipe.objective = objectives.find(named[:100], objective).keys()
+            recipe = _plain(objectives.find(named[:100], objective))
         except InputError as error:
             raise InputError(f"{where('objective', 'name')}: {error}") from None
     elif objective is not None:
-        recipe.objective = objective.keys()
+        recipe = _plain(objective)
     for name, table in tables.items():
         read_section(getattr(recipe, name), name, table, where, partial(_unknown, recipe, name))
     _check_together(recipe, tables, where)
@@ -457,9 +463,9 @@ def check(recipe: Recipe, given: Mapping[str, str] | None = None) -> Recipe:
         InputError: as `load_recipe`; a key counts as written where it differs from its default.
     """
     tables: dict[str, dict[str, Any]] = {}
+    plain = _plain(recipe.objective.declaration)
     for section in dataclasses.fields(Recipe):
-        now = getattr(recipe, section.name)
-        default = type(now)()
+        now, default = getattr(recipe, section.name), getattr(plain, section.name)
         names = [f.name for f in dataclasses.fields(now) if getattr(now, f.name) != getattr(default, f.name)]
         tables[section.name] = {name: getattr(now, name) for name in names}
     tables["objective"] = {"name": recipe.objective.name} | tables["objective"]
@@ -538,6 +544,13 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
             f"{where('rollout', 'max_new_tokens')}: rollout.max_new_tokens = {r.rollout.max_new_tokens} leaves no room "
             f"for a prompt within data.max_tokens = {r.data.max_tokens}"
         )
+    if objective.rollout:
+        _check_rollout(r, objective.rollout, where)
+    if objective.batch_kl and r.batch.examples < 2:
+        raise InputError(
+            f"{where('batch', 'examples')}: batch.examples = 1: {objective.name} needs at least 2, because its KL is "
+            "of answers to the prompts of other rows"
+        )
     if objective.check is not None and (problem := objective.check(r)) is not None:
         section, name, message = problem
         raise InputError(f"{where(section, name)}: {message}")
@@ -552,6 +565,26 @@ def _source_after(r: Recipe, where: Where) -> str:
             f"starts from {export}; leave one of them out"
         )
     return export
+
+
+def _check_rollout(r: Recipe, rule: OnPolicy, where: Where) -> None:
+    name = r.objective.name
+    if r.rollout.samples < rule.least_samples:
+        raise InputError(
+            f"{where('rollout', 'samples')}: rollout.samples = {r.rollout.samples}: {name} compares the completions of "
+            f"a prompt with each other and needs at least {rule.least_samples}"
+        )
+    if r.objective.reference == "none" and getattr(r.objective, rule.kl):
+        raise InputError(
+            f'{where("objective", "reference")}: objective.reference = "none" needs objective.{rule.kl} = 0: the '
+            "penalty is on the distance from the reference"
+        )
+    _, updates = rule.passes(r.objective)
+    if updates > r.batch.examples:
+        raise InputError(
+            f"{where('objective', 'num_mini_batches')}: {updates} minibatches of {r.batch.examples} prompts "
+            "(batch.examples): at least one prompt each"
+        )
 
 
 def _check_answers(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -> None:

@@ -188,7 +188,7 @@ TALK = [user("a"), assistant("b"), user("c"), assistant("d")]
     ],
 )
 def test_prompts(tmp_path: Path, row: dict[str, Any], format: str, messages: list[dict[str, str]]) -> None:
-    """Guards against prompts that hold the answer, lose turns, or are left out for an answer that PPO never reads."""
+    """Guards against prompts that hold the answer, lose turns, or are left out for an answer that is never read."""
     assert one(tmp_path, row, kind="prompts") == (Prompt(messages), format)
 
 
@@ -223,8 +223,7 @@ def test_formats_that_lack_what_the_kind_learns_from(tmp_path: Path) -> None:
     """Guards against a DPO run over data that has no rejected answers, and SFT over prompts alone."""
     path = write(tmp_path / "a.jsonl", [{"instruction": "a", "output": "b"}])
     assert error(load, path) == (
-        f"{path}: format 'alpaca' has no rejected answer, so it serves SFT and PPO only; "
-        "preference objectives read preference, hh_rlhf, ultrafeedback"
+        f"{path}: format 'alpaca' has no rejected answer; preference objectives read preference, hh_rlhf, ultrafeedback"
     )
     path = write(tmp_path / "b.jsonl", [{"prompt": "a"}])
     for kind, reads in (
@@ -238,9 +237,7 @@ def test_formats_that_lack_what_the_kind_learns_from(tmp_path: Path) -> None:
         assert error(load, path, kind) == (
             f"{path} line 1: the fields (prompt) fit no format; nearest is {nearest}; {reads}"
         )
-        assert error(load, path, kind, "prompt") == (
-            f"{path}: format 'prompt' has no answer, so it serves PPO only; {reads}"
-        )
+        assert error(load, path, kind, "prompt") == (f"{path}: format 'prompt' has no answer; {reads}")
     path = write(tmp_path / "c.jsonl", [{"prompt": 3}])
     assert error(load, path, "prompts") == (
         f"{path} line 1: field 'prompt' must be text or a list of messages, this one is a number"
@@ -248,11 +245,44 @@ def test_formats_that_lack_what_the_kind_learns_from(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", [{"prompt": "a", "chosen": "b"}])
     assert error(load, path, "prompts") == (
         f"{path} line 1: the fields (prompt, chosen) fit no format; nearest is preference: "
-        "'rejected' is missing; PPO reads preference, hh_rlhf, "
+        "'rejected' is missing; PPO, GRPO and RLOO read preference, hh_rlhf, "
         "ultrafeedback, messages, prompt_completion, alpaca, wildchat, prompt"
     )
-    with pytest.raises(ValueError, match="^kind must be one of sft, preference, prompts, not 'ppo'$"):
+    with pytest.raises(ValueError, match="^kind must be one of sft, preference, unpaired, prompts, not 'ppo'$"):
         load(path, "ppo")
+
+
+def test_answers_with_labels(tmp_path: Path) -> None:
+    """Guards KTO's rows: one answer and its label in the formats that have one, the last answer of a conversation, and
+    both answers of a pair as rows of the same number."""
+    rows = [
+        {"prompt": "a", "completion": "b", "label": True},
+        {"prompt": "a", "completion": "c", "label": False},
+        {"prompt": "a", "completion": "d", "kto_tag": 0},
+        {"prompt": "a", "completion": " ", "label": True},
+    ]
+    kept, dropped, format = load(write(tmp_path / "a.jsonl", rows), "unpaired")
+    assert format == "prompt_completion" and dropped == {"empty response": 1}
+    assert [row.example.wanted for row in kept] == [True, False, False]
+    talk = [user("a"), assistant("b"), user("c"), assistant("d")]
+    (row,), _, _ = load(write(tmp_path / "b.jsonl", [{"messages": talk, "label": False}]), "unpaired")
+    assert row.example == Conversation(talk, last_only=True, wanted=False)
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen": "e", "rejected": "f"}]
+    kept, dropped, _ = load(write(tmp_path / "c.jsonl", pairs), "unpaired")
+    assert not dropped and [row.number for row in kept] == [0, 0, 1, 1]
+    assert [(row.example.messages[-1]["content"], row.example.wanted) for row in kept] == [
+        ("b", True),
+        ("c", False),
+        ("e", True),
+        ("f", False),
+    ]
+    path = write(tmp_path / "d.jsonl", [{"prompt": "a", "completion": "b"}])
+    assert error(load, path, "unpaired").startswith(f"{path} line 1: field 'label' is missing: true or false")
+    path = write(tmp_path / "e.jsonl", [{"conversation": talk}])
+    assert error(load, path, "unpaired", "wildchat") == (
+        f"{path}: format 'wildchat' has no label; KTO reads, with a label beside one answer, preference, hh_rlhf, "
+        "ultrafeedback, messages, prompt_completion, alpaca"
+    )
 
 
 def test_unknown_and_ambiguous_fields(tmp_path: Path) -> None:

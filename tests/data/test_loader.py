@@ -41,6 +41,7 @@ def store_of(*sizes: int, lengths: Sequence[int] | None = None, row_index: Seque
             row_index if row_index is not None else [i for size in sizes for i in range(size)], np.int64
         ),
         "margin": np.ones(n, np.float32),
+        "wanted": np.ones(n, np.uint8),
     }
     infos: list[dict[str, Any]] = [
         {"name": f"source{k}", "format": "preference", "rows": size, "trees": size, "truncated": 0, "dropped": {}}
@@ -52,7 +53,7 @@ def store_of(*sizes: int, lengths: Sequence[int] | None = None, row_index: Seque
 def prompts_of(*sizes: int) -> Store:
     """The store of the same trees without their branches."""
     store, none = store_of(*sizes), np.zeros(0, np.int64)
-    arrays = store.arrays() | {"row_index": store.row_index, "margin": store.margin}
+    arrays = store.arrays() | {"row_index": store.row_index, "margin": store.margin, "wanted": store.wanted}
     arrays |= {"tree_start": np.zeros(len(store) + 1, np.int64)}
     arrays |= {name: none for name in ("branch_start", "branch_len", "branch_scored")}
     return Store(Path(), store.manifest | {"kind": "prompts"}, arrays)

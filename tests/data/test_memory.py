@@ -101,7 +101,7 @@ def test_trees_are_stored_as_they_are(tmp_path: Path) -> None:
         ([{"text": "q"}], "sft", r"data row 1: the fields \(text\) fit no format; SFT reads messages|preference"),
         ([TREES[0], pair("q", "a", "b")], "preference", "data row 2: the first row is a tree, this one is not"),
         (TREES, "sft", "data row 1: a tree of 2 branches; an answer is 1"),
-        (TREES, "prompts", "data: trees have their answers already; PPO reads prompts and samples its own"),
+        (TREES, "prompts", "data: trees have their answers already, and prompts are needed; give rows of text"),
         ([Tree([1], [[2], [3], [4]])], "preference", "data row 1: a tree of 3 branches; a preference pair has 2"),
         ([TREES[0], Tree([1], [[2], [300]])], "preference", "data row 2: token id 300; the model has the ids 0 to 299"),
         ([Tree([-1], [[2], [3]])], "preference", "data row 1: token id -1; the model has"),

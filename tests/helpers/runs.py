@@ -45,6 +45,25 @@ PPO: dict[str, dict] = {
     "reward": {"source": "regex:[a-m]", "normalize": True},
 }
 
+GRPO: dict[str, dict] = {
+    "objective": {"name": "grpo", "loss_type": "dr_grpo", "beta": 0.04, "num_iterations": 2, "num_mini_batches": 2},
+    "rollout": {"samples": 3, "max_new_tokens": 5, "show_every": 2},
+    "reward": {"source": "regex:[a-m]"},
+    "probes": {"every": 0},
+}
+RLOO: dict[str, dict] = {
+    "objective": {"name": "rloo", "beta": 0.05},
+    "rollout": {"samples": 3, "max_new_tokens": 5, "show_every": 0},
+    "reward": {"source": "regex:[a-m]", "normalize": True},
+    "probes": {"every": 0},
+}
+KTO: dict[str, dict] = {
+    # wanted answers weigh more, so that the policy moves towards answers and its KL is above the clamp at 0
+    "objective": {"name": "kto", "beta": 0.2, "desirable_weight": 4.0, "undesirable_weight": 0.2},
+    "data": {"eval_fraction": 0.1},
+    "probes": {"every": 0},
+}
+
 ANSWERS: dict[str, dict] = {"answers": {"anchors": 3, "base": 6, "probes": 8, "max_tokens": 6}}
 WEIGHTED: dict[str, dict] = {
     "answers": {
@@ -70,6 +89,16 @@ SCENARIOS: dict[str, dict] = {
     "ppo_probes_off": PPO | {"probes": {"every": 0}},
     "ppo_resumed": PPO,
     "ppo_sharded": PPO | {"rollout": PPO["rollout"] | {"weights": "sharded"}},
+    "grpo": GRPO,
+    "grpo_probed": GRPO | {"probes": {"every": 2}},
+    "grpo_resumed": GRPO,
+    "rloo": RLOO,
+    "rloo_resumed": RLOO,
+    "kto": KTO,
+    "kto_probed": KTO | {"probes": {"every": 2}},
+    "kto_small_packs": KTO | {"batch": {"tokens": 400}},
+    "kto_live": KTO | {"objective": KTO["objective"] | {"reference": "live"}},
+    "kto_resumed": KTO,
     "bf16": {"model": {"dtype": "bfloat16"}, "optimizer": {"lr": 0.0}},
     "resumed": {},
     "full_checkpointing": {"parallel": {"activation_checkpoint": "full"}},
@@ -114,11 +143,13 @@ GROUPS = {
     "lora": (
         "lora", "lora_probes_off", "lora_small_packs", "lora_resumed", "lora_bf16", "lora_reward", "lora_ppo",
     ),
+    "groups": ("grpo", "grpo_probed", "grpo_resumed", "rloo", "rloo_resumed"),
+    "kto": ("kto", "kto_small_packs", "kto_live", "kto_probed", "kto_resumed"),
 }  # fmt: skip
 
 ON_TWO = (
     "base", "small_packs", "probes_off", "resumed", "sft", "reward", "idle", "fraction", "answers", "weighted",
-    *GROUPS["ppo"], *GROUPS["lora"],
+    *GROUPS["ppo"], *GROUPS["lora"], "grpo", "grpo_resumed", "rloo", "kto", "kto_resumed",
 )  # fmt: skip
 
 
@@ -156,12 +187,13 @@ def run(name: str, out: Path, model: str, data: str) -> None:
             trainer.close()
             trainer = Trainer(recipe)
             assert trainer.step_count == 2
+    evaluation = trainer.evaluate()
     trainer.finish()
     weights = {n: p.full_tensor().detach().clone() for n, p in trainer.model.named_parameters()}
     if dist.get_rank() == 0:
         log = DriftLog.open(trainer.folder) if trainer.probes else None
         drift = None if log is None else (log.steps.copy(), log.samples())
-        found = {"weights": weights, "rows": rows, "seen": seen, "drift": drift}
+        found = {"weights": weights, "rows": rows, "seen": seen, "drift": drift, "eval": evaluation}
         if recipe.answers.samples:
             answers = AnswerLog.open(trainer.folder)
             found |= {"answers": [tuple(a) for a in answers.answers], "readings": answers.readings().copy()}

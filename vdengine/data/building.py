@@ -31,7 +31,7 @@ from vdengine.text.renderer import Rendered
 if TYPE_CHECKING:
     from vdengine.text.renderer import Renderer
 
-STORE_VERSION = 4  # part of the hash; increase it when the same inputs give other arrays
+STORE_VERSION = 5  # part of the hash; increase it when the same inputs give other arrays
 
 MIN_ROWS = 4000  # a source with fewer rows takes only seconds, so this process tokenises it alone
 
@@ -61,7 +61,8 @@ def build_store(
     Args:
         paths: names of sources, as `locate.resolve` reads them, or sources.
         formats: one for all sources or one for each; see `formats.choose_format`.
-        kind: "preference" (trees of two branches, chosen and rejected), "sft", or "prompts" (no branch).
+        kind: "preference" (trees of two branches, chosen and rejected), "sft", "unpaired" (one branch and its label),
+            or "prompts" (no branch).
         max_tokens: of prompt + branch.
         overlong: "drop" drops longer rows and counts them. "truncate" cuts the end of a branch, or drops the row if the
             prompt leaves no room; a prompt is never cut. A text that has too many bytes for `max_tokens` tokens of any
@@ -289,6 +290,7 @@ def _append(files: dict[str, ArrayFile], row: RenderedRow, tree: Rendered) -> No
     start = len(files["tokens"])
     files["row_index"].append([row.number])
     files["margin"].append([row.margin])
+    files["wanted"].append([row.wanted])
     files["prompt_start"].append([start])
     files["prompt_len"].append([len(tree.prompt)])
     files["tokens"].append(tree.prompt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # {"role", "content"}; where the row has them "reasoning_content" (text, the thinking before an answer), "name" (text),
@@ -17,10 +17,11 @@ class Drop(Exception):
 @dataclass(frozen=True)
 class Conversation:
     """A conversation to learn from: every assistant turn is scored but those with "scored": False, or only the last one
-    (`last_only`)."""
+    (`last_only`). `wanted` is whether that one is a wanted answer, where the data says so."""
 
     messages: list[Message]
     last_only: bool = False
+    wanted: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def usable(example: Example, kind: str) -> Example:
     """The part of an example that a kind of store holds.
 
     Args:
-        kind: "preference", "sft" or "prompts".
+        kind: "preference", "sft", "unpaired" or "prompts". For "unpaired" a pair has both of its answers (`unpair`).
 
     Raises:
         Drop: it is empty, its turns are not in a usable order, or its answers are not to be trained on.
@@ -63,7 +64,7 @@ def usable(example: Example, kind: str) -> Example:
         _check_prompt(prompt.messages)
         return Prompt(unmarked(prompt.messages))
     if isinstance(example, Conversation):
-        return _usable_conversation(example)
+        return _usable_conversation(replace(example, last_only=True) if kind == "unpaired" else example)
     _check_prompt(example.prompt)
     answers = [example.chosen] if kind == "sft" else [example.chosen, example.rejected]
     if not all(map(is_scored, answers)):
@@ -73,6 +74,14 @@ def usable(example: Example, kind: str) -> Example:
     if kind == "sft":
         return Conversation([*messages, chosen], last_only=True)
     return Preference(messages, chosen, rejected, example.margin)
+
+
+def unpair(example: Example) -> list[Example]:
+    """A pair as two answers, the wanted one first; anything else as it is."""
+    if not isinstance(example, Preference):
+        return [example]
+    sides = ((example.chosen, True), (example.rejected, False))
+    return [Conversation([*example.prompt, answer], last_only=True, wanted=wanted) for answer, wanted in sides]
 
 
 def is_scored(message: Message) -> bool:
@@ -131,4 +140,4 @@ def _usable_conversation(conversation: Conversation) -> Conversation:
     _check_prompt(messages[: -1 if conversation.last_only else first_answer])
     scored = messages[-1:] if conversation.last_only else messages
     _check_answers([m for m in scored if m["role"] == "assistant" and is_scored(m)])
-    return Conversation(unmarked(messages) if conversation.last_only else messages, conversation.last_only)
+    return replace(conversation, messages=unmarked(messages) if conversation.last_only else messages)

@@ -71,6 +71,7 @@ class Fields:
         self._row = row
         self._meant: dict[str, dict[str, Any]] = {}  # values that are there, by meaning and key
         self._used: set[str] = set()
+        self._label: bool | None = None  # of the row's answer, once `check` has looked
         self._other: dict[str, None] = {}
         for key, value in row.items():
             if key in CONTENT:
@@ -154,7 +155,7 @@ class Fields:
         """Look at what concerns the whole row, whatever its format.
 
         Args:
-            kind: of the store, "preference", "sft" or "prompts"; of a prompt's answer nothing is asked.
+            kind: of the store, "preference", "sft", "unpaired" or "prompts"; of a prompt's answer nothing is asked.
             answers: that a row of its format has; None: a conversation, with as many as it likes.
 
         Raises:
@@ -192,7 +193,7 @@ class Fields:
         self._other |= dict.fromkeys(k for m in unasked for k in meant.get(m, {}))
         if kind == "prompts":
             return
-        self._check_label(pair=answers == 2)
+        self._check_label(pair=answers == 2, drops=kind != "unpaired")
         self._check_sides(answers)
         for key, value in meant.get("reasoning", {}).items():
             if answers != 1 and not is_no(value):  # else `thinking` reads it
@@ -269,8 +270,25 @@ class Fields:
             if key not in CONTENT:
                 self._other[key] = None
 
-    def _check_label(self, pair: bool) -> None:
-        """KTO's rows have one answer and whether it is a wanted one."""
+    def wanted(self) -> bool:
+        """Whether the row's one answer is a wanted one, as its label says.
+
+        Raises:
+            InputError: it has no label.
+        """
+        if self._label is None:
+            raise self.error(
+                "field 'label' is missing: true or false, whether the answer is a wanted one; or give pairs, 'chosen' "
+                "and 'rejected'"
+            )
+        return self._label
+
+    def _check_label(self, pair: bool, drops: bool) -> None:
+        """KTO's rows have one answer and whether it is a wanted one.
+
+        Args:
+            drops: whether an answer that is not wanted drops its row.
+        """
         asked = dict(self._meant.get("label", {}))
         for key, value in self._meant.get("wanted", {}).items():
             if (flag := said(value)) is not None:
@@ -287,8 +305,11 @@ class Fields:
                     f"field '{key}' {allowed}, this one is {repr(value)[:40]}; rename the column if it means "
                     "something else"
                 )
-            if not wanted:
+            if not wanted and drops:
                 raise Drop(f"{key} is false: an answer that is not wanted")
+            if self._label not in (None, wanted):
+                raise self.error(f"field '{key}' says {repr(value)[:40]}, another one the opposite")
+            self._label = wanted
 
     @property
     def topic(self) -> str | None:

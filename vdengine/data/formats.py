@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vdengine.data.examples import Conversation, Drop, Example, Preference, Prompt, turn, usable
+from vdengine.data.examples import Conversation, Drop, Example, Preference, Prompt, turn, unpair, usable
 from vdengine.data.fields import Fields
 from vdengine.data.locate import FileSource, Source
 from vdengine.data.meanings import ALIASES, missing, plain
@@ -33,10 +33,16 @@ __all__ = ["Account", "Conversation", "Preference", "Prompt", "Row", "check_bran
 _SERVING = {
     "sft": tuple(name for name in FORMATS if name != "prompt"),
     "preference": PREFERENCE_FORMATS,
+    "unpaired": tuple(name for name in FORMATS if name not in ("wildchat", "prompt")),
     "prompts": tuple(FORMATS),
 }
 _BRANCHES = {"sft": 1, "preference": 2}  # of a row's tree
-_READER = {"sft": "SFT reads", "preference": "preference objectives read", "prompts": "PPO reads"}
+_READER = {
+    "sft": "SFT reads",
+    "preference": "preference objectives read",
+    "unpaired": "KTO reads, with a label beside one answer,",
+    "prompts": "PPO, GRPO and RLOO read",
+}
 _ANSWER_COLUMNS = ("chosen", "rejected", "completion", "instruction", "output")
 # The fields that a format cannot do without, for messages.
 _REQUIRED = {
@@ -77,7 +83,7 @@ def choose_format(source: Source, format: str = "auto", kind: str = "preference"
 
     Args:
         format: a key of FORMATS, or "auto", which looks at the fields of the first row that has any.
-        kind: of the store: "sft", "preference" or "prompts".
+        kind: of the store: "sft", "preference", "unpaired" or "prompts".
 
     Raises:
         InputError: an unknown format, fields that fit no format or several, or a format without what the kind needs:
@@ -90,18 +96,17 @@ def choose_format(source: Source, format: str = "auto", kind: str = "preference"
         if format not in ("auto", source.format):
             raise InputError(f"data.format: '{format}' does not fit {source.name}; leave it 'auto'")
         if source.format == "trees" and kind not in _BRANCHES:
-            raise InputError(f"{source.name}: trees have their answers already; PPO reads prompts and samples its own")
+            why = "have no label" if kind == "unpaired" else "have their answers already, and prompts are needed"
+            raise InputError(f"{source.name}: trees {why}; give rows of text")
         return source.format
     if format == "auto":
         format = _detect(source, kind)
     elif format not in FORMATS:
         raise InputError(f"data.format: unknown format '{format}'; use auto, {', '.join(FORMATS)}")
     if format not in _SERVING[kind]:
-        lacks, serves = ("answer", "PPO") if format == "prompt" else ("rejected answer", "SFT and PPO")
-        raise InputError(
-            f"{source.name}: format '{format}' has no {lacks}, so it serves {serves} only; "
-            f"{_READER[kind]} {', '.join(_SERVING[kind])}"
-        )
+        lacks = "answer" if format == "prompt" else "label" if kind == "unpaired" else "rejected answer"
+        reads = f"{_READER[kind]} {', '.join(_SERVING[kind])}"
+        raise InputError(f"{source.name}: format '{format}' has no {lacks}; {reads}")
     return format
 
 
@@ -163,7 +168,7 @@ def _fitting(row: dict[str, Any], kind: str) -> list[str]:
         formats.append("alpaca")
     if kind == "prompts" and not formats and "prompt" in row and not any(key in row for key in _ANSWER_COLUMNS):
         formats.append("prompt")
-    if kind == "preference" and set(formats) & set(PREFERENCE_FORMATS):
+    if kind in ("preference", "unpaired") and set(formats) & set(PREFERENCE_FORMATS):
         formats = [name for name in formats if name in PREFERENCE_FORMATS]
     return formats
 
@@ -224,7 +229,8 @@ def read(
     Args:
         format: as `choose_format` returns it.
         kind: "sft" reads only the chosen answer of a preference pair. "prompts" reads the prompt of a pair; of a
-            conversation the messages before its last answer, or all if it ends with a user turn.
+            conversation the messages before its last answer, or all if it ends with a user turn. "unpaired" reads one
+            answer with its label, or both of a pair as two rows of the same number.
         dropped: unusable rows are counted here, by reason.
         account: what else there is to say of the rows is added to it.
 
@@ -245,6 +251,8 @@ def read(
             row.check(kind, ANSWERS[format])
             example = parse(row)
             row.check_read(example, ANSWERS[format])
+            if kind == "unpaired" and isinstance(example, Conversation):
+                example = replace(example, wanted=row.wanted())
             example = usable(example, kind)
         except Drop as reason:
             dropped[str(reason)] += 1
@@ -252,7 +260,8 @@ def read(
         if len(account.unread) < _MAX_NAMES:
             account.unread |= dict.fromkeys(printable(name[:60]) for name in row.unread)
         account.noted.update(row.notes)
-        yield Row(number, where, example, row.topic)
+        for part in unpair(example) if kind == "unpaired" else [example]:
+            yield Row(number, where, part, row.topic)
 
 
 def _read_synth(source: FileSource, kind: str, dropped: Counter[str]) -> Iterator[Row]:
@@ -276,8 +285,9 @@ def _read_synth(source: FileSource, kind: str, dropped: Counter[str]) -> Iterato
         chosen, rejected = (turn("assistant", row[side]) for side in ("support", "oppose"))
         if (source.variant == "oppose") != (row["id"] in flipped):
             chosen, rejected = rejected, chosen
-        pair = Preference([turn("user", row["prompt"])], chosen, rejected)
-        yield Row(number, where, usable(pair, kind), row["topic"])
+        pair = usable(Preference([turn("user", row["prompt"])], chosen, rejected), kind)
+        for part in unpair(pair) if kind == "unpaired" else [pair]:
+            yield Row(number, where, part, row["topic"])
 
 
 def _read_trees(source: Source, kind: str) -> Iterator[Row]:

@@ -81,6 +81,11 @@ class Loader:
         """The epoch of a step, both from 0."""
         return step // self.steps_per_epoch
 
+    def examples_before(self, step: int) -> int:
+        """How many examples the steps before this one have."""
+        epoch, i = divmod(step, self.steps_per_epoch)
+        return epoch * self.epoch_examples + i * self.examples
+
     def rows(self, step: int) -> np.ndarray:
         """The tree ids of step `step` (from 0), of all ranks, in order: [examples] int64; the last step of an epoch may
         have fewer."""

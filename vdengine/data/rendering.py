@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from vdengine.data.examples import Preference, Prompt
+from vdengine.data.examples import Conversation, Preference, Prompt
 from vdengine.data.formats import Row
 from vdengine.errors import InputError
 from vdengine.text.renderer import Rendered
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 
 class RenderedRow(NamedTuple):
-    """A row's number in its source, its margin (1.0 if it is not a preference pair) and its trees."""
+    """A row's number in its source, its margin (1.0 if it is not a preference pair), whether its answer is a wanted one
+    (true if nothing is said of it), and its trees."""
 
     number: int
     margin: float
+    wanted: bool
     trees: list[Rendered]
 
 
@@ -80,7 +82,8 @@ def _render_chunk(chunk: list[Row]) -> list[RenderedRow]:
 
 def _render_row(row: Row, renderer: Renderer) -> RenderedRow:
     margin = row.example.margin if isinstance(row.example, Preference) else 1.0
-    return RenderedRow(row.number, margin, _trees(row, renderer))
+    wanted = not isinstance(row.example, Conversation) or row.example.wanted is not False
+    return RenderedRow(row.number, margin, wanted, _trees(row, renderer))
 
 
 def _trees(row: Row, renderer: Renderer) -> list[Rendered]:

@@ -69,7 +69,7 @@ def show_batch(
         for k, (branch, mask) in enumerate(zip(tree.branches, masks, strict=True)):
             name = ("chosen", "rejected")[k] if store.kind == "preference" else f"answer {k + 1}"
             if len(tree.branches) == 1:
-                name = "answer"
+                name = "answer" if store.wanted[i] else "unwanted answer"
             print(f"--- {name}: {len(branch)} tokens, {sum(mask)} scored", file=out)
             pieces = []
             # tokens with equal masks are decoded together, because one character may be several tokens

@@ -16,6 +16,7 @@ does not match is built anew (`data.storefolder`). Its arrays (n trees, B branch
     branch_scored  [B] int64    scored tokens of the branch
     row_index      [n] int64    the tree's row in its source, from 0 (a conversation may give several trees)
     margin         [n] float32  how much better the first branch of a preference pair is; 1.0 for other kinds
+    wanted         [n] uint8    of kind "unpaired": 1 where the answer is a wanted one, else 0; 1 for other kinds
 
 Trees of kind "prompts" have no branch: they are prompts for the model to answer, and end with the generation prompt.
 The model's answers become the branches, so such a tree cannot be packed as it is.
@@ -57,6 +58,7 @@ DTYPES: dict[str, type[np.generic]] = {
     "branch_scored": np.int64,
     "row_index": np.int64,
     "margin": np.float32,
+    "wanted": np.uint8,
 }
 
 
@@ -91,7 +93,7 @@ class Store:
         self.tree_start = arrays["tree_start"]
         self.branch_start, self.branch_len = arrays["branch_start"], arrays["branch_len"]
         self.branch_scored, self.row_index = arrays["branch_scored"], arrays["row_index"]
-        self.margin = arrays["margin"]
+        self.margin, self.wanted = arrays["margin"], arrays["wanted"]
         self.num_tokens: np.ndarray = self.prompt_len + self._sum_branches(self.branch_len)  # [n] int64
         self.num_scored: np.ndarray = self._sum_branches(self.branch_scored)  # [n] int64
 
@@ -224,6 +226,9 @@ class Store:
             lines.append(f"{info.name} ({info.format}): {counts}")
             if self.kind == "sft" and info.format in PREFERENCE_FORMATS:
                 lines.append("  the chosen answers are learned, the rejected ones are not read")
+            if self.kind == "unpaired":
+                wanted = int(self.wanted[self.source_start[k] : self.source_start[k + 1]].sum())
+                lines.append(f"  {wanted:,} answers are wanted, {info.trees - wanted:,} are not")
             if info.truncated:
                 lines.append(f"  cut to max_tokens: {info.truncated:,}")
             for reason, count in sorted(info.dropped.items()):
@@ -242,7 +247,7 @@ def _check_layout(arrays: dict[str, np.ndarray]) -> None:
         InputError: they do not.
     """
     trees, branches, tokens = (len(arrays[name]) for name in ("row_index", "branch_start", "tokens"))
-    lengths = {"prompt_start": trees, "prompt_len": trees, "tree_start": trees + 1, "margin": trees}
+    lengths = {"prompt_start": trees, "prompt_len": trees, "tree_start": trees + 1, "margin": trees, "wanted": trees}
     lengths |= {"branch_len": branches, "branch_scored": branches, "scored": tokens}
     for name, count in lengths.items():
         if len(arrays[name]) != count:
@@ -258,8 +263,8 @@ def _check_layout(arrays: dict[str, np.ndarray]) -> None:
     scored = arrays["branch_scored"]  # [B]
     if ((scored < 0) | (scored > arrays["branch_len"])).any():
         raise InputError("branch_scored.npy counts more than a branch has")
-    if (arrays["row_index"] < 0).any() or not np.isfinite(arrays["margin"]).all():
-        raise InputError("row_index.npy or margin.npy has a value that no row has")
+    if (arrays["row_index"] < 0).any() or not np.isfinite(arrays["margin"]).all() or (arrays["wanted"] > 1).any():
+        raise InputError("row_index.npy, margin.npy or wanted.npy has a value that no row has")
 
 
 def _span(array: np.ndarray, start: int, length: int) -> list[int]:

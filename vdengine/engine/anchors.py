@@ -24,7 +24,7 @@ from vdengine.drift.intervals import ROUNDING
 from vdengine.drift.panel_packs import stratified_order
 from vdengine.drift.schedule import AnchorSchedule, Schedule
 from vdengine.drift.trajectory import listed
-from vdengine.engine.rollouts import Sampler
+from vdengine.engine.sampler import Sampler
 from vdengine.models.generate import Completion, Sampling
 from vdengine.models.transformer import Transformer
 from vdengine.noise import ANSWERS_NOISE

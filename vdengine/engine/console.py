@@ -77,7 +77,7 @@ class Console:
         """After every pack of a step, of one of its updates."""
         if self.bar.disable:
             return
-        if self.trainer.ppo is None:  # with PPO a step has several updates, each with its packs
+        if self.trainer.rollouts is None:  # a rollout has several updates, each with its packs
             self.bar.n = self.trainer.step_count + done / total
         self.bar.set_postfix_str(f"pack {done}/{total}" if total > 1 else "")
 
@@ -260,16 +260,16 @@ def plan(t: Trainer) -> str:
     if t.before is not None:
         first, names = t.before.step, t.before.names
         lines.append(
-            f"stage   {len(names) + 1}, after {', '.join(names)}: steps {first + 1} to {first + t.total_steps} of their "
+            f"stage   {len(names) + 1}, after {', '.join(names)}: steps {first + 1} to {first + t.total_steps} of the "
             "history"
         )
-    if t.ppo is not None:
-        o, roll = r.objective, r.rollout
-        weights = "gathered for decoding" if t.ppo.sampler.gathers else "sharded, gathered layer by layer"
-        penalty = f"KL {o.kl_coef:g} ({o.kl_estimator})" if o.kl_coef else "no KL penalty"
+    if t.rollouts is not None:
+        roll, kl = r.rollout, getattr(r.objective, t.rollouts.rule.kl)
+        weights = "gathered for decoding" if t.rollouts.sampler.gathers else "sharded, gathered layer by layer"
+        penalty = f"KL {kl:g}" if kl else "no KL penalty"
         lines += [
             f"rollout {roll.samples} x {roll.max_new_tokens} tokens a prompt at T = {roll.temperature:g}; "
-            f"{o.num_ppo_epochs} epochs x {o.num_mini_batches} minibatches",
+            f"passes x updates: {t.rollouts.passes} x {t.rollouts.updates_a_pass}",
             f"        weights {weights}",
             f"reward  {r.reward.source or 'a function'}, {penalty}",
         ]

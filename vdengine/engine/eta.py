@@ -20,8 +20,8 @@ SHARE = {"cpu": 0.55, "cuda": 0.35}
 def expect(t: Trainer) -> str:
     """A sentence on the time that is left; "" where nothing says what a step costs. Takes a fifth of a second."""
     step_flops = 3 * float(t.loader.cost.mean()) * t.recipe.batch.examples if t.has_data else math.nan
-    if t.ppo is not None:
-        step_flops = t.ppo.step_flops * 4 / 3  # and what is sampled and scored, about a forward
+    if t.rollouts is not None:
+        step_flops = t.rollouts.step_flops * 4 / 3  # and what is sampled and scored, about a forward
     left = t.total_steps - t.step_count
     if not math.isfinite(step_flops) or not left:
         return ""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from vdengine import recipe as recipes
-from vdengine.engine.ppo import RewardFunction
+from vdengine.engine.rollout import RewardFunction
 from vdengine.errors import InputError
 from vdengine.objectives import Objective
 from vdengine.panels.panel import Panel

@@ -71,7 +71,7 @@ def estimate(
         device: "cuda" or "cpu".
         dtype_bytes: of the compute dtype.
         device_bytes: of one GPU, for defaults that are a share of it.
-        reward, value: PPO's other models, where they are not the policy's.
+        reward, value: a rollout's other models, where they are not the policy's.
         lora: the adapter that is trained, and nothing else; default: all parameters are.
     """
     objective: Objective = recipe.objective.declaration
@@ -89,14 +89,16 @@ def estimate(
         "output head": _head(recipe, config, load, device, dtype_bytes, device_bytes),
         "probes": _probes(config, load, device, dtype_bytes),
     }
-    if objective.reference and recipe.objective.reference == "live":
+    refers = objective.rollout is None or objective.rollout.refers(recipe.objective)
+    if objective.reference and recipe.objective.reference == "live" and refers:
         parts["reference model"] = dtype_bytes * count // ranks
-    if objective.rollout:
+    if objective.critic:
         critic = value or reward or config
         frozen = 0 if lora is None else dtype_bytes * critic.num_parameters
         critic_trained = critic.num_parameters if lora is None else _adapter(lora.without_patterns(), critic)
         own = (frozen + 4 * FP32 * critic_trained) // ranks
         parts["value model, trained"] = own + _gathered(critic, lora is None, dtype_bytes)
+    if objective.rollout:
         if reward is not None:
             parts["reward model"] = dtype_bytes * reward.num_parameters // ranks
     if objective.rollout or recipe.answers.samples:
@@ -105,7 +107,7 @@ def estimate(
     # what is trained and its moments, in fp32: what a checkpoint holds, and what its copy in host memory takes while it
     # is written
     state = 3 * FP32 * trained
-    if objective.rollout:
+    if objective.critic:
         state += 3 * FP32 * critic_trained
     staging = {"checkpoint's copy": state // ranks}
     if device == "cpu":

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from vdengine import recipe as recipes
@@ -52,6 +53,40 @@ class Metrics(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return repr(self.row)
+
+
+@dataclass(eq=False)
+class Sums:
+    """Sums of metrics over packs, which are summed over ranks as one tensor and then divided.
+
+    Args:
+        denominators: what the sum of a metric is divided by, under "" those of metrics that are not named. A pair
+            (values, weights) brings its own.
+    """
+
+    denominators: Mapping[str, float]
+    sums: dict[str, Tensor] = field(default_factory=dict)  # [] fp32 each
+    weights: dict[str, Tensor] = field(default_factory=dict)  # [] fp32, of those that are pairs
+
+    def add(self, metrics: Mapping[str, Tensor | tuple[Tensor, Tensor]], counts: float) -> None:
+        """Add those of a pack; `counts` is 0 for an idle one, which only says what there is."""
+        for name, values in metrics.items():
+            if isinstance(values, tuple):
+                values, weights = values
+                self.weights[name] = self.weights.get(name, 0.0) + counts * weights.sum()
+                values = values * weights
+            self.sums[name] = self.sums.get(name, 0.0) + counts * values.sum()
+
+    def tensor(self) -> Tensor:
+        """All of them, [sums and weights] fp32, in an order that is the same on every rank."""
+        return torch.stack([part[name] for part in (self.sums, self.weights) for name in sorted(part)])
+
+    def means(self, totals: Sequence[float]) -> dict[str, float]:
+        """Of totals over all ranks, in the order of `tensor`; a mean over nothing is left out."""
+        names = sorted(self.sums)
+        own = dict(zip(sorted(self.weights), totals[len(names) :], strict=False))
+        divided = {name: self.denominators.get(name, self.denominators[""]) for name in names} | own
+        return {name: x / divided[name] for name, x in zip(names, totals, strict=False) if divided[name] != 0}
 
 
 @dataclass(frozen=True, eq=False)

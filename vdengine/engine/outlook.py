@@ -108,7 +108,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
     probes, answers, load = _probes(recipe, found, renderer, config, run["steps"], step_flops, load)
     memory = _memory(recipe, config, lora, load, ranks, device, dtype)
     disk = _disk(recipe, memory)
-    samples = objective.rollout or bool(recipe.answers.samples)
+    samples = objective.rollout is not None or bool(recipe.answers.samples)
     ends = renderer.stop_ids if samples or renderer.missing_end is None else []
     stops = [{"id": i, "token": tokenizer.token(i) or ""} for i in ends]
     out: dict[str, Any] = {
@@ -195,7 +195,9 @@ def _run(
     tokens, scored, cost = store.num_tokens, store.num_scored, loader.cost
     largest = int(tokens.max())
     objective: Objective = recipe.objective.declaration
-    if objective.rollout:  # an upper bound: every completion as long as it may be (as `PPO.step_flops`)
+    passes = 1
+    if objective.rollout:  # an upper bound: every completion as long as it may be (as `Rollouts.step_flops`)
+        passes, _ = objective.rollout.passes(recipe.objective)
         new, samples = recipe.rollout.max_new_tokens, recipe.rollout.samples
         trees = np.arange(len(store) + 1) * samples
         rows = np.full(len(store), samples * new)
@@ -208,7 +210,6 @@ def _run(
                 f"takes {largest} tokens, above the budget of {recipe.batch.tokens}"
             )
     step_tokens = float(tokens.mean()) * recipe.batch.examples
-    passes = recipe.objective.num_ppo_epochs if objective.rollout else 1
     step_flops = recipe.forwards * passes * float(cost.mean()) * recipe.batch.examples
     packs = max(1, math.ceil(step_tokens / ranks / recipe.batch.tokens))
     # packs are balanced: one has its share of the step, and at least the longest row

@@ -152,6 +152,8 @@ def misused(
         return "step: the run has no data (data.train, or data=); give the step its batch"
     if batch is not None and objective.rollout:
         return f"step: a batch has no effect with {objective.name}, which learns from its rollouts"
+    if batch is not None and objective.rows == "unpaired":
+        return f"step: trees have no labels, which {objective.name} reads; give its rows as data"
     if batch is not None and cached and reference is None:
         return (
             'step: objective.reference = "cached" is of rows of the data; give the batch\'s own log-prob sums as '
@@ -173,6 +175,8 @@ def no_rows(recipe: Recipe) -> Store:
     objective: Objective = recipe.objective.declaration
     if objective.rollout:
         raise InputError(f"data.train is missing: {objective.name} reads prompts")
+    if objective.rows == "unpaired":
+        raise InputError(f"data.train is missing: {objective.name} reads labels, which trees do not have")
     if recipe.run.steps is None:
         raise InputError("run.steps is needed: without data nothing says how long run.epochs are")
     if recipe.probes.budget is not None:

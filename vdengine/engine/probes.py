@@ -22,7 +22,7 @@ from vdengine.drift.schedule import Schedule
 from vdengine.engine.anchors import Anchors, Bank
 from vdengine.engine.clocks import Later
 from vdengine.engine.parallel import World
-from vdengine.engine.rollouts import Sampler
+from vdengine.engine.sampler import Sampler
 from vdengine.errors import InputError
 from vdengine.files import bytes_before
 from vdengine.models.transformer import Transformer

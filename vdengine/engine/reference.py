@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import vdengine
+from vdengine.data.mismatched import Mismatched
 from vdengine.data.store import Store
 from vdengine.engine.parallel import World, main_first
 from vdengine.errors import InputError
@@ -117,7 +118,7 @@ def branch_index(pack: Pack, tree_start: Tensor) -> Tensor:
 @torch.no_grad()
 def cache_reference(
     model: Callable[[], Transformer],
-    store: Store,
+    store: Store | Mismatched,
     visits: Sequence[tuple[np.ndarray, Callable[[], Iterable[Pack | None]]]],
     idle: Pack,
     world: World,

@@ -19,11 +19,13 @@ from torch import Tensor
 from vdengine import recipe as recipes
 from vdengine.data.locate import Source
 from vdengine.data.memory import rows_in_memory
+from vdengine.data.mismatched import Mismatched
 from vdengine.data.store import Store
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.panel_log import DriftLog
 from vdengine.engine import checkpoint
 from vdengine.engine.adapting import open_adapter, write_adapter
+from vdengine.engine.batch_kl import BatchKL
 from vdengine.engine.checkpoint import Found, Trained, size_of
 from vdengine.engine.clocks import SectionClock
 from vdengine.engine.given import Given, read_recipe
@@ -32,12 +34,13 @@ from vdengine.engine.optim import make_optimizer
 from vdengine.engine.own_batch import no_rows
 from vdengine.engine.parallel import World, main_first, shard_model, start_world
 from vdengine.engine.pattern import pattern_reward
-from vdengine.engine.ppo import PPO, RewardFunction
 from vdengine.engine.probes import Probes
 from vdengine.engine.reference import CachedReference, LiveReference, cache_reference, live_reference
 from vdengine.engine.resuming import check_folder, check_fresh, check_length, check_logs, differing, keep_old_end
-from vdengine.engine.rollouts import Sampler
+from vdengine.engine.rollout import RewardFunction, Rollouts
+from vdengine.engine.row_extras import RowExtras
 from vdengine.engine.rows import open_loader, open_store
+from vdengine.engine.sampler import Sampler
 from vdengine.engine.saver import Saver
 from vdengine.engine.skips import Skips
 from vdengine.engine.stages import stages_before
@@ -70,14 +73,6 @@ from vdengine.text.tokenizer import load_tokenizer
 from vdengine.trees import Pack, Tree, pack
 
 _RUNS_ON = {"triton": "cuda", "flash": "cuda", "varlen": "cuda", "native": "cpu"}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class RowExtras:
-    """What rows bring to their losses beside the model's own scores."""
-
-    reference: Callable[[Pack], Tensor] | None  # branch sums of the reference model, [B] fp32
-    row_margins: Callable[[Pack], Tensor] | None  # of a pack's trees, [n] fp32
 
 
 class Setup:
@@ -113,7 +108,7 @@ class Setup:
             self._check_inputs(given.panel)
             self._open_model()
             self._open_sampler()
-            self._open_ppo()
+            self._open_rollouts()
             self._open_probes(given.panel)
             self._open_run()
             self._open_reference()
@@ -194,6 +189,8 @@ class Setup:
             self.reward = pattern_reward(source.removeprefix("regex:"))
         elif source:
             self.reward_weights = self._open_scalar("reward.source", source)
+        if not self.objective.critic:
+            return
         if r.value.source:
             self.value_weights = self._open_scalar("value.source", r.value.source)
         else:  # a value model starts as the reward model, or as the policy with a first guess of 0
@@ -313,10 +310,10 @@ class Setup:
         return model
 
     def _open_sampler(self) -> None:
-        """One for PPO's rollouts and for answers: both sample the policy."""
+        """One for rollouts and for answers: both sample the policy."""
         r, config = self.recipe, self.weights.config
         self.sampler: Sampler | None = None
-        if self.value_weights is not None or r.answers.samples:
+        if self.objective.rollout is not None or r.answers.samples:
             self.sampler = Sampler(
                 self.world,
                 self.dtype,
@@ -326,19 +323,24 @@ class Setup:
                 slots=r.rollout.slots,
             )
 
-    def _open_ppo(self) -> None:
-        self.ppo: PPO | None = None
-        r = self.recipe
-        if self.value_weights is None or self.sampler is None:
+    def _open_rollouts(self) -> None:
+        self.rollouts: Rollouts | None = None
+        r, rule = self.recipe, self.objective.rollout
+        if rule is None or self.sampler is None:
             return
-        critic = self._new_model(self.value_weights, trainable=True)
-        lr = r.optimizer.lr if r.value.lr is None else r.value.lr
-        self.trained.append(Trained("value/", critic, make_optimizer(critic, r.optimizer), lr))
+        critic: Transformer | None = None
+        if self.value_weights is not None:
+            critic = self._new_model(self.value_weights, trainable=True)
+            lr = r.optimizer.lr if r.value.lr is None else r.value.lr
+            self.trained.append(Trained("value/", critic, make_optimizer(critic, r.optimizer), lr))
+        reference: LiveReference | None = None
+        if rule.refers(r.objective):
+            reference = live_reference(r, self.model, lambda: self._new_model(self.weights, trainable=False))
         frozen = None if self.reward_weights is None else self._new_model(self.reward_weights, trainable=False)
         reward = self.reward or frozen
         if reward is None:
             raise RuntimeError("_open_sources sees to it that there is a reward")
-        self.ppo = PPO(
+        self.rollouts = Rollouts(
             r,
             self.world,
             self.loader,
@@ -346,10 +348,10 @@ class Setup:
             self.idle,
             sampler=self.sampler,
             critic=critic,
-            reference=live_reference(r, self.model, lambda: self._new_model(self.weights, trainable=False)),
+            reference=reference,
             reward=reward,
             flops=self.flops,
-            critic_flops=self.value_weights.config.flops,
+            critic_flops=None if self.value_weights is None else self.value_weights.config.flops,
         )
 
     def _open_probes(self, panel: Panel | None) -> None:
@@ -359,8 +361,8 @@ class Setup:
         # a step's training FLOPs, over the mean step; not known where each step is given its rows
         examples = self.recipe.batch.examples if self.has_data else math.nan
         step_flops = self.recipe.forwards * float(self.loader.cost.mean()) * examples
-        if self.ppo is not None:
-            step_flops = self.ppo.step_flops
+        if self.rollouts is not None:
+            step_flops = self.rollouts.step_flops
         self.probes = Probes(
             self.recipe,
             self.renderer,
@@ -434,26 +436,29 @@ class Setup:
     def _numbers(self) -> dict[str, float]:
         """What a checkpoint holds beside tensors."""
         numbers = {"num_tokens": self.tokens_seen, "own_batches": self.own_batches} | self._skips.numbers()
-        return numbers | (self.ppo.state() if self.ppo else {})
+        return numbers | (self.rollouts.state() if self.rollouts else {})
 
     def _set_numbers(self, numbers: dict[str, float]) -> None:
         self.tokens_seen, self.own_batches = int(numbers["num_tokens"]), int(numbers["own_batches"])
         self._skips = Skips.of_numbers(numbers, self.world.device)
-        if self.ppo:
-            self.ppo.load_state(numbers)
+        if self.rollouts:
+            self.rollouts.load_state(numbers)
 
     def _open_reference(self) -> None:
         r, loader = self.recipe, self.loader
         self.reference: LiveReference | CachedReference | None = None
         self.eval_reference: LiveReference | CachedReference | None = None
+        self.batch_kl: BatchKL | None = None
+        self.eval_kl: BatchKL | None = None
         if not self.objective.reference or r.objective.reference == "none" or self.objective.rollout:
-            return  # PPO has one of its own, which gives log-probs by token
+            return  # rollouts have one of their own, which gives log-probs by token
         # Before the first update the policy is the reference: no second copy. A resumed run needs one only if it
         # is live, or if the cache file has gone.
         fresh = self.step_count == 0
         live = live_reference(r, self.model, lambda: self._new_model(self.weights, trainable=False))
         if live is not None:
             self.reference = self.eval_reference = live
+            self._open_batch_kl(lambda mismatched: live)
             return
         w, budget = self.world, r.batch.tokens
         epoch = range(self.total_steps if self.has_data else 0)
@@ -461,7 +466,7 @@ class Setup:
         evals = [(loader.eval_rows, lambda: loader.eval_packs(w.size, w.rank, budget))] if len(loader.eval_rows) else []
         same = loader.eval_store is self.store
 
-        def cached(store: Store, visits: Sequence[Any]) -> CachedReference:
+        def cached(store: Store | Mismatched, visits: Sequence[Any]) -> CachedReference:
             return cache_reference(
                 (lambda: self.model) if fresh else (lambda: self._new_model(self.weights, trainable=False)),
                 store,
@@ -481,24 +486,44 @@ class Setup:
             self.reference = CachedReference(torch.zeros(0), torch.zeros(1, dtype=torch.int64))
         self.eval_reference = self.reference if same else cached(loader.eval_store, evals)
 
+        def cached_mismatched(of: Mismatched) -> CachedReference:
+            every = range(of.batches)
+            numbers = (
+                (of.start(k) + np.arange(len(of.rows(k))), lambda k=k: of.packs(k, w.size, w.rank, budget))
+                for k in every
+            )
+            return cached(of, list(numbers))
+
+        self._open_batch_kl(cached_mismatched)
+
+    def _open_batch_kl(self, reference: Callable[[Mismatched], Callable[[Pack], Tensor] | None]) -> None:
+        """The KL of a step's batch and of the held-out rows, where the objective reads one.
+
+        Args:
+            reference: gives that of mismatched trees.
+        """
+        if not self.objective.batch_kl:
+            return
+        rest = self.recipe.data.max_tokens, self.flops, self.world.device.type == "cuda"
+
+        def of(mismatched: Mismatched) -> BatchKL:
+            found = reference(mismatched)
+            if found is None:
+                raise RuntimeError("an objective that declares batch_kl has a reference")
+            return BatchKL(mismatched, found, self.idle, self.world, self.recipe.batch.tokens)
+
+        self.batch_kl = of(Mismatched.of_training(self.loader, self.total_steps, *rest))
+        if len(self.loader.eval_rows):
+            self.eval_kl = of(Mismatched.of_held_out(self.loader, *rest))
+
     def _open_saver(self) -> None:
         newest = self.resumed_at if self._resumed else None
         base = self.weights.hash if self.frozen or self.lora is not None else None
         self.saver = Saver(self.files, self.world, self.lock, self.recipe.checkpoint, newest, base)
 
     def _open_extras(self) -> None:
-        """What training and held-out rows bring to their losses."""
-
-        def margins(store: Store) -> Callable[[Pack], Tensor] | None:
-            if store.kind != "preference":
-                return None
-            of_rows = torch.from_numpy(np.array(store.margin)).to(self.world.device)  # [rows of the store] fp32
-            return lambda pack: of_rows[pack.tree_ids]  # of the idle pack: another row's, which count nothing
-
-        def ones(pack: Pack) -> Tensor:
-            return torch.ones(pack.num_trees, device=self.world.device)
-
-        self.train_extras = RowExtras(self.reference, margins(self.store))
-        self.eval_extras = RowExtras(self.eval_reference, margins(self.loader.eval_store))
-        live = self.reference if isinstance(self.reference, LiveReference) else None
-        self.own_extras = RowExtras(live, ones)  # of rows that are given to `step`
+        """What training and held-out rows bring to their losses, and rows that are given to `step`."""
+        device, live = self.world.device, isinstance(self.reference, LiveReference)
+        self.train_extras = RowExtras.of(self.store, self.reference, device)
+        self.eval_extras = RowExtras.of(self.loader.eval_store, self.eval_reference, device)
+        self.own_extras = RowExtras.of_given(self.reference if live else None, device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,19 +19,21 @@ from vdengine.engine import trouble
 from vdengine.engine.clocks import Later, Totals, memory_bytes, peak_flops
 from vdengine.engine.given import Given
 from vdengine.engine.learning_rate import learning_rate
-from vdengine.engine.metrics import Logged, Metrics
+from vdengine.engine.metrics import Logged, Metrics, Sums
 from vdengine.engine.optim import apply_update
 from vdengine.engine.own_batch import misused, own_batch, own_probes
 from vdengine.engine.parallel import grad_norm, ordered
-from vdengine.engine.ppo import RewardFunction, Rollout
 from vdengine.engine.reference import CachedReference, GivenReference
-from vdengine.engine.setup import RowExtras, Setup
+from vdengine.engine.rollout import RewardFunction, Rollout
+from vdengine.engine.row_extras import RowExtras
+from vdengine.engine.setup import Setup
 from vdengine.engine.stopping import Stopping
 from vdengine.engine.trouble import MAX_SKIPPED, NothingLearned
 from vdengine.errors import InputError
 from vdengine.models.export import Base, save_adapter, save_model
 from vdengine.models.head import Scores
-from vdengine.objectives import Objective, Scored
+from vdengine.objectives import Losses, Objective, Scored
+from vdengine.objectives.metrics import means_of
 from vdengine.panels.panel import Panel
 from vdengine.trees import Pack, Tree
 
@@ -46,7 +47,7 @@ class Trainer(Setup):
         trainer.finish()
         trainer.close()
 
-    `step_count` is the number of steps the weights have had: one update each, with PPO those of one rollout.
+    `step_count` is the number of steps the weights have had: one update each, or those of one rollout.
 
     What is in memory already is given as an object, and the recipe leaves its name out; the run folder says "in memory"
     there and keeps a hash of the contents, so that a run is taken up again with the same ones only. Several trainers
@@ -63,7 +64,7 @@ class Trainer(Setup):
             `datasets.Dataset`; the same on every rank. Without rows every step is given its own (`step`).
         eval_data: the same instead of `data.eval`.
         objective: one's own. The recipe's [objective] may name it, or leave the name out.
-        reward: PPO's, instead of `reward.source`: (prompts, completions) as text, of this rank -> scores.
+        reward: of a rollout, instead of `reward.source`: (prompts, completions) as text, of this rank -> scores.
         panel: instead of `probes.panel`.
 
     Attributes:
@@ -109,7 +110,7 @@ class Trainer(Setup):
         probes: Pack | Sequence[Pack] | None = None,
         reference: Tensor | None = None,
     ) -> Metrics:
-        """One optimizer step; with PPO a rollout and all updates on it. Its metrics where `log.every` (or the last
+        """One optimizer step, or a rollout and all updates on it. Its metrics where `log.every` (or the last
         step) asks for them, else empty. The host does not wait for the device: a row is read when it is looked at, and
         on CUDA it is written a step later, when it is there.
 
@@ -135,13 +136,14 @@ class Trainer(Setup):
         if self.probes:
             self.probes.anchor(self.model, k)
         rollout, batches, extra = self._work(k, given)
-        logged: list[tuple[list[str], Tensor, Batch]] = []
+        extras = self._with_kl(extras, k)
+        logged: list[tuple[Sums, Tensor]] = []
 
         for update in batches:
             denominator = self._denominator(update)
             sampling = self.probes is not None and not logged  # theta_k is theta before the step's first update
             riders = self.probes.begin(k, len(update.packs)) if self.probes and sampling else [[] for _ in update.packs]
-            sums: dict[str, Tensor] = {}
+            sums = Sums({"": denominator, "entropy": update.num_scored})
 
             # Under FSDP every forward and backward is a collective: all ranks run the same number, rows or no rows.
             for number, (share, rider) in enumerate(zip(update.packs, riders, strict=True), 1):
@@ -150,7 +152,7 @@ class Trainer(Setup):
                 scheduled = self.probes.packs(rider) if self.probes else []
                 with self._memory_for(k, pack, scheduled):
                     scores = self.model(pack, [*scheduled, *own_packs], entropy=True, dropout=(r.run.seed, k))
-                    losses, metrics = self._losses(pack, scores, extras, rollout)
+                    losses, metrics = self._losses(pack, scores, extras, rollout, update)
                     with ordered(self.recipe.run.deterministic):
                         (losses.sum() * (counts / denominator)).backward()  # global, known before the first forward
                 if own_packs and scores.probe_logp is not None:
@@ -160,8 +162,7 @@ class Trainer(Setup):
                     self.probes.collect(rider, scores.probe_logp)
                 if scores.entropy is not None:
                     metrics = {**metrics, "entropy": scores.entropy.detach()}
-                for name, values in {**metrics, "loss": losses.detach()}.items():
-                    sums[name] = sums.get(name, torch.zeros((), device=device)) + counts * values.sum()
+                sums.add({**metrics, "loss": losses.detach()}, counts)
                 if share is not None:
                     self._unlogged.append((k, share.tree_ids, losses.detach()))  # of own batches: `Tree.id`
                 self.on_pack(number, len(update.packs))
@@ -169,22 +170,22 @@ class Trainer(Setup):
                 self.probes.end()
 
             # One small all-reduce, so that every rank skips, or does not skip, the same update.
-            names, asked = sorted(sums), self.stopping.flags(self.saver.failed)
-            totals = torch.cat([torch.stack([sums[name] for name in names]), asked])
+            own, asked = sums.tensor(), self.stopping.flags(self.saver.failed)
+            totals = torch.cat([own, asked])
             if w.size > 1:
                 dist.all_reduce(totals)
-            totals, asked = totals[: len(names)], totals[len(names) :]
+            totals, asked = totals.split([len(own), len(asked)])
             norms = [grad_norm(t.parameters) for t in self.trained]
             finite = torch.isfinite(sum(norms, totals.sum()))
             self._skips = self._skips.after(finite, k)
             self.saver.staged()  # a checkpoint's copy of the weights is made before they move
             if k == 0 and not logged and not isinstance(extras.reference, GivenReference):  # that may be any model's
-                first = {name: total / denominator for name, total in zip(names, totals, strict=True)}
+                first = sums.means(totals.tolist())
                 trouble.check_start(self.recipe, first, self.dtype, referred=self.reference is not None)
             for t, norm in zip(self.trained, norms, strict=True):
                 lr = learning_rate(self.recipe.optimizer, k, self.total_steps, t.lr)
                 apply_update(t.optimizer, lr, norm, (~finite).float(), self.recipe.optimizer.clip)
-            logged.append((names, torch.cat([totals, torch.stack(norms)]), update))
+            logged.append((sums, torch.cat([totals, torch.stack(norms)])))
             self._since_log.flops += self.recipe.forwards * update.cost
 
         self.step_clock.__exit__()
@@ -194,7 +195,7 @@ class Trainer(Setup):
         self.step_count += 1
         self.own_batches += given is not None
         self.tokens_seen += num_tokens
-        phases = (self.ppo.seconds if self.ppo else {}) | (self.probes.seconds if self.probes else {})
+        phases = (self.rollouts.seconds if self.rollouts else {}) | (self.probes.seconds if self.probes else {})
         self._since_log.add(num_tokens, num_scored, phases)
         self._settle()  # the step that was logged last; the device has long been done with it
         if self.step_count % self.recipe.log.every and self.step_count != self.total_steps:
@@ -259,21 +260,26 @@ class Trainer(Setup):
         """The batches of step k, one update each, and what is known before them."""
         if given is not None:
             return None, [given], {}
-        if self.ppo is None:
+        if self.rollouts is None:
             return None, [self.loader.batch(k, self.world.size, self.world.rank, self.recipe.batch.tokens)], {}
-        rollout, metrics = self.ppo.rollout(self.model, k)
-        return rollout, self.ppo.updates(rollout, k), metrics
+        rollout, metrics = self.rollouts.rollout(self.model, k)
+        return rollout, self.rollouts.updates(rollout, k), metrics
+
+    def _with_kl(self, extras: RowExtras, k: int | None) -> RowExtras:
+        """With the KL of step k's rows, or of the held-out ones, where the objective reads it. A collective."""
+        kl = self.batch_kl if k is not None else self.eval_kl
+        return extras if kl is None else dataclasses.replace(extras, batch_kl=kl(self.model, k or 0))
 
     def _denominator(self, batch: Batch) -> int:
-        """What a batch's losses are divided by, over all ranks: its examples, or its scored tokens."""
-        return batch.num_scored if self.objective.per == "token" else batch.num_examples
+        """What a batch's losses are divided by, over all ranks: its examples, its scored tokens, or nothing."""
+        return {"example": batch.num_examples, "token": batch.num_scored, "sum": 1}[self.objective.per]
 
-    def _log(self, logged: list[tuple[list[str], Tensor, Batch]], extra: dict[str, Any]) -> Logged:
+    def _log(self, logged: list[tuple[Sums, Tensor]], extra: dict[str, Any]) -> Logged:
         """A row of metrics, to be read later: its numbers leave the device now. Rates are since the last logged one."""
         since, self._since_log = self._since_log, Totals()
         packs, self._unlogged = self._unlogged, []
         fine = [torch.isfinite(losses).all() for _, _, losses in packs]
-        totals = Later(torch.cat([numbers for _, numbers, _ in logged]))
+        totals = Later(torch.cat([numbers for _, numbers in logged]))
         skipped, whole = Later(self._skips.counts), Later(torch.stack(fine) if fine else self._skips.counts[:0])
         self._skips = self._skips.logged()
         step, step_seconds, probe_seconds = self.step_count, self.step_clock.cut(), self.probe_clock.cut()
@@ -294,7 +300,7 @@ class Trainer(Setup):
                 }
                 | known
             )
-            if since.phases:  # PPO's, and answers; what is left of a step is training
+            if since.phases:  # a rollout's, and answers; what is left of a step is training
                 row.update({f"{name}_seconds": s / since.steps for name, s in since.phases.items()})
                 row["train_seconds"] = (seconds - sum(since.phases.values())) / since.steps
             if peak := peak_flops(self.world.device):
@@ -304,24 +310,15 @@ class Trainer(Setup):
 
         return Logged(Metrics(read), skipped, whole, [(k, ids) for k, ids, _ in packs])
 
-    def _means(self, logged: list[tuple[list[str], Tensor, Batch]], totals: list[float]) -> dict[str, float]:
+    def _means(self, logged: list[tuple[Sums, Tensor]], totals: list[float]) -> dict[str, float]:
         """Global means of a step's metrics, over its updates. `totals`: of all updates, one after another."""
         rows, first = [], 0
-        for names, numbers, batch in logged:
-            values, denominator = totals[first : first + len(numbers)], self._denominator(batch)
+        for sums, numbers in logged:
+            values = totals[first : first + len(numbers)]
             first += len(numbers)
-            row = {
-                name: value / (batch.num_scored if name == "entropy" else denominator)
-                for name, value in zip(names, values, strict=False)
-            }
-            norms = zip(self.trained, values[len(names) :], strict=True)
-            rows.append(row | {f"{t.prefix}grad_norm": norm for t, norm in norms})
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        if "val/ratio" in means:  # of a rollout; TRL's names
-            ratios = [row["val/ratio"] for row in rows]
-            means["val/ratio_var"] = statistics.variance(ratios) if len(ratios) > 1 else 0.0
-            means["policy/entropy_avg"] = means.pop("entropy")
-        return means
+            norms = zip(self.trained, values[len(values) - len(self.trained) :], strict=True)
+            rows.append(sums.means(values) | {f"{t.prefix}grad_norm": norm for t, norm in norms})
+        return (self.objective.summary or means_of)(rows)
 
     def _settle(self) -> None:
         """Write the step that was logged last, if it is not. All ranks together: what was skipped is gathered."""
@@ -350,18 +347,30 @@ class Trainer(Setup):
         return self.probes.take_gate()
 
     def _losses(
-        self, pack: Pack, scores: Scores, extras: RowExtras, rollout: Rollout | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self,
+        pack: Pack,
+        scores: Scores,
+        extras: RowExtras,
+        rollout: Rollout | None = None,
+        update: Batch | None = None,
+    ) -> Losses:
         """Losses and metrics of one pack, per example or, where the objective says so, per token."""
+        sampled, compared = None, {}
+        if self.rollouts is not None and rollout is not None and update is not None:
+            sampled = self.rollouts.sampled(pack, rollout, update, scores.logp)
+            compared = self.rollouts.metrics(pack, rollout, scores.logp)
         scored = Scored(
             pack,
             scores.logp,
             scores.values,
             reference=None if extras.reference is None else extras.reference(pack),
             row_margins=extras.row_margins,
-            sampled=None if self.ppo is None or rollout is None else self.ppo.sampled(pack, rollout),
+            row_labels=extras.row_labels,
+            batch_kl=extras.batch_kl,
+            sampled=sampled,
         )
-        return self.losses(scored, self.recipe.objective)
+        losses, metrics = self.losses(scored, self.recipe.objective)
+        return losses, {**metrics, **compared}
 
     def _check_finite(self, step: int, logged: Logged) -> str:
         """A line on the updates that were skipped before `step`: at which step, rank and rows; "" if there are none.
@@ -388,7 +397,7 @@ class Trainer(Setup):
 
     def _rows(self, k: int, tree_ids: Tensor) -> str:
         """The rows of a pack, for messages. A rollout's trees are numbered by their place in the step."""
-        ids = (tree_ids if self.ppo is None else torch.from_numpy(self.loader.rows(k))[tree_ids.cpu()]).tolist()
+        ids = (tree_ids if self.rollouts is None else torch.from_numpy(self.loader.rows(k))[tree_ids.cpu()]).tolist()
         return trouble.row_names(self.store, ids)
 
     def _check_learned(self) -> None:
@@ -414,20 +423,19 @@ class Trainer(Setup):
         self.flush()
         if not len(loader.eval_rows):
             return {}
-        sums: dict[str, Tensor] = {}
+        rows, extras = loader.eval_rows, self._with_kl(self.eval_extras, None)
+        count = {"example": len(rows), "token": int(loader.eval_store.num_scored[rows].sum()), "sum": 1}
+        sums = Sums({"": count[self.objective.per]})
         for share in loader.eval_packs(w.size, w.rank, self.recipe.batch.tokens):
             pack, counts = (self.idle, 0.0) if share is None else (share, 1.0)
             pack = pack.to(w.device)
-            losses, metrics = self._losses(pack, self.model(pack), self.eval_extras)
-            for name, values in {**metrics, "loss": losses}.items():
-                sums[name] = sums.get(name, torch.zeros((), device=w.device)) + counts * values.sum()
-        names = sorted(sums)
-        totals = torch.stack([sums[name] for name in names])
+            losses, metrics = self._losses(pack, self.model(pack), extras)
+            sums.add({**metrics, "loss": losses}, counts)
+        totals = sums.tensor()
         if w.size > 1:
             dist.all_reduce(totals)
-        rows = loader.eval_rows
-        count = int(loader.eval_store.num_scored[rows].sum()) if self.objective.per == "token" else len(rows)
-        return {f"eval/{name}": v / count for name, v in zip(names, totals.tolist(), strict=True)}
+        means = sums.means(totals.tolist())
+        return {f"eval/{name}": value for name, value in (self.objective.summary or means_of)([means]).items()}
 
     def save(self) -> Path:
         """Begin a checkpoint of this step, whose folder is returned; the logs are written up to it. The next steps go

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from vdengine.data.store import Store
 from vdengine.engine import checkpoint
@@ -59,7 +58,7 @@ def spoilt(
     return proven < 0 or not whole or in_a_row >= by_chance
 
 
-def check_start(recipe: Recipe, row: Mapping[str, Tensor], dtype: torch.dtype, referred: bool) -> None:
+def check_start(recipe: Recipe, row: Mapping[str, float], dtype: torch.dtype, referred: bool) -> None:
     """The first update knows one of its metrics (`Objective.at_start`). A rollout was made by the policy: every ratio
     is 1, whatever the dtype, for the old log-probs come from the same packs and kernels. A reference is the policy: the
     margin is 0, and DPO's loss ln 2.
@@ -81,7 +80,7 @@ def check_start(recipe: Recipe, row: Mapping[str, Tensor], dtype: torch.dtype, r
     if objective.at_start is None:
         return
     metric, expected = objective.at_start
-    value, name = float(row[metric]), objective.name.upper()
+    value, name = row.get(metric, math.nan), objective.name.upper()  # of wanted answers, of which it may have none
     if not math.isfinite(value):  # what is not finite is skipped, and named with its rows
         return
     if objective.rollout and abs(value - expected) > 1e-3:

@@ -1,7 +1,9 @@
-"""Metrics that objectives on pairs have in common."""
+"""Metrics that objectives have in common."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,3 +25,9 @@ def preference_metrics(
         "logps/chosen": chosen_logps.detach(),
         "logps/rejected": rejected_logps.detach(),
     }
+
+
+def means_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means of the metrics of a step's updates, each over the updates that have it."""
+    names = dict.fromkeys(name for update in updates for name in update)
+    return {name: statistics.fmean(u[name] for u in updates if name in u) for name in names}

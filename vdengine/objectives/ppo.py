@@ -1,75 +1,21 @@
 """Proximal policy optimization of completions (Schulman et al., arXiv 1707.06347; for language models Ziegler et al.,
-arXiv 1909.08593, and Stiennon et al., arXiv 2009.01325).
-
-A rollout of B completions has N tokens, completion b's at `offsets[b] : offsets[b + 1]` of everything of length N:
-flat, so that no padding enters any mean. Token t is the action in the state before it, and values are of that state.
-"""
+arXiv 1909.08593, and Stiennon et al., arXiv 2009.01325). Advantages are in `objectives.advantages`."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vdengine.objectives.base import Losses, Objective, Scored
+from vdengine.objectives.advantages import gae, kl_penalty, token_rewards, whiten
+from vdengine.objectives.base import Advantages, Losses, Objective, OnPolicy, Rolled, Scored
+from vdengine.objectives.clipping import clipped_surrogate
+from vdengine.objectives.metrics import means_of
 from vdengine.settings import key
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def kl_penalty(logp: Tensor, reference: Tensor, estimator: str = "k1") -> Tensor:
-    """Per-token estimate of KL(policy || reference) from the policy's own samples, [N] (Schulman 2020, "Approximating
-    KL divergence"): k1 = log p - log q, unbiased; k3 = q/p - 1 - log(q/p), never negative and of less variance."""
-    log_ratio = reference - logp
-    return -log_ratio if estimator == "k1" else log_ratio.expm1() - log_ratio
-
-
-def token_rewards(
-    penalty: Tensor,  # [N] kl_coef * KL
-    scores: Tensor,  # [B] of the whole completions
-    offsets: Tensor,  # [B+1] int64
-) -> Tensor:  # [N]
-    """-penalty for every token, and the score with the last of each completion."""
-    rewards = -penalty
-    rewards[offsets[1:] - 1] += scores
-    return rewards
-
-
-def whiten(x: Tensor, shift_mean: bool = True) -> Tensor:
-    """`x` [N] with variance 1 and, unless told otherwise, mean 0."""
-    import torch
-
-    mean, variance = x.mean(), x.var() if len(x) > 1 else x.new_ones(())
-    white = (x - mean) * torch.rsqrt(variance + 1e-8)
-    return white if shift_mean else white + mean
-
-
-def gae(
-    rewards: Tensor,  # [N]
-    values: Tensor,  # [N]
-    offsets: Tensor,  # [B+1] int64, no completion empty
-    gamma: float,
-    lam: float,
-) -> tuple[Tensor, Tensor]:  # advantages [N], returns [N]
-    """Generalized advantage estimation (Schulman et al., arXiv 1506.02438, eq. 16), a completion ending its episode:
-
-    A_t = sum_l (gamma lam)^l delta_{t+l},  delta_t = r_t + gamma V_{t+1} - V_t,  V after the end 0;  returns A + V.
-    """
-    import torch
-
-    lengths = offsets.diff()
-    # From the last token backwards, all completions abreast, the longest first: those still going are then a prefix.
-    order = torch.argsort(lengths, descending=True, stable=True)
-    last, going = offsets[1:][order] - 1, torch.bincount(lengths).flip(0).cumsum(0).flip(0).tolist()
-    advantages = torch.zeros_like(rewards)
-    running = next_value = rewards.new_zeros(len(lengths))
-    for back in range(len(going) - 1):  # tokens behind the last one
-        n = going[back + 1]  # completions longer than `back`
-        t = last[:n] - back
-        delta = rewards[t] + gamma * next_value[:n] - values[t]
-        running, next_value = delta + gamma * lam * running[:n], values[t]
-        advantages[t] = running
-    return advantages, advantages + values
 
 
 def ppo(
@@ -80,19 +26,14 @@ def ppo(
     cliprange: float,
 ) -> Losses:  # losses [R], metrics each [R]
     """Per-token clipped surrogate  max(-A r, -A clip(r, 1 - c, 1 + c)),  r = p / p_old (arXiv 1707.06347, eq. 7)."""
-    import torch
-
     log_ratio = logp - old_logp
-    ratio = log_ratio.exp()
-    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    with torch.no_grad():
-        metrics = {
-            "policy/approxkl_avg": 0.5 * log_ratio.square(),
-            "policy/clipfrac_avg": (clipped > plain).float(),
-            "val/ratio": ratio.detach(),
-        }
-    losses = torch.maximum(plain, clipped)
-    return losses, metrics | {"loss/policy_avg": losses.detach()}
+    losses, ratio = clipped_surrogate(log_ratio, advantages, cliprange, cliprange)
+    return losses, {
+        "policy/approxkl_avg": 0.5 * log_ratio.detach().square(),
+        "policy/clipfrac_avg": (losses.detach() > -advantages * ratio).float(),
+        "val/ratio": ratio,
+        "loss/policy_avg": losses.detach(),
+    }
 
 
 def value_loss(
@@ -108,8 +49,7 @@ def value_loss(
     near = old_values + (values - old_values).clamp(-cliprange, cliprange)
     plain, clipped = (values - returns).square(), (near - returns).square()
     losses = 0.5 * torch.maximum(plain, clipped)
-    metrics = {"loss/value_avg": losses.detach(), "val/clipfrac_avg": (clipped > plain).float().detach()}
-    return losses, metrics
+    return losses, {"loss/value_avg": losses.detach(), "val/clipfrac_avg": (clipped > plain).float().detach()}
 
 
 def adapt_kl_coef(kl_coef: float, kl: float, target: float, completions: int, horizon: int) -> float:
@@ -138,26 +78,57 @@ class Settings:
     missing_eos_penalty: float = key(0.0, low=0.0)  # off the score of a completion that does not end
 
 
+def _advantages(rolled: Rolled, s: Settings, state: Mapping[str, float]) -> Advantages:
+    import torch
+
+    logp, values, count, kl_coef = rolled.logp, rolled.values, len(rolled.scores), state["kl_coef"]
+    if logp is None or values is None:
+        raise ValueError("ppo reads log-probs and values of its rollouts")
+    kl = None if rolled.reference is None else kl_penalty(logp, rolled.reference, s.kl_estimator)
+    penalty = torch.zeros_like(logp) if kl is None else kl_coef * kl
+    scores = rolled.scores - s.missing_eos_penalty * ~rolled.stopped
+    rewards = token_rewards(penalty, scores, rolled.offsets)
+    if s.whiten_rewards:
+        rewards = whiten(rewards, shift_mean=False)
+    advantages, returns = gae(rewards, values, rolled.offsets, s.gamma, s.lam)
+    metrics = {
+        "objective/scores": float(rolled.rewards.mean()),
+        "objective/rlhf_reward": float((scores.sum() - penalty.sum()) / count),
+        "objective/non_score_reward": float(0.0 - penalty.sum() / count),
+        "objective/entropy": float(-logp.sum() / count),
+        "val/num_eos_tokens": int(rolled.stopped.sum()),
+    }
+    if kl is not None:
+        mean_kl = float(kl.sum() / count)
+        metrics |= {"objective/kl": mean_kl, "objective/kl_coef": kl_coef}
+        if s.kl_target:
+            kl_coef = adapt_kl_coef(kl_coef, mean_kl, s.kl_target, count, s.kl_horizon)
+    return Advantages(whiten(advantages), metrics, returns, state={"kl_coef": kl_coef})
+
+
 def _losses(scored: Scored, s: Settings) -> Losses:
     sampled = scored.sampled
-    if sampled is None:
-        raise ValueError("ppo reads a rollout")
+    if sampled is None or sampled.values is None or sampled.old_values is None or sampled.returns is None:
+        raise ValueError("ppo reads a rollout, and the values of a critic")
     policy, metrics = ppo(scored.logp, sampled.old_logp, sampled.advantages, cliprange=s.cliprange)
     value, more = value_loss(sampled.values, sampled.old_values, sampled.returns, cliprange=s.cliprange_value)
-    return policy + s.vf_coef * value, metrics | more
+    return policy + s.vf_coef * value, {**metrics, **more}
 
 
 def _check(recipe: Any) -> tuple[str, str, str] | None:
     o = recipe.objective
-    if o.reference == "none" and (o.kl_coef or o.kl_target):
-        reason = "the penalty is on the distance from the reference"
-        return "objective", "reference", f'objective.reference = "none" needs objective.kl_coef = 0: {reason}'
     if o.kl_target and not o.kl_coef:
         return "objective", "kl_coef", "objective.kl_target cannot adapt a kl_coef of 0"
-    if o.num_mini_batches > recipe.batch.examples:
-        counts = f"{o.num_mini_batches} minibatches of {recipe.batch.examples} prompts (batch.examples)"
-        return "objective", "num_mini_batches", f"{counts}: at least one prompt each"
     return None
+
+
+def _summary(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Means over a step's updates, by TRL's names."""
+    means = means_of(updates)
+    ratios = [u["val/ratio"] for u in updates]
+    means["val/ratio_var"] = statistics.variance(ratios) if len(ratios) > 1 else 0.0
+    means["policy/entropy_avg"] = means.pop("entropy")
+    return means
 
 
 PPO = Objective(
@@ -167,11 +138,17 @@ PPO = Objective(
     branches=1,
     reference=("live", "none"),  # completions are new at every step: there is nothing to cache
     per="token",
-    rollout=True,
-    critic=True,
+    rollout=OnPolicy(
+        _advantages,
+        passes=lambda s: (s.num_ppo_epochs, s.num_mini_batches),
+        kl="kl_coef",
+        critic=True,
+        state=lambda s: {"kl_coef": s.kl_coef},
+    ),
     settings=Settings,
     check=_check,
     at_start=("val/ratio", 1.0),  # the policy made the rollout
+    summary=_summary,
     shown=(
         ("score", "objective/scores", "+.3f"),
         ("KL", "objective/kl", ".3f"),

@@ -1,15 +1,18 @@
-"""PPO's own part of a run: rollouts, what they are scored by, and the minibatches that are learned from.
+"""What an objective that learns from samples has of its own in a run: rollouts, what they are scored by, and the
+minibatches that are learned from.
 
-One step of the trainer is one rollout and the `num_ppo_epochs` x `num_mini_batches` updates on it:
+One step of the trainer is one rollout and all updates on it:
 
-    sample    completions of the step's prompts by the policy as it stands (`models.generate`)
-    score     one forward each of policy, reference, value and reward model, along the first epoch's packs; then KL
-              penalty, rewards, advantages
+    sample    completions of the step's prompts by the policy as it stands (`models.generate`), each prompt with its
+              completions one tree
+    score     one forward each of those models that the objective asks for (policy, reference, critic) and of a reward
+              model, along the first pass's packs; then advantages, as the objective declares them (`OnPolicy`)
     train     the trainer's own loop over the minibatches
 
-The old log-probs are recomputed by the training kernel, in the very packs of the first update: its ratios are 1.
+The old log-probs are recomputed by the training kernel, in the very packs of the first pass: its ratios are 1. Where a
+rollout has one update they are those of that update, and are not computed twice.
 Flat arrays over all completions of all ranks hold everything that is per token; each rank fills in what it computed
-and a sum over ranks completes them, so advantages are whitened over the whole batch, and the same on every rank.
+and a sum over ranks completes them, so advantages are of the whole batch, and the same on every rank.
 """
 
 from __future__ import annotations
@@ -25,19 +28,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vdengine import objectives
 from vdengine import recipe as recipes
 from vdengine.data.batching import Batch, Plan
 from vdengine.data.loader import Loader
 from vdengine.engine.parallel import World
 from vdengine.engine.reference import LiveReference, branch_index
-from vdengine.engine.rollouts import Sampler
+from vdengine.engine.sampler import Sampler
 from vdengine.errors import InputError
 from vdengine.kernels.gather import gather_rows
 from vdengine.models.generate import Completion, Sampling
 from vdengine.models.transformer import Transformer
 from vdengine.noise import MINIBATCH_ORDER, counted_hash
-from vdengine.objectives import Sampled
+from vdengine.objectives import Objective, OnPolicy, Rolled, Sampled
 from vdengine.runfolder import RunFolder
 from vdengine.text.renderer import Renderer
 from vdengine.trees import Pack, Tree, pack, tree_cost
@@ -54,15 +56,29 @@ class Rollout:
     trees: list[Tree]  # [P], with id = position
     tree_start: Tensor  # [P+1] int64
     offsets: Tensor  # [B+1] int64
-    old_logp: Tensor  # [N+1] fp32
-    old_values: Tensor  # [N+1] fp32
+    counted_tokens: np.ndarray  # [P] int64: those of each prompt's completions that are learned from
+    drawn_logp: Tensor  # [N+1] fp32, by the sampler's kernels
     advantages: Tensor  # [N+1] fp32
-    returns: Tensor  # [N+1] fp32
-    batches: list[Batch]  # the first epoch's, whose packs have been scored
+    counted: Tensor  # [N+1] fp32: 1, or 0 where the completion is not learned from
+    old_logp: Tensor | None  # [N+1] fp32; None: the only update's own
+    reference: Tensor | None  # [N+1] fp32; None: there is no reference
+    old_values: Tensor | None  # [N+1] fp32; None: there is no critic
+    returns: Tensor | None  # [N+1] fp32
+    batches: list[Batch]  # the first pass's, whose packs have been scored
 
     def tokens(self, pack: Pack) -> Tensor:
         """Index in the arrays of every scored token of a pack, [R] int64."""
         return token_index(pack, self.tree_start, self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the models that score a rollout said of it, on the CPU; None: nobody was asked."""
+
+    scores: Tensor  # [B] fp32
+    logp: Tensor | None  # [N] fp32
+    reference: Tensor | None  # [N] fp32
+    values: Tensor | None  # [N] fp32
 
 
 def token_index(pack: Pack, tree_start: Tensor, offsets: Tensor) -> Tensor:
@@ -77,8 +93,8 @@ def state_values(pack: Pack, values: Tensor) -> Tensor:
     return gather_rows(values[:, None], pack.rows, inverse.order, inverse.offsets)[:, 0]
 
 
-class PPO:
-    """Everything a PPO run has beside its policy.
+class Rollouts:
+    """Everything that a run has beside its policy where it learns from samples.
 
     Raises:
         InputError: a prompt that, with its completions, is above `batch.tokens`; a template whose end of a turn is no
@@ -94,17 +110,24 @@ class PPO:
         idle: Pack,
         *,
         sampler: Sampler,
-        critic: Transformer,  # trained; values before each token
+        critic: Transformer | None,  # trained; values before each token
         reference: LiveReference | None,
         reward: Transformer | RewardFunction,  # frozen scalar model, or a function of text
         flops: dict[str, float],  # of the policy
-        critic_flops: dict[str, float],
+        critic_flops: dict[str, float] | None,
     ) -> None:
         self.recipe, self.world, self.loader, self.idle = recipe, world, loader, idle
         self.tokenizer = renderer.tokenizer
         self.critic, self.reference, self.reward = critic, reference, reward
-        self.flops = {name: flops[name] + critic_flops[name] for name in flops}
-        self.kl_coef = recipe.objective.kl_coef
+        self.flops = flops if critic_flops is None else {name: flops[name] + critic_flops[name] for name in flops}
+        objective: Objective = recipe.objective.declaration
+        if objective.rollout is None:
+            raise ValueError(f"{objective.name} makes no rollouts")
+        self.rule: OnPolicy = objective.rollout
+        self.passes, self.updates_a_pass = self.rule.passes(recipe.objective)
+        # of a single update the old log-probs are its own
+        self.reads_logp = self.rule.logp(recipe.objective) or self.passes * self.updates_a_pass > 1
+        self.rule_state = self.rule.state(recipe.objective)
         self.episodes = 0  # completions sampled since the run began
         self.score_scale: tuple[float, float] | None = None  # mean and deviation of the first rollout's scores
         r = recipe.rollout
@@ -122,9 +145,7 @@ class PPO:
             store.prompt_len, lengths, trees, np.full(len(store), r.samples * r.max_new_tokens), **flops
         )
         # policy alone, an upper bound: every completion as long as it may be
-        self.step_flops = (
-            recipe.forwards * recipe.objective.num_ppo_epochs * float(per_prompt.mean()) * recipe.batch.examples
-        )
+        self.step_flops = recipe.forwards * self.passes * float(per_prompt.mean()) * recipe.batch.examples
         self.sampler = sampler
         sampler.expect(int(store.prompt_len.max()))
         self.seconds: dict[str, float] = {}  # of the last rollout, by phase
@@ -134,15 +155,11 @@ class PPO:
     def state(self) -> dict[str, float]:
         """What the next rollout depends on beside weights and step."""
         mean, deviation = self.score_scale or (math.nan, math.nan)
-        return {
-            "kl_coef": self.kl_coef,
-            "episodes": self.episodes,
-            "score_mean": mean,
-            "score_deviation": deviation,
-        }
+        return self.rule_state | {"episodes": self.episodes, "score_mean": mean, "score_deviation": deviation}
 
     def load_state(self, state: dict[str, float]) -> None:
-        self.kl_coef, self.episodes = state["kl_coef"], int(state["episodes"])
+        self.rule_state = {name: state[name] for name in self.rule_state}
+        self.episodes = int(state["episodes"])
         known = not math.isnan(state["score_mean"])
         self.score_scale = (state["score_mean"], state["score_deviation"]) if known else None
 
@@ -154,7 +171,7 @@ class PPO:
         Raises:
             InputError: a score that is not finite, with the prompt it belongs to. The weights have not moved.
         """
-        o, started = self.recipe.objective, time.perf_counter()
+        started = time.perf_counter()
         prompts, completions = self._sample(policy, step)
         sampled = time.perf_counter()
 
@@ -163,62 +180,66 @@ class PPO:
             Tree(p, [c.tokens for c in cs], id=i) for i, (p, cs) in enumerate(zip(prompts, completions, strict=True))
         ]
         tree_start = torch.tensor([0, *np.cumsum([len(t.branches) for t in trees])])
-        offsets = torch.tensor([0, *np.cumsum([len(c.tokens) for c in each])])
-        batches = self._minibatches(trees, step, epoch=0)
-        logp, reference, values, scores = self._score(policy, batches, tree_start, offsets, completions, prompts)
+        lengths = torch.tensor([len(c.tokens) for c in each])
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        batches = self._minibatches(trees, step, number=0)
+        seen = self._score(policy, batches, tree_start, offsets, completions, prompts)
+        self._check_scores(seen.scores, trees, tree_start, step)
 
         stopped = torch.tensor([c.stopped for c in each])
-        self._check_scores(scores, trees, tree_start, step)
-        raw = scores
-        if self.recipe.reward.normalize:
-            if self.score_scale is None:
-                self.score_scale = (float(raw.mean()), float(raw.std()) if len(raw) > 1 else 1.0)
-            scores = (raw - self.score_scale[0]) / max(self.score_scale[1], 1e-8)
-        scores = scores - o.missing_eos_penalty * ~stopped
-        kl = None if reference is None else objectives.kl_penalty(logp, reference, o.kl_estimator)
-        penalty = torch.zeros_like(logp) if kl is None else self.kl_coef * kl
-        rewards = objectives.token_rewards(penalty, scores, offsets)
-        if o.whiten_rewards:
-            rewards = objectives.whiten(rewards, shift_mean=False)
-        advantages, returns = objectives.gae(rewards, values, offsets, o.gamma, o.lam)
-        advantages = objectives.whiten(advantages)
-
+        rolled = Rolled(
+            self.recipe.rollout.samples,
+            offsets,
+            stopped,
+            rewards=seen.scores,
+            scores=self._normalised(seen.scores),
+            logp=seen.logp,
+            reference=seen.reference,
+            values=seen.values,
+        )
+        made = self.rule.advantages(rolled, self.recipe.objective, self.rule_state)
+        self.rule_state = made.state
         self.episodes += len(each)
         drawn = torch.tensor([x for c in each for x in c.logp])
-        metrics = {
-            "objective/scores": float(raw.mean()),
-            "objective/rlhf_reward": float((scores.sum() - penalty.sum()) / len(each)),
-            "objective/non_score_reward": float(0.0 - penalty.sum() / len(each)),
-            "objective/entropy": float(-logp.sum() / len(each)),
-            "episode": self.episodes,
-            "val/num_eos_tokens": int(stopped.sum()),
-            "completions/mean_length": len(logp) / len(each),
-            # the sampler's kernels against the training ones: rounding, or something is wrong
-            "sampling/sampling_logp_difference/mean": float((drawn - logp).abs().mean()),
-        }
-        if kl is not None:
-            mean_kl = float(kl.sum() / len(each))
-            metrics |= {"objective/kl": mean_kl, "objective/kl_coef": self.kl_coef}
-            if o.kl_target:
-                self.kl_coef = objectives.adapt_kl_coef(self.kl_coef, mean_kl, o.kl_target, len(each), o.kl_horizon)
-        self._show(step, trees, each, raw, kl, tree_start, offsets)
+        metrics = made.metrics | {"episode": self.episodes} | _lengths(lengths, stopped)
+        if seen.logp is not None:
+            metrics["sampling/sampling_logp_difference/mean"] = float((drawn - seen.logp).abs().mean())
+        self._show(step, trees, each, rolled, tree_start)
         self.seconds = {"rollout": sampled - started, "score": time.perf_counter() - sampled}
+
+        counted = torch.ones(len(each), dtype=torch.bool) if made.counted is None else made.counted
+        counted_tokens = np.add.reduceat((lengths * counted).numpy(), tree_start[:-1].numpy())
         device = self.world.device
 
         def flat(x: Tensor) -> Tensor:
             return torch.cat([x, x.new_zeros(1)]).to(device)
 
-        made = Rollout(
+        def maybe(x: Tensor | None) -> Tensor | None:
+            return None if x is None else flat(x)
+
+        rollout = Rollout(
             trees,
             tree_start.to(device),
             offsets.to(device),
-            old_logp=flat(logp),
-            old_values=flat(values),
-            advantages=flat(advantages),
-            returns=flat(returns),
+            counted_tokens,
+            drawn_logp=flat(drawn),
+            advantages=flat(made.advantages),
+            counted=flat(counted.float().repeat_interleave(lengths)),
+            old_logp=maybe(seen.logp),
+            reference=maybe(seen.reference),
+            old_values=maybe(seen.values),
+            returns=maybe(made.returns),
             batches=batches,
         )
-        return made, metrics
+        return rollout, metrics
+
+    def _normalised(self, scores: Tensor) -> Tensor:
+        """Scores [B], by the first rollout's mean and deviation where the recipe says so."""
+        if not self.recipe.reward.normalize:
+            return scores
+        if self.score_scale is None:
+            self.score_scale = (float(scores.mean()), float(scores.std()) if len(scores) > 1 else 1.0)
+        return (scores - self.score_scale[0]) / max(self.score_scale[1], 1e-8)
 
     def _sample(self, policy: Transformer, step: int) -> tuple[list[list[int]], list[list[Completion]]]:
         """The step's prompts and the completions of each, all ranks'."""
@@ -237,31 +258,40 @@ class PPO:
         offsets: Tensor,
         completions: list[list[Completion]],
         prompts: list[list[int]],
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """Log-probs of policy and reference and values [N], scores [B], on the CPU."""
-        device, n, b = self.world.device, int(offsets[-1]), len(offsets) - 1
+    ) -> Seen:
+        """One forward of each model that is asked, along the packs of the first pass."""
+        device, n = self.world.device, int(offsets[-1])
         tree_start_, offsets_ = tree_start.to(device), offsets.to(device)
-        flat = torch.zeros(3 * n + b, device=device)
-        logp, reference, values, scores = flat.split([n, n, n, b])
-        for share in (p for batch in batches for p in batch.packs):  # forwards are collectives: idle ranks run them too
+        asked = {"logp": self.reads_logp, "reference": self.reference is not None, "values": self.critic is not None}
+        names = [name for name, is_asked in asked.items() if is_asked]
+        flat = torch.zeros(len(names) * n + len(offsets) - 1, device=device)
+        of_tokens, scores = dict(zip(names, flat.split(n), strict=False)), flat[len(names) * n :]
+        reward = self.reward if isinstance(self.reward, Transformer) else None
+        forwards = [p for batch in batches for p in batch.packs] if names or reward is not None else []
+        for share in forwards:  # forwards are collectives: idle ranks run them too
             pack = (self.idle if share is None else share).to(device, non_blocking=True)
-            policy_logp, critic_values = policy(pack, entropy=True).logp, self.critic(pack).values
-            reference_logp = None if self.reference is None else self.reference.logp(pack)
-            reward_values = self.reward(pack).values if isinstance(self.reward, Transformer) else None
+            found = {}
+            if self.reads_logp:
+                found["logp"] = policy(pack, entropy=True).logp
+            if self.reference is not None:
+                found["reference"] = self.reference.logp(pack)
+            if self.critic is not None:
+                found["values"] = state_values(pack, self.critic(pack).values)
+            rewards = None if reward is None else reward(pack).values
             if share is None:
                 continue
             tokens = token_index(pack, tree_start_, offsets_)
-            logp[tokens], values[tokens] = policy_logp, state_values(pack, critic_values)
-            if reference_logp is not None:
-                reference[tokens] = reference_logp
-            if reward_values is not None:
-                scores[branch_index(pack, tree_start_)] = reward_values[pack.ends]
+            for name, values in found.items():
+                of_tokens[name][tokens] = values
+            if rewards is not None:
+                scores[branch_index(pack, tree_start_)] = rewards[pack.ends]
         if not isinstance(self.reward, Transformer):
             self._call_reward(self.reward, scores, tree_start, completions, prompts)
         if self.world.size > 1:  # each entry was computed by one rank, the others hold zeros: the sum is exact
             dist.all_reduce(flat)
-        logp, reference, values, scores = flat.cpu().split([n, n, n, b])
-        return logp, None if self.reference is None else reference, values, scores
+        flat = flat.cpu()
+        seen = dict(zip(names, flat.split(n), strict=False))
+        return Seen(flat[len(names) * n :], seen.get("logp"), seen.get("reference"), seen.get("values"))
 
     def _call_reward(
         self,
@@ -299,17 +329,18 @@ class PPO:
     # -------------------------------------------------------------------------------------------------- train
 
     def updates(self, rollout: Rollout, step: int) -> Iterator[Batch]:
-        """The minibatches of all epochs, shuffled anew in each."""
+        """The minibatches of all passes, shuffled anew in each."""
         yield from rollout.batches
-        for epoch in range(1, self.recipe.objective.num_ppo_epochs):
-            yield from self._minibatches(rollout.trees, step, epoch)
+        for number in range(1, self.passes):
+            yield from self._minibatches(rollout.trees, step, number)
 
-    def _minibatches(self, trees: list[Tree], step: int, epoch: int) -> list[Batch]:
+    def _minibatches(self, trees: list[Tree], step: int, number: int) -> list[Batch]:
+        """Those of one pass."""
         order = np.argsort(
-            counted_hash(np.arange(len(trees)), self.recipe.run.seed, MINIBATCH_ORDER, step, epoch), kind="stable"
+            counted_hash(np.arange(len(trees)), self.recipe.run.seed, MINIBATCH_ORDER, step, number), kind="stable"
         )
         # the last step of an epoch of prompts may have fewer of them than there are minibatches
-        parts = np.array_split(order, min(self.recipe.objective.num_mini_batches, len(trees)))
+        parts = np.array_split(order, min(self.updates_a_pass, len(trees)))
         return [self._batch(trees, np.sort(part)) for part in parts]
 
     def _batch(self, trees: list[Tree], rows: np.ndarray) -> Batch:
@@ -326,33 +357,49 @@ class PPO:
         num_scored = int(scored.sum())
         return Batch(packs, rows, int(prompt_len.sum()) + num_scored, num_scored, float(cost.sum()), 0.0)
 
-    def sampled(self, pack: Pack, rollout: Rollout) -> Sampled:
-        """Of a rollout, what belongs to the scored tokens of one pack. A collective: the critic's forward."""
+    def sampled(self, pack: Pack, rollout: Rollout, update: Batch, logp: Tensor) -> Sampled:
+        """Of a rollout, what belongs to the scored tokens of one pack of an update. A collective where there is a
+        critic: its forward.
+
+        Args:
+            logp: [R] fp32, the policy's now.
+        """
         tokens = rollout.tokens(pack)
+
+        def of_pack(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[tokens]
+
         return Sampled(
-            values=state_values(pack, self.critic(pack).values),
-            old_values=rollout.old_values[tokens],
-            old_logp=rollout.old_logp[tokens],
+            old_logp=logp.detach() if rollout.old_logp is None else rollout.old_logp[tokens],
             advantages=rollout.advantages[tokens],
-            returns=rollout.returns[tokens],
+            counted=rollout.counted[tokens],
+            completions=len(update.rows) * self.recipe.rollout.samples,
+            counted_tokens=max(1, int(rollout.counted_tokens[update.rows].sum())),
+            max_tokens=self.recipe.rollout.max_new_tokens,
+            reference=of_pack(rollout.reference),
+            values=None if self.critic is None else state_values(pack, self.critic(pack).values),
+            old_values=of_pack(rollout.old_values),
+            returns=of_pack(rollout.returns),
         )
+
+    def metrics(self, pack: Pack, rollout: Rollout, logp: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """What is said of a rollout by its only update, if nothing was computed before: the sampler's kernels against
+        the training ones. It is rounding, or something is wrong."""
+        if rollout.old_logp is not None:
+            return {}
+        difference = (rollout.drawn_logp[rollout.tokens(pack)] - logp.detach()).abs()
+        return {"sampling/sampling_logp_difference/mean": (difference, torch.ones_like(difference))}
 
     # --------------------------------------------------------------------------------------------------- show
 
-    def _show(
-        self,
-        step: int,
-        trees: list[Tree],
-        each: list[Completion],
-        scores: Tensor,
-        kl: Tensor | None,
-        tree_start: Tensor,
-        offsets: Tensor,
-    ) -> None:
+    def _show(self, step: int, trees: list[Tree], each: list[Completion], rolled: Rolled, tree_start: Tensor) -> None:
         """Some completions, for a person to read: a line of completions.jsonl for each."""
         r = self.recipe.rollout
         if not self.world.is_main or not r.show_every or step % r.show_every:
             return
+        kl: Tensor | None = None
+        if rolled.logp is not None and rolled.reference is not None:
+            kl = rolled.logp - rolled.reference
         with open(RunFolder.at(self.recipe.run.folder).completions, "a", encoding="utf-8") as file:
             for tree in trees[: r.show]:
                 for k in range(int(tree_start[tree.id]), int(tree_start[tree.id + 1])):
@@ -360,9 +407,24 @@ class PPO:
                         "step": step,
                         "prompt": self.tokenizer.decode(tree.prompt),
                         "completion": self.tokenizer.decode(each[k].tokens),
-                        "score": float(scores[k]),
-                        "kl": None if kl is None else float(kl[offsets[k] : offsets[k + 1]].sum()),
+                        "score": float(rolled.rewards[k]),
+                        "kl": None if kl is None else float(kl[rolled.offsets[k] : rolled.offsets[k + 1]].sum()),
                         "tokens": len(each[k].tokens),
                         "stopped": each[k].stopped,
                     }
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _lengths(lengths: Tensor, stopped: Tensor) -> dict[str, float]:
+    """TRL's metrics of how long completions are ([B] int64), and which of them ended by themselves ([B] bool); of
+    those that did, 0 where none did."""
+    ended = lengths[stopped] if stopped.any() else lengths.new_zeros(1)
+    return {
+        "completions/mean_length": float(lengths.sum()) / len(lengths),
+        "completions/min_length": int(lengths.min()),
+        "completions/max_length": int(lengths.max()),
+        "completions/clipped_ratio": 1 - float(stopped.float().mean()),
+        "completions/mean_terminated_length": float(ended.sum()) / len(ended),
+        "completions/min_terminated_length": int(ended.min()),
+        "completions/max_terminated_length": int(ended.max()),
+    }

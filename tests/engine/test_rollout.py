@@ -1,6 +1,6 @@
-"""PPO in whole runs: known answers, exact first ratios, ranks, resume, probes, and what may go wrong.
+"""PPO, GRPO and RLOO in whole runs: known answers, exact first ratios, ranks, resume, probes, and what may go wrong.
 
-The formulas are in tests/objectives/test_ppo.py, sampling in tests/models/test_generate.py.
+The formulas are in tests/objectives, sampling in tests/models/test_generate.py.
 """
 
 import json
@@ -16,10 +16,11 @@ from helpers.scenarios import assert_close, same_bits
 
 import vdengine as vd
 from vdengine.engine.pattern import pattern_reward
-from vdengine.engine.ppo import state_values, token_index
+from vdengine.engine.rollout import state_values, token_index
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 from vdengine.models.weights import ScalarWeights, build_model, open_weights
+from vdengine.recipe import make_recipe, to_tables
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_one_sampler_is_kept_for_the_run(recipe):
         generator = trainer.sampler.generator
         assert all(torch.equal(p, expected[n]) for n, p in generator.model.named_parameters())
         held.append((generator, generator.memory, [p.data_ptr() for p in generator.model.parameters()]))
-    assert trainer.ppo.sampler is trainer.sampler is trainer.probes.answers.sampler
+    assert trainer.rollouts.sampler is trainer.sampler is trainer.probes.answers.sampler
     assert all(h[0] is held[0][0] and h[1] is held[0][1] and h[2] == held[0][2] for h in held)
     assert len(generator.steps) == 2  # PPO's settings, and those of answers
     trainer.close()
@@ -107,6 +108,25 @@ def test_resume_is_exact(runs):
     for a, b in zip(lines["ppo"], lines["ppo_resumed"], strict=True):
         timed = [k for k in a if "second" in k or k == "memory_bytes"]
         assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_groups_resume_exactly_on_any_number_of_ranks(one, two, start, name):
+    """Guards runs without a critic: the same completions, groups and denominators on two ranks as on one, and the same
+    bits from a checkpoint between rollouts."""
+    a, b = one[name], two[name]
+    for metric in ("reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "episode", "kl"):
+        assert [r[metric] for r in a["rows"]] == pytest.approx([r[metric] for r in b["rows"]], rel=1e-4, abs=1e-6)
+    assert_close(a | {"rows": []}, b | {"rows": []}, start)  # the sum of a group's losses is 0 but for rounding
+    assert same_bits(a, one[f"{name}_resumed"]) and not same_bits(a, start)
+    assert "value/grad_norm" not in a["rows"][0] and a["rows"][-1]["grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_probes_do_not_touch_groups(one):
+    """Guards the second stream, in the first of several updates of a rollout."""
+    assert same_bits(one["grpo"], one["grpo_probed"])
 
 
 @pytest.mark.slow
@@ -151,7 +171,7 @@ def test_a_rollout_by_hand(recipe):
     recipe.objective.kl_coef, recipe.objective.missing_eos_penalty = 0.3, 0.7
     trainer = Trainer(recipe)
     trainer.step()  # away from the reference
-    got, metrics = trainer.ppo.rollout(trainer.model, 1)
+    got, metrics = trainer.rollouts.rollout(trainer.model, 1)
     o, t = recipe.objective, recipe.rollout.temperature
     plain, stop = vd.load_model(recipe.model.source), set(trainer.renderer.stop_ids)
     plain.load_state_dict({n: p.full_tensor() for n, p in trainer.model.named_parameters()}, strict=False)
@@ -164,7 +184,7 @@ def test_a_rollout_by_hand(recipe):
             one = vd.pack([vd.Tree(tree.prompt, [branch])])
             with torch.no_grad():
                 logp, ref = plain(one).logp.double(), reference(one).logp.double()
-                v = state_values(one, trainer.ppo.critic(one).values).double()
+                v = state_values(one, trainer.rollouts.critic(one).values).double()
             ended = branch[-1] in stop
             text = trainer.tokenizer.decode(branch[:-1] if ended else branch)
             (score,) = pattern_reward("[a-m]")([""], [text])
@@ -202,6 +222,98 @@ def test_token_index_and_state_values():
     assert token_index(idle, start, offsets).tolist() == [9]  # behind the last
 
 
+GROUPS = {"grpo": {"loss_type": "grpo"}, "rloo": {"beta": 0.0}}
+
+
+def in_groups(recipe, name, **objective):
+    """The recipe for an objective that compares the completions of a prompt."""
+    tables = to_tables(recipe)
+    for key in ("samples", "temperature", "max_new_tokens"):
+        tables["rollout"][key] = getattr(recipe.rollout, key)
+    tables["objective"] = {"name": name} | GROUPS[name] | objective
+    tables.pop("value")
+    return make_recipe(tables)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"loss_type": "grpo", "beta": 0.1},
+        {"loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.1, "num_mini_batches": 2},
+        {"loss_type": "dapo", "mask_truncated_completions": True, "num_mini_batches": 2},
+    ],
+)
+def test_a_group_by_hand(recipe, objective):
+    """Guards a whole GRPO update, denominators over all packs of it included: the gradient of every minibatch is that
+    of the written-out loss over its completions, each a sequence of its own, in one graph.
+
+    Tolerance: fp32 gradients along other packs, 256 EPS of the largest entry of a tensor.
+    """
+    recipe.rollout.samples, recipe.rollout.max_new_tokens = 3, 8
+    recipe = in_groups(recipe, "grpo", **objective)
+    recipe.data.max_tokens = recipe.batch.tokens = 140  # several packs an update
+    trainer = Trainer(recipe)
+    ends = tuple(range(60))  # of the byte tokens: some completions end, others are cut off
+    trainer.rollouts.sampling = type(trainer.rollouts.sampling)(8, recipe.rollout.temperature, stop_ids=ends)
+    rollout, _ = trainer.rollouts.rollout(trainer.model, 0)
+    o, plain = recipe.objective, vd.load_model(recipe.model.source)
+    plain.lm_head.temperature = recipe.rollout.temperature
+    updates = list(trainer.rollouts.updates(rollout, 0))
+    assert len(updates) == o.num_mini_batches and max(len(u.packs) for u in updates) > 1
+    seen = []
+    for update in updates:
+        # ours, through the trainer's own loop body
+        trainer.model.zero_grad()
+        for pack in update.packs:
+            losses, _ = trainer._losses(pack, trainer.model(pack), trainer.train_extras, rollout, update)
+            losses.sum().backward()
+        plain.zero_grad()
+        terms, counted_tokens = [], 0
+        for row in update.rows:
+            tree = rollout.trees[row]
+            texts = [trainer.tokenizer.decode(b[:-1] if b[-1] in ends else b) for b in tree.branches]
+            scores = np.array(pattern_reward("[a-m]")([""] * 3, texts))
+            advantages = scores - scores.mean()
+            if o.scale_rewards == "group":
+                advantages = advantages / (scores.std(ddof=1) + 1e-4)
+            for branch, advantage in zip(tree.branches, advantages, strict=True):
+                seen.append(branch[-1] in ends)
+                if o.mask_truncated_completions and branch[-1] not in ends:
+                    continue
+                logp = plain(vd.pack([vd.Tree(tree.prompt, [branch])])).logp
+                # the policy is the sampling one and the reference: ratios are 1, the KL is 0 with a gradient of 0
+                each = -advantage * (logp - logp.detach()).exp()
+                terms.append(each.mean() if o.loss_type == "grpo" else each.sum())
+                counted_tokens += len(branch)
+        count = len(update.rows) * 3
+        divisor = {"grpo": count, "dr_grpo": count * 8, "dapo": max(1, counted_tokens)}[o.loss_type]
+        (torch.stack(terms).sum() / divisor).backward()
+        for name, p in plain.named_parameters():
+            ours_ = dict(trainer.model.named_parameters())[name].grad.full_tensor()
+            assert (ours_ - p.grad).abs().max() <= 256 * 2.0**-23 * max(p.grad.abs().max(), 1e-3), name
+    assert 0 < sum(seen) < len(seen)  # some ended, some did not
+    trainer.close()
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_one_update_needs_no_forward_for_its_old_log_probs(recipe, name):
+    """Guards the saved forward: with old log-probs computed before or not, an update has the same bits, and says how
+    far the sampler's kernels are from the training ones."""
+    recipe = in_groups(recipe, name)
+    found = []
+    for computed in (False, True):
+        recipe.run.folder = f"{recipe.run.folder}-{computed}"
+        trainer = Trainer(recipe)
+        assert trainer.rollouts.reads_logp is False and trainer.rollouts.critic is trainer.rollouts.reference is None
+        trainer.rollouts.reads_logp = computed
+        row = trainer.step()
+        assert row["ratio"] == 1.0 and row["sampling/sampling_logp_difference/mean"] < 1e-5
+        assert len(trainer.trained) == 1 and "kl" not in row
+        found.append([p.full_tensor().clone() for p in trainer.model.parameters()])
+        trainer.close()
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 # -------------------------------------------------------------------------------------------------- known answers
 
 
@@ -223,6 +335,27 @@ def test_a_known_answer(recipe):
     scores = [row["objective/scores"] for row in rows]
     assert scores[0] < 0.15 and np.mean(scores[-3:]) > 0.9, scores
     assert "objective/kl" not in rows[0]
+    trainer.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, objective",
+    [
+        ("grpo", {"loss_type": "grpo"}),
+        ("grpo", {"loss_type": "dr_grpo", "scale_rewards": "none", "num_iterations": 2}),
+        ("grpo", {"loss_type": "dapo", "epsilon_high": 0.28}),
+        ("rloo", {"num_iterations": 2}),
+    ],
+)
+def test_groups_solve_a_known_answer(recipe, name, objective):
+    """Guards the sign and flow of everything without a critic: letters a to m are rewarded; chance gives 0.05, the best
+    is 1."""
+    recipe = in_groups(learns(recipe), name, **objective)
+    recipe.rollout.samples = 8
+    trainer, rows = run(recipe, steps=25)
+    rewards = [row["reward"] for row in rows]
+    assert rewards[0] < 0.15 and np.mean(rewards[-3:]) > 0.9, rewards
     trainer.close()
 
 
@@ -281,7 +414,7 @@ def test_normalised_scores_and_adaptive_kl(recipe):
     """Guards the first rollout's scale, kept for the run, and a coefficient that moves and is logged."""
     recipe.reward.normalize, recipe.objective.kl_target, recipe.objective.kl_horizon = True, 1.0, 100
     trainer, rows = run(recipe)
-    mean, deviation = trainer.ppo.score_scale
+    mean, deviation = trainer.rollouts.score_scale
     assert rows[0]["objective/scores"] == pytest.approx(mean) and deviation > 0
     # 12 completions, KL 0 at first: down by a fifth of 12 / 100
     assert rows[1]["objective/kl_coef"] == pytest.approx(0.05 * (1 - 0.2 * 12 / 100))
@@ -309,19 +442,24 @@ def test_a_value_model_starts_where_it_is_told(recipe, tmp_path, tiny_models):
     """Guards the first guess: 0 on the policy's trunk; a reward model's own scores when that is the reward; a language
     model's trunk when it is named."""
     trainer = Trainer(recipe)
-    assert not trainer.ppo.critic.score.weight.full_tensor().any()
+    assert not trainer.rollouts.critic.score.weight.full_tensor().any()
     trainer.close()
     folder = tmp_path / "scores"
     tokenizer = vd.load_tokenizer(recipe.model.source)
     vd.save_model(build_model(ScalarWeights(open_weights(recipe.model.source), 5)), tokenizer, folder)
     recipe.reward.source, recipe.run.folder = str(folder), str(tmp_path / "from-reward")
     trainer = Trainer(recipe)
-    assert torch.equal(trainer.ppo.critic.score.weight.full_tensor(), trainer.ppo.reward.score.weight.full_tensor())
-    assert trainer.ppo.critic.score.weight.full_tensor().any()
+    assert torch.equal(
+        trainer.rollouts.critic.score.weight.full_tensor(), trainer.rollouts.reward.score.weight.full_tensor()
+    )
+    assert trainer.rollouts.critic.score.weight.full_tensor().any()
     trainer.close()
     recipe.value.source, recipe.run.folder = str(tiny_models["llama"]), str(tmp_path / "from-other")
     trainer = Trainer(recipe)
-    assert trainer.ppo.critic.config.model_type == "llama" and not trainer.ppo.critic.score.weight.full_tensor().any()
+    assert (
+        trainer.rollouts.critic.config.model_type == "llama"
+        and not trainer.rollouts.critic.score.weight.full_tensor().any()
+    )
     trainer.close()
 
 
@@ -329,7 +467,7 @@ def test_no_completion_ends(recipe):
     """Guards truncation and the penalty: no stop id among so few tokens is an ordinary case."""
     recipe.objective.missing_eos_penalty = 1.0
     trainer = Trainer(recipe)
-    trainer.ppo.sampling = type(trainer.ppo.sampling)(3, 0.9, stop_ids=())
+    trainer.rollouts.sampling = type(trainer.rollouts.sampling)(3, 0.9, stop_ids=())
     row = trainer.step()
     assert row["val/num_eos_tokens"] == 0 and row["completions/mean_length"] == 3.0
     assert row["objective/rlhf_reward"] == pytest.approx(row["objective/scores"] - 1.0, abs=1e-6)
@@ -339,7 +477,9 @@ def test_no_completion_ends(recipe):
 def test_every_completion_ends_at_once(recipe):
     """Guards the shortest completion, its stop token alone: a text of no characters, one action, no NaN."""
     trainer = Trainer(recipe)
-    trainer.ppo.sampling = type(trainer.ppo.sampling)(5, 0.9, stop_ids=tuple(range(trainer.weights.config.vocab_size)))
+    trainer.rollouts.sampling = type(trainer.rollouts.sampling)(
+        5, 0.9, stop_ids=tuple(range(trainer.weights.config.vocab_size))
+    )
     row = trainer.step()
     assert row["val/num_eos_tokens"] == 12 and row["completions/mean_length"] == 1.0 and row["skipped_updates"] == 0
     assert all(torch.isfinite(p.full_tensor()).all() for p in trainer.model.parameters())
@@ -370,9 +510,9 @@ def test_a_bad_reward_moves_nothing(recipe, bad):
 def test_a_nan_gradient_is_skipped(recipe):
     """Guards both models: what is not finite in one update of a rollout moves neither."""
     trainer = Trainer(recipe)
-    rollout, metrics = trainer.ppo.rollout(trainer.model, 0)
+    rollout, metrics = trainer.rollouts.rollout(trainer.model, 0)
     rollout.returns[:] = float("nan")
-    trainer.ppo.rollout = lambda model, step: (rollout, metrics)
+    trainer.rollouts.rollout = lambda model, step: (rollout, metrics)
     before = [p.full_tensor().detach().clone() for t in trainer.trained for p in t.parameters]
     row = trainer.step()
     assert row["skipped_updates"] == 4 and "pairs.jsonl row " in trainer.warning
@@ -405,6 +545,42 @@ def test_bad_recipes(recipe, change, message):
         Trainer(recipe)
 
 
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_bad_recipes_of_groups(recipe, name, tmp_path):
+    """Guards one clear line: a group of one sample, a reference that is weighed and not there, a critic's keys, a
+    normalisation of what is normalised."""
+    for change, message in (
+        ({"rollout": {"samples": 1}}, f"rollout.samples = 1: {name} compares the completions of a prompt"),
+        ({"objective": {"beta": 0.1, "reference": "none"}}, '"none" needs objective.beta = 0'),
+        ({"objective": {"num_mini_batches": 7}}, "7 minibatches of 6 prompts"),
+        ({"value": {"lr": 1e-6}}, "value.lr has no effect with objective.name"),
+        ({"objective": {"gamma": 0.9}}, "objective.gamma has no effect with .*; it belongs to ppo"),
+    ):
+        tables = to_tables(in_groups(recipe, name))
+        for section, keys in change.items():
+            tables.setdefault(section, {}).update(keys)
+        with pytest.raises(InputError, match=message):
+            make_recipe(tables)
+    recipe = in_groups(recipe, name)
+    recipe.rollout.samples = 1  # set on the object: no default takes its place
+    with pytest.raises(InputError, match="rollout.samples = 1"):
+        Trainer(recipe)
+    if name == "grpo":
+        recipe.rollout.samples, recipe.reward.normalize = 2, True
+        with pytest.raises(InputError, match=r"reward.normalize has no effect: objective.scale_rewards = \"group\""):
+            Trainer(recipe)
+
+
+def test_defaults_of_groups():
+    """Guards what a recipe that leaves [rollout] out samples: TRL's defaults of each objective."""
+    tables = {"run": {"steps": 1}, "model": {"source": "m"}, "data": {"train": ["d"]}}
+    for name, samples, tokens, temperature in (("grpo", 8, 512, 1.0), ("rloo", 2, 512, 1.0), ("ppo", 1, 53, 0.7)):
+        r = make_recipe(tables | {"objective": {"name": name}}).rollout
+        assert (r.samples, r.max_new_tokens, r.temperature) == (samples, tokens, temperature)
+        r = make_recipe(tables | {"objective": {"name": name}, "rollout": {"samples": 3}}).rollout
+        assert (r.samples, r.max_new_tokens) == (3, tokens)
+
+
 def test_the_templates_end_of_turn_ends_a_completion(recipe, tmp_path):
     """Guards PPO on a base model: the end of turn of the recipe's template stops a completion, beside the tokenizer's
     own EOS, and is said where it is no token."""
@@ -417,7 +593,7 @@ def test_the_templates_end_of_turn_ends_a_completion(recipe, tmp_path):
     recipe.model.source, recipe.data.template = str(folder), str(tmp_path / "chatml.jinja")
     trainer = Trainer(recipe)
     token_id = trainer.tokenizer.token_id
-    assert trainer.ppo.sampling.stop_ids == (token_id("<|im_end|>"), token_id("<|endoftext|>"))
+    assert trainer.rollouts.sampling.stop_ids == (token_id("<|im_end|>"), token_id("<|endoftext|>"))
     trainer.close()
     (tmp_path / "chatml.jinja").write_text(template.replace("<|im_end|>", "<|done|>"))
     recipe.run.folder = str(tmp_path / "other")
