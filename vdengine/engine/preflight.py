@@ -24,6 +24,7 @@ from vdengine.objectives import Objective
 from vdengine.panels.panel import Panel
 from vdengine.recipe import IN_MEMORY, OWN_BATCHES, Recipe
 from vdengine.runfolder import RunFolder
+from vdengine.tasks.task import Task, is_here, load_tasks
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -38,6 +39,7 @@ class Found:
     tokenizer: Tokenizer | None
     renderer: Renderer | None
     panel: Panel | None
+    tasks: tuple[Task, ...] = ()
 
 
 def preflight(recipe: Recipe) -> Found:
@@ -78,12 +80,16 @@ def preflight(recipe: Recipe) -> Found:
     if recipe.probes.every != 0 and recipe.probes.panel != IN_MEMORY:
         with _of_key("probes.panel"):
             panel = Panel.load(recipe.probes.panel)
+    tasks = []
+    if recipe.capability.tasks and (alone or all(is_here(name) for name in recipe.capability.tasks)):
+        with _of_key("capability.tasks"):
+            tasks = load_tasks(recipe.capability.tasks, recipe.capability.limit)
     if objective.rollout:
         _check_reward(recipe.reward.source)
         if recipe.value.source:
             with _of_key("value.source"):
                 check_model(recipe.value.source, None)
-    return Found(tuple(sources), tuple(formats), held_out, tokenizer, renderer, panel)
+    return Found(tuple(sources), tuple(formats), held_out, tokenizer, renderer, panel, tuple(tasks))
 
 
 def _check_places(recipe: Recipe, objective: Objective) -> None:
