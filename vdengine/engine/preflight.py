@@ -111,8 +111,8 @@ def _check_places(recipe: Recipe, objective: Objective) -> None:
             raise InputError(f"log.trackers: {tracker} is not installed: pip install {tracker}")
 
 
-def check_names(models: Sequence[str], panel: str | None = None) -> None:
-    """Check that saved models and a panel are there, before torch is imported to read them.
+def check_names(models: Sequence[str], panel: str | None = None, tasks: Sequence[str] = ()) -> None:
+    """Check that saved models, a panel and tasks are there, before torch is imported to read them.
 
     Raises:
         InputError: one is not.
@@ -121,6 +121,7 @@ def check_names(models: Sequence[str], panel: str | None = None) -> None:
         locate_here(name)
     if panel is not None:
         Panel.load(panel)
+    load_tasks(tasks, limit=1)
 
 
 def check_model(source: str, head: str | None) -> ModelConfig | None:
