@@ -104,13 +104,12 @@ class CapabilityLog:
             InputError: the folder holds the log of other tasks or of another tokenizer.
         """
         folder = RunFolder.at(run_folder).capability
-        channel = Channel(folder, CHOICES, UNIT, 0.0, [_item(request) for request in packs.requests])
-        tasks = [{"name": t.name, "hash": t.hash, "metrics": list(t.metrics)} for t in packs.tasks]
+        channel = Channel(folder, CHOICES, UNIT, 0.0, _items(packs))
         manifest = {
             "schema": SCHEMA,
             "tokenizer_hash": tokenizer_hash,
             "chat": packs.chat,
-            "tasks": tasks,
+            "tasks": _entries(packs),
             "channel": channel.manifest,
         }
         if (folder / MANIFEST).exists():
@@ -124,7 +123,7 @@ class CapabilityLog:
         channel.create()
         # Last: where a manifest is, the folder is complete.
         write_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        return cls(folder, manifest, channel, _tasks(tasks, channel.items, str(folder)))
+        return cls(folder, manifest, channel, logged_tasks(packs))
 
     @classmethod
     def open(cls, run_folder: str | Path) -> CapabilityLog:
@@ -215,16 +214,29 @@ def check_of(
     return Check(step, accuracies, changes)
 
 
-def _item(request: Any) -> dict[str, Any]:
-    """A choice as a line of the log's items."""
-    return {
-        "task": request.task.name,
-        "row": request.row.number,
-        "choice": request.choice,
-        "text": request.text,
-        "right": request.choice in request.row.gold,
-        "num_tokens": len(request.answer_ids),
-    }
+def logged_tasks(packs: TaskPacks) -> list[LoggedTask]:
+    """The tasks of these packs as their log will know them."""
+    return _tasks(_entries(packs), _items(packs), "tasks")
+
+
+def _entries(packs: TaskPacks) -> list[dict[str, Any]]:
+    """The tasks as the manifest has them."""
+    return [{"name": task.name, "hash": task.hash, "metrics": list(task.metrics)} for task in packs.tasks]
+
+
+def _items(packs: TaskPacks) -> list[dict[str, Any]]:
+    """The choices as the log's items."""
+    return [
+        {
+            "task": request.task.name,
+            "row": request.row.number,
+            "choice": request.choice,
+            "text": request.text,
+            "right": request.choice in request.row.gold,
+            "num_tokens": len(request.answer_ids),
+        }
+        for request in packs.requests
+    ]
 
 
 def _tasks(entries: Any, items: Sequence[dict[str, Any]], where: str) -> list[LoggedTask]:

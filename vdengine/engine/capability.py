@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdengine.drift.capability_log import CapabilityLog, Check, check_of
+from vdengine.drift.capability_log import CapabilityLog, Check, check_of, logged_tasks
 from vdengine.drift.schedule import Schedule
 from vdengine.engine.readings import Reading, Readings
 from vdengine.recipe import CapabilityKeys
@@ -46,14 +46,14 @@ class Capability:
         self.log: CapabilityLog | None = None
         self.logged = -1  # step of the last check; it need not be made again
         self.latest: Check | None = None
-        self._read_by: CapabilityLog | None = None
+        self.tasks = logged_tasks(self.packs)
         self._first: np.ndarray | None = None  # [choices] of the first check
         self._pending: list[Reading] = []  # not written yet
         readings.sources.append(self)
 
     def open_log(self, run_folder: Path, step: int) -> None:
         """Create the raw log, or continue it with the check of `step`. Rank 0 must call this before the other ranks."""
-        self._read_by = log = CapabilityLog.create(run_folder, self.packs, self.tokenizer_hash)
+        log = CapabilityLog.create(run_folder, self.packs, self.tokenizer_hash)
         if self.world.is_main:
             self.log = log
             log.rewind(step)
@@ -93,9 +93,7 @@ class Capability:
             logp = reading.logp  # [choices]
             if self.log is not None:
                 self.log.append(reading.step, logp)
-            if self._read_by is None:
-                raise RuntimeError("a check is read before its log is open")
-            self.latest = check_of(self._read_by.tasks, reading.step, logp, self._first)
+            self.latest = check_of(self.tasks, reading.step, logp, self._first)
             self._first = logp if self._first is None else self._first
             checks.append(self.latest)
         return checks

@@ -296,7 +296,8 @@ def _check_json(path: Path) -> None:
         raise InputError(f"--json {path}: {path.parent} is no folder")
     if path.exists():
         try:
-            ours = path.is_file() and "models" in json_object(path)
+            keys = json_object(path).keys() if path.is_file() else set()
+            ours = "models" in keys and bool({"panel", "capability"} & keys)
         except InputError:
             ours = False
         if not ours:

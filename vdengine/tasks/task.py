@@ -93,12 +93,17 @@ def load_tasks(sources: Sequence[str | Path], limit: int = 0) -> list[Task]:
         InputError: as `Task.load`; two of one name.
     """
     tasks = [Task.load(source, limit) for source in sources]
-    first: dict[str, str | Path] = {}
-    for source, task in zip(sources, tasks, strict=True):
-        if task.name in first:
-            raise InputError(f"{source}: the task {task.name!r} is also that of {first[task.name]}; names must differ")
-        first[task.name] = source
+    check_names(tasks)
     return tasks
+
+
+def check_names(tasks: Sequence[Task]) -> None:
+    """Raises InputError where two tasks have one name."""
+    names = [task.name for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(
+            f"two tasks have the name {twice!r}; names must differ (`task` of a task file, or a file's name)"
+        )
 
 
 def is_here(source: str) -> bool:

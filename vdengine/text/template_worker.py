@@ -9,6 +9,7 @@ kept between calls; a call with three renderings takes 0.12 ms, the pipe include
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NoReturn
 
 from vdengine.errors import InputError
@@ -205,24 +206,21 @@ def _work(requests: IO[str], answers: IO[str]) -> None:
     def rows(request: Any) -> list[str]:
         texts = []
         for name, where, row in request:
-            try:
+            with _named(f"{name}, {where}"):
                 texts.append(render(compiled[name], row, row))
-            except MemoryError:
-                raise
-            except Exception as error:
-                raise ValueError(f"{name}, {where}: {error or type(error).__name__}") from None
         return texts
 
-    def answer(request: Any) -> list[str]:
-        if request is hello and "templates" in hello:
-            for name, source in hello["templates"].items():
-                try:
-                    compiled[name] = _limited(seconds, _compile_row, source)
-                except Exception as error:
-                    raise ValueError(f"{name}: {error or type(error).__name__}") from None
-            return []
-        if request is hello:
+    def compile_all() -> None:
+        if "templates" not in hello:
             compiled["chat"] = _limited(seconds, _compile_chat, hello["template"])
+        for name, source in hello.get("templates", {}).items():
+            with _named(name):
+                compiled[name] = _limited(seconds, _compile_row, source)
+
+    def answer(request: Any) -> list[str]:
+        if request is hello or not compiled:  # what could not be compiled is said again
+            compile_all()
+        if request is hello:
             return []
         return rows(request) if "templates" in hello else chats(request)
 
@@ -242,6 +240,17 @@ def _work(requests: IO[str], answers: IO[str]) -> None:
         if not (line := requests.readline()):
             return
         request = json.loads(line)
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Errors inside name a template."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{what}: {str(error) or type(error).__name__}") from None
 
 
 def _limited(seconds: float, function: Callable[[Any], Any], argument: Any) -> Any:
