@@ -107,3 +107,13 @@ def check_schedule(settings: CapabilityKeys, total: int, cost: float, step_cost:
         cost, step_cost: FLOPs of scoring all tasks once, and of a training step.
     """
     return Schedule.make(total, every=settings.every or total, budget=None, panel_cost=cost, step_cost=step_cost)
+
+
+def summary(packs: TaskPacks, schedule: Schedule) -> str:
+    """What is checked, when, and what it takes."""
+    counts = ", ".join(f"{task.name} ({len(task.rows)})" for task in packs.tasks)
+    shown = schedule.steps if len(schedule.steps) <= 12 else (*schedule.steps[:8], "...", schedule.steps[-1])
+    return (
+        f"{counts}; {packs.num_tokens:,} tokens a check, at steps {', '.join(map(str, shown))}\n"
+        f"estimated cost {schedule.cost:.1%} of the training FLOPs"
+    )

@@ -22,14 +22,13 @@ from vdengine.drift.capability_tables import capability_table
 from vdengine.drift.intervals import Estimate
 from vdengine.drift.live import Live
 from vdengine.drift.probe_values import LEAST_COVERAGE
-from vdengine.drift.schedule import Schedule
 from vdengine.drift.summary import drift_table
+from vdengine.engine.capability import summary
 from vdengine.engine.eta import duration, expect
 from vdengine.engine.trainer import Trainer
 from vdengine.objectives import Objective
 from vdengine.outside import printable
 from vdengine.runfolder import RunFolder
-from vdengine.tasks.task_packs import TaskPacks
 
 WIDTH = 100  # columns of a line
 
@@ -292,7 +291,7 @@ def plan(t: Trainer) -> str:
     else:
         lines.append("probes  off")
     if t.capability is not None:
-        lines += _labelled("tasks", planned(t.capability.packs, t.capability.schedule))
+        lines += _labelled("tasks", summary(t.capability.packs, t.capability.schedule))
     if expected := expect(t):
         lines.append(f"time    {expected}")
     lines.append(f"folder  {t.folder}")
@@ -305,16 +304,6 @@ def plan(t: Trainer) -> str:
         )
     lines += [f"        {note}" for note in t.notes]
     return "\n".join(lines)
-
-
-def planned(packs: TaskPacks, schedule: Schedule) -> str:
-    """What is checked, when, and what it takes."""
-    counts = ", ".join(f"{task.name} ({len(task.rows)})" for task in packs.tasks)
-    shown = schedule.steps if len(schedule.steps) <= 12 else (*schedule.steps[:8], "...", schedule.steps[-1])
-    return (
-        f"{counts}; {packs.num_tokens:,} tokens a check, at steps {', '.join(map(str, shown))}\n"
-        f"estimated cost {schedule.cost:.1%} of the training FLOPs"
-    )
 
 
 def checked(check: Check) -> str:

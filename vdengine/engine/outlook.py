@@ -25,6 +25,7 @@ from vdengine.data.store import Store
 from vdengine.drift.panel_packs import PanelPacks
 from vdengine.drift.schedule import Schedule
 from vdengine.engine.anchors import AnswerPlan
+from vdengine.engine.capability import check_schedule, summary
 from vdengine.engine.memory import Load, estimate
 from vdengine.engine.preflight import Found
 from vdengine.engine.rows import open_loader, open_store
@@ -35,6 +36,7 @@ from vdengine.models.weights import Weights, check_vocabulary, open_causal, open
 from vdengine.objectives import Objective
 from vdengine.recipe import Recipe
 from vdengine.runfolder import RunFolder
+from vdengine.tasks.task_packs import TaskPacks
 from vdengine.text.renderer import Renderer
 from vdengine.trees import tree_cost
 
@@ -102,6 +104,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
         run, load, step_flops = _run(recipe, config, store, loader, sources, ranks)
 
     probes, answers, load = _probes(recipe, found, renderer, config, run["steps"], step_flops, load)
+    tasks, load = _tasks(recipe, found, renderer, config.flops, run["steps"], step_flops, load)
     memory = _memory(recipe, config, weights, load, ranks, device, dtype)
     disk = _disk(recipe, memory)
     samples = objective.rollout or bool(recipe.answers.samples)
@@ -122,6 +125,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
         "run": run,
         "probes": probes,
         "answers": answers,
+        "tasks": tasks,
         "memory": memory,
         "disk": disk,
         "first_example": {"exact": whole, "text": text.getvalue().rstrip()},
@@ -275,6 +279,26 @@ def _probes(
     return probes, answers, load
 
 
+def _tasks(
+    recipe: Recipe, found: Found, renderer: Renderer, flops: dict[str, float], steps: int, step_flops: float, load: Load
+) -> tuple[dict[str, Any] | None, Load]:
+    """What is checked, when, what it costs, and the packs that run beside a training pack, with those of probes."""
+    keys = recipe.capability
+    if not found.tasks:
+        return None, load
+    packs = TaskPacks.build(found.tasks, renderer, keys.tokens, chat=keys.chat)
+    schedule = check_schedule(keys, steps, packs.flops(flops), step_flops)
+    largest = max(load.probe_pack, *(pack.num_tokens for pack in packs.packs))
+    load = dataclasses.replace(load, probe_tokens=load.probe_tokens + packs.num_tokens, probe_pack=largest)
+    return {
+        "rows": {task.name: len(task.rows) for task in found.tasks},
+        "tokens": packs.num_tokens,
+        "steps": list(schedule.steps),
+        "cost": schedule.cost,
+        "summary": summary(packs, schedule),
+    }, load
+
+
 def _memory(
     recipe: Recipe, config: Any, weights: Weights, load: Load, ranks: int, device: str, dtype: torch.dtype
 ) -> dict[str, Any]:
@@ -376,6 +400,11 @@ def _warnings(recipe: Recipe, out: dict[str, Any], store: Store, renderer: Rende
         lines.append(
             f"probes cost {out['probes']['cost']:.0%} of the training FLOPs: raise probes.every, lower "
             "probes.fraction, or use probes.budget"
+        )
+    if out["tasks"] and out["tasks"]["cost"] > 0.25:
+        lines.append(
+            f"tasks cost {out['tasks']['cost']:.0%} of the training FLOPs: raise capability.every, or set "
+            "capability.limit"
         )
     if recipe.checkpoint.every == 0 or recipe.checkpoint.every >= run["steps"]:
         lines.append("checkpoint.every: no checkpoint before the end")
