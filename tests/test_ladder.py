@@ -28,7 +28,7 @@ LADDER = (
     ("text", "objectives"),
     ("recipe", "models"),
     ("data",),
-    ("panels",),
+    ("panels", "tasks"),
     ("drift",),
     ("judges", "engine"),
     ("audits", "integrations", "report"),

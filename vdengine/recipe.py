@@ -200,6 +200,16 @@ class AnswersKeys:  # to the panel's questions: what the model says, by a judge 
     alarm: float = key(0.02, low=0.0, only=has_log_probs)  # panel's text shift, nats per byte, that asks; 0: never
 
 
+@dataclass
+class CapabilityKeys:  # what the model still can: tasks of multiple choice, read in the same forward as the panel
+    # task files of lm-evaluation-harness (.yaml) without code, or rows in a shape that is known (docs/capability.md)
+    tasks: list[str] = key([], only=has_log_probs)
+    every: int = key(0, low=0, only=has_log_probs)  # steps between checks; 0: at the start and at the end alone
+    limit: int = key(0, low=0, only=has_log_probs)  # of each task the first so many rows; 0: all
+    chat: bool = key(False, only=has_log_probs)  # prompts in the chat template, their examples as turns of their own
+    tokens: int = key(4096, low=64, only=has_log_probs)  # budget of one pack of tasks
+
+
 _ELEMENTWISE = ("auto", "triton", "reference")
 
 
@@ -252,6 +262,7 @@ class Recipe:
     optimizer: OptimizerKeys = field(default_factory=OptimizerKeys)
     probes: ProbesKeys = field(default_factory=ProbesKeys)
     answers: AnswersKeys = field(default_factory=AnswersKeys)
+    capability: CapabilityKeys = field(default_factory=CapabilityKeys)
     kernels: KernelsKeys = field(default_factory=KernelsKeys)
     parallel: ParallelKeys = field(default_factory=ParallelKeys)
     checkpoint: CheckpointKeys = field(default_factory=CheckpointKeys)
@@ -343,7 +354,7 @@ def load_scoring_recipe(path: str | Path) -> Recipe:
             make a model.
     """
     tables, where = _read(Path(path))
-    kept = {name: tables[name] for name in ("run", "model", "data", "batch", "probes") if name in tables}
+    kept = {name: tables[name] for name in ("run", "model", "data", "batch", "probes", "capability") if name in tables}
     recipe = _make(kept | {"objective": {"name": "sft"}}, where)
     if IN_MEMORY in (recipe.model.source, recipe.model.tokenizer):
         what = "model" if recipe.model.source == IN_MEMORY else "tokenizer"
@@ -532,6 +543,12 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
         )
     _check_answers(r, given, where)
     _check_lora(r, given, where)
+    if not r.capability.tasks:
+        for name in given.get("capability", {}):
+            if getattr(r.capability, name) != getattr(CapabilityKeys(), name):
+                raise InputError(
+                    f"{where('capability', name)}: capability.{name} has no effect without capability.tasks"
+                )
     if r.batch.tokens < r.data.max_tokens:
         raise InputError(
             f"{where('batch', 'tokens')}: batch.tokens = {r.batch.tokens} is smaller than data.max_tokens = "

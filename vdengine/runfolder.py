@@ -112,6 +112,11 @@ class RunFolder:
         return self.drift / "answers"
 
     @property
+    def capability(self) -> Path:
+        """The folder of the raw log of tasks (`drift.capability_log`)."""
+        return self.path / "capability"
+
+    @property
     def judgements(self) -> Path:
         """The folder of judgements, one file per judge (`drift.judgements`)."""
         return self.drift / "judgements"
@@ -120,6 +125,11 @@ class RunFolder:
     def has_panel_scores(self) -> bool:
         """Whether the folder has a panel's scores by log-prob."""
         return (self.drift / MANIFEST).exists()
+
+    @property
+    def has_capability(self) -> bool:
+        """Whether the folder has scores of tasks."""
+        return (self.capability / MANIFEST).exists()
 
     @property
     def has_answers(self) -> bool:

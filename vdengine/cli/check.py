@@ -93,6 +93,8 @@ def text(out: dict[str, Any]) -> str:
         add("probes", "off")
     if a := out["answers"]:
         add("answers", *a["summary"].splitlines())
+    if t := out["tasks"]:
+        add("tasks", *t["summary"].splitlines())
     add(
         "memory",
         f"about {size(memory['total'])} a rank at the peak; {size(memory['available'])} there",

@@ -1,4 +1,5 @@
-"""`vdengine panel import KIND FILE --out PANEL.jsonl`: a panel from another's file; `check`: lint one."""
+"""`vdengine panel import KIND FILE --out PANEL.jsonl`: a panel from another's file; `export`: one as a task of another
+harness; `check`: lint one."""
 
 from __future__ import annotations
 
@@ -9,15 +10,17 @@ from pathlib import Path
 from vdengine.cli.arguments import Parser
 from vdengine.cli.common import names, verb
 from vdengine.errors import InputError
+from vdengine.recipe import READOUTS
 
 
 @verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input; `check` gives 1 where it has warnings."""
+    from vdengine.panels.exporters import HARNESSES, export_panel
     from vdengine.panels.importers import CONVERSATION_TYPES, KINDS
 
-    parser = Parser(prog="vdengine panel", description="Import a panel, or check one.")
-    verbs = parser.add_subparsers(dest="verb", metavar="import | check", required=True)
+    parser = Parser(prog="vdengine panel", description="Import a panel, export or check one.")
+    verbs = parser.add_subparsers(dest="verb", metavar="import | export | check", required=True)
     kinds = "\n".join(f"  {kind:8} {what}" for kind, what in KINDS.items())
     get = verbs.add_parser(
         "import",
@@ -38,6 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     get.add_argument("--terms", metavar="FILE.json", help='more terms for --match: {"topic": ["phrase", ...]}')
     get.add_argument("--no-openings", action="store_true", help="of persona statements: read them by answers only")
+    out = verbs.add_parser("export", help="write a panel as a task of lm-evaluation-harness or of Inspect")
+    out.add_argument("panel", help="a built-in name or .jsonl file")
+    out.add_argument(
+        "--to", required=True, metavar="HARNESS", help=", ".join(f"{k}: {v}" for k, v in HARNESSES.items())
+    )
+    out.add_argument("--readouts", metavar="A,B", help=f"for lm-eval: {', '.join(READOUTS)} (default: all there are)")
+    out.add_argument("out", metavar="FOLDER", help="a new one")
     check = verbs.add_parser("check", help="lint a panel: lengths, polarity, wording, ids")
     check.add_argument("panel", help="a built-in name or .jsonl file")
     check.add_argument("--tokenizer", help="also look at its tokens, with this tokenizer")
@@ -48,6 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         text, warnings = lint_text(args.panel, args.tokenizer)
         print(text)
         return 1 if warnings else 0
+    if args.verb == "export":
+        from vdengine.panels.panel import Panel
+
+        readouts = tuple(args.readouts.split(",")) if args.readouts else None
+        for file in export_panel(Panel.load(args.panel), args.to, Path(args.out), readouts):
+            print(f"wrote {file}")
+        return 0
     return run_import(args)
 
 

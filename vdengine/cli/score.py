@@ -1,4 +1,4 @@
-"""`vdengine score MODEL [MODEL ...]`: the panel's scores of saved models, equal to a training run's own."""
+"""`vdengine score MODEL [MODEL ...]`: the scores of a panel and of tasks by saved models, equal to a run's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vdengine.recipe import READOUTS
 @verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 after bad input; `--check-panel` gives 1 where it has warnings."""
-    parser = Parser(prog="vdengine score", description="Score a panel on saved models, or check one.")
+    parser = Parser(prog="vdengine score", description="Score a panel or tasks on saved models, or check a panel.")
     parser.add_argument(
         "models", nargs="*", help="folders, hub ids (org/name@revision), .gguf files, or checkpoints of a run"
     )
@@ -38,6 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="A,B",
         help="names of the models' stages, in their order, for the report (default: revisions, or ends of names)",
     )
+    parser.add_argument(
+        "--tasks",
+        metavar="A,B",
+        help="tasks of multiple choice: lm-eval's .yaml without code, or rows; alone unless --panel is there too "
+        "(default: the run's own beside its panel)",
+    )
+    parser.add_argument("--limit", type=int, default=None, metavar="N", help="of each task the first N rows")
+    parser.add_argument("--chat", action="store_true", help="prompts of tasks in the chat template")
     parser.add_argument("--check-panel", metavar="PANEL", help="the same as `vdengine panel check PANEL`")
     parser.add_argument("--tokenizer", help="with --check-panel: also look at its tokens, with this tokenizer")
     args = parser.parse_args(argv)
@@ -51,10 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("--stages has no effect without --out: the report reads the names there")
     if not args.models:
         raise InputError("name at least one model to score, or --check-panel PANEL")
+    sources = args.tasks.split(",") if args.tasks else []
+    if not sources and (args.limit is not None or args.chat):
+        raise InputError(f"--{'limit' if args.limit is not None else 'chat'} has no effect without --tasks")
+    if (args.limit or 1) < 1:
+        raise InputError(f"--limit {args.limit}: at least 1 row of a task")
     from vdengine.engine.preflight import check_names
 
-    check_names(args.models, args.panel)
-    from vdengine.engine.saved_models import score
+    check_names(args.models, args.panel, sources)
+    from vdengine.engine.saved_models import TaskOptions, score
 
     score(
         args.models,
@@ -67,5 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.json,
         args.readouts.split(",") if args.readouts else None,
         names(args.stages),
+        TaskOptions(sources, args.limit or 0, args.chat) if sources else None,
     )
     return 0

@@ -213,6 +213,22 @@ def _cut(tree: Tree, slots: list[int], max_tokens: int) -> Iterator[tuple[Tree, 
     yield Tree(tree.prompt, tree.branches[first:], id=tree.id, firsts=tree.firsts), slots[first:]
 
 
+def branch_tree(
+    prompt: list[int], answers: Mapping[int, list[int]], firsts: Sequence[int] = (), id: int = -1
+) -> tuple[Tree, list[int]]:
+    """The tree of a prompt and its answers, and the places of its branches, and then of its firsts.
+
+    Args:
+        answers: their ids by place in a flat order.
+        firsts: places of answers of one token that need no token of their own.
+    """
+    branches = [place for place in answers if place not in firsts]
+    if not branches:  # a tree has at least one
+        branches, firsts = list(firsts[:1]), firsts[1:]
+    tree = Tree(prompt, [answers[k] for k in branches], id=id, firsts=[answers[k][0] for k in firsts])
+    return tree, [*branches, *firsts]
+
+
 def deal(packs: Sequence[T], ranks: int, rank: int, micro_steps: int) -> list[list[T]]:
     """This rank's packs in each micro-step: round robin over ranks, then over micro-steps."""
     shares: list[list[T]] = [[] for _ in range(micro_steps)]

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -122,7 +122,7 @@ class FileSource:
         """
         return self.rows_with(())
 
-    def rows_with(self, columns: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def rows_with(self, columns: Container[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """`rows`, with the values of these columns beside those that `data.meanings` knows."""
         for path, label in zip(self.files, self.labels, strict=True):
             yield from raw_rows(path, label, columns)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -27,12 +27,22 @@ _BATCH = 256  # rows of a table that are made at a time, at most
 T = TypeVar("T")
 
 
+class _Every(Container[str]):
+    """All names."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+EVERY = _Every()  # for `also` of `raw_rows`: every column is read
+
+
 def is_data(name: str) -> bool:
     """Whether a file of this name has rows."""
     return not name.startswith(".") and name.endswith(EXTENSIONS) and name not in METADATA
 
 
-def raw_rows(path: Path, label: str, also: Collection[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+def raw_rows(path: Path, label: str, also: Container[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of one file in order, each after its place for messages. Lines and rows are counted from 1 there.
 
     Of Parquet and Arrow only columns that `data.meanings` knows are read; the others have the value `UNREAD`.
@@ -156,7 +166,7 @@ def _text(data: bytes | bytearray, where: str, unit: str) -> str:
 # ------------------------------------------------------------------------------------------------- tables
 
 
-def _table_rows(path: Path, label: str, also: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table_rows(path: Path, label: str, also: Container[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     batches = _parquet_batches(path, label, also) if path.name.endswith(".parquet") else _arrow_batches(path, label)
     number = 0
     for names, batch in batches:
@@ -184,7 +194,7 @@ def _at_once(num_bytes: int) -> int:
     return max(1, min(_BATCH, LARGE // 2 // max(num_bytes, 1)))  # as columns, and as rows made of them
 
 
-def _parquet_batches(path: Path, label: str, also: Collection[str]) -> Iterator[tuple[list[str], Any]]:
+def _parquet_batches(path: Path, label: str, also: Container[str]) -> Iterator[tuple[list[str], Any]]:
     """The names of all columns, and a batch of those that are read."""
     import pyarrow.parquet
 
@@ -235,7 +245,7 @@ def _each(items: Iterator[T], label: str, what: str) -> Iterator[T]:
         yield item
 
 
-def _as_dicts(batch: Any, columns: list[str], also: Collection[str], label: str) -> list[dict[str, Any]]:
+def _as_dicts(batch: Any, columns: list[str], also: Container[str], label: str) -> list[dict[str, Any]]:
     """The rows of a record batch. Times are integers: no row needs them, and not all of them are dates of Python's.
 
     Raises:

@@ -14,6 +14,7 @@ import numpy as np
 
 from vdengine.drift.answer_curves import SMOOTHING
 from vdengine.drift.answer_log import AnswerLog
+from vdengine.drift.capability_log import CapabilityLog
 from vdengine.drift.judgements import ARGUMENT, BOTH, PARTS, PEOPLE, judges, open_judgements
 from vdengine.drift.panel_log import DriftLog
 from vdengine.drift.prediction_powered import correctable, corrected_values
@@ -76,7 +77,8 @@ def load_run(
 def _read(folder: Path, name: str) -> Run:
     """The run with its raw logs, before readouts."""
     files = RunFolder(folder)
-    log = None if files.has_answers and not files.has_panel_scores else DriftLog.open(folder)
+    others = files.has_answers or files.has_capability
+    log = None if others and not files.has_panel_scores else DriftLog.open(folder)
     notes: list[str] = []
     recipe = _recipe(files, notes)
     metrics = _json_lines(files.metrics, notes)
@@ -92,13 +94,18 @@ def _read(folder: Path, name: str) -> Run:
         answers = AnswerLog.open(folder)
         _note_cut_line(answers.answers_path, notes)
         _note_cut_record(answers.weights_path, answers.record_bytes, "reading", notes)
+    capability = None
+    if files.has_capability:
+        capability = CapabilityLog.open(folder)
+        _note_cut_record(capability.channel.path, capability.channel.record_bytes, "check", notes)
     steps = [row["step"] for row in metrics] + (answers.anchors if answers else [])
     steps += log.steps.tolist() if log is not None else []
+    steps += capability.steps.tolist() if capability is not None else []
     planned = recipe.get("run", {}).get("steps")
     total = planned if is_count(planned) and planned else max(steps, default=0)
     if steps and max(steps) < total:
         notes.append(f"not finished: the last step on record is {max(steps)} of {total}")
-    return Run(name, folder, recipe, log, answers, total, metrics, completions, notes)
+    return Run(name, folder, recipe, log, answers, total, metrics, completions, capability, notes)
 
 
 def _add_scored(run: Run, readout: str, smoothing: str, baseline: int | None) -> None:

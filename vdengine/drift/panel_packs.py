@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vdengine.data.batching import Forest
+from vdengine.data.batching import Forest, branch_tree
 from vdengine.errors import InputError
 from vdengine.panels.panel import CONTROLS, LEADS, OPENINGS, Panel, Request
 from vdengine.recipe import READOUTS
@@ -125,12 +125,8 @@ def _tree(requests: Sequence[Request], places: Sequence[int], id: int) -> tuple[
     """The tree of one probe and variant, and the places of its branches and firsts in the flat order."""
     # A lead of one token is a first: it needs no token of its own.
     firsts = [k for k, r in zip(places, requests, strict=True) if r.branch.channel == LEADS and len(r.answer_ids) == 1]
-    branches = [k for k in places if k not in firsts]
-    if not branches:  # a tree has at least one
-        branches, firsts = firsts[:1], firsts[1:]
-    ids = dict(zip(places, (r.answer_ids for r in requests), strict=True))
-    tree = Tree(requests[0].prompt_ids, [ids[k] for k in branches], id=id, firsts=[ids[k][0] for k in firsts])
-    return tree, branches + firsts
+    answers = dict(zip(places, (r.answer_ids for r in requests), strict=True))
+    return branch_tree(requests[0].prompt_ids, answers, firsts, id)
 
 
 def stratified_order(panel: Panel) -> list[int]:

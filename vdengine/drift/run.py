@@ -24,6 +24,8 @@ from vdengine.drift.analysis import Analysis, analyse
 from vdengine.drift.answer_curves import curve_steps
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.answer_values import answer_values
+from vdengine.drift.capability_log import CapabilityLog
+from vdengine.drift.capability_tables import check_rows, choice_rows, outcome_rows
 from vdengine.drift.judgements import BOTH, PARTS, Judgements
 from vdengine.drift.panel_log import DriftLog
 from vdengine.drift.probe_values import ProbeValues, in_judges_units, joined, lead_values, text_values
@@ -107,6 +109,7 @@ class Run:
     total_steps: int  # planned, else the last on record
     metrics: list[dict[str, Any]] = field(default_factory=list)  # rows of metrics.jsonl
     completions: list[dict[str, Any]] = field(default_factory=list)  # rows of completions.jsonl
+    capability: CapabilityLog | None = None  # of tasks
     notes: list[str] = field(default_factory=list)  # what was left out, and why a readout is not there
     empty: dict[str, str] = field(default_factory=dict)  # by kind of readout: why it has nothing to show
 
@@ -375,6 +378,10 @@ def _branch_rows(channel: str) -> TableRows:
     return lambda run, topics: [] if run.log is None else frames.branch_rows(run.head, run.log, channel)
 
 
+def _of_tasks(rows: Callable[[frames.Row, CapabilityLog], list[frames.Row]]) -> TableRows:
+    return lambda run, topics: [] if run.capability is None else rows(run.head, run.capability)
+
+
 # Those that hold what was logged, not what was made of it.
 RAW_TABLES = {"gates", "support", "training", "answers", LEADS, OPENINGS}
 # The tables that a report writes.
@@ -387,6 +394,7 @@ SUMMARY_TABLES: dict[str, TableRows] = {
     "agreement": _of_readouts(lambda head, view, topics: frames.agreement_rows(head, view.analysis, topics)),
     "gates": _gates,
     "support": _support,
+    "capability": _of_tasks(check_rows),
     "cost": lambda run, topics: frames.cost_rows(run.head, run.metrics),
     "training": lambda run, topics: frames.metric_rows(run.head, run.metrics),
 }
@@ -395,6 +403,8 @@ TABLES: dict[str, TableRows] = SUMMARY_TABLES | {
     "probes": _of_readouts(lambda head, view, topics: frames.probe_rows(head, view.values)),
     LEADS: _branch_rows(LEADS),
     OPENINGS: _branch_rows(OPENINGS),
+    "capability_rows": _of_tasks(outcome_rows),
+    "capability_choices": _of_tasks(choice_rows),
     "answers": _answer_rows,
 }
 

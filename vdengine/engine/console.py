@@ -17,10 +17,13 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from vdengine.drift.answer_log import AnswerLog
+from vdengine.drift.capability_log import CapabilityLog, Check
+from vdengine.drift.capability_tables import capability_table
 from vdengine.drift.intervals import Estimate
 from vdengine.drift.live import Live
 from vdengine.drift.probe_values import LEAST_COVERAGE
 from vdengine.drift.summary import drift_table
+from vdengine.engine.capability import summary
 from vdengine.engine.eta import duration, expect
 from vdengine.engine.trainer import Trainer
 from vdengine.objectives import Objective
@@ -36,6 +39,7 @@ class Console:
     def __init__(self, trainer: Trainer, stream: TextIO | None = None) -> None:
         self.trainer, trainer.on_row, trainer.on_pack = trainer, self.row, self.pack
         self.main, self.shown = trainer.world.is_main, 0  # step of the last sample shown; the first one shows nothing
+        self.checked = -1  # step of the last check shown
         self.stream = stream or sys.stdout
         self.file = open(RunFolder(trainer.folder).console, "a") if self.main else None
         self.bar = tqdm(
@@ -67,6 +71,10 @@ class Console:
         self.say(step_line(row, self.bar.total, self.trainer.objective))
         if warning:
             self.say(warning)
+        capability = self.trainer.capability
+        if capability is not None and capability.latest is not None and capability.latest.step > self.checked:
+            self.checked = capability.latest.step
+            self.say(f"        {checked(capability.latest)}")
         probes = self.trainer.probes
         if probes is not None and probes.latest is not None and probes.latest.step > self.shown:
             self.shown = probes.latest.step
@@ -110,12 +118,15 @@ class Console:
             self.say("\n" + drift_table(t.folder))
             if t.probes.answers is not None and (said := words(AnswerLog.open(t.folder))):
                 self.say("\n" + said)
+        if t.capability is not None:
+            self.say("\n" + capability_table(CapabilityLog.open(t.folder)))
         self.say(f"\nDone in {duration(seconds)}. Everything is in {t.folder}/")
         files = RunFolder(t.folder)
         kept = {
             files.metrics: "a line per step",
             files.completions: "some of what was sampled, with its scores",
             files.drift: "raw probe scores",
+            files.capability: "raw scores of tasks",
             files.checkpoints: "to resume from",
         }
         if t.recipe.checkpoint.export:
@@ -288,6 +299,8 @@ def plan(t: Trainer) -> str:
             lines += _labelled("answers", p.answers.plan.summary(p.answers_cost))
     else:
         lines.append("probes  off")
+    if t.capability is not None:
+        lines += _labelled("tasks", summary(t.capability.packs, t.capability.schedule))
     if expected := expect(t):
         lines.append(f"time    {expected}")
     lines.append(f"folder  {t.folder}")
@@ -300,6 +313,23 @@ def plan(t: Trainer) -> str:
         )
     lines += [f"        {note}" for note in t.notes]
     return "\n".join(lines)
+
+
+def checked(check: Check) -> str:
+    """What a check of the tasks says, on one line: each task's first metric, and its change since the first check."""
+    parts: list[str] = []
+    line = f"tasks at step {check.step}: "
+    seen: set[str] = set()
+    for (task, metric), now in check.accuracies.items():
+        if task in seen or not math.isfinite(now.value):
+            continue
+        seen.add(task)
+        text = f"{printable(task)[:30]} {metric} {now.value:.3f} +- {now.stderr:.3f}"
+        if (moved := check.changes.get((task, metric))) is not None:
+            text += f" ({moved.mean:+.3f} [{moved.low:+.3f}, {moved.high:+.3f}])"
+        if not parts or len(line + ", ".join([*parts, text])) <= WIDTH - 8:  # it is indented
+            parts.append(text)
+    return line + (", ".join(parts) or "no finite score, so nothing is known")
 
 
 def _labelled(label: str, text: str) -> list[str]:

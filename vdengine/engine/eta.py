@@ -29,7 +29,8 @@ def expect(t: Trainer) -> str:
     if t.world.device.type == "cpu":
         speed /= t.world.size  # ranks share the cores
     step = step_flops / speed
-    probes = t.probes.schedule.cost * step * t.total_steps if t.probes else 0.0
+    read = [part.schedule.cost for part in (t.probes, t.capability) if part is not None]
+    probes = sum(read) * step * t.total_steps
     total = left * step + probes * left / t.total_steps
     parts = f"{left} step{'s' * (left > 1)} of {duration(step)}" + (f", probes {duration(probes)}" if probes else "")
     return f"about {duration(total)} ({parts}; a guess from FLOPs)"

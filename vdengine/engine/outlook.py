@@ -26,6 +26,7 @@ from vdengine.drift.panel_packs import PanelPacks
 from vdengine.drift.schedule import Schedule
 from vdengine.engine.adapting import named_adapter
 from vdengine.engine.anchors import AnswerPlan
+from vdengine.engine.capability import check_schedule, summary
 from vdengine.engine.memory import Load, estimate
 from vdengine.engine.preflight import Found
 from vdengine.engine.rows import open_loader, open_store
@@ -37,6 +38,7 @@ from vdengine.models.weights import check_vocabulary, open_causal, open_weights
 from vdengine.objectives import Objective
 from vdengine.recipe import Recipe
 from vdengine.runfolder import RunFolder
+from vdengine.tasks.task_packs import TaskPacks
 from vdengine.text.renderer import Renderer
 from vdengine.trees import tree_cost
 
@@ -106,6 +108,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
         run, load, step_flops = _run(recipe, config, store, loader, sources, ranks)
 
     probes, answers, load = _probes(recipe, found, renderer, config, run["steps"], step_flops, load)
+    tasks, load = _tasks(recipe, found, renderer, config.flops, run["steps"], step_flops, load)
     memory = _memory(recipe, config, lora, load, ranks, device, dtype)
     disk = _disk(recipe, memory)
     samples = objective.rollout is not None or bool(recipe.answers.samples)
@@ -127,6 +130,7 @@ def outlook(recipe: Recipe, found: Found, *, ranks: int = 1, rows: int = ROWS) -
         "run": run,
         "probes": probes,
         "answers": answers,
+        "tasks": tasks,
         "memory": memory,
         "disk": disk,
         "first_example": {"exact": whole, "text": text.getvalue().rstrip()},
@@ -281,6 +285,26 @@ def _probes(
     return probes, answers, load
 
 
+def _tasks(
+    recipe: Recipe, found: Found, renderer: Renderer, flops: dict[str, float], steps: int, step_flops: float, load: Load
+) -> tuple[dict[str, Any] | None, Load]:
+    """What is checked, when, what it costs, and the packs that run beside a training pack, with those of probes."""
+    keys = recipe.capability
+    if not found.tasks:
+        return None, load
+    packs = TaskPacks.build(found.tasks, renderer, keys.tokens, chat=keys.chat)
+    schedule = check_schedule(keys, steps, packs.flops(flops), step_flops)
+    largest = max(load.probe_pack, *(pack.num_tokens for pack in packs.packs))
+    load = dataclasses.replace(load, probe_tokens=load.probe_tokens + packs.num_tokens, probe_pack=largest)
+    return {
+        "rows": {task.name: len(task.rows) for task in found.tasks},
+        "tokens": packs.num_tokens,
+        "steps": list(schedule.steps),
+        "cost": schedule.cost,
+        "summary": summary(packs, schedule),
+    }, load
+
+
 def _memory(
     recipe: Recipe, config: Any, lora: Lora | None, load: Load, ranks: int, device: str, dtype: torch.dtype
 ) -> dict[str, Any]:
@@ -385,6 +409,11 @@ def _warnings(recipe: Recipe, out: dict[str, Any], store: Store, renderer: Rende
         lines.append(
             f"probes cost {out['probes']['cost']:.0%} of the training FLOPs: raise probes.every, lower "
             "probes.fraction, or use probes.budget"
+        )
+    if out["tasks"] and out["tasks"]["cost"] > 0.25:
+        lines.append(
+            f"tasks cost {out['tasks']['cost']:.0%} of the training FLOPs: raise capability.every, or set "
+            "capability.limit"
         )
     if recipe.checkpoint.every == 0 or recipe.checkpoint.every >= run["steps"]:
         lines.append("checkpoint.every: no checkpoint before the end")

@@ -27,6 +27,7 @@ from vdengine.objectives import Objective
 from vdengine.panels.panel import Panel
 from vdengine.recipe import IN_MEMORY, OWN_BATCHES, Recipe
 from vdengine.runfolder import RunFolder
+from vdengine.tasks.task import Task, is_here, load_tasks
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -41,6 +42,7 @@ class Found:
     tokenizer: Tokenizer | None
     renderer: Renderer | None
     panel: Panel | None
+    tasks: tuple[Task, ...] = ()
 
 
 def preflight(recipe: Recipe, planned: Sequence[Recipe] = ()) -> Found:
@@ -87,12 +89,16 @@ def preflight(recipe: Recipe, planned: Sequence[Recipe] = ()) -> Found:
     if recipe.probes.every != 0 and recipe.probes.panel != IN_MEMORY:
         with _of_key("probes.panel"):
             panel = Panel.load(recipe.probes.panel)
+    tasks = []
+    if recipe.capability.tasks and (alone or all(is_here(name) for name in recipe.capability.tasks)):
+        with _of_key("capability.tasks"):
+            tasks = load_tasks(recipe.capability.tasks, recipe.capability.limit)
     if objective.rollout:
         _check_reward(recipe.reward.source, planned)
         if recipe.value.source:
             with _of_key("value.source"):
                 _check_source(recipe.value.source, None, planned)
-    return Found(tuple(sources), tuple(formats), held_out, tokenizer, renderer, panel)
+    return Found(tuple(sources), tuple(formats), held_out, tokenizer, renderer, panel, tuple(tasks))
 
 
 def _check_places(recipe: Recipe, objective: Objective) -> None:
@@ -114,8 +120,8 @@ def _check_places(recipe: Recipe, objective: Objective) -> None:
             raise InputError(f"log.trackers: {tracker} is not installed: pip install {tracker}")
 
 
-def check_names(models: Sequence[str], panel: str | None = None) -> None:
-    """Check that saved models and a panel are there, before torch is imported to read them.
+def check_names(models: Sequence[str], panel: str | None = None, tasks: Sequence[str] = ()) -> None:
+    """Check that saved models, a panel and tasks are there, before torch is imported to read them.
 
     Raises:
         InputError: one is not.
@@ -124,6 +130,7 @@ def check_names(models: Sequence[str], panel: str | None = None) -> None:
         locate_here(name)
     if panel is not None:
         Panel.load(panel)
+    load_tasks(tasks, limit=1)
 
 
 def check_model(source: str, head: str | None) -> ModelConfig | None:

@@ -1,18 +1,13 @@
-"""Probes in a training run: which packs are scored in which training forward, and what is done with their scores."""
+"""Probes in a training run: which packs are due at which step, and what is done with their scores."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from vdengine import recipe as recipes
-from vdengine.data.batching import Forest, deal
 from vdengine.drift.chain import difference, edge
 from vdengine.drift.importance import Gate
 from vdengine.drift.live import Live, LivePanel
@@ -20,8 +15,7 @@ from vdengine.drift.panel_log import DriftLog
 from vdengine.drift.panel_packs import PanelPacks
 from vdengine.drift.schedule import Schedule
 from vdengine.engine.anchors import Anchors, Bank
-from vdengine.engine.clocks import Later
-from vdengine.engine.parallel import World
+from vdengine.engine.readings import Reading, Readings
 from vdengine.engine.sampler import Sampler
 from vdengine.errors import InputError
 from vdengine.files import bytes_before
@@ -29,52 +23,14 @@ from vdengine.models.transformer import Transformer
 from vdengine.panels.panel import Panel
 from vdengine.runfolder import RunFolder
 from vdengine.text.renderer import Renderer
-from vdengine.trees import Pack
-
-
-@dataclass(eq=False)
-class Reading:
-    """Packs of a forest that are scored at one step, and the scores of their branches. To read the scores is to wait
-    only for the forwards that compute them, so that a sample does not stall its step."""
-
-    step: int
-    forest: Forest
-    packs: list[int]  # indexes into forest.packs
-    out: Tensor  # [branches of the forest] fp32, nats: log-prob sums; 0 where not scored
-    bank: Bank | None = None  # that the forest belongs to; None: the panel
-    _later: tuple[Later, Later] | None = None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all its forwards have run."""
-        return self._later is not None
-
-    def complete(self) -> None:
-        """Start the copy of `out`, which is final now, to the host."""
-        self._later = Later(torch.cat([self.forest.slots[i] for i in self.packs])), Later(self.out)
-
-    @property
-    def logp(self) -> np.ndarray:
-        """[branches of the forest] fp32, nats: log-prob sums; NaN where not scored. Waits for the forwards."""
-        if self._later is None:
-            raise RuntimeError("a reading is looked at before its forwards have run")
-        sampled, sums = (x.get().numpy() for x in self._later)  # [scored branches] int64, [branches]
-        logp = np.full(self.forest.num_branches, np.nan, dtype=np.float32)
-        logp[sampled] = sums[sampled]
-        return logp
-
-
-Rider = tuple[Reading, int]  # a pack that is scored in a training forward: its reading, its index in forest.packs
 
 
 class Probes:
     """The readouts of a run: leads and openings, and answers if the recipe asks for them. A sample at step k measures
     the weights after k updates.
 
-    With gradient accumulation the weights are the same in all micro-steps of a step, so the packs of a sample are
-    distributed over ranks and micro-steps.
-
     Args:
+        readings: of the run, which this is a source of.
         sampler: draws the answers; None: there are none.
         step_flops: of a training step, all ranks; NaN where it is not known, and the recipe has no budget.
         flops: `ModelConfig.flops`.
@@ -88,7 +44,7 @@ class Probes:
         recipe: recipes.Recipe,
         renderer: Renderer,
         panel: Panel,
-        world: World,
+        readings: Readings,
         sampler: Sampler | None,
         *,
         total_steps: int,
@@ -96,6 +52,7 @@ class Probes:
         flops: dict[str, float],
     ) -> None:
         settings = recipe.probes
+        self.readings, world = readings, readings.world
         self.world, self.parts, self.tokenizer_hash = world, round(1 / settings.fraction), renderer.hash
         self.panel_packs = PanelPacks.build(
             panel, renderer, settings.tokens, controls=settings.controls, readouts=settings.readouts
@@ -138,12 +95,12 @@ class Probes:
         self.said: list[str] = []  # what is worth saying of the samples, until someone has said it
         self._before: Path | None = None  # the stage before this run, until the first sample is compared with its last
         self.seconds: dict[str, float] = {}  # of sampling at this step
-        self._step_readings: list[Reading] = []  # of this step, whose forwards have not all run
         self._pending: list[Reading] = []  # not written yet
-        self._logged = -1
+        self.logged = -1
         self.live = LivePanel(panel, self.panel_packs.requests)
         self._untold: list[Live] = []
         self.latest: Live | None = None
+        readings.sources.append(self)
 
     def open_log(self, run_folder: Path, step: int, before: Path | None = None) -> None:
         """Create the raw logs, or continue them with the samples of `step`. Rank 0 must call this before the other
@@ -155,7 +112,7 @@ class Probes:
             self.log.rewind(step)
         steps, logp = log.steps, log.samples()  # [samples], [samples, branches]
         self.live.continue_from(logp)
-        self._logged = int(steps[-1]) if len(steps) else -1  # a sample that need not be taken again
+        self.logged = int(steps[-1]) if len(steps) else -1  # a sample that need not be taken again
         if main and not len(steps) and before is not None and RunFolder(before).has_panel_scores:
             self._before = before
         if self.answers is not None:
@@ -182,72 +139,21 @@ class Probes:
             answers.answers_path: bytes_before(answers.answers_path, step, "anchor"),
         }
 
-    def begin(self, step: int, micro_steps: int) -> list[list[Rider]]:
-        """This rank's probe packs in each micro-step of `step`; empty lists if the step has no sample."""
+    def due(self, step: int) -> list[Reading]:
+        """The readings of `step`: of the panel, and of answers that are weighted; [] if the step has no sample."""
         sample = self.schedule.index(step)
         if sample is None:
-            return [[] for _ in range(micro_steps)]
+            return []
         # the first and the last sample score the whole panel and the controls, whatever the fraction
         is_whole = sample == 0 or step == self.schedule.steps[-1]
         forest = self.panel_packs
         packs = list(range(len(forest.packs))) if is_whole else forest.part(sample, self.parts)
-        readings = [self._reading(step, forest, packs)]
+        found = [self.readings.new(step, forest, packs)]
         bank = self.answers.bank if self.answers else None
         if bank is not None and bank.anchor < step and self.answers_every and sample % self.answers_every == 0:
-            readings.append(self._reading(step, bank.forest, bank=bank))
-        self._pending += readings
-        return self._deal(readings, micro_steps)
-
-    def _reading(self, step: int, forest: Forest, packs: list[int] | None = None, bank: Bank | None = None) -> Reading:
-        """A reading of these packs; default: all packs of the forest."""
-        packs = list(range(len(forest.packs))) if packs is None else packs
-        return Reading(step, forest, packs, torch.zeros(forest.num_branches, device=self.world.device), bank)
-
-    def _deal(self, readings: list[Reading], micro_steps: int) -> list[list[Rider]]:
-        """Start these readings; returns this rank's packs in each micro-step."""
-        self._step_readings = readings
-        riders = [(reading, i) for reading in readings for i in reading.packs]
-        return deal(riders, self.world.size, self.world.rank, micro_steps)
-
-    def packs(self, riders: list[Rider]) -> list[Pack]:
-        """The packs to score."""
-        return [reading.forest.packs[i] for reading, i in riders]
-
-    def collect(self, riders: list[Rider], probe_logp: Tensor | None) -> None:
-        """Store the scores of one forward.
-
-        Args:
-            probe_logp: [P] fp32, `Scores.probe_logp` of the riders' packs.
-        """
-        start = 0
-        for reading, i in riders:
-            if probe_logp is not None:
-                n = reading.forest.packs[i].num_scored
-                reading.forest.collect(reading.out, [i], probe_logp[start : start + n])
-                start += n
-
-    def end(self) -> None:
-        """After the forwards of a step: add up the ranks' scores. The sum is exact, because each branch was scored by
-        one rank and the others have zeros. A collective."""
-        for reading in self._step_readings:
-            if self.world.size > 1:
-                dist.all_reduce(reading.out)
-            reading.complete()
-        self._step_readings = []
-
-    def sample(self, model: Transformer, step: int) -> None:
-        """The sample after the last update, in a forward without training data, if the log has it not. A collective."""
-        if step > self._logged:
-            self._score(model, self.begin(step, 1)[0])
-
-    def _score(self, model: Transformer, riders: list[Rider]) -> None:
-        """Score this rank's packs in a forward of probes alone."""
-        if not self._step_readings:
-            return
-        with torch.no_grad():  # a collective, which ranks without a pack run too
-            scores = model(None, self.packs(riders))
-        self.collect(riders, scores.probe_logp)
-        self.end()
+            found.append(self.readings.new(step, bank.forest, bank=bank))
+        self._pending += found
+        return found
 
     def anchor(self, model: Transformer, step: int) -> None:
         """Before the forwards of `step`: draw answers if they are due. Where they are weighted they are scored once, so
@@ -266,11 +172,11 @@ class Probes:
         if forest is None:
             self.answers.anchor(step)
         else:
-            readings = [self._reading(step, forest)]
+            readings = [self.readings.new(step, forest)]
             if old_bank is not None and self.answers.read_at != step:
-                readings.append(self._reading(step, old_bank.forest, bank=old_bank))
+                readings.append(self.readings.new(step, old_bank.forest, bank=old_bank))
             self._pending += readings[1:]
-            self._score(model, self._deal(readings, 1)[0])
+            self.readings.score(model, readings)
             self.flush()
             text = None if self.live.last is None else self.live.last.text
             self.answers.anchor(step, Bank(step, forest, readings[0].logp), text)
@@ -282,7 +188,6 @@ class Probes:
     def abandon(self) -> None:
         """Forget the readings whose forwards have not all run: of a step that ended with an error."""
         self._pending = [reading for reading in self._pending if reading.is_complete]
-        self._step_readings = []
 
     def flush(self, before: int | None = None) -> None:
         """Evaluate pending readings, and on rank 0 write them to the logs. The host waits for their forwards.

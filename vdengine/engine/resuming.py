@@ -22,13 +22,13 @@ LENGTH = ("run.steps", "run.epochs", "optimizer.warmup")
 # Likewise: when panel and answers are sampled. A longer run may need the steps in words to keep those it has.
 SAMPLED = (
     "probes.every", "probes.budget", "answers.anchors", "answers.generated_tokens", "answers.most_answers",
+    "capability.every",
 )  # fmt: skip
 
 # Names of what a run reads. Their contents are compared (`inputs.json`, the log's panel), so they may have moved.
 BY_CONTENTS = (
     "run.after", "model.source", "model.tokenizer", "lora.start", "data.train", "data.eval", "data.template",
-    "reward.source",
-    "value.source", "probes.panel",
+    "reward.source", "value.source", "probes.panel", "capability.tasks",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def holds_a_run(files: RunFolder) -> bool:
     Raises:
         InputError: there are logs or checkpoints, but not what says what they are of.
     """
-    begun = [p for p in (files.metrics, files.checkpoints, files.drift) if p.exists()]
+    begun = [p for p in (files.metrics, files.checkpoints, files.drift, files.capability) if p.exists()]
     for needed in (files.recipe, files.inputs):
         if not needed.exists() or not needed.stat().st_size:
             if begun:
@@ -151,6 +151,7 @@ def check_length(
     totals: tuple[int, int],
     done: int,
     sampled: Sequence[int],
+    checked: Sequence[int],
     anchors: Sequence[int],
 ) -> None:
     """Check that a run of another length, or with other samples to come, is the same up to where it stands.
@@ -160,6 +161,7 @@ def check_length(
         done: steps so far.
         sampled: of these, those before which the new schedule samples probes and the log has no sample, or the other
             way round.
+        checked: likewise of tasks.
         anchors: likewise of answers.
 
     Raises:
@@ -189,6 +191,11 @@ def check_length(
         raise InputError(
             f"cannot resume with {what}: the samples of probes would be at other steps (as at step {sampled[0]}); set "
             "probes.every to what the plan says instead of probes.budget"
+        )
+    if checked:
+        raise InputError(
+            f"cannot resume with {what}: tasks would be checked at other steps (as at step {checked[0]}); leave "
+            "capability.every as it was"
         )
     if anchors:
         raise InputError(

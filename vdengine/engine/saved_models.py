@@ -9,11 +9,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from vdengine.drift.answer_log import Answer, AnswerLog
+from vdengine.drift.capability_log import CapabilityLog
+from vdengine.drift.capability_tables import capability_json, capability_table
 from vdengine.drift.history import tell_apart
 from vdengine.drift.model_shifts import levels_table, model_shifts, models_table
 from vdengine.drift.panel_log import DriftLog
@@ -33,8 +36,10 @@ from vdengine.models.weights import ScalarWeights, Weights, build_model, open_ca
 from vdengine.objectives import Objective
 from vdengine.outside import json_object
 from vdengine.panels.panel import Panel
-from vdengine.recipe import LEAD, READOUTS, Recipe, load_scoring_recipe, saved_recipe
+from vdengine.recipe import LEAD, READOUTS, CapabilityKeys, Recipe, load_scoring_recipe, saved_recipe
 from vdengine.runfolder import CHECKPOINT, MANIFEST, RunFolder
+from vdengine.tasks.task import load_tasks
+from vdengine.tasks.task_packs import TaskPacks
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
 
@@ -154,27 +159,31 @@ def _open(names: Sequence[str], template: str | None) -> tuple[list[SavedModel],
 
 
 def _check_ids(
-    panel: Panel, names: Sequence[str], renderers: Sequence[Renderer], done: str, readouts: Sequence[str] = ()
+    ids: Callable[[Renderer], list[list[int]]], names: Sequence[str], renderers: Sequence[Renderer], done: str
 ) -> None:
-    """Check that all models read the same ids of a panel's texts. Hashes alone would not do: transformers saves a
-    tokenizer in other words than it was read from.
+    """Check that all models read the same ids. Hashes alone would not do: transformers saves a tokenizer in other words
+    than it was read from.
+
+    Args:
+        ids: of all that is read.
+        done: what is done with them, "score"; the message says to do it separately.
 
     Raises:
-        InputError: they do not; `done` ("score") says in the message what to do separately. readouts: those that are
-            scored.
+        InputError: they do not.
     """
-
-    def ids(renderer: Renderer) -> list[list[int]]:
-        prompts = [renderer.prompt_ids([{"role": "user", "content": p.prompt}], opening=True) for p in panel.probes]
-        requests = panel.requests(renderer, readouts=readouts) if readouts else []
-        return prompts + [request.answer_ids for request in requests]
-
     expected = None
     for name, renderer in zip(names, renderers, strict=True):
         if renderer.hash != renderers[0].hash:
             expected = ids(renderers[0]) if expected is None else expected
             if ids(renderer) != expected:
                 raise InputError(f"{name}: another tokenizer or chat template than {names[0]}; {done} it apart")
+
+
+def _panel_ids(panel: Panel, renderer: Renderer, readouts: Sequence[str] = ()) -> list[list[int]]:
+    """The ids of a panel's questions, and of what is scored by these readouts."""
+    prompts = [renderer.prompt_ids([{"role": "user", "content": p.prompt}], opening=True) for p in panel.probes]
+    requests = panel.requests(renderer, readouts=readouts) if readouts else []
+    return prompts + [request.answer_ids for request in requests]
 
 
 def _check_finite(
@@ -184,6 +193,22 @@ def _check_finite(
     """Raises InputError for log-probs that are NaN or infinite: they would become a table without a shift."""
     if bad := int((~np.isfinite(logp)).sum()):
         raise InputError(f"{name}: {bad} of {len(logp)} log-probs are not finite; its weights overflow in this dtype")
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Tasks to score beside a panel, or alone."""
+
+    sources: Sequence[str] = ()  # as `Task.load` takes them
+    limit: int = 0  # of each the first so many rows; 0: all
+    chat: bool = False  # prompts in the chat template
+    tokens: int = CapabilityKeys.tokens  # of a pack
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> TaskOptions:
+        """Those of a run."""
+        keys = recipe.capability
+        return cls(tuple(keys.tasks), keys.limit, keys.chat, keys.tokens)
 
 
 def score(
@@ -197,82 +222,133 @@ def score(
     json_path: str | Path | None = None,
     readouts: Sequence[str] | None = None,
     stages: Sequence[str] | None = None,
+    tasks: TaskOptions | None = None,
     say: Callable[[str], None] = tell,
 ) -> np.ndarray:  # [models, branches] fp32
-    """The log-prob sum of every branch of `PanelPacks` by every model, and a printed table: of two models the shifts
-    with intervals and controls, of more the shift of each since the first.
+    """The log-prob sum of every branch of `PanelPacks`, and then of every choice of `TaskPacks`, by every model; and
+    printed tables: of two models the shifts with intervals and controls, of more the shift of each since the first;
+    accuracies of tasks, and their changes.
 
     The scores of a checkpoint have the bits that its run logged at that step, on the same kind of machine. Only the
     first and the last model score the controls; for the others they are NaN.
 
     Args:
         names: of models.
-        panel: default: that of the first checkpoint's run, else "values-mini".
-        out: a folder for the raw log, with the steps of `steps_of`.
+        panel: default: that of the first checkpoint's run, else "values-mini"; none where tasks are given alone.
+        out: a folder for the raw logs, with the steps of `steps_of`.
         template: as in `Renderer`; default: that of the run, else "auto".
-        tokens: of a pack; default: that of the run, else 2048.
+        tokens: of a pack of the panel; default: that of the run, else 2048.
         dtype: that the models compute in; default: that of the run, else "auto".
         controls: whether to score them; default: as in the run, else yes.
-        json_path: a file for `drift.model_shifts` as JSON, "-" for standard output, instead of tables.
+        json_path: a file for `drift.model_shifts` and the tasks as JSON, "-" for standard output, instead of tables.
         readouts: some of `READOUTS`; default: those of the run, else all that the panel has texts for.
         stages: the name of each model's stage in the history that `vdengine report OUT` draws; several models in a row
             may be of one. Default: `stage_names`; none where the models are checkpoints with steps of their own.
+        tasks: default: those of the run, where no panel is named.
         say: prints.
 
     Raises:
-        InputError: a model, panel or template that cannot be read; models with different tokenizers or templates; a
-            folder that has scores already; scores that are not finite.
+        InputError: a model, panel, task or template that cannot be read; models with different tokenizers or templates;
+            a folder that has scores already; scores that are not finite.
     """
     models, run, renderers = _open(names, template)
-    chosen, renderer = Panel.load(panel or (run.probes.panel if run else "values-mini")), renderers[0]
-    if readouts is None:
-        readouts = run.probes.readouts if run else READOUTS
-        if bare := sum(not p.has_openings for p in chosen.probes):
-            readouts = [LEAD]
-            say(f"{bare} of {len(chosen.probes)} probes have no openings: text likelihood is left out")
+    renderer = renderers[0]
     if json_path is not None:
         _check_json(Path(json_path))
-    _check_ids(chosen, names, renderers, "score", readouts)
-    if controls is None:
-        controls = run.probes.controls if run else True
-    budget = tokens or (run.probes.tokens if run else 2048)
-    forest = PanelPacks.build(chosen, renderer, budget, controls=controls, readouts=readouts)
+    chosen = None if tasks is not None and panel is None else panel or (run.probes.panel if run else "values-mini")
+    if tasks is None and run is not None and panel is None:
+        tasks = TaskOptions.of(run)
+    forest = checks = None
+    if chosen is not None:
+        forest, readouts = _open_panel(chosen, names, renderers, run, tokens, controls, readouts, say)
+    if tasks is not None and tasks.sources:
+        loaded = load_tasks(tasks.sources, tasks.limit)
+        checks = TaskPacks.build(loaded, renderer, tasks.tokens, chat=tasks.chat)
+        options = tasks
+
+        def ids(other: Renderer) -> list[list[int]]:
+            requests = TaskPacks.build(loaded, other, options.tokens, chat=options.chat).requests
+            return [request.prompt_ids + request.answer_ids for request in requests]
+
+        _check_ids(ids, names, renderers, "score")
     steps = steps_of(models)
     named = _named(models, steps, stages)
     rows = []  # of each model: [branches] fp32
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(out or scratch)
         about = {"model": {"source": ", ".join(names)}}
-        log = DriftLog.create(folder, chosen, forest.requests, renderer.hash, about=about)
-        if len(log.steps):
+        files = RunFolder.at(folder)
+        if files.has_capability or files.has_panel_scores and len(DriftLog.open(folder).steps):
             raise InputError(f"{folder}: holds scores already; give --out a new name")
-        write_text(RunFolder(folder).models, json.dumps(named, indent=2, ensure_ascii=False) + "\n")
+        log = None
+        if forest is not None:
+            log = DriftLog.create(folder, forest.panel, forest.requests, renderer.hash, about=about)
+            write_text(files.models, json.dumps(named, indent=2, ensure_ascii=False) + "\n")
+        task_log = None if checks is None else CapabilityLog.create(folder, checks, renderer.hash)
         for model, step in zip(models, steps, strict=True):
-            with_controls = model in (models[0], models[-1])  # as in a run
-            packs = range(len(forest.packs)) if with_controls else forest.part(0, 1)
-            rows.append(forest.score(model.model(dtype), packs, model.name).cpu().numpy())
-            taken = torch.cat([forest.slots[i] for i in packs]).cpu().numpy()
-            _check_finite(rows[-1][taken], model.name)
-            log.append(step, rows[-1])
+            weights, found = model.model(dtype), []
+            if forest is not None and log is not None:
+                with_controls = model in (models[0], models[-1])  # as in a run
+                packs = range(len(forest.packs)) if with_controls else forest.part(0, 1)
+                found.append(forest.score(weights, packs, model.name).cpu().numpy())
+                taken = torch.cat([forest.slots[i] for i in packs]).cpu().numpy()
+                _check_finite(found[-1][taken], model.name)
+                log.append(step, found[-1])
+            if checks is not None and task_log is not None:
+                found.append(checks.score(weights, None, f"{model.name}, tasks").cpu().numpy())
+                _check_finite(found[-1], model.name)
+                task_log.append(step, found[-1])
+            rows.append(np.concatenate(found))
         if json_path is not None:
-            text = json.dumps(model_shifts(folder, names), indent=2, ensure_ascii=False)
+            values: dict[str, Any] = {"models": list(names)} if forest is None else model_shifts(folder, names)
+            if task_log is not None:
+                values["capability"] = capability_json(task_log, names)
+            text = json.dumps(values, indent=2, ensure_ascii=False)
             if str(json_path) == "-":
                 say(text)
                 return np.stack(rows)
             write_text(Path(json_path), text + "\n")
         for model, step in zip(models, steps, strict=True):
             say(f"step {step}: {model.name}")
-        say(f"panel {chosen.name}: {len(chosen.probes)} probes, {', '.join(readouts)}\n")
-        if len(models) > 2:
-            say(models_table(model_shifts(folder, names)))
-        else:
-            say(drift_table(folder) if len(models) > 1 else levels_table(model_shifts(folder, names)))
+        if forest is not None and readouts is not None:
+            say(f"panel {forest.panel.name}: {len(forest.panel.probes)} probes, {', '.join(readouts)}\n")
+            if len(models) > 2:
+                say(models_table(model_shifts(folder, names)))
+            else:
+                say(drift_table(folder) if len(models) > 1 else levels_table(model_shifts(folder, names)))
+        if task_log is not None:
+            say("\n" + capability_table(task_log, names))
         if json_path is not None:
             say(f"\nAs JSON: {json_path}")
         if out:
-            say(f"\nRaw scores: {RunFolder(folder).drift}/")
+            say(f"\nRaw scores: {', '.join(f'{p}/' for p in (files.drift, files.capability) if p.exists())}")
             say(f"To look at the history: vdengine report {folder}" if len(models) > 1 else "")
     return np.stack(rows)
+
+
+def _open_panel(
+    source: str,
+    names: Sequence[str],
+    renderers: Sequence[Renderer],
+    run: Recipe | None,
+    tokens: int | None,
+    controls: bool | None,
+    readouts: Sequence[str] | None,
+    say: Callable[[str], None],
+) -> tuple[PanelPacks, Sequence[str]]:
+    """The panel's packs and what is read of it. Args, and Raises: as `score`."""
+    chosen = Panel.load(source)
+    if readouts is None:
+        readouts = run.probes.readouts if run else READOUTS
+        if bare := sum(not p.has_openings for p in chosen.probes):
+            readouts = [LEAD]
+            say(f"{bare} of {len(chosen.probes)} probes have no openings: text likelihood is left out")
+    read = readouts
+    _check_ids(lambda renderer: _panel_ids(chosen, renderer, read), names, renderers, "score")
+    if controls is None:
+        controls = run.probes.controls if run else True
+    budget = tokens or (run.probes.tokens if run else 2048)
+    return PanelPacks.build(chosen, renderers[0], budget, controls=controls, readouts=readouts), readouts
 
 
 def _check_json(path: Path) -> None:
@@ -287,7 +363,8 @@ def _check_json(path: Path) -> None:
         raise InputError(f"--json {path}: {path.parent} is no folder")
     if path.exists():
         try:
-            ours = path.is_file() and {"panel", "models"} <= json_object(path).keys()
+            keys = json_object(path).keys() if path.is_file() else set()
+            ours = "models" in keys and bool({"panel", "capability"} & keys)
         except InputError:
             ours = False
         if not ours:
@@ -401,7 +478,7 @@ def sample_answers(
         raise InputError(f"--samples {samples}: at least 1 answer to a question")
     models, run, renderers = _open(names, template)
     chosen, renderer = Panel.load(panel or (run.probes.panel if run else "values")), renderers[0]
-    _check_ids(chosen, names, renderers, "sample")
+    _check_ids(lambda renderer: _panel_ids(chosen, renderer), names, renderers, "sample")
     steps = steps_of(models)
     try:  # a checkpoint may end its answers with other tokens than the model that it came from
         samplings = [Sampling(max_tokens, temperature, stop_ids=tuple(r.stop_ids)) for r in renderers]
@@ -440,7 +517,8 @@ def sample_answers(
             ]
         )
     if readouts:
-        score(names, panel, str(out), template, None, dtype, readouts=readouts, say=say)
+        named = panel or (run.probes.panel if run else "values")
+        score(names, named, str(out), template, None, dtype, readouts=readouts, say=say)
 
 
 def _readable(panel: Panel, renderer: Renderer, say: Callable[[str], None]) -> list[str]:

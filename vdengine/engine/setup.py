@@ -22,10 +22,12 @@ from vdengine.data.memory import rows_in_memory
 from vdengine.data.mismatched import Mismatched
 from vdengine.data.store import Store
 from vdengine.drift.answer_log import AnswerLog
+from vdengine.drift.capability_log import CapabilityLog
 from vdengine.drift.panel_log import DriftLog
 from vdengine.engine import checkpoint
 from vdengine.engine.adapting import open_adapter, write_adapter
 from vdengine.engine.batch_kl import BatchKL
+from vdengine.engine.capability import Capability
 from vdengine.engine.checkpoint import Found, Trained, size_of
 from vdengine.engine.clocks import SectionClock
 from vdengine.engine.given import Given, read_recipe
@@ -35,6 +37,7 @@ from vdengine.engine.own_batch import no_rows
 from vdengine.engine.parallel import World, main_first, shard_model, start_world
 from vdengine.engine.pattern import pattern_reward
 from vdengine.engine.probes import Probes
+from vdengine.engine.readings import Readings
 from vdengine.engine.reference import CachedReference, LiveReference, cache_reference, live_reference
 from vdengine.engine.resuming import check_folder, check_fresh, check_length, check_logs, differing, keep_old_end
 from vdengine.engine.rollout import RewardFunction, Rollouts
@@ -46,7 +49,7 @@ from vdengine.engine.skips import Skips
 from vdengine.engine.stages import stages_before
 from vdengine.engine.trouble import MAX_SKIPPED, NothingLearned, given_up
 from vdengine.errors import InputError
-from vdengine.files import Lock, check_space, write_text
+from vdengine.files import Lock, check_space, json_hash, write_text
 from vdengine.kernels._triton import INTERPRETED, resolve
 from vdengine.models.attention import flash_attn_problem
 from vdengine.models.device import compute_dtype
@@ -68,6 +71,7 @@ from vdengine.objectives import Objective
 from vdengine.outside import json_object
 from vdengine.panels.panel import Panel
 from vdengine.runfolder import RunFolder
+from vdengine.tasks.task import load_tasks
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
 from vdengine.trees import Pack, Tree, pack
@@ -109,7 +113,7 @@ class Setup:
             self._open_model()
             self._open_sampler()
             self._open_rollouts()
-            self._open_probes(given.panel)
+            self._open_readings(given.panel)
             self._open_run()
             self._open_reference()
             self._open_extras()
@@ -257,6 +261,9 @@ class Setup:
             self.inputs["probes.panel"] = panel.hash
         if self.start is not None:
             self.inputs["lora.start"] = self.start.hash
+        self.tasks = load_tasks(self.recipe.capability.tasks, self.recipe.capability.limit)
+        if self.tasks:
+            self.inputs["capability.tasks"] = json_hash([[task.name, task.hash] for task in self.tasks])
         if self.reward_weights is not None:
             self.inputs["reward.source"] = self.reward_weights.hash
         if self.value_weights is not None:
@@ -354,25 +361,37 @@ class Setup:
             critic_flops=None if self.value_weights is None else self.value_weights.config.flops,
         )
 
-    def _open_probes(self, panel: Panel | None) -> None:
+    def _open_readings(self, panel: Panel | None) -> None:
+        """The panel and the tasks, which are read in the training forwards."""
+        self.readings = Readings(self.world)
         self.probes: Probes | None = None
-        if self.recipe.probes.every == 0:
-            return
+        self.capability: Capability | None = None
         # a step's training FLOPs, over the mean step; not known where each step is given its rows
         examples = self.recipe.batch.examples if self.has_data else math.nan
         step_flops = self.recipe.forwards * float(self.loader.cost.mean()) * examples
         if self.rollouts is not None:
             step_flops = self.rollouts.step_flops
-        self.probes = Probes(
-            self.recipe,
-            self.renderer,
-            Panel.load(self.recipe.probes.panel) if panel is None else panel,
-            self.world,
-            self.sampler,
-            total_steps=self.total_steps,
-            step_flops=step_flops,
-            flops=self.flops,
-        )
+        if self.recipe.probes.every != 0:
+            self.probes = Probes(
+                self.recipe,
+                self.renderer,
+                Panel.load(self.recipe.probes.panel) if panel is None else panel,
+                self.readings,
+                self.sampler,
+                total_steps=self.total_steps,
+                step_flops=step_flops,
+                flops=self.flops,
+            )
+        if self.tasks:
+            self.capability = Capability(
+                self.recipe.capability,
+                self.tasks,
+                self.renderer,
+                self.readings,
+                total_steps=self.total_steps,
+                step_flops=step_flops,
+                flops=self.flops,
+            )
 
     def _open_run(self) -> None:
         """Make the run folder, or go on where its newest checkpoint stands."""
@@ -402,11 +421,13 @@ class Setup:
                 write_adapter(self.files, self.lora, self.weights.config, self.recipe)
                 first = self.before.step if self.before else 0
                 self.metrics_log = MetricsLog(self.folder, self.step_count, self.recipe, first)
+            # The samples at a run's end stay: it has them already when it is opened again.
+            finished = found is not None and self.step_count == self.total_steps
             if self.probes is not None:
-                # The samples at a run's end stay: it has them already when it is opened again.
-                finished = found is not None and self.step_count == self.total_steps
                 last = self.before.folders[-1] if self.before else None
                 self.probes.open_log(self.folder, self.step_count + finished, last)
+            if self.capability is not None:
+                self.capability.open_log(self.folder, self.step_count + finished)
 
     def _check_resumed(self, found: Found) -> None:
         """The logs must be whole, and what has been done so far what this recipe would have done, and worth going on
@@ -424,12 +445,17 @@ class Setup:
         before = old.run.steps or math.ceil((old.run.epochs or 0) * per_epoch)
         taken = DriftLog.open(self.folder).steps.tolist() if self.files.has_panel_scores else []
         planned = self.probes.schedule.steps if self.probes is not None else ()
-        sampled = sorted(k for k in {*taken} ^ {*planned} if k < found.step)
+        sampled, checked = sorted(k for k in {*taken} ^ {*planned} if k < found.step), list[int]()
+        if self.capability is not None and self.files.has_capability:
+            taken = CapabilityLog.open(self.folder).steps.tolist()
+            checked = sorted(k for k in {*taken} ^ {*self.capability.schedule.steps} if k < found.step)
         anchors: list[int] = []
         if self.probes is not None and self.probes.answers is not None and self.files.has_answers:
             anchors = self.probes.answers.out_of_plan(AnswerLog.open(self.folder).anchors, found.step)
         totals = before, self.total_steps
-        check_length(old, self.recipe, totals=totals, done=found.step, sampled=sampled, anchors=anchors)
+        check_length(
+            old, self.recipe, totals=totals, done=found.step, sampled=sampled, checked=checked, anchors=anchors
+        )
         if self.world.is_main and before != self.total_steps:
             self.notes += keep_old_end(self.files, found.step)
 

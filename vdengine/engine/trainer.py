@@ -141,15 +141,15 @@ class Trainer(Setup):
 
         for update in batches:
             denominator = self._denominator(update)
-            sampling = self.probes is not None and not logged  # theta_k is theta before the step's first update
-            riders = self.probes.begin(k, len(update.packs)) if self.probes and sampling else [[] for _ in update.packs]
+            sampling = not logged  # theta_k is theta before the step's first update
+            riders = self.readings.begin(k, len(update.packs)) if sampling else [[] for _ in update.packs]
             sums = Sums({"": denominator, "entropy": update.num_scored})
 
             # Under FSDP every forward and backward is a collective: all ranks run the same number, rows or no rows.
             for number, (share, rider) in enumerate(zip(update.packs, riders, strict=True), 1):
                 pack, counts = (self.idle, 0.0) if share is None else (share, 1.0)
                 pack = pack.to(device, non_blocking=True)
-                scheduled = self.probes.packs(rider) if self.probes else []
+                scheduled = self.readings.packs(rider)
                 with self._memory_for(k, pack, scheduled):
                     scores = self.model(pack, [*scheduled, *own_packs], entropy=True, dropout=(r.run.seed, k))
                     losses, metrics = self._losses(pack, scores, extras, rollout, update)
@@ -158,16 +158,15 @@ class Trainer(Setup):
                 if own_packs and scores.probe_logp is not None:
                     self.probe_logp = scores.probe_logp[sum(p.num_scored for p in scheduled) :]
                     own_packs = []  # with the weights before the first update
-                if self.probes:
-                    self.probes.collect(rider, scores.probe_logp)
+                self.readings.collect(rider, scores.probe_logp)
                 if scores.entropy is not None:
                     metrics = {**metrics, "entropy": scores.entropy.detach()}
                 sums.add({**metrics, "loss": losses.detach()}, counts)
                 if share is not None:
                     self._unlogged.append((k, share.tree_ids, losses.detach()))  # of own batches: `Tree.id`
                 self.on_pack(number, len(update.packs))
-            if self.probes and sampling:
-                self.probes.end()
+            if sampling:
+                self.readings.end()
 
             # One small all-reduce, so that every rank skips, or does not skip, the same update.
             own, asked = sums.tensor(), self.stopping.flags(self.saver.failed)
@@ -212,8 +211,11 @@ class Trainer(Setup):
         for t in self.trained:
             t.optimizer.zero_grad(set_to_none=True)
         self._unlogged = [pack for pack in self._unlogged if pack[0] < self.step_count]
+        self.readings.abandon()
         if self.probes is not None:
             self.probes.abandon()
+        if self.capability is not None:
+            self.capability.abandon()
 
     def _given(
         self,
@@ -338,13 +340,20 @@ class Trainer(Setup):
 
     def _report_probes(self, before: int | None = None) -> dict[str, float]:
         """Write the samples that are waiting (`before`: those of earlier steps); what metrics should say of them."""
-        if self.probes is None:
-            return {}
-        self.probes.flush(before)
+        told: dict[str, float] = {}
+        scalars: dict[int, dict[str, float]] = {}  # of trackers, by step
+        if self.probes is not None:
+            self.probes.flush(before)
+            scalars |= {live.step: live.scalars for live in self.probes.take_live()}
+            told |= self.probes.take_gate()
+        if self.capability is not None:
+            for check in self.capability.flush(before):
+                scalars[check.step] = scalars.get(check.step, {}) | check.scalars
+                told |= check.scalars
         if self.metrics_log is not None:
-            for live in self.probes.take_live():
-                self.metrics_log.track(live.scalars, live.step)
-        return self.probes.take_gate()
+            for step in sorted(scalars):
+                self.metrics_log.track(scalars[step], step)
+        return told
 
     def _losses(
         self,
@@ -448,8 +457,8 @@ class Trainer(Setup):
         if self.metrics_log is not None:
             self.metrics_log.flush()
         logs = {} if self.metrics_log is None else self.metrics_log.bytes_before(self.step_count)
-        if self.probes is not None:
-            logs |= self.probes.bytes_before(self.step_count)
+        for part in (self.probes, self.capability):
+            logs |= {} if part is None else part.bytes_before(self.step_count)
         numbers = self._numbers()
         return self.saver.save(self.step_count, self.trained, numbers, logs, proven=int(numbers["proven_step"]))
 
@@ -461,8 +470,8 @@ class Trainer(Setup):
         """
         self.flush()
         self._check_learned()
+        self.readings.sample(self.model, self.step_count)
         if self.probes:
-            self.probes.sample(self.model, self.step_count)
             self.probes.anchor(self.model, self.step_count)
         self.save()
         self.saver.wait()

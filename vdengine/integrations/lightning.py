@@ -18,6 +18,7 @@ from vdengine.errors import InputError
 from vdengine.integrations.scorer import PanelScorer, Sample
 from vdengine.panels.panel import Panel
 from vdengine.recipe import READOUTS
+from vdengine.tasks.task import Task
 
 
 class DriftCallback(Callback):
@@ -31,7 +32,7 @@ class DriftCallback(Callback):
         every: updates from one sample to the next.
         model: of a LightningModule its causal language model. Default: the module's attribute `model`, or the module
             itself where it has an output head.
-        template, tokens, controls, readouts, layout: as `PanelScorer` takes them.
+        template, tokens, controls, readouts, tasks, tasks_every, chat, layout: as `PanelScorer` takes them.
 
     Raises:
         InputError: arguments out of range; in training, as `PanelScorer`.
@@ -49,6 +50,9 @@ class DriftCallback(Callback):
         tokens: int = 2048,
         controls: bool = True,
         readouts: Sequence[str] = READOUTS,
+        tasks: Sequence[Task | str | Path] = (),
+        tasks_every: int = 0,
+        chat: bool = False,
         layout: str = "auto",
     ) -> None:
         if every < 1:
@@ -56,8 +60,10 @@ class DriftCallback(Callback):
         self.panel, self.tokenizer, self.run, self.every = panel, tokenizer, run, every
         self.options: dict[str, Any] = {
             "template": template, "tokens": tokens, "controls": controls, "readouts": readouts, "layout": layout,
+            "tasks": tasks, "tasks_every": tasks_every, "chat": chat,
         }  # fmt: skip
         self.model = model or _model_of
+        self._at_end = {"controls": controls, "tasks": True}  # of the last sample, wherever it is
         self.scorer: PanelScorer | None = None
         self.sample: Sample | None = None  # the last one
 
@@ -86,7 +92,7 @@ class DriftCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last sample, after the last update, and the end of the log."""
-        self._score(trainer, pl_module, controls=self.options["controls"])
+        self._score(trainer, pl_module, last=True)
         if self.scorer is not None:
             self.scorer.close()
 
@@ -95,11 +101,11 @@ class DriftCallback(Callback):
         if self.scorer is not None:
             self.scorer.close()
 
-    def _score(self, trainer: Trainer, pl_module: LightningModule, controls: bool | None = None) -> None:
+    def _score(self, trainer: Trainer, pl_module: LightningModule, last: bool = False) -> None:
         step = trainer.global_step
         if self.scorer is None or (self.sample is not None and self.sample.step == step):
             return  # batches that are accumulated belong to one update
-        self.sample = self.scorer.score(self.model(pl_module), step, controls=controls)
+        self.sample = self.scorer.score(self.model(pl_module), step, **(self._at_end if last else {}))
         if self.sample.note and self.scorer.is_main:
             print(f"drift: {self.sample.note}")
         if self.scorer.is_main:

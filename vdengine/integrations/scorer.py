@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vdengine.data.batching import deal
+from vdengine.drift.capability_log import CapabilityLog, Check, LoggedTask, check_of, logged_tasks
 from vdengine.drift.live import Live, LivePanel
 from vdengine.drift.panel_log import DriftLog, write_about
 from vdengine.drift.panel_packs import PanelPacks
@@ -26,8 +27,10 @@ from vdengine.integrations.foreign import LAYOUTS, ForeignModel, Forward, root_o
 from vdengine.models.transformer import Transformer
 from vdengine.models.weights import check_vocabulary
 from vdengine.panels.panel import OPENINGS, Panel, Request
-from vdengine.recipe import READOUTS
+from vdengine.recipe import READOUTS, CapabilityKeys
 from vdengine.runfolder import RunFolder
+from vdengine.tasks.task import Task, check_names
+from vdengine.tasks.task_packs import TaskPacks
 from vdengine.text.renderer import Renderer
 from vdengine.text.tokenizer import load_tokenizer
 from vdengine.trees import Pack, Tree, pack
@@ -38,15 +41,18 @@ class Sample:
     """What `PanelScorer.score` returns, the same on every rank."""
 
     step: int
-    logp: np.ndarray  # [branches] fp32, nats: log-prob sums in the log's order; NaN where not scored
+    # [branches, and choices of tasks behind them] fp32, nats: log-prob sums in the logs' order; NaN where not scored
+    logp: np.ndarray
     live: Live  # shifts since the first sample
     seconds: float
     note: str  # what is worth saying once, e.g. why the model is given rows; else ""
+    check: Check | None = None  # of the tasks, where they were scored
 
     @property
     def scalars(self) -> dict[str, float]:
-        """For a tracker: those of `Live`, and probe_seconds."""
-        return self.live.scalars | {"value/probe_seconds": self.seconds}
+        """For a tracker: those of `Live` and of `Check`, and probe_seconds."""
+        checked = {} if self.check is None else self.check.scalars
+        return self.live.scalars | checked | {"value/probe_seconds": self.seconds}
 
 
 class PanelScorer:
@@ -73,6 +79,10 @@ class PanelScorer:
         template: chat template, as in `Renderer`.
         tokens: of a pack of the panel, which is a forward. A model without trees takes the same number with padding.
         controls: score paraphrases and trivial matters too, on the first and the last sample.
+        tasks: tasks of multiple choice, or what `Task.load` reads, which say whether the model still can what it could.
+            They are scored on the first and the last sample, and at every `tasks_every`-th step that is sampled.
+        tasks_every: 0: on the first and the last sample alone.
+        chat: prompts of tasks are chats in the template; else text.
         readouts: what is read: "lead", the side that an answer begins with, for which prompts alone are run;
             "text_likelihood", by the panel's openings. Default: both.
         total_steps: of the run, if known: the last sample is that one, and drift times are fractions of it.
@@ -98,6 +108,9 @@ class PanelScorer:
         tokens: int = 2048,
         controls: bool = True,
         readouts: Sequence[str] = READOUTS,
+        tasks: Sequence[Task | str | Path] = (),
+        tasks_every: int = 0,
+        chat: bool = False,
         total_steps: int | None = None,
         layout: str = "auto",
         head: nn.Module | None = None,
@@ -113,6 +126,12 @@ class PanelScorer:
         self.tokenizer = load_tokenizer(tokenizer)
         self.renderer = Renderer(self.tokenizer, template)
         self.packs = PanelPacks.build(self.panel, self.renderer, tokens, controls=controls, readouts=readouts)
+        self.task_packs: TaskPacks | None = None
+        if tasks:
+            own = [task if isinstance(task, Task) else Task.load(task) for task in tasks]
+            check_names(own)
+            self.task_packs = TaskPacks.build(own, self.renderer, max(tokens, CapabilityKeys.tokens), chat=chat)
+        self.tasks_every = tasks_every
         self.run = None if run is None else RunFolder.at(run)
         self.tokens, self.total_steps, self.group, self.wanted = tokens, total_steps, group, layout
         self.head, self.forward = head, forward
@@ -120,11 +139,14 @@ class PanelScorer:
         self.layout: str | None = None  # that is used: known after the first score
         self._live = LivePanel(self.panel, self.packs.requests)
         self._log: DriftLog | None = None
+        self._tasks: list[LoggedTask] = []
+        self._task_log: CapabilityLog | None = None
+        self._first_check: np.ndarray | None = None  # [choices] fp32, nats
         self._lock: Lock | None = None
         self._opened, self._last = False, -1
         self._notes: list[str] = []  # what is to be said with the next sample
         self._model: tuple[nn.Module, ForeignModel | OwnModel] | None = None
-        self._units: dict[bool, Sequence[Any]] = {}  # by: with the controls
+        self._units: dict[tuple[bool, bool], Sequence[Any]] = {}  # by: with the controls, with the tasks
 
     # ------------------------------------------------------------------------------------------------- the folder
 
@@ -146,9 +168,14 @@ class PanelScorer:
                 error = failure
         self._agree(error)
         options = [self.panel.hash, self.renderer.hash, self.tokens, len(self.packs.requests), self.wanted, step]
+        if self.task_packs is not None:
+            options += [task.hash for task in self.task_packs.tasks]
+            self._tasks = logged_tasks(self.task_packs)
         seen = self._log.samples()[[0, -1]] if self._log is not None and len(self._log.steps) else None
         last = int(self._log.steps[-1]) if self._log is not None and seen is not None else -1
-        theirs, seen, last = self._from_main((options, seen, last))
+        if self._task_log is not None and len(self._task_log.steps):
+            self._first_check = self._task_log.channel.values[0]
+        theirs, seen, last, self._first_check = self._from_main((options, seen, last, self._first_check))
         if options != theirs:
             error = InputError("this rank has another panel, tokenizer, step or other options than rank 0")
         self._agree(error)
@@ -171,6 +198,9 @@ class PanelScorer:
                     "(resume_from_checkpoint, or open(step)), name another run folder, or delete this one"
                 )
             log.rewind(step)
+            if self.task_packs is not None:
+                self._task_log = CapabilityLog.create(run.path, self.task_packs, self.renderer.hash)
+                self._task_log.rewind(step)
             rewind(run.metrics, step)
             write_about(run, self.about, self.total_steps)
             self._log = log
@@ -183,18 +213,20 @@ class PanelScorer:
         if self._lock is not None:
             self._lock.close()
         self._log, self._lock, self._opened, self._model = None, None, False, None
+        self._task_log, self._first_check = None, None
         self._live = LivePanel(self.panel, self.packs.requests)
 
     # ---------------------------------------------------------------------------------------------------- scoring
 
-    def score(self, model: nn.Module, step: int, *, controls: bool | None = None) -> Sample:
-        """Score the panel with the model's weights. A collective.
+    def score(self, model: nn.Module, step: int, *, controls: bool | None = None, tasks: bool | None = None) -> Sample:
+        """Score the panel, and tasks where they are due, with the model's weights. A collective.
 
         Args:
             model: a causal language model of transformers, plain or wrapped by PEFT, DDP, FSDP2, DeepSpeed (ZeRO),
                 accelerate or torch.compile; or ours; or with `head` any module that takes token ids.
             step: updates that the weights have had.
             controls: whether to score the controls; default: on the first sample, and at `total_steps`.
+            tasks: whether to score the tasks; default: likewise, and as `tasks_every` says.
 
         Raises:
             InputError: a model that is not supported, and why; a step that is not above the last one; a tokenizer of
@@ -210,11 +242,15 @@ class PanelScorer:
         back = f"step {step}: the last sample is of step {self._last}; steps must ascend"
         self._agree(None if step > self._last else InputError(back))
         scored = self._prepare(model)
+        at_end = self._live.first is None or step == self.total_steps
         if controls is None:
-            controls = self._live.first is None or step == self.total_steps
-        units = self._units_of(scored, controls)
+            controls = at_end
+        if tasks is None:
+            tasks = at_end or bool(self.tasks_every) and step % self.tasks_every == 0
+        units = self._units_of(scored, controls, tasks and self.task_packs is not None)
         size, rank = self._ranks
-        out = torch.zeros(self.packs.num_branches)
+        count = self.packs.num_branches
+        out = torch.zeros(count + (self.task_packs.num_branches if self.task_packs is not None else 0))
         for share in deal(units, size, rank, -(-len(units) // size)):
             # every rank makes a forward for each share, whether it has a unit or not
             sums = scored.sums(share[0] if share else units[0])
@@ -232,7 +268,12 @@ class PanelScorer:
             )
             logp[~np.isfinite(logp)] = np.nan
         note, self._notes = "; ".join(self._notes), []
-        sample = Sample(step, logp, self._live.add(step, logp), time.perf_counter() - started, note)
+        check = None
+        if tasks and self.task_packs is not None:
+            check = check_of(self._tasks, step, logp[count:], self._first_check)
+            self._first_check = logp[count:] if self._first_check is None else self._first_check
+        seconds = time.perf_counter() - started
+        sample = Sample(step, logp, self._live.add(step, logp[:count]), seconds, note, check)
         self._agree(self._write(sample))
         self._last = step
         return sample
@@ -284,19 +325,26 @@ class PanelScorer:
                 chosen, room = [k, *chosen], room - size[k]
         return pack([Tree(trees[k][0].prompt_ids, [r.answer_ids for r in trees[k]]) for k in chosen])
 
-    def _units_of(self, scored: ForeignModel | OwnModel, controls: bool) -> Sequence[Any]:
-        if controls not in self._units:
+    def _units_of(self, scored: ForeignModel | OwnModel, controls: bool, tasks: bool) -> Sequence[Any]:
+        if (controls, tasks) not in self._units:
             p = self.packs
             packs = [(p.packs[i], p.slots[i]) for i in (range(len(p.packs)) if controls else p.part(0, 1))]
-            self._units[controls] = scored.units(packs, self.layout or "trees", self.tokens)
-        return self._units[controls]
+            units = [*scored.units(packs, self.layout or "trees", self.tokens)]
+            if tasks and (t := self.task_packs) is not None:  # their choices stand behind the panel's branches
+                behind = [(pack, slots + p.num_branches) for pack, slots in zip(t.packs, t.slots, strict=True)]
+                units += scored.units(behind, self.layout or "trees", max(self.tokens, CapabilityKeys.tokens))
+            self._units[controls, tasks] = units
+        return self._units[controls, tasks]
 
     def _write(self, sample: Sample) -> Exception | None:
         """Log a sample, on rank 0; the error, if there is one."""
         if self._log is None or self.run is None:
             return None
         try:
-            self._log.append(sample.step, sample.logp)
+            count = self.packs.num_branches
+            self._log.append(sample.step, sample.logp[:count])
+            if self._task_log is not None and sample.check is not None:
+                self._task_log.append(sample.step, sample.logp[count:])
             with open(self.run.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": sample.step, "probe_seconds": round(sample.seconds, 4)}) + "\n")
         except (InputError, OSError) as error:

@@ -20,6 +20,7 @@ from vdengine.integrations.scorer import PanelScorer, Sample
 from vdengine.integrations.tracking import Trackers
 from vdengine.panels.panel import Panel
 from vdengine.recipe import READOUTS
+from vdengine.tasks.task import Task
 
 __all__ = ["DriftCallback", "use_in_trl", "use_linear_logprob"]
 
@@ -38,7 +39,7 @@ class DriftCallback(TrainerCallback):
         run: the run folder, for `vdengine report` and `vd.drift.load_run`.
         every: steps from one sample to the next.
         tokenizer: default: the trainer's `processing_class`.
-        template, tokens, controls, readouts, layout: as `PanelScorer` takes them.
+        template, tokens, controls, readouts, tasks, tasks_every, chat, layout: as `PanelScorer` takes them.
         track: send `Live.scalars` (lead, lead_coverage and text_likelihood, each of every topic) to those of wandb,
             trackio and tensorboard that the trainer reports to. In wandb and trackio these have their own step axis,
             value/step.
@@ -58,6 +59,9 @@ class DriftCallback(TrainerCallback):
         tokens: int = 2048,
         controls: bool = True,
         readouts: Sequence[str] = READOUTS,
+        tasks: Sequence[Task | str | Path] = (),
+        tasks_every: int = 0,
+        chat: bool = False,
         layout: str = "auto",
         track: bool = True,
     ) -> None:
@@ -67,7 +71,9 @@ class DriftCallback(TrainerCallback):
         self.run, self.every, self.tokenizer, self.track = Path(run), every, tokenizer, track
         self.options: dict[str, Any] = {
             "template": template, "tokens": tokens, "controls": controls, "readouts": readouts, "layout": layout,
+            "tasks": tasks, "tasks_every": tasks_every, "chat": chat,
         }  # fmt: skip
+        self._at_end = {"controls": controls, "tasks": True}  # of the last sample, wherever it is
         self.scorer: PanelScorer | None = None
         self.trackers: Trackers | None = None
         self.sample: Sample | None = None  # the last one
@@ -105,31 +111,31 @@ class DriftCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """The last sample, after the last update: later `load_best_model_at_end` may put other weights in place."""
         if state.global_step >= state.max_steps:
-            self._score(more["model"], state.global_step, controls=self.options["controls"])
+            self._score(more["model"], state.global_step, last=True)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """The last sample of a run that is stopped early: later the best weights may be put in place."""
         if control.should_training_stop:
-            self._score(more["model"], state.global_step, controls=self.options["controls"])
+            self._score(more["model"], state.global_step, last=True)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """The last sample of a run that was stopped early, and the end of the log."""
         replaced = args.load_best_model_at_end and state.best_model_checkpoint is not None
         if not replaced:
-            self._score(more["model"], state.global_step, controls=self.options["controls"])
+            self._score(more["model"], state.global_step, last=True)
         if self.scorer is not None:
             self._say(f"`vdengine report {self.run}` shows it")
             self.scorer.close()
         if self.trackers is not None:
             self.trackers.close()
 
-    def _score(self, model: PreTrainedModel, step: int, controls: bool | None = None) -> None:
+    def _score(self, model: PreTrainedModel, step: int, last: bool = False) -> None:
         if self.scorer is None or (self.sample is not None and self.sample.step == step):
             return  # a step of several batches begins once; the last one may end twice
         first = self.sample is None
         if first:
             self._say(f"scoring {len(self.panel.probes)} probes at step {step} ...")
-        self.sample = self.scorer.score(model, step, controls=controls)
+        self.sample = self.scorer.score(model, step, **(self._at_end if last else {}))
         if first:
             self._say(f"that took {self.sample.seconds:.0f} s, and comes again every {self.every} steps")
         if self.sample.note:

@@ -72,6 +72,7 @@ def draw(runs: Sequence[Run], gaps: Sequence[Gap], topics: Sequence[str], folder
                 for number, run, view in shown[:MAX_MIXES]:
                     ending = f"-{number + 1}" if len(runs) > 1 else ""
                     _save(mix(run, view, topics), folder / f"mix-{name}{ending}")
+        _save(capability(runs), folder / "capability")
         _save(cost(runs), folder / "cost")
         _save(training(runs), folder / "training")
 
@@ -443,6 +444,40 @@ def _scatter(points: list[Point], shown: Sequence[Pair], x_label: str, y_label: 
             for n, run, _ in shown
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def capability(runs: Sequence[Run]) -> Any:
+    """Tasks: each metric at each check, with its standard error."""
+    from matplotlib.lines import Line2D
+
+    checks = {number: run.capability.checks() for number, run in enumerate(runs) if run.capability is not None}
+    keys = list(dict.fromkeys(key for of_run in checks.values() for check in of_run for key in check.accuracies))
+    if not keys:
+        return None
+    columns = _columns(len(keys))
+    rows, many = -(-len(keys) // columns), len(runs) > 1
+    figure, axes = _figure(
+        TWO if columns > 2 else ONE, 1.35 * rows + 0.2 + 0.14 * -(-len(runs) // 3) * many, rows, columns
+    )
+    for n, ax in enumerate(axes):
+        ax.set_visible(n < len(keys))
+        if n >= len(keys):
+            continue
+        for number, of_run in checks.items():
+            known = [(check.step, check.accuracies[keys[n]]) for check in of_run if keys[n] in check.accuracies]
+            if known:
+                steps = [step for step, _ in known]
+                value, stderr = ([getattr(a, name) for _, a in known] for name in ("value", "stderr"))
+                ax.errorbar(
+                    steps, value, yerr=stderr, elinewidth=0.6, **_line_style(number), marker=_marker(number), ms=2
+                )
+        ax.set_title(_fit(", ".join(keys[n]), 34), loc="left")
+        ax.set_xlabel("step")
+        ax.set_ylabel("share right")
+    if many:
+        handles = [Line2D([], [], label=_fit(run.name, 40), **_line_style(n)) for n, run in enumerate(runs)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
 

@@ -22,7 +22,7 @@ function render() {
   drop(main);
   document.getElementById("theme").textContent = dark() ? "Light theme" : "Dark theme";
   document.getElementById("controls").replaceChildren(...controls());
-  const parts = [overview(), curves(), magnitudes(), byStage(), seeds(), el("div", { class: "pair" }, driftTimes(), gaps()), training(), texts(), completions(), recipes(), cost(), diagnostics(), foot()];
+  const parts = [overview(), curves(), magnitudes(), byStage(), seeds(), el("div", { class: "pair" }, driftTimes(), gaps()), capability(), training(), texts(), completions(), recipes(), cost(), diagnostics(), foot()];
   main.replaceChildren(...parts.filter(Boolean));
   flush();
   watchScroll();

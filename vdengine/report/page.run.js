@@ -35,6 +35,34 @@ function otherMetrics() {
   return figures.length ? section("metrics", "Further metrics", "As the trainer names them.", el("div", { class: "grid small" }, figures)) : null;
 }
 
+/** Tasks beside drift: a curve for each with its standard error, and what has changed since the first check. */
+function capability() {
+  const shown = runs().filter((r) => r.capability.length);
+  if (!shown.length) return null;
+  const s = section("capability", "What the model still can", "Tasks of multiple choice at the same steps. Bars are standard errors of a value; a change is paired over the same rows, so its interval is narrower than two bars suggest.");
+  if (shown.length > 1) s.append(el("div", { class: "legend" }, shown.map((r) => el("span", {}, swatch(r.i), r.name))));
+  const keys = [...new Map(shown.flatMap((r) => r.capability.map((c) => [`${c.task}, ${c.metric}`, c]))).keys()];
+  const of = (r, key) => r.capability.find((c) => `${c.task}, ${c.metric}` === key);
+  s.append(el("div", { class: "grid small" }, keys.map((key) => {
+    const traces = shown.filter((r) => of(r, key)).map((r) => {
+      const c = of(r, key);
+      return {
+        x: c.step, y: c.value, error_y: { type: "data", array: c.stderr, thickness: 1, width: 2 }, type: "scatter", mode: "lines+markers", line: { color: colour(r.i), width: 1.5, dash: dash(r.i) },
+        marker: { color: colour(r.i), symbol: symbol(r.i), size: 5 }, hoverinfo: "text", hovertext: c.step.map((step, n) => `<b>${esc(r.name)}</b><br>step ${step.toLocaleString("en-US")}: ${num(c.value[n])} ± ${num(c.stderr[n])}`),
+      };
+    });
+    return figure(key, `${num(of(shown.find((r) => of(r, key)), key).rows)} rows`, plot(traces, { xaxis: stepAxis(), yaxis: { title: named("share right"), nticks: 5 } }, "low"));
+  })));
+  const changed = shown.flatMap((r) => r.capability.filter((c) => c.change).map((c) => [r, c]));
+  if (changed.length) {
+    s.append(scroll(el("table", { class: "wide" },
+      el("thead", {}, el("tr", {}, ["run", "task", "first", "last", "change", "95% interval", "lost", "gained", "p (McNemar)"].map((h, k) => el("th", { class: k > 1 ? "num" : "" }, h)))),
+      el("tbody", {}, changed.map(([r, c]) => el("tr", {}, el("th", { scope: "row" }, r.name), el("td", {}, `${c.task}, ${c.metric}`),
+        [num(c.value[0]), num(c.value[c.value.length - 1]), num(c.change.mean), `[${num(c.change.low)}, ${num(c.change.high)}]`, num(c.change.lost), num(c.change.gained), num(c.change.p)].map((text) => el("td", { class: "num" }, text))))))));
+  }
+  return s;
+}
+
 function cost() {
   const s = section("cost", "What the probes cost", "Shares of the time of logged steps. The sample after the last update is not among them.");
   const shown = runs().filter((r) => r.cost);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,7 @@ def _run(
         "beside": _beside(run, topics),
         "gates": [_gate(row) for row in _some(run.rows("gates"))],
         "support": [_rounded(row, without="run") for row in run.rows("support")],
+        "capability": _capability(run),
         "cost": _cost(run),
         "training": [_line(metrics, chart) for chart in charts],
         "answers": sample_answers(run, topics, max_answers),
@@ -206,6 +208,28 @@ def _line(metrics: Metrics, chart: Chart) -> dict[str, Any] | None:
         "last": _round(float(known[-1])) if len(known) else None,
         "all": len(line.steps),
     }
+
+
+def _capability(run: Run) -> list[dict[str, Any]]:
+    """A curve for each task and metric, with its standard error, and its change from the first check to the last."""
+    log = run.capability
+    checks = log.checks() if log is not None else []
+    if log is None or not checks:
+        return []
+    kept = [checks[i] for i in _evenly(len(checks))]
+    found = []
+    for key in checks[0].accuracies:
+        moved = checks[-1].changes.get(key)
+        curve = {
+            "task": short(key[0], MAX_NAME),
+            "metric": key[1],
+            "rows": checks[-1].accuracies[key].rows,
+            "step": [check.step for check in kept],
+            "value": [_round(check.accuracies[key].value) for check in kept],
+            "stderr": [_round(check.accuracies[key].stderr) for check in kept],
+        }
+        found.append(curve | {"change": None if moved is None else _rounded(asdict(moved))})
+    return found
 
 
 def _cost(run: Run) -> dict[str, Any] | None:

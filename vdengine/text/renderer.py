@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -253,6 +253,28 @@ class Renderer:
             return self._encode_start(prompt.text[: start - len(self._lead)], prompt.hidden)
         prompt = self._render([(messages, True)])[0]
         return self._encode_start(prompt.text, prompt.hidden)
+
+    def prompt_text(self, messages: Messages) -> tuple[str, Callable[[str], list[int]]]:
+        """The messages with the generation prompt as text, and what gives the ids of this text, or of one that begins
+        with it, tokenised as a whole. Special tokens are those of the template: what stands in the messages, and after
+        the prompt, is plain text."""
+        turn = self._render([(messages, True)])[0]
+        # What follows the prompt is not rendered, so the same characters there are hidden by hand.
+        size = len(turn.text)
+
+        def encode(text: str) -> list[int]:
+            hidden = dict(turn.hidden)
+            shown = {value: key for key, value in hidden.items()}
+
+            def place(match: re.Match[str]) -> str:
+                if match[0] not in shown:
+                    shown[match[0]] = chr(_PLACE + len(shown))
+                    hidden[shown[match[0]]] = match[0]
+                return shown[match[0]]
+
+            return self._encode_start(text[:size] + self._hide.sub(place, text[size:]), hidden)
+
+        return turn.text, encode
 
     def opening_ids(self, text: str) -> list[int]:
         """The ids of the first words of an answer, without an end-of-turn token, that follow `prompt_ids`."""

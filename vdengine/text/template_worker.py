@@ -1,14 +1,15 @@
-"""Rendering of chat templates in a process of its own.
+"""Rendering of templates in a process of its own: of chats, and of the rows of a task.
 
-The template of a checkpoint is a Jinja program that is not trusted. Jinja's sandbox bounds neither time nor memory: an
-expression such as `'x' * 10**10` is a single call that no counter or signal handler of the process can interrupt. So it
-runs in `python -m vdengine.text.template_worker`, which limits itself before each rendering: by a CPU-time alarm, whose
-default action ends the process at any point, and by a limit on its address space. The process is kept between calls; a
-call with three renderings takes 0.12 ms, the pipe included.
+The template of a checkpoint or of a task is a Jinja program that is not trusted. Jinja's sandbox bounds neither time
+nor memory: an expression such as `'x' * 10**10` is a single call that no counter or signal handler of the process can
+interrupt. So it runs in `python -m vdengine.text.template_worker`, which limits itself before each rendering: by a
+CPU-time alarm, whose default action ends the process at any point, and by a limit on its address space. The process is
+kept between calls; a call with three renderings takes 0.12 ms, the pipe included.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, NoReturn
 
 from vdengine.errors import InputError
@@ -39,37 +40,34 @@ DATE = (2024, 7, 26)
 # ------------------------------------------------------------------------------------------------ in the parent process
 
 
-class TemplateWorker:
-    """Renders one template in a process of its own, which is started when it is needed, and again if it has ended.
+class _Worker:
+    """A process that renders templates, which is started when it is needed, and again if it has ended.
 
     Args:
-        name: of the template, in errors.
-        context: variables of every rendering.
+        name: of the templates, in errors.
+        hello: what the process must know of them.
         cpu_seconds: limit of one rendering.
     """
 
-    def __init__(self, name: str, template: str, context: dict[str, Any], cpu_seconds: float) -> None:
+    def __init__(self, name: str, hello: dict[str, Any], cpu_seconds: float) -> None:
         self._name, self._seconds = name, cpu_seconds
-        self._hello = {"template": template, "context": context, "cpu_seconds": cpu_seconds}
+        self._hello = hello | {"cpu_seconds": cpu_seconds}
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
         self._stop: Callable[[], object] = lambda: None
 
-    def render(self, messages: list[dict[str, Any]], jobs: list[tuple[list[int], bool]]) -> list[str]:
-        """The text of each job: (indexes of its messages, add_generation_prompt).
+    def _render(self, requests: Iterable[Any]) -> list[str]:
+        """The texts of all requests, one after another.
 
         Raises:
-            InputError: the template raised an error, or took more than its limits of time or memory.
+            InputError: a template raised an error, or took more than its limits of time or memory.
         """
         with self._lock:
             if self._process is None or self._owner != os.getpid():  # a forked process needs a pipe of its own
                 self._start()
                 self._ask(self._hello)
-            texts: list[str] = []
-            for start in range(0, len(jobs), MAX_JOBS):
-                texts += self._ask([messages, jobs[start : start + MAX_JOBS]])
-            return texts
+            return [text for request in requests for text in self._ask(request)]
 
     def _start(self) -> None:
         """Start the process. It imports from this process's path and not from the working folder (-P), and sees only
@@ -119,6 +117,45 @@ class TemplateWorker:
         return None if process is None else process.returncode
 
 
+class TemplateWorker(_Worker):
+    """Renders one chat template.
+
+    Args:
+        context: variables of every rendering.
+    """
+
+    def __init__(self, name: str, template: str, context: dict[str, Any], cpu_seconds: float) -> None:
+        super().__init__(name, {"template": template, "context": context}, cpu_seconds)
+
+    def render(self, messages: list[dict[str, Any]], jobs: list[tuple[list[int], bool]]) -> list[str]:
+        """The text of each job: (indexes of its messages, add_generation_prompt).
+
+        Raises:
+            InputError: the template raised an error, or took more than its limits of time or memory.
+        """
+        return self._render([messages, jobs[start : start + MAX_JOBS]] for start in range(0, len(jobs), MAX_JOBS))
+
+
+class RowTemplates(_Worker):
+    """Renders templates whose variables are the columns of a row, as lm-evaluation-harness does: an undefined variable
+    is an error, a newline at the end stays, and there is a filter `regex_replace(pattern, replacement)`.
+
+    Args:
+        templates: by name.
+    """
+
+    def __init__(self, name: str, templates: dict[str, str], cpu_seconds: float = CPU_SECONDS) -> None:
+        super().__init__(name, {"templates": templates}, cpu_seconds)
+
+    def render(self, jobs: Sequence[tuple[str, str, dict[str, Any]]]) -> list[str]:
+        """The text of each job: (name of the template, place of the row for messages, the row as JSON values).
+
+        Raises:
+            InputError: a template raised an error, which names the place, or took more than its limits.
+        """
+        return self._render(jobs[start : start + MAX_JOBS] for start in range(0, len(jobs), MAX_JOBS))
+
+
 def _end_process(process: subprocess.Popen[str], owner: int) -> None:
     if os.getpid() != owner:
         return
@@ -147,28 +184,51 @@ def _work(requests: IO[str], answers: IO[str]) -> None:
     if hello is None:
         return
     _limit_memory()
-    compiled: list[Any] = []
+    seconds, compiled = hello["cpu_seconds"], dict[str, Any]()
 
-    def answer(request: Any) -> list[str]:
-        if not compiled:
-            compiled.append(_limited(hello["cpu_seconds"], _compile, hello["template"]))
-            return []
-        texts: list[str] = []
+    def render(template: Any, context: dict[str, Any], given: Any) -> str:
+        """A rendering within all limits; given: what of the context the text may repeat."""
+        text: str = _limited(seconds, template.render, context)
+        most = min(MAX_TEXT, MAX_ADDED + MAX_REPEATS * len(json.dumps(given)))
+        if len(text) > most:
+            raise ValueError(f"it renders to more than {most} characters")
+        return text
+
+    def chats(request: Any) -> list[str]:
         messages, jobs = request
+        texts = []
         for numbers, add_generation_prompt in jobs:
-            job_messages = [messages[i] for i in numbers]
-            context = hello["context"] | {"messages": job_messages, "add_generation_prompt": add_generation_prompt}
-            texts.append(_limited(hello["cpu_seconds"], compiled[0].render, context))
-            most = min(MAX_TEXT, MAX_ADDED + MAX_REPEATS * len(json.dumps(job_messages)))
-            if len(texts[-1]) > most:
-                raise ValueError(f"it renders to more than {most} characters")
+            chosen = [messages[i] for i in numbers]
+            context = hello["context"] | {"messages": chosen, "add_generation_prompt": add_generation_prompt}
+            texts.append(render(compiled["chat"], context, chosen))
         return texts
 
-    line = json.dumps(hello)
-    while line:
+    def rows(request: Any) -> list[str]:
+        texts = []
+        for name, where, row in request:
+            with _named(f"{name}, {where}"):
+                texts.append(render(compiled[name], row, row))
+        return texts
+
+    def compile_all() -> None:
+        if "templates" not in hello:
+            compiled["chat"] = _limited(seconds, _compile_chat, hello["template"])
+        for name, source in hello.get("templates", {}).items():
+            with _named(name):
+                compiled[name] = _limited(seconds, _compile_row, source)
+
+    def answer(request: Any) -> list[str]:
+        if request is hello or not compiled:  # what could not be compiled is said again
+            compile_all()
+        if request is hello:
+            return []
+        return rows(request) if "templates" in hello else chats(request)
+
+    request = hello
+    while True:
         reply: dict[str, Any]
         try:
-            reply = {"ok": answer(json.loads(line))}
+            reply = {"ok": answer(request)}
         except MemoryError:
             reply = {"error": f"it took more than {WORKER_BYTES >> 20} MiB of memory"}
         except Exception as error:  # any error of the template is reported to its user
@@ -177,7 +237,20 @@ def _work(requests: IO[str], answers: IO[str]) -> None:
             reply = {"error": (f"line {number}: " if number else "") + reason}
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
-        line = requests.readline()
+        if not (line := requests.readline()):
+            return
+        request = json.loads(line)
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Errors inside name a template."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{what}: {str(error) or type(error).__name__}") from None
 
 
 def _limited(seconds: float, function: Callable[[Any], Any], argument: Any) -> Any:
@@ -200,22 +273,37 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _compile(source: str) -> Any:
-    """The template, compiled as transformers does: with the same whitespace rules, functions and extensions.
+def _sandbox(**options: Any) -> Any:
+    """An environment for templates that are not trusted.
 
     Raises:
         ValueError: a version of jinja2 with a sandbox that can be escaped.
     """
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    if tuple(int(n) for n in re.findall(r"\d+", jinja2.__version__)[:3]) < (3, 1, 6):
+        raise ValueError(f"jinja2 {jinja2.__version__} has known ways out of its sandbox; 3.1.6 or later is needed")
+    return ImmutableSandboxedEnvironment(**options)
+
+
+def _compile_row(source: str) -> Any:
+    """A template of a row, compiled as lm-evaluation-harness does."""
+    import jinja2
+
+    environment = _sandbox(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters["regex_replace"] = lambda text, pattern, repl, count=0: re.sub(pattern, repl, text, count=count)
+    return environment.from_string(source)
+
+
+def _compile_chat(source: str) -> Any:
+    """A chat template, compiled as transformers does: with the same whitespace rules, functions and extensions."""
     import datetime
 
     import jinja2
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    if tuple(int(n) for n in re.findall(r"\d+", jinja2.__version__)[:3]) < (3, 1, 6):
-        raise ValueError(f"jinja2 {jinja2.__version__} has known ways out of its sandbox; 3.1.6 or later is needed")
 
     class Generation(Extension):
         """{% generation %}...{% endgeneration %}: the body between two marks, as text that is scored."""
@@ -236,9 +324,7 @@ def _compile(source: str) -> Any:
     def raise_exception(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    environment = _sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.date(*DATE).strftime(form)

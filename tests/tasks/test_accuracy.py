@@ -1,0 +1,51 @@
+"""Accuracies, their errors, and paired changes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from vdengine.tasks.accuracy import accuracy, change, mcnemar, predicted
+
+
+def test_predictions():
+    """Guards what a log-prob is divided by: nothing, characters, or bytes; and the first of equal ones."""
+    choices, logp = ("\u00e9\u00e9\u00e9", "four", "a"), np.array([-3.0, -3.2, -1.5], np.float32)
+    assert [predicted(logp, choices, m) for m in ("acc", "acc_norm", "acc_bytes")] == [2, 1, 0]
+    assert predicted(np.array([-1.0, -1.0]), ("a", "b"), "acc") == 0
+    assert predicted(np.array([-1.0, np.nan]), ("a", "b"), "acc") == -1
+
+
+def test_accuracy():
+    """Guards the standard error: that of lm-evaluation-harness, the sample deviation over sqrt(n)."""
+    right = np.array([1.0, 0, 1, 1, np.nan, 0])
+    found = accuracy(right)
+    assert (found.value, found.rows) == (0.6, 5)
+    assert found.stderr == pytest.approx(math.sqrt((3 * 0.4**2 + 2 * 0.6**2) / 4) / math.sqrt(5), rel=1e-12)
+    assert math.isnan(accuracy(right[:1]).stderr) and math.isnan(accuracy(right[4:5]).value)
+
+
+def test_a_change_is_paired():
+    """Guards the question that users ask: of the same rows few change, so the error of the change is far below that of
+    two independent samples; and a tie of lost and gained is no change."""
+    rng = np.random.default_rng(0)
+    before = (rng.random(1000) < 0.5).astype(float)
+    after = before.copy()
+    after[np.flatnonzero(before)[:30]] = 0.0
+    after[np.flatnonzero(before == 0)[:5]] = 1.0
+    moved = change(before, after)
+    assert (moved.mean, moved.lost, moved.gained) == (pytest.approx(-0.025), 30, 5)
+    apart = math.hypot(accuracy(before).stderr, accuracy(after).stderr)
+    assert moved.stderr < 0.3 * apart and moved.high < 0 and moved.p < 1e-4
+    assert moved.high - moved.mean == pytest.approx(1.959964 * moved.stderr, rel=1e-6)
+    assert change(before, before).p == 1.0 and change(before, before).stderr == 0.0
+
+
+def test_mcnemar_is_the_exact_binomial():
+    """Guards the p-value against its definition, counted by hand."""
+    for lost, gained in ((0, 5), (3, 9), (6, 6), (1, 0)):
+        n, k = lost + gained, min(lost, gained)
+        tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
+        assert mcnemar(lost, gained) == pytest.approx(min(1.0, 2 * tail), rel=1e-9)

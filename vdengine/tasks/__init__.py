@@ -1,0 +1,1 @@
+"""Tasks of multiple choice, which say whether a model still can what it could: files, prompts, tokens, accuracies."""
