@@ -64,8 +64,8 @@ def test_defaults_that_depend_on_the_objective(tmp_path):
         (GOOD + "[optimizer]\nlr = -1\n", ":10: optimizer.lr = -1.0 is out of range; allowed: >= 0.0"),
         (GOOD + '[optimizer]\nlr = "x"\n', ":10: optimizer.lr must be a number; got 'x'"),
         (
-            GOOD + '[objective]\nname = "kto"\n',
-            ":10: objective.name = 'kto' is not known; allowed: sft, dpo, ipo, simpo, orpo, reward, ppo",
+            GOOD + '[objective]\nname = "bco"\n',
+            ":10: objective.name = 'bco' is not known; allowed: sft, dpo, ipo, simpo, orpo, kto, reward, ppo, grpo, rloo",
         ),
         (
             GOOD + '[objective]\nname = "sft"\nbeta = 0.1\n',
