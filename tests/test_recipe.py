@@ -65,7 +65,7 @@ def test_defaults_that_depend_on_the_objective(tmp_path):
         (GOOD + '[optimizer]\nlr = "x"\n', ":10: optimizer.lr must be a number; got 'x'"),
         (
             GOOD + '[objective]\nname = "bco"\n',
-            ":10: objective.name = 'bco' is not known; allowed: sft, dpo, ipo, simpo, orpo, kto, reward, ppo, grpo, rloo",
+            ":10: objective.name = 'bco' is not known; allowed: sft, dpo, ipo, simpo, orpo, kto, reward, ppo",
         ),
         (
             GOOD + '[objective]\nname = "sft"\nbeta = 0.1\n',
