@@ -4,11 +4,13 @@ import sys
 import types
 
 import pytest
+import torch
 from helpers.runs import recipe_of
 from helpers.scenarios import train
 
 from vdengine.drift.panel_log import DriftLog
 from vdengine.drift.probe_values import lead_values, text_values
+from vdengine.engine.metrics import Sums
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 
@@ -76,3 +78,16 @@ def test_a_tracker_that_is_not_there(tmp_path, tiny_models, data, monkeypatch):
     recipe.log.trackers = ["wandb"]
     with pytest.raises(InputError, match="log.trackers: wandb is not installed: pip install wandb"):
         Trainer(recipe)
+
+
+def test_means_over_what_counts():
+    """Guards denominators: of the whole batch, of tokens for the entropy, a metric's own weights, an idle pack that
+    counts nothing, and a mean over nothing, which is left out and no NaN."""
+    sums = Sums({"": 4, "entropy": 10})
+    wanted = torch.tensor([1.0, 0.0])
+    sums.add({"loss": torch.tensor([1.0, 3.0]), "chosen": (torch.tensor([5.0, 7.0]), wanted)}, 1.0)
+    sums.add({"loss": torch.tensor([2.0, 2.0]), "chosen": (torch.tensor([9.0, 1.0]), wanted)}, 1.0)
+    sums.add({"loss": torch.tensor([99.0]), "chosen": (torch.tensor([99.0]), torch.ones(1))}, 0.0)
+    sums.add({"entropy": torch.tensor([2.0, 3.0]), "none": (torch.ones(2), torch.zeros(2))}, 1.0)
+    both_ranks = (2 * sums.tensor()).tolist()
+    assert sums.means(both_ranks) == {"chosen": 7.0, "entropy": 1.0, "loss": 4.0}

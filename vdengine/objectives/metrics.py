@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -29,5 +28,8 @@ def preference_metrics(
 
 def means_of(updates: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means of the metrics of a step's updates, each over the updates that have it."""
-    names = dict.fromkeys(name for update in updates for name in update)
-    return {name: statistics.fmean(u[name] for u in updates if name in u) for name in names}
+    means = {}
+    for name in dict.fromkeys(name for update in updates for name in update):
+        values = [update[name] for update in updates if name in update]
+        means[name] = sum(values) / len(values)
+    return means
