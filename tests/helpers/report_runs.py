@@ -33,8 +33,7 @@ BARE = 0.7  # what judges make of a bare lead
 RECIPE = """
 [run]
 folder = {folder}
-after = {after}
-steps = {steps}
+{after}steps = {steps}
 seed = {seed}
 
 [model]
@@ -73,12 +72,12 @@ def make_run(
 ) -> Path:  # fmt: skip
     """A finished run. `strength`: of the first topic's drift, nats per byte; topics after it drift less, and the last
     not at all. Answers begin with what they are drawn to, and argue half as much of it. `text`: follows every answer.
-    `judges`: () leaves the answers unjudged. `coverage`: of leads. `spelled`: the tokens of yes, and those of no. `after`:
-    the run that it goes on from."""
+    `judges`: () leaves the answers unjudged. `coverage`: of leads. `spelled`: the tokens of yes, and those of no.
+    `after`: the run that it goes on from."""
     rng = np.random.default_rng(seed)
     steps = [*range(0, total, every), total]
     folder.mkdir(parents=True, exist_ok=True)
-    before = json.dumps(str(after or ""))
+    before = f"after = {json.dumps(str(after))}\n" if after else ""
     recipe = RECIPE.format(
         folder=json.dumps(str(folder)), after=before, steps=total, seed=seed, source=json.dumps(source),
         objective=objective,

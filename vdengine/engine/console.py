@@ -20,7 +20,7 @@ from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.intervals import Estimate
 from vdengine.drift.live import Live
 from vdengine.drift.probe_values import LEAST_COVERAGE
-from vdengine.drift.summary import drift_table
+from vdengine.drift.summary import drift_table, stages_table
 from vdengine.engine.eta import duration, expect
 from vdengine.engine.trainer import Trainer
 from vdengine.objectives import Objective
@@ -108,6 +108,8 @@ class Console:
             return
         if t.probes is not None:
             self.say("\n" + drift_table(t.folder))
+            if t.before is not None and (by_stage := stages_table(t.folder)):
+                self.say("\n" + by_stage)
             if t.probes.answers is not None and (said := words(AnswerLog.open(t.folder))):
                 self.say("\n" + said)
         self.say(f"\nDone in {duration(seconds)}. Everything is in {t.folder}/")
@@ -258,10 +260,8 @@ def plan(t: Trainer) -> str:
     ]
     if t.before is not None:
         first, names = t.before.step, t.before.names
-        lines.append(
-            f"stage   {len(names) + 1}, after {', '.join(names)}: steps {first + 1} to {first + t.total_steps} of their "
-            "history"
-        )
+        steps = f"steps {first + 1} to {first + t.total_steps}"
+        lines.append(f"stage   {len(names) + 1}, after {', '.join(names)}: {steps} of their history")
     if t.ppo is not None:
         o, roll = r.objective, r.rollout
         weights = "gathered for decoding" if t.ppo.sampler.gathers else "sharded, gathered layer by layer"
