@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
+import pytest
 from helpers.weights import one_line
 
-from vdengine.hub import locate
+from vdengine.errors import InputError
+from vdengine.hub import locate, open_repository, upload
 
 
 def test_sources_that_are_not_there(tmp_path, monkeypatch):
@@ -31,8 +36,6 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     assert locate("package://holder/a.gguf") == tmp_path / "holder" / "a.gguf"
     assert "holder" not in sys.modules
-
-    import huggingface_hub
 
     def offline(*_: object, **__: object) -> str:
         raise OSError("no route to host\nmore")
@@ -66,3 +69,110 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with one_line("org/name: no such folder, and the hub gave nothing under that id: no route to host"):
         locate("org/name")
+
+
+# --------------------------------------------------------------------------------------------------------- upload
+
+SECRET = "hf_" + "x" * 30
+
+
+class Hub:
+    """A hub that keeps what is uploaded, or fails; its errors hold the token."""
+
+    def __init__(self, error=None, private=False):
+        self.error, self.private, self.calls = error, private, []
+
+    def __call__(self):  # huggingface_hub.HfApi()
+        return self
+
+    def __getattr__(self, name):
+        def call(*args, **options):
+            self.calls.append((name, args, options))
+            if self.error is not None:
+                raise self.error
+            if name == "repo_info":
+                return SimpleNamespace(private=self.private)
+            return SimpleNamespace(commit_url="https://hub/org/name/commit/1")
+
+        return call
+
+
+class Refusal(Exception):
+    """An error with an HTTP status, as those of the hub's client."""
+
+    def __init__(self, status):
+        super().__init__(f"{status} for https://hub/api with {SECRET}")
+        self.response = SimpleNamespace(status_code=status)
+
+
+class ConnectError(Exception):
+    """As httpx's, which the client raises without a network."""
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Takes the place of the hub's client, with a token in its environment."""
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+    def use(*args, **options):
+        made = Hub(*args, **options)
+        monkeypatch.setattr(huggingface_hub, "HfApi", made)
+        return made
+
+    return use
+
+
+def test_upload(hub, tmp_path):
+    """Guards what leaves the machine: the named files and no other, with no token of ours, in one commit."""
+    made = hub(private=True)
+    open_repository("org/name", private=True, revision="v1")
+    assert upload(tmp_path, "org/name", ["README.md", "a[1].json"], "said", "v1") == "https://hub/org/name/commit/1"
+    calls = {name: options for name, _, options in made.calls}
+    assert calls["create_repo"] == {"private": True, "exist_ok": True}
+    assert calls["create_branch"] == {"branch": "v1", "exist_ok": True}
+    assert calls["upload_folder"] == {
+        "repo_id": "org/name", "folder_path": tmp_path, "commit_message": "said", "revision": "v1",
+        "allow_patterns": ["README.md", "a[[]1].json"],
+    }  # fmt: skip
+    assert SECRET not in str(made.calls)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Refusal(401), "knows no such token (401): log in with `hf auth login`, or set HF_TOKEN"),
+        (Refusal(403), "may not write there (403)"),
+        (Refusal(404), "no such repository, or none that the token may see (404)"),
+        (Refusal(500), "the hub refused: 500 for https://hub/api with ***"),
+        (ConnectError(f"name not known, {SECRET}"), "the hub cannot be reached (name not known, ***)"),
+        (RuntimeError(f"with another {SECRET[:-2]}yy"), "the hub refused: with another hf_***"),
+    ],
+)
+def test_errors_of_the_hub_are_one_line_without_the_token(hub, tmp_path, error, said):
+    """Guards the secret, in the message and in what a traceback of it would show."""
+    hub(error)
+    for call in (lambda: open_repository("org/name"), lambda: upload(tmp_path, "org/name", [], "m")):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert str(caught.value).startswith("--push org/name: ")
+        assert said in str(caught.value) and "\n" not in str(caught.value)
+        shown = "".join(traceback.format_exception(caught.value))
+        assert SECRET not in shown and SECRET[:-2] not in shown
+
+
+def test_what_cannot_be_pushed_to(hub, monkeypatch):
+    """Guards a name that is none, the switch that turns the hub off, and a public repository where a private one was
+    asked for: nothing is called, or nothing is uploaded."""
+    made = hub()
+    for name, said in (("a b/c", "not the id"), ("name", "whose? write org/name"), ("a/b/c", "not the id")):
+        with pytest.raises(InputError, match=said):
+            open_repository(name)
+    assert made.calls == []
+    with pytest.raises(InputError, match="is there already, and public"):
+        open_repository("org/name", private=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    made.calls.clear()
+    with pytest.raises(InputError, match=r"switched off \(HF_HUB_OFFLINE\)"):
+        open_repository("org/name")
+    assert made.calls == []

@@ -171,7 +171,7 @@ def test_differences_name_keys_that_change_numbers():
     assert differences(old, make_recipe(base | {"optimizer": {"lr": 1e-3}})) == ["optimizer.lr: 5e-07 -> 0.001"]
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((REPO / "recipes").rglob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_recipes_are_valid(path):
     """Guards recipes/ against keys that moved."""
     load_recipe(path)

@@ -157,3 +157,61 @@ def test_an_error_on_two_ranks_ends_both(recipe, tmp_path):
     )  # fmt: skip
     assert done.returncode != 0
     assert "error (rank 0): " in done.stderr and "bad.jsonl" in done.stderr
+
+
+@pytest.fixture
+def stages(recipe, tmp_path) -> list[str]:
+    """Recipes of three stages, each after the one before."""
+    text, paths = recipe.read_text(), []
+    for name, before in (("sft", None), ("dpo", "sft"), ("simpo", "dpo")):
+        t = text.replace(f'folder = "{tmp_path / "run"}"', f'folder = "{tmp_path / name}"')
+        if before:
+            t = t.replace("[run]", f'[run]\nafter = "{tmp_path / before}"')
+            t = "\n".join(line for line in t.splitlines() if not line.startswith(("source = ", "tokenizer = ")))
+        objective = {"sft": 'name = "sft"', "dpo": 'name = "dpo"', "simpo": 'name = "simpo"'}[name]
+        head, _, rest = t.partition("[objective]")
+        t = f"{head}[objective]\n{objective}\n\n[{rest.split(chr(10) + '[', 1)[1]}"
+        paths.append(tmp_path / f"{name}.toml")
+        paths[-1].write_text(t)
+    return [str(path) for path in paths]
+
+
+def test_stages_in_one_command(stages, tmp_path, capfd):
+    """Guards the pipeline: errors in the last recipe are said before the first trains, each stage goes on from the one
+    before, the same command again goes on where it was, and bits do not depend on how often it was given."""
+    sft, dpo, simpo = stages
+    assert main([sft, dpo, simpo, "optimizer.lr=-1"]) == 2 and "optimizer.lr" in capfd.readouterr().err
+    bad = Path(simpo).read_text()
+    Path(simpo).write_text(bad.replace('panel = "values-mini"', 'panel = "controls"'))
+    assert main(stages) == 2
+    assert "probes.panel: controls is another panel than that of" in capfd.readouterr().err
+    assert nothing_begun(tmp_path / "sft")
+    Path(simpo).write_text(bad)
+    assert main([sft, dpo]) == 0
+    out = capfd.readouterr().out
+    assert "the first sample is the last one of sft, to the bit" in out and "shift by stage" in out
+    assert main(stages) == 0
+    out = capfd.readouterr().out
+    assert f"{tmp_path / 'sft'}: finished already" in out and f"{tmp_path / 'dpo'}: finished already" in out
+    assert "stage   3, after sft, dpo: steps 5 to 6 of their history" in out
+    once = {name: (tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("dpo", "simpo")}
+    for name in ("sft", "dpo", "simpo"):
+        (tmp_path / name).rename(tmp_path / f"{name}-before")
+    assert main(stages) == 0
+    assert once == {name: (tmp_path / name / "export" / "model.safetensors").read_bytes() for name in once}
+
+
+def test_what_several_recipes_may_not_be(stages, recipe, capfd):
+    """Guards one line: a wrong order, a folder for all, a folder twice, a word that is neither."""
+    sft, dpo, simpo = stages
+    for words, said in (
+        ([dpo, sft], "is to be named after that one's"),
+        ([*stages, "run.folder=x"], "run.folder belongs to one recipe: 3 are named"),
+        ([sft, sft], "have one run.folder"),
+        ([sft, "notes.txt"], "notes.txt is no recipe (.toml), and no override"),
+        ([sft, dpo, "--show-batch", "2"], "--show-batch takes one recipe"),
+        ([dpo], "no such folder"),
+    ):
+        assert main(words) == 2
+        error = capfd.readouterr().err.strip()
+        assert said in error and len(error.splitlines()) == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from vdengine.errors import InputError
 from vdengine.outside import first_line, printable
 
-TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{8,}")
+TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{20,}")
 
 
 def locate(source: str, patterns: tuple[str, ...] = ("*.json", "*.jinja", "*.safetensors")) -> Path:

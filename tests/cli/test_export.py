@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import huggingface_hub
 import pytest
 from safetensors.torch import load_file
 
@@ -83,3 +84,50 @@ def test_what_is_refused(run, tmp_path, capsys):
         (folder / "manifest.json").write_text("{}")
     assert main([str(run)]) == 2 and "no whole checkpoint" in capsys.readouterr().err
     assert (full / "thesis.tex").exists()
+
+
+def test_a_card_goes_with_it(run, tmp_path, capsys):
+    """Guards the card as a part of the export: there, and replaced with it by the next one."""
+    assert main([str(run), "--to", str(tmp_path / "out"), "--license", "mit"]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name") and 'license: "mit"' in text and "## Value drift" in text
+    assert main([str(run), "2", "--to", str(tmp_path / "out")]) == 0
+    assert "at step 2" in (tmp_path / "out" / "README.md").read_text()
+    load_tokenizer(str(tmp_path / "out"))
+
+
+def test_push(run, tmp_path, capsys, monkeypatch):
+    """Guards the order and the secret: the repository is asked for before the weights are written, the export's files
+    alone are uploaded, and the token is in no output and no file."""
+    secret, calls = "hf_" + "s3cr3t" * 5, []
+    monkeypatch.setenv("HF_TOKEN", secret)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+    class Api:
+        def create_repo(self, repo, **options):
+            calls.append(("create", repo, (tmp_path / "out").exists()))
+
+        def upload_folder(self, **options):
+            calls.append(("upload", options["commit_message"], sorted(options["allow_patterns"])))
+            return "https://hub/commit"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert main([str(run), "--push", "org/name", "--to", str(tmp_path / "out"), "--message", "first"]) == 0
+    out = capsys.readouterr()
+    assert "pushed: https://hub/commit" in out.out
+    assert calls == [
+        ("create", "org/name", False), ("upload", "first", sorted(p.name for p in (tmp_path / "out").iterdir())),
+    ]  # fmt: skip
+    written = [p for folder in (tmp_path / "out", run) for p in folder.rglob("*") if p.is_file()]
+    assert secret not in out.out + out.err and not [p for p in written if secret.encode() in p.read_bytes()]
+    for words, said in (
+        ([str(run), "--token", secret, "--push", "org/name"], "a token is not taken on the command line"),
+        ([str(run), f"--token={secret}"], "a token is not taken on the command line"),
+        ([str(run), "--push", secret], "a token is not taken on the command line"),
+        ([str(run), "--private"], "--private has no effect without --push"),
+        ([str(run), "--message", "x"], "--message has no effect without --push"),
+        ([str(run), "--push", "name"], "write org/name"),
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err.strip()
+        assert said in error and len(error.splitlines()) == 1 and secret not in error

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from vdengine.cli.score import main
+from vdengine.drift import load_history
+from vdengine.engine.saved_models import stage_names
 from vdengine.panels.panel import Panel
 
 
@@ -74,3 +76,23 @@ def test_several_models_in_one_table(finished_run, tiny_models, tmp_path, capsys
     alone = json.loads(capsys.readouterr().out)
     assert list(alone["models"][0]["topics"]["all"]) == ["lead", "lead_coverage"]
     assert main(["--no-controls", models[0]]) == 0 and "p(yes) + p(no)" in capsys.readouterr().out
+
+
+def test_stages_of_saved_models(finished_run, tiny_models, tmp_path, capsys):
+    """Guards the history of public stages: names by default and by hand, and a folder that the report reads as one."""
+    models = [str(tiny_models["qwen3"]), *(str(finished_run / "checkpoints" / f"step-00000{k}") for k in (2, 4))]
+    quick = ["--no-controls", "--readouts", "lead"]
+    assert main([*models, *quick, "--out", str(tmp_path / "named"), "--stages", "base,sft,dpo"]) == 0
+    assert f"vdengine report {tmp_path / 'named'}" in capsys.readouterr().out
+    history = load_history(tmp_path / "named")
+    assert [(s.name, s.first, s.last) for s in history.stages] == [("sft", 0, 1), ("dpo", 1, 2)]
+    assert list(history.models.values()) == ["base", "sft", "dpo"] and models[1] in history.describe()["model"]
+    assert stage_names(["org/m@sft", "org/m@dpo"]) == ["sft", "dpo"]
+    assert stage_names(["org/base", "org/sft@main", "x/export"]) == ["base", "sft@main", "export"]
+    for stages, said in (
+        ("base,sft", "3 models need as many names; got base, sft"),
+        ("sft,base,sft", "'sft' stands apart from itself"),
+    ):
+        assert main([*models, "--out", str(tmp_path / "x"), "--stages", stages]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*models, "--stages", "a,b,c"]) == 2 and "no effect without --out" in capsys.readouterr().err

@@ -33,8 +33,7 @@ BARE = 0.7  # what judges make of a bare lead
 RECIPE = """
 [run]
 folder = {folder}
-after = {after}
-steps = {steps}
+{after}steps = {steps}
 seed = {seed}
 
 [model]
@@ -79,7 +78,7 @@ def make_run(
     rng = np.random.default_rng(seed)
     steps = [*range(0, total, every), total]
     folder.mkdir(parents=True, exist_ok=True)
-    before = json.dumps(str(after or ""))
+    before = f"after = {json.dumps(str(after))}\n" if after else ""
     recipe = RECIPE.format(
         folder=json.dumps(str(folder)), after=before, steps=total, seed=seed, source=json.dumps(source),
         objective=objective,

@@ -32,8 +32,8 @@ def load_history(
     baseline: int | None = None,
     judge: str | None = None,
 ) -> Run:
-    """Read a run with all stages before it. Without any it is `load_run`; the models of a folder that `vdengine score`
-    wrote are stages too.
+    """Read a run with all stages before it. Without any it is `load_run`, and so it is, with a note, where the folder
+    of one is not there any more; the models of a folder that `vdengine score` wrote are stages too.
 
     Args:
         name, smoothing, judge: as `load_run` takes them.
@@ -44,7 +44,11 @@ def load_history(
     """
     folder = Path(folder)
     run = load_run(folder, name=name, smoothing=smoothing, baseline=baseline, judge=judge)
-    earlier = earlier_runs(folder)
+    try:
+        earlier = earlier_runs(folder)
+    except InputError as error:
+        run.notes.append(f"shown without the stages before it: {error}")
+        return run
     if not earlier:
         return _with_models(run) if RunFolder(folder).models.exists() else run
     folders = [*earlier, folder]

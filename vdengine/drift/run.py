@@ -179,7 +179,7 @@ class Run:
         """Of a history the stages with answers, and [answers] bool: those before the next one's first, which are of the
         same weights as this one's last."""
         stages = [stage for stage in self.parts if stage.run.answers is not None and stage.run.answers.answers]
-        ends = [*(stage.first for stage in stages[1:]), self.total_steps + 1]
+        ends = [*(stage.first for stage in stages[1:]), self.total_steps + 1][: len(stages)]
         return [
             (stage, np.array([stage.first + a.anchor < end for a in stage.run.answers.answers], bool))
             for stage, end in zip(stages, ends, strict=True)

@@ -13,6 +13,7 @@ import numpy as np
 from vdengine.drift.agreement import Agreement, agreement
 from vdengine.drift.analysis import Analysis, analyse
 from vdengine.drift.answer_curves import SMOOTHING, curve_steps
+from vdengine.drift.history import load_history
 from vdengine.drift.intervals import FEW_PROBES, Estimate
 from vdengine.drift.kappa import LabelAgreement, label_agreement
 from vdengine.drift.load import load_run
@@ -34,6 +35,39 @@ def drift_table(run_folder: str | Path) -> str:
     tables = [_lead_table, _text_table]
     parts = [make(run) for make, readout in zip(tables, (LEAD, TEXT), strict=True) if readout in run.views]
     return "\n\n".join(parts) or "Fewer than two samples: no drift to show."
+
+
+def stages_table(run_folder: str | Path) -> str:
+    """What each stage of a run's history did since its own start, and all of them together, a table a readout.
+
+    Raises:
+        InputError: the folder, or that of a stage before it, has no drift log.
+    """
+    run = load_history(run_folder)
+    tables = []
+    for readout, what, scale in (
+        (LEAD, "The side that an answer begins with, shift by stage", 1.0),
+        (TEXT, "Text likelihood, question less none, nats per 100 bytes, shift by stage", 100.0),
+    ):
+        columns = [(s.name, s.run.views[readout].analysis) for s in run.stages if readout in s.run.views]
+        if readout not in run.views or not columns:
+            continue
+        columns.append(("whole", run.views[readout].analysis))
+        topics = [*columns[-1][1].topics, "all"]
+        width = max(map(len, [*topics, "all topics"]))
+        lines = [what, "", f"{'topic':{width}}" + "".join(f"  {name[:26]:>26}" for name, _ in columns)]
+        for topic in topics:
+            cells = (_stage_cell(analysis.drift(topic), scale) for _, analysis in columns)
+            name = "all topics" if topic == "all" else topic
+            lines.append(f"{name:{width}}" + "".join(f"  {cell:>26}" for cell in cells))
+        tables.append("\n".join(lines))
+    return "\n\n".join([*tables, "* moved at 5% after Holm's correction."] if tables else [])
+
+
+def _stage_cell(drift: TopicDrift, scale: float) -> str:
+    if drift.unknown:
+        return "not known "
+    return f"{_interval(drift.magnitude, scale).rstrip()}{'*' if drift.significant else ' '}"
 
 
 def _lead_table(run: Run) -> str:

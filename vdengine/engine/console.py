@@ -22,7 +22,7 @@ from vdengine.drift.capability_tables import capability_table
 from vdengine.drift.intervals import Estimate
 from vdengine.drift.live import Live
 from vdengine.drift.probe_values import LEAST_COVERAGE
-from vdengine.drift.summary import drift_table
+from vdengine.drift.summary import drift_table, stages_table
 from vdengine.engine.capability import summary
 from vdengine.engine.eta import duration, expect
 from vdengine.engine.trainer import Trainer
@@ -116,6 +116,8 @@ class Console:
             return
         if t.probes is not None:
             self.say("\n" + drift_table(t.folder))
+            if t.before is not None and (by_stage := stages_table(t.folder)):
+                self.say("\n" + by_stage)
             if t.probes.answers is not None and (said := words(AnswerLog.open(t.folder))):
                 self.say("\n" + said)
         if t.capability is not None:
@@ -270,10 +272,8 @@ def plan(t: Trainer) -> str:
     ]
     if t.before is not None:
         first, names = t.before.step, t.before.names
-        lines.append(
-            f"stage   {len(names) + 1}, after {', '.join(names)}: steps {first + 1} to {first + t.total_steps} of the "
-            "history"
-        )
+        steps = f"steps {first + 1} to {first + t.total_steps}"
+        lines.append(f"stage   {len(names) + 1}, after {', '.join(names)}: {steps} of their history")
     if t.rollouts is not None:
         roll, kl = r.rollout, getattr(r.objective, t.rollouts.rule.kl)
         weights = "gathered for decoding" if t.rollouts.sampler.gathers else "sharded, gathered layer by layer"

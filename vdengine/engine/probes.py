@@ -102,9 +102,9 @@ class Probes:
         self.latest: Live | None = None
         readings.sources.append(self)
 
-    def open_log(self, run_folder: Path, step: int, before: Path | None = None) -> None:
+    def open_log(self, run_folder: Path, step: int, stage_before: Path | None = None) -> None:
         """Create the raw logs, or continue them with the samples of `step`. Rank 0 must call this before the other
-        ranks. before: the folder of the stage that ended with the weights which this run starts from."""
+        ranks. stage_before: the folder of the one that ended with the weights which this run starts from."""
         main = self.world.is_main
         log = DriftLog.create(run_folder, self.panel_packs.panel, self.panel_packs.requests, self.tokenizer_hash)
         if main:
@@ -113,8 +113,8 @@ class Probes:
         steps, logp = log.steps, log.samples()  # [samples], [samples, branches]
         self.live.continue_from(logp)
         self.logged = int(steps[-1]) if len(steps) else -1  # a sample that need not be taken again
-        if main and not len(steps) and before is not None and RunFolder(before).has_panel_scores:
-            self._before = before
+        if main and not len(steps) and stage_before is not None and RunFolder(stage_before).has_panel_scores:
+            self._before = stage_before
         if self.answers is not None:
             self.answers.open_log(run_folder, step, main)
             if self.answers.anchors and len(steps):

@@ -32,6 +32,7 @@ from vdengine.runfolder import RunFolder
 FIGURE = "drift"
 CLEAR = " \\*"  # a significant shift
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:[@:/].*)?")
+_PATH = re.compile(r"(?<![\w.])~?/(?:[^\s/:;,]+/)*([^\s/:;,]+)")  # of this machine; kept: its last part
 _FILE = re.compile(r"\.(jsonl?|parquet|csv|txt|gz|toml|gguf)$")
 LIMITS = (
     "The panel asks the questions that it has, in its own words and language; of other questions these numbers say "
@@ -152,10 +153,8 @@ def _training(recipes: Sequence[dict[str, Any]], folders: Sequence[Path], step: 
             f"| {_cell(folder.resolve().name)} | {_cell(_objective(recipe) or '')} | {data} | {length} | "
             f"{_cell(batch.get('examples', ''))} | {_cell(optimizer.get('lr', ''))} | {_cell(run.get('seed', ''))} |"
         )
-    table = "\n".join(
-        ["| stage | objective | data | steps | examples a step | learning rate | seed |", "|---|---|---|---|---|---|---|",
-         *rows]
-    )  # fmt: skip
+    head = ["| stage | objective | data | steps | examples a step | learning rate | seed |", f"|{'---|' * 7}"]
+    table = "\n".join([*head, *rows])
     folds = []
     for folder in folders:
         text = _scrubbed(read_text(RunFolder(folder).recipe)).strip()
@@ -235,8 +234,9 @@ def _drift(run: Run, figures: dict[str, bytes]) -> list[str]:
 def _panel(run: Run) -> str:
     about = run.describe()
     return (
-        f"Panel `{_name(run.manifest)}`, {about['probes']} probes, hash `{run.panel_hash[:12]}`. Before is the model that "
-        "training started from, after the model of this repository; shifts are paired over probes, with 95% intervals."
+        f"Panel `{_name(run.manifest)}`, {about['probes']} probes, hash `{run.panel_hash[:12]}`. Before is the model "
+        "that training started from, after the model of this repository; shifts are paired over probes, with 95% "
+        "intervals."
     )
 
 
@@ -310,7 +310,7 @@ def _caveats(run: Run | None) -> list[str]:
         return []
     views = _shown(run)
     found = dict.fromkeys(f"{reading_of(view).label}: {sentence}" for view in views for sentence in caveats(view))
-    return [_cell(sentence) for sentence in [*found, *run.notes]]
+    return [_cell(_PATH.sub(r"\1", sentence)) for sentence in [*found, *run.notes]]
 
 
 # --------------------------------------------------------------------------------------------------------- cells

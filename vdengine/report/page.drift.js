@@ -244,7 +244,7 @@ function byStage() {
   const s = section("stages", "Stage by stage",
     `What each stage did since its own start, and all of them together, in ${reading().unit}, with 95% intervals; in brackets the share of the stretch after which a topic had moved. Stages that cancel out leave no shift of the whole.`);
   s.append(scroll(el("table", { class: "heat" },
-    el("thead", {}, el("tr", {}, el("th", {}, "topic"), each.map(([name, steps]) => el("th", { scope: "col", class: "num" }, name, el("small", {}, steps))))),
+    el("thead", {}, el("tr", {}, el("th", {}, "topic"), each.map(([name, steps]) => el("th", { scope: "col", class: "num" }, name, el("br"), el("small", {}, steps))))),
     el("tbody", {}, rows.map((t) => el("tr", {}, el("th", { scope: "row" }, topicName(t), el("small", {}, t === "all" ? "mean over the panel" : axisOf(t))), each.map((c) => cell(c, t))))))));
   return s;
 }

@@ -36,7 +36,7 @@ const stepAxis = (more = {}) => ({ title: named("step"), tickformat: ",.7~g", nt
 function staged(more, shown) {
   const begins = new Map();
   for (const r of shown) for (const [step, name] of r.edges) begins.set(step, [...new Set([...(begins.get(step) || []), name])]);
-  const line = { color: css("--soft"), width: 1, dash: "longdash" };
+  const line = { color: css("--soft"), width: 1, dash: "dash" };
   const shapes = [...begins.keys()].filter((step) => step > 0).map((step) => ({ type: "line", yref: "paper", x0: step, x1: step, y0: 0, y1: 1, line }));
   const annotations = [...begins].map(([step, names]) => ({
     text: esc(names.join(" / ")), x: step, yref: "paper", y: 1, xanchor: "left", yanchor: "bottom", xshift: step > 0 ? -4 : 0, showarrow: false, font: { size: 11, color: css("--soft") },
