@@ -21,6 +21,12 @@ from vdengine.errors import InputError
 PROBES = {"panel": "values-mini", "every": 2, "tokens": 8192, "controls": False, "readouts": ["lead"]}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bits are those of a number of threads, and runs that fixtures make come before that of tests is set."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return write_tasks(tmp_path_factory.mktemp("tasks"))
@@ -33,6 +39,7 @@ def made(tmp_path_factory, tiny_models, files):
     tasks = {"tasks": [str(files["facts_3"]), str(files["goals"])], "every": 2, "limit": 6, "tokens": 8192}
 
     def make(name, steps=None, **sections):
+        torch.set_num_threads(1)  # as `one_thread`
         keys = {"model": {"source": str(tiny_models["qwen3"])}, "capability": tasks} | sections
         trainer = Trainer(tables(out, name, **keys), data=ROWS)
         rows = []

@@ -205,3 +205,30 @@ def test_answers_of_saved_checkpoints_are_judged_in_the_same_folder(tok, panel, 
     found = load_run(run)
     assert found.answers is not None and found.answers.anchors == [0, 2] and found.log is not None
     assert found.log.steps.tolist() == [0, 2] and (run / "drift" / "judgements" / "rule.jsonl").exists()
+
+
+def test_tasks_beside_the_panel(tiny_models, tmp_path):
+    """Guards tasks in a loop of one's own: on the first sample, every n-th step and the last, with the numbers of their
+    own packs, in a log of their own; a panel's numbers are those without them."""
+    from helpers.causal_lms import small_panel
+    from helpers.task_rows import write_tasks
+
+    from vdengine.drift.capability_log import CapabilityLog
+
+    source, files = str(tiny_models["qwen3"]), write_tasks(tmp_path / "tasks")
+    model, tasks = vd.load_model(source, device="cpu"), [vd.Task.load(files["goals"], 4)]
+    panel = small_panel()
+    options = {"total_steps": 6, "readouts": ["lead"], "controls": False}
+    with_tasks = vd.PanelScorer(panel, source, tmp_path / "run", tasks=tasks, tasks_every=4, **options)
+    without = vd.PanelScorer(panel, source, **options)
+    expected = with_tasks.task_packs.score(model).numpy()
+    for step in (0, 2, 4, 6):
+        sample, plain = with_tasks.score(model, step), without.score(model, step)
+        count = len(plain.logp)
+        assert np.array_equal(sample.logp[:count], plain.logp, equal_nan=True)
+        assert (sample.check is None) == (step == 2) and ("capability/goals/acc" in sample.scalars) == (step != 2)
+        if step != 2:
+            assert np.allclose(sample.logp[count:], expected, atol=1e-3)  # the same packs: fp32 on a CPU
+    with_tasks.close()
+    log = CapabilityLog.open(tmp_path / "run")
+    assert log.steps.tolist() == [0, 4, 6] and log.checks()[-1].changes["goals", "acc"].mean == 0

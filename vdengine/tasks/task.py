@@ -17,7 +17,7 @@ from typing import Any
 from vdengine.data.locate import resolve_here
 from vdengine.errors import InputError
 from vdengine.files import json_hash
-from vdengine.tasks.fields import FieldReader, Place
+from vdengine.tasks.fields import FieldReader
 from vdengine.tasks.shapes import read_rows
 from vdengine.tasks.task_files import TaskConfig, read_task_file
 
@@ -193,6 +193,3 @@ class _Examples:
             if len(chosen) < count:  # a row that is there twice was drawn twice
                 chosen = self.random.sample([i for i in others if self.pool[i] != doc], count)
         return [self.turns[i] for i in chosen]
-
-
-__all__ = ["Place", "Row", "Task", "Turn", "load_tasks"]
