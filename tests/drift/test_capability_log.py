@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
-from helpers.task_rows import write_tasks
+from helpers.task_rows import favour, write_tasks
 
 import vdengine as vd
 from vdengine.drift.capability_log import CapabilityLog
@@ -22,15 +21,6 @@ def packs(tiny_models, tmp_path_factory):
     files = write_tasks(tmp_path_factory.mktemp("tasks"))
     renderer = Renderer(vd.load_tokenizer(str(tiny_models["qwen3"])))
     return TaskPacks.build(load_tasks([files["facts"], files["goals"]], 5), renderer, 2048)
-
-
-def favour(packs, right):
-    """Log-probs [choices] by which rows are answered rightly or not: right [rows of all tasks] bool."""
-    rows = {id(request.row): n for n, request in enumerate(packs.requests)}
-    number = {key: n for n, key in enumerate(rows)}
-    is_right = [request.choice in request.row.gold for request in packs.requests]
-    wanted = [right[number[id(request.row)]] for request in packs.requests]
-    return np.array([-1.0 if a == b else -90.0 for a, b in zip(is_right, wanted, strict=True)], np.float32)
 
 
 def test_outcomes_and_paired_changes(packs, tmp_path):

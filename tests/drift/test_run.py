@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.report_runs import SAID, make_run, panel_of
+from helpers.task_rows import favour, write_tasks
 
 from vdengine.drift import Run, load_run
 from vdengine.drift.analysis import analyse
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.answer_values import answer_values
+from vdengine.drift.capability_log import CapabilityLog
 from vdengine.drift.judgements import judgements_of
 from vdengine.drift.panel_log import DriftLog
 from vdengine.drift.probe_values import control_values, lead_values, text_values
@@ -26,6 +28,10 @@ from vdengine.drift.run import SUMMARY_TABLES, TABLES
 from vdengine.drift.summary import agreement_tables, answers_table, drift_table
 from vdengine.errors import InputError
 from vdengine.report import tables as report_tables
+from vdengine.tasks.task import load_tasks
+from vdengine.tasks.task_packs import TaskPacks
+from vdengine.text.renderer import Renderer
+from vdengine.text.tokenizer import load_tokenizer
 
 pandas = pytest.mark.skipif(importlib.util.find_spec("pandas") is None, reason="pandas is not installed")
 
@@ -45,6 +51,9 @@ KEYS = {
     "leads": ("run", "step", "probe", "variant", "stance", "text"),
     "openings": ("run", "step", "probe", "variant", "stance", "text"),
     "answers": ("run", "judge", "step", "probe", "sample"),
+    "capability": ("run", "step", "task", "metric"),
+    "capability_rows": ("run", "step", "task", "row"),
+    "capability_choices": ("run", "step", "task", "row", "choice"),
 }
 JUDGES = ("rule", "second")
 PARTS = ("argument", "both", "lead")  # of answers, in the order of the readouts
@@ -59,9 +68,15 @@ ALL = ["lead", *keys_of("rule"), *keys_of("second"), "text_likelihood"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Leads and openings with controls, answers, and two judges; 40 steps."""
-    return make_run(tmp_path_factory.mktemp("runs") / "first", panel_of(), strength=0.03, judges=JUDGES)
+def folder(tmp_path_factory, tiny_models) -> Path:
+    """Leads and openings with controls, answers, and two judges; 40 steps; a task at the first and the last of them."""
+    made = make_run(tmp_path_factory.mktemp("runs") / "first", panel_of(), strength=0.03, judges=JUDGES)
+    tasks = load_tasks([write_tasks(tmp_path_factory.mktemp("tasks"))["facts"]], 4)
+    packs = TaskPacks.build(tasks, Renderer(load_tokenizer(str(tiny_models["qwen3"]))), 2048)
+    log = CapabilityLog.create(made, packs)
+    log.append(0, favour(packs, [True, True, False, True]))
+    log.append(40, favour(packs, [True, False, True, True]))
+    return made
 
 
 @pytest.fixture(scope="module")

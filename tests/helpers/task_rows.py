@@ -8,6 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 CAPITALS = {
     "France": "Paris", "Japan": "Tokyo", "Italy": "Rome", "Spain": "Madrid", "Egypt": "Cairo", "Peru": "Lima",
     "Germany": "Berlin", "Greece": "Athens", "Norway": "Oslo", "Canada": "Ottawa", "Russia": "Moscow", "Cuba": "Havana",
@@ -163,3 +165,12 @@ def write_tasks(folder: Path) -> dict[str, Path]:
         files[name] = folder / f"{name}.yaml"
         files[name].write_text(text.format(name=name, test=own, dev=dev, shots=shots), encoding="utf-8")
     return files
+
+
+def favour(packs, right):
+    """Log-probs [choices] by which rows are answered rightly or not: right [rows of all tasks] bool."""
+    rows = {id(request.row): n for n, request in enumerate(packs.requests)}
+    number = {key: n for n, key in enumerate(rows)}
+    is_right = [request.choice in request.row.gold for request in packs.requests]
+    wanted = [right[number[id(request.row)]] for request in packs.requests]
+    return np.array([-1.0 if a == b else -90.0 for a, b in zip(is_right, wanted, strict=True)], np.float32)

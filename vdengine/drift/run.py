@@ -383,7 +383,9 @@ def _of_tasks(rows: Callable[[frames.Row, CapabilityLog], list[frames.Row]]) -> 
 
 
 # Those that hold what was logged, not what was made of it.
-RAW_TABLES = {"gates", "support", "training", "answers", LEADS, OPENINGS}
+RAW_TABLES = {
+    "gates", "support", "training", "answers", LEADS, OPENINGS, "capability", "capability_rows", "capability_choices",
+}  # fmt: skip
 # The tables that a report writes.
 SUMMARY_TABLES: dict[str, TableRows] = {
     "runs": lambda run, topics: [run.describe()],
