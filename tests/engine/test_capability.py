@@ -112,7 +112,7 @@ def test_score_is_training(whole, files, tiny_models, tmp_path):
     said: list[str] = []
     at_2, at_4 = (str(folder / "checkpoints" / f"step-00000{k}") for k in (2, 4))
     own = score([at_2, at_4], out=str(tmp_path / "out"), controls=False, say=said.append)
-    assert np.array_equal(own[:, -values.shape[1] :], values[1:]) and "Tasks, with standard errors" in said[-2]
+    assert np.array_equal(own[:, -values.shape[1] :], values[1:]) and "Tasks, with standard errors" in "\n".join(said)
     assert np.array_equal(CapabilityLog.open(tmp_path / "out").channel.values, values[1:])
     options = TaskOptions([str(files["facts_3"]), str(files["goals"])], 6, tokens=8192)
     alone = score([str(tiny_models["qwen3"])], tasks=options, json_path="-", say=said.append)

@@ -322,7 +322,8 @@ def score(
             say(f"\nAs JSON: {json_path}")
         if out:
             say(f"\nRaw scores: {', '.join(f'{p}/' for p in (files.drift, files.capability) if p.exists())}")
-            say(f"To look at the history: vdengine report {folder}" if len(models) > 1 else "")
+            if len(models) > 1:
+                say(f"To look at the history: vdengine report {folder}")
     return np.stack(rows)
 
 
