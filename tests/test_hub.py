@@ -165,7 +165,7 @@ def test_what_cannot_be_pushed_to(hub, monkeypatch):
     """Guards a name that is none, the switch that turns the hub off, and a public repository where a private one was
     asked for: nothing is called, or nothing is uploaded."""
     made = hub()
-    for name, said in (("a b/c", "not the id"), ("name", "whose? write org/name"), ("a/b/c", "not the id")):
+    for name, said in (("a b/c", "not the id"), ("name", "write org/name"), ("a/b/c", "not the id")):
         with pytest.raises(InputError, match=said):
             open_repository(name)
     assert made.calls == []

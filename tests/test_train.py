@@ -160,22 +160,21 @@ def test_an_error_on_two_ranks_ends_both(recipe, tmp_path):
 
 
 @pytest.fixture
-def stages(recipe, tmp_path) -> list[str]:
+def stages(recipe, tmp_path, tiny_models) -> list[str]:
     """Recipes of three stages, each after the one before."""
-    text, paths = recipe.read_text(), []
+    paths = []
     for name, before in (("sft", None), ("dpo", "sft"), ("simpo", "dpo")):
-        t = text.replace(f'folder = "{tmp_path / "run"}"', f'folder = "{tmp_path / name}"')
+        t = tables(tmp_path, str(tiny_models["llama"]), str(tmp_path / "pairs.jsonl"), name)
+        t["run"]["steps"], t["checkpoint"]["export"], t["objective"] = 2, True, {"name": name}
         if before:
-            t = t.replace("[run]", f'[run]\nafter = "{tmp_path / before}"')
-            t = "\n".join(line for line in t.splitlines() if not line.startswith(("source = ", "tokenizer = ")))
-        objective = {"sft": 'name = "sft"', "dpo": 'name = "dpo"', "simpo": 'name = "simpo"'}[name]
-        head, _, rest = t.partition("[objective]")
-        t = f"{head}[objective]\n{objective}\n\n[{rest.split(chr(10) + '[', 1)[1]}"
+            t["run"]["after"] = str(tmp_path / before)
+            del t["model"]["source"]
         paths.append(tmp_path / f"{name}.toml")
-        paths[-1].write_text(t)
+        paths[-1].write_text(to_toml(make_recipe(t)))
     return [str(path) for path in paths]
 
 
+@pytest.mark.slow
 def test_stages_in_one_command(stages, tmp_path, capfd):
     """Guards the pipeline: errors in the last recipe are said before the first trains, each stage goes on from the one
     before, the same command again goes on where it was, and bits do not depend on how often it was given."""
@@ -215,3 +214,16 @@ def test_what_several_recipes_may_not_be(stages, recipe, capfd):
         assert main(words) == 2
         error = capfd.readouterr().err.strip()
         assert said in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_stages_on_two_ranks(stages, tmp_path):
+    """Guards several recipes under torchrun: the process group of one run ends with it, and the next has its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    done = subprocess.run(
+        [*command, "vdengine.train", *stages[:2]], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "dpo" / "export" / "model.safetensors").exists()
+    assert "the first sample is the last one of sft" in done.stdout

@@ -152,10 +152,7 @@ def _of_hub(repo: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        told = f"--push {repo}: {_why(error)}"
-    else:
-        return
-    raise InputError(told)
+        raise InputError(f"--push {repo}: {_why(error)}") from None
 
 
 def _why(error: Exception) -> str:

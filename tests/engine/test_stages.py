@@ -110,6 +110,9 @@ def test_a_run_that_is_not_finished(sft, tmp_path, tiny_models, data):
     (copy / "recipe.toml").write_text(longer)
     assert unfinished(copy).startswith("not finished (step 2 of 3)")
     refused(tmp_path / "next", "goes in a circle")
+    coming = recipe_of(tmp_path, tiny_models["qwen3"], data, "coming", checkpoint__export=False)
+    with pytest.raises(InputError, match=r"coming: has checkpoint\.export = false"):
+        stages_before(recipe_of(tmp_path, "", data, "next", tmp_path / "coming"), [coming])
 
 
 def test_planned_steps_of_epochs(tmp_path):

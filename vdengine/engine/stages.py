@@ -51,15 +51,15 @@ def stages_before(recipe: Recipe, planned: Sequence[Recipe] = (), panel: Panel |
     coming = {_real(r.run.folder): r for r in planned}
     tables = {folder: {"folder": r.run.folder, "after": r.run.after} for folder, r in coming.items()}
     folders = earlier_runs(recipe.run.folder, recipe.run.after, tables)
-    steps = 0
-    for folder in folders:
-        if (reason := unfinished(folder)) and _real(folder) not in coming:
-            raise InputError(f"run.after: {folder}: {reason}")
-        steps += last_metrics(RunFolder(folder)).get("step", 0)
     before = folders[-1]
-    old = coming.get(_real(before)) or _recipe_of(RunFolder(before))
+    if (old := coming.get(_real(before))) is None:
+        if reason := unfinished(before):
+            raise InputError(f"run.after: {before}: {reason}")
+        old = _recipe_of(RunFolder(before))
+    elif not old.checkpoint.export:
+        raise InputError(f"run.after: {before}: has checkpoint.export = false, so there will be nothing to start from")
     _check_same(recipe, old, before, panel, planned)
-    return Before(tuple(folders), steps)
+    return Before(tuple(folders), sum(last_metrics(RunFolder(folder)).get("step", 0) for folder in folders))
 
 
 def unfinished(folder: str | Path) -> str:

@@ -133,10 +133,10 @@ def _title(recipes: Sequence[dict[str, Any]], folder: Path) -> str:
 
 
 def _what(recipes: Sequence[dict[str, Any]], run: Run | None, step: int) -> str:
-    how = ", then ".join((_objective(recipe) or "an unknown objective").upper() for recipe in recipes)
-    probed = "" if run is None else f" While it trained, its values were read on the panel `{_name(run.manifest)}`."
+    how = ", then ".join(_cell(_objective(recipe) or "an unknown objective").upper() for recipe in recipes)
+    probed = "" if run is None else f" While it trained, its values were read on the panel {_name(run.manifest)}."
     return (
-        f"`{_cell(_named(_source(recipes[0])))}` after {how}, at step {step:,} of the last of these, trained with "
+        f"{_cell(_named(_source(recipes[0])))} after {how}, at step {step:,} of the last of these, trained with "
         f"vdengine {vdengine.__version__}.{probed}"
     )
 
@@ -148,7 +148,7 @@ def _training(recipes: Sequence[dict[str, Any]], folders: Sequence[Path], step: 
         length = run.get("steps") or (f"{run['epochs']} epochs" if run.get("epochs") else "")
         if number == len(recipes) - 1 and length != step:
             length = f"{step} of {length}"
-        data = ", ".join(f"`{_cell(_named(name))}`" for name in _data(recipe))
+        data = ", ".join(_cell(_named(name)) for name in _data(recipe))
         rows.append(
             f"| {_cell(folder.resolve().name)} | {_cell(_objective(recipe) or '')} | {data} | {length} | "
             f"{_cell(batch.get('examples', ''))} | {_cell(optimizer.get('lr', ''))} | {_cell(run.get('seed', ''))} |"
@@ -234,7 +234,7 @@ def _drift(run: Run, figures: dict[str, bytes]) -> list[str]:
 def _panel(run: Run) -> str:
     about = run.describe()
     return (
-        f"Panel `{_name(run.manifest)}`, {about['probes']} probes, hash `{run.panel_hash[:12]}`. Before is the model "
+        f"Panel {_name(run.manifest)}, {about['probes']} probes, hash {_cell(run.panel_hash[:12])}. Before is the model "
         "that training started from, after the model of this repository; shifts are paired over probes, with 95% "
         "intervals."
     )
@@ -330,7 +330,7 @@ def _number(x: float, scale: float = 1.0) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A text in a cell or a sentence: on one line, and no markup."""
+    """A text in a cell or a sentence: on one line, and no markup. Not for a code span, where nothing can be escaped."""
     text = printable(" ".join(str(value).split()))[:300]
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text).replace("\\<", "&lt;").replace("\\>", "&gt;")
 
