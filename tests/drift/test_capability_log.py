@@ -8,7 +8,7 @@ import pytest
 from helpers.task_rows import favour, write_tasks
 
 import vdengine as vd
-from vdengine.drift.capability_log import CapabilityLog
+from vdengine.drift.capability_log import CapabilityLog, checks_of
 from vdengine.drift.load import load_run
 from vdengine.errors import InputError
 from vdengine.tasks.task import load_tasks
@@ -21,6 +21,14 @@ def packs(tiny_models, tmp_path_factory):
     files = write_tasks(tmp_path_factory.mktemp("tasks"))
     renderer = Renderer(vd.load_tokenizer(str(tiny_models["qwen3"])))
     return TaskPacks.build(load_tasks([files["facts"], files["goals"]], 5), renderer, 2048)
+
+
+@pytest.fixture(scope="module")
+def fewer(tiny_models, tmp_path_factory):
+    """Other packs: one task, of fewer rows."""
+    files = write_tasks(tmp_path_factory.mktemp("tasks"))
+    renderer = Renderer(vd.load_tokenizer(str(tiny_models["qwen3"])))
+    return TaskPacks.build(load_tasks([files["facts"]], 3), renderer, 2048)
 
 
 def test_outcomes_and_paired_changes(packs, tmp_path):
@@ -93,3 +101,20 @@ def test_damaged_logs_are_refused(packs, tmp_path):
             assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="no tasks were scored here"):
         CapabilityLog.open(tmp_path / "none")
+
+
+def test_checks_of_a_history(packs, fewer, tmp_path):
+    """Guards stages: their checks are at the history's steps, changes are since the first stage's start, the later
+    sample stands at an edge, and a stage with other tasks is left out."""
+    every, two = [True] * 10, [True, True, *[False] * 8]
+    logs = [CapabilityLog.create(tmp_path / name, packs, "hash") for name in ("sft", "dpo")]
+    for log, (first, last) in zip(logs, ((every, two), (two, every[:5] + two[:5])), strict=True):
+        log.append(0, favour(packs, first))
+        log.append(7, favour(packs, last))
+    found = checks_of([(0, logs[0]), (7, logs[1])])
+    assert [check.step for check in found] == [0, 7, 14] and not found[0].changes
+    assert found[1].accuracies["facts", "acc"].value == 0.4 and found[1].changes["facts", "acc"].lost == 3
+    assert found[2].changes["facts", "acc"].mean == 0 and found[2].changes["goals", "acc"].lost == 3
+    another = CapabilityLog.create(tmp_path / "other", fewer, "hash")
+    another.append(0, favour(fewer, [True] * 3))
+    assert [check.step for check in checks_of([(0, another), (7, logs[1])])] == [7, 14]

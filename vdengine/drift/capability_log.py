@@ -193,8 +193,26 @@ class CapabilityLog:
 
     def checks(self) -> list[Check]:
         """What each sample says."""
-        values, steps = self.channel.values, self.steps.tolist()
-        return [check_of(self.tasks, step, values[i], values[0] if i else None) for i, step in enumerate(steps)]
+        return checks_of([(0, self)])
+
+
+def checks_of(logs: Sequence[tuple[int, CapabilityLog]]) -> list[Check]:
+    """What each sample of a history says; changes are since its first one. Where one stage ends and the next begins,
+    the weights are the same, and the later sample stands for both.
+
+    Args:
+        logs: of stages in order, with the step of the history at which each begins, at least one. Those that scored
+            other choices than the last one are left out.
+    """
+    items, tasks = logs[-1][1].channel.items, logs[-1][1].tasks
+    samples = {
+        first + step: log.channel.values[i]
+        for first, log in logs
+        if log.channel.items == items
+        for i, step in enumerate(log.steps.tolist())
+    }
+    start = next(iter(samples.values()), None)
+    return [check_of(tasks, step, values, None if values is start else start) for step, values in samples.items()]
 
 
 def check_of(

@@ -24,7 +24,7 @@ from vdengine.drift.analysis import Analysis, analyse
 from vdengine.drift.answer_curves import curve_steps
 from vdengine.drift.answer_log import AnswerLog
 from vdengine.drift.answer_values import answer_values
-from vdengine.drift.capability_log import CapabilityLog
+from vdengine.drift.capability_log import CapabilityLog, Check, checks_of
 from vdengine.drift.capability_tables import check_rows, choice_rows, outcome_rows
 from vdengine.drift.judgements import BOTH, PARTS, Judgements
 from vdengine.drift.panel_log import DriftLog
@@ -126,7 +126,15 @@ class Run:
     @property
     def parts(self) -> list[Stage]:
         """The stages whose raw logs stand in folders of their own; [] where this run has one log."""
-        return [stage for stage in self.stages if stage.run.log is not None or stage.run.answers is not None]
+        logs = [(stage, stage.run.log, stage.run.answers, stage.run.capability) for stage in self.stages]
+        return [stage for stage, *own in logs if any(log is not None for log in own)]
+
+    @cached_property
+    def checks(self) -> list[Check]:
+        """What each sample of tasks says; of a history those of all stages that have the last one's tasks."""
+        stages = [(stage.first, stage.run.capability) for stage in self.parts] or [(0, self.capability)]
+        logs = [(first, log) for first, log in stages if log is not None]
+        return checks_of(logs) if logs else []
 
     @property
     def own_views(self) -> dict[str, Readout]:

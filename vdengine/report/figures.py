@@ -451,7 +451,7 @@ def capability(runs: Sequence[Run]) -> Any:
     """Tasks: each metric at each check, with its standard error."""
     from matplotlib.lines import Line2D
 
-    checks = {number: run.capability.checks() for number, run in enumerate(runs) if run.capability is not None}
+    checks = {number: run.checks for number, run in enumerate(runs) if run.checks}
     keys = list(dict.fromkeys(key for of_run in checks.values() for check in of_run for key in check.accuracies))
     if not keys:
         return None
@@ -472,6 +472,7 @@ def capability(runs: Sequence[Run]) -> Any:
                 ax.errorbar(
                     steps, value, yerr=stderr, elinewidth=0.6, **_line_style(number), marker=_marker(number), ms=2
                 )
+        edges(ax, [runs[number] for number in checks if runs[number].parts])
         ax.set_title(_fit(", ".join(keys[n]), 34), loc="left")
         ax.set_xlabel("step")
         ax.set_ylabel("share right")

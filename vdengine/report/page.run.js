@@ -51,7 +51,7 @@ function capability() {
         marker: { color: colour(r.i), symbol: symbol(r.i), size: 5 }, hoverinfo: "text", hovertext: c.step.map((step, n) => `<b>${esc(r.name)}</b><br>step ${step.toLocaleString("en-US")}: ${num(c.value[n])} ± ${num(c.stderr[n])}`),
       };
     });
-    return figure(key, `${num(of(shown.find((r) => of(r, key)), key).rows)} rows`, plot(traces, { xaxis: stepAxis(), yaxis: { title: named("share right"), nticks: 5 } }, "low"));
+    return figure(key, `${num(of(shown.find((r) => of(r, key)), key).rows)} rows`, plot(traces, staged({ xaxis: stepAxis(), yaxis: { title: named("share right"), nticks: 5 } }, shown.filter((r) => of(r, key))), "low"));
   })));
   const changed = shown.flatMap((r) => r.capability.filter((c) => c.change).map((c) => [r, c]));
   if (changed.length) {

@@ -212,9 +212,8 @@ def _line(metrics: Metrics, chart: Chart) -> dict[str, Any] | None:
 
 def _capability(run: Run) -> list[dict[str, Any]]:
     """A curve for each task and metric, with its standard error, and its change from the first check to the last."""
-    log = run.capability
-    checks = log.checks() if log is not None else []
-    if log is None or not checks:
+    checks = run.checks
+    if not checks:
         return []
     kept = [checks[i] for i in _evenly(len(checks))]
     found = []
