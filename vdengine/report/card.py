@@ -234,8 +234,8 @@ def _drift(run: Run, figures: dict[str, bytes]) -> list[str]:
 def _panel(run: Run) -> str:
     about = run.describe()
     return (
-        f"Panel {_name(run.manifest)}, {about['probes']} probes, hash {_cell(run.panel_hash[:12])}. Before is the model "
-        "that training started from, after the model of this repository; shifts are paired over probes, with 95% "
+        f"Panel {_name(run.manifest)}, {about['probes']} probes, hash {_cell(run.panel_hash[:12])}. Before is the "
+        "model that training started from, after the model of this repository; shifts are paired over probes, with 95% "
         "intervals."
     )
 
