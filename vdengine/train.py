@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from vdengine.cli.arguments import RecipeParser
 from vdengine.cli.common import verb
 from vdengine.errors import InputError
-from vdengine.recipe import Recipe
+from vdengine.recipe import Recipe, differences, saved_recipe
 from vdengine.runfolder import RunFolder
 from vdengine.signals import SIGNALS, Requests
 
@@ -76,12 +76,17 @@ def _left(recipes: Sequence[Recipe]) -> list[Recipe]:
 
     if len(recipes) == 1:
         return list(recipes)
-    left = [recipe for recipe in recipes if not recipe.checkpoint.export or unfinished(recipe.run.folder)]
+    left = [r for r in recipes if not r.checkpoint.export or unfinished(r.run.folder) or _changed(r)]
     if os.environ.get("RANK", "0") == "0":
         for recipe in recipes:
             if recipe not in left:
                 print(f"{recipe.run.folder}: finished already", flush=True)
     return left
+
+
+def _changed(recipe: Recipe) -> bool:
+    """Whether a run's folder is of another recipe than this one: the trainer then says what differs, or goes on."""
+    return bool(differences(saved_recipe(RunFolder.at(recipe.run.folder).recipe), recipe))
 
 
 def train(recipe: Recipe) -> int:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from vdengine.tasks.accuracy import accuracy, change, mcnemar, predicted
+from vdengine.tasks.accuracy import accuracy, change, mcnemar, paired_interval, predicted
 
 
 def test_predictions():
@@ -39,8 +39,25 @@ def test_a_change_is_paired():
     assert (moved.mean, moved.lost, moved.gained) == (pytest.approx(-0.025), 30, 5)
     apart = math.hypot(accuracy(before).stderr, accuracy(after).stderr)
     assert moved.stderr < 0.3 * apart and moved.high < 0 and moved.p < 1e-4
-    assert moved.high - moved.mean == pytest.approx(1.959964 * moved.stderr, rel=1e-6)
+    assert moved.high - moved.low == pytest.approx(2 * 1.959964 * moved.stderr, rel=0.03)  # of 1,000 rows near enough
     assert change(before, before).p == 1.0 and change(before, before).stderr == 0.0
+
+
+def test_intervals_of_changes():
+    """Guards few and one-sided changes, of which 1.96 standard errors make certainties: bounds, symmetry, and the
+    coverage of 40 rows by simulation."""
+    for kept, lost, gained, wrong in ((36, 12, 2, 0), (0, 0, 3, 0), (5, 0, 0, 5), (0, 7, 0, 1), (3, 1, 1, 3)):
+        n = kept + lost + gained + wrong
+        low, high = paired_interval(kept, lost, gained, n)
+        assert -1 <= low <= (gained - lost) / n <= high <= 1
+        assert paired_interval(kept, gained, lost, n) == (pytest.approx(-high), pytest.approx(-low))
+    still = paired_interval(5, 0, 0, 10)
+    assert paired_interval(0, 0, 3, 3)[0] < 0.3 and still[0] < 0 < still[1]
+    rng, hits, draws = np.random.default_rng(1), 0, 3000
+    for counts in rng.multinomial(40, (0.5, 0.15, 0.05, 0.3), draws):
+        low, high = paired_interval(*(int(x) for x in counts[:3]), 40)
+        hits += low <= -0.1 <= high
+    assert 0.93 <= hits / draws <= 0.98
 
 
 def test_mcnemar_is_the_exact_binomial():

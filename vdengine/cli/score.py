@@ -62,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     sources = args.tasks.split(",") if args.tasks else []
     if not sources and (args.limit is not None or args.chat):
         raise InputError(f"--{'limit' if args.limit is not None else 'chat'} has no effect without --tasks")
+    if sources and not args.panel:
+        for name, value in (("readouts", args.readouts), ("controls", args.controls)):
+            if value is not None:
+                raise InputError(f"--{name} has no effect on tasks alone; name a --panel too")
     if (args.limit or 1) < 1:
         raise InputError(f"--limit {args.limit}: at least 1 row of a task")
     from vdengine.engine.preflight import check_names
@@ -80,6 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.json,
         args.readouts.split(",") if args.readouts else None,
         names(args.stages),
-        TaskOptions(sources, args.limit or 0, args.chat) if sources else None,
+        TaskOptions(sources, args.limit or 0, args.chat, args.tokens or TaskOptions.tokens) if sources else None,
     )
     return 0

@@ -196,23 +196,30 @@ class CapabilityLog:
         return checks_of([(0, self)])
 
 
+def same_tasks(a: CapabilityLog, b: CapabilityLog) -> bool:
+    """Whether two logs are of the same choices after the same prompts: then their samples may be compared by row."""
+    return a.channel.items == b.channel.items and all(
+        a.manifest.get(name) == b.manifest.get(name) for name in ("tasks", "chat")
+    )
+
+
 def checks_of(logs: Sequence[tuple[int, CapabilityLog]]) -> list[Check]:
     """What each sample of a history says; changes are since its first one. Where one stage ends and the next begins,
     the weights are the same, and the later sample stands for both.
 
     Args:
-        logs: of stages in order, with the step of the history at which each begins, at least one. Those that scored
-            other choices than the last one are left out.
+        logs: of stages in order, with the step of the history at which each begins, at least one. Those with other
+            tasks than the last one (`same_tasks`) are left out.
     """
-    items, tasks = logs[-1][1].channel.items, logs[-1][1].tasks
+    last = logs[-1][1]
     samples = {
         first + step: log.channel.values[i]
         for first, log in logs
-        if log.channel.items == items
+        if same_tasks(log, last)
         for i, step in enumerate(log.steps.tolist())
     }
     start = next(iter(samples.values()), None)
-    return [check_of(tasks, step, values, None if values is start else start) for step, values in samples.items()]
+    return [check_of(last.tasks, step, values, None if values is start else start) for step, values in samples.items()]
 
 
 def check_of(

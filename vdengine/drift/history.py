@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from vdengine.drift.answer_log import AnswerLog
+from vdengine.drift.capability_log import same_tasks
 from vdengine.drift.chain import difference, earlier_runs, edge
 from vdengine.drift.load import load_run
 from vdengine.drift.probe_values import ProbeValues, joined, stretch
@@ -52,10 +53,14 @@ def load_history(
     if not earlier:
         return _with_models(run) if RunFolder(folder).models.exists() else run
     folders = [*earlier, folder]
-    runs = [
-        load_run(each, name=label, smoothing=smoothing, judge=judge)
-        for each, label in zip(folders, tell_apart(folders), strict=True)
-    ]
+    labels = tell_apart(folders)
+    runs = []
+    for place, label in zip(folders, labels, strict=True):
+        try:
+            runs.append(load_run(place, name=label, smoothing=smoothing, judge=judge))
+        except InputError as error:
+            run.notes.append(f"shown without the stages before it: {error}")
+            return run
     stages: list[Stage] = []
     for each in runs:
         if each.panel_hash != run.panel_hash:
@@ -86,6 +91,9 @@ def _whole(last: Run, stages: list[Stage], baseline: int | None) -> Run:
         if before.run.log is not None and after.run.log is not None:
             if (gap := difference(before.run.log, after.run.log)) != 0:
                 notes.append(f"{after.name}: {edge(before.name, gap)}")
+    for stage in stages[:-1]:
+        if last.capability is not None and (log := stage.run.capability) and not same_tasks(log, last.capability):
+            notes.append(f"{stage.name}: has other tasks, so its checks do not stand in the curve")
     whole = replace(
         last,
         total_steps=stages[-1].last,

@@ -278,13 +278,15 @@ def score(
         folder = Path(out or scratch)
         about = {"model": {"source": ", ".join(names)}}
         files = RunFolder.at(folder)
-        if files.has_capability or files.has_panel_scores and len(DriftLog.open(folder).steps):
+        if (files.has_capability and len(CapabilityLog.open(folder).steps)) or (
+            files.has_panel_scores and len(DriftLog.open(folder).steps)
+        ):
             raise InputError(f"{folder}: holds scores already; give --out a new name")
         log = None
         if forest is not None:
             log = DriftLog.create(folder, forest.panel, forest.requests, renderer.hash, about=about)
-            write_text(files.models, json.dumps(named, indent=2, ensure_ascii=False) + "\n")
         task_log = None if checks is None else CapabilityLog.create(folder, checks, renderer.hash)
+        write_text(files.models, json.dumps(named, indent=2, ensure_ascii=False) + "\n")
         for model, step in zip(models, steps, strict=True):
             weights, found = model.model(dtype), []
             if forest is not None and log is not None:
