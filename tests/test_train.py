@@ -193,6 +193,8 @@ def test_stages_in_one_command(stages, tmp_path, capfd):
     out = capfd.readouterr().out
     assert f"{tmp_path / 'sft'}: finished already" in out and f"{tmp_path / 'dpo'}: finished already" in out
     assert "stage   3, after sft, dpo: steps 5 to 6 of their history" in out
+    assert main([*stages, "optimizer.lr=1e-7"]) == 2  # of a finished run: not passed over, but refused
+    assert "optimizer.lr" in capfd.readouterr().err
     once = {name: (tmp_path / name / "export" / "model.safetensors").read_bytes() for name in ("dpo", "simpo")}
     for name in ("sft", "dpo", "simpo"):
         (tmp_path / name).rename(tmp_path / f"{name}-before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from helpers.task_rows import favour, write_tasks
@@ -115,6 +116,8 @@ def test_checks_of_a_history(packs, fewer, tmp_path):
     assert [check.step for check in found] == [0, 7, 14] and not found[0].changes
     assert found[1].accuracies["facts", "acc"].value == 0.4 and found[1].changes["facts", "acc"].lost == 3
     assert found[2].changes["facts", "acc"].mean == 0 and found[2].changes["goals", "acc"].lost == 3
+    as_chat = replace(logs[0], manifest=logs[0].manifest | {"chat": True})  # the same choices after other prompts
+    assert [check.step for check in checks_of([(0, as_chat), (7, logs[1])])] == [7, 14]
     another = CapabilityLog.create(tmp_path / "other", fewer, "hash")
     another.append(0, favour(fewer, [True] * 3))
     assert [check.step for check in checks_of([(0, another), (7, logs[1])])] == [7, 14]

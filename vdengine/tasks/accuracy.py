@@ -96,9 +96,9 @@ def paired_interval(kept: int, lost: int, gained: int, n: int) -> tuple[float, f
     wrong = n - kept - lost - gained  # before and after
     first, last = (kept + lost) / n, (kept + gained) / n
     (low_first, high_first), (low_last, high_last) = (_wilson(p, n) for p in (first, last))
-    product = kept * wrong - lost * gained
+    product = float(kept * wrong - lost * gained)
     if product > 0:
-        product = max(product - n / 2, 0)
+        product = max(product - n / 2, 0.0)
     sizes = (kept + lost) * (gained + wrong) * (kept + gained) * (lost + wrong)
     phi = product / math.sqrt(sizes) if sizes else 0.0
 
