@@ -12,7 +12,7 @@ import pytest
 from helpers.weights import one_line
 
 from vdengine.errors import InputError
-from vdengine.hub import locate, open_repository, upload
+from vdengine.hub import STALE, locate, open_repository, upload
 
 
 def test_sources_that_are_not_there(tmp_path, monkeypatch):
@@ -124,7 +124,7 @@ def hub(monkeypatch):
 
 
 def test_upload(hub, tmp_path):
-    """Guards what leaves the machine: the named files and no other, with no token of ours, in one commit."""
+    """Guards what leaves the machine: the named files and no other, with no token of ours, in one call."""
     made = hub(private=True)
     open_repository("org/name", private=True, revision="v1")
     assert upload(tmp_path, "org/name", ["README.md", "a[1].json"], "said", "v1") == "https://hub/org/name/commit/1"
@@ -133,9 +133,40 @@ def test_upload(hub, tmp_path):
     assert calls["create_branch"] == {"branch": "v1", "exist_ok": True}
     assert calls["upload_folder"] == {
         "repo_id": "org/name", "folder_path": tmp_path, "commit_message": "said", "revision": "v1",
-        "allow_patterns": ["README.md", "a[[]1].json"],
+        "allow_patterns": ["README.md", "a[[]1].json"], "delete_patterns": list(STALE),
     }  # fmt: skip
     assert SECRET not in str(made.calls)
+
+
+def test_an_earlier_export_does_not_stay_beside_a_new_one(tmp_path, monkeypatch):
+    """Guards a reader of the repository against stale weights, after shards a single file or after a model an adapter,
+    as the hub's own client picks what goes; and the files of others in it."""
+    there = [
+        ".gitattributes", "README.md", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json", "model.safetensors", "config.json", "generation_config.json",
+        "adapter_model.safetensors", "adapter_config.json", "onnx/model.safetensors", "model-x/1.safetensors",
+        "other.safetensors", "onnx/config.json",
+    ]  # fmt: skip
+    seen = {}
+
+    class Api(huggingface_hub.HfApi):
+        def list_repo_files(self, *args, **options):
+            return there
+
+        def create_commit(self, *args, operations, **options):
+            for each in operations:
+                seen.setdefault(type(each).__name__, set()).add(each.path_in_repo)
+            return "https://hub/commit"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    # then the client commits once, with create_commit
+    monkeypatch.setattr(huggingface_hub.hf_api, "is_xet_available", lambda: False, raising=False)
+    files = ["model.safetensors", "config.json"]
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    upload(tmp_path, "org/name", files, "said")
+    assert seen["CommitOperationAdd"] == set(files)
+    assert seen["CommitOperationDelete"] == {*there[2:5], "generation_config.json", *there[8:10]}
 
 
 @pytest.mark.parametrize(

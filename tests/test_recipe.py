@@ -435,3 +435,12 @@ def test_the_command_lines_length_wins(tmp_path):
     assert recipe.run.steps is None and recipe.run.epochs == 2
     with pytest.raises(InputError, match="give one of run.steps and run.epochs"):
         load_recipe(path, ["run.epochs=2", "run.steps=3"])
+
+
+@pytest.mark.parametrize("after", ["~nosuchuser/x", "x" * 300, "a/" * 4000, "a\\u0000"])
+def test_a_run_before_that_is_no_path(tmp_path, after):
+    """Guards one line that names run.after for a name that no folder can have."""
+    path = write(tmp_path, GOOD.replace("steps", f'after = "{after}"\nsteps'))
+    with pytest.raises(InputError, match=r"r\.toml:2: run\.after") as error:
+        load_recipe(path)
+    assert "\n" not in str(error.value)

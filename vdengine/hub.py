@@ -16,6 +16,17 @@ from vdengine.errors import InputError
 from vdengine.outside import first_line, printable
 
 TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{20,}")
+_FIVE = "[0-9]" * 5
+# Weights and configs of an export, whichever kind it is, as patterns of fnmatch, whose * would reach into folders.
+STALE = (
+    "model.safetensors",
+    f"model-{_FIVE}-of-{_FIVE}.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+)
 
 
 def locate(source: str, patterns: tuple[str, ...] = ("*.json", "*.jinja", "*.safetensors")) -> Path:
@@ -126,7 +137,8 @@ def open_repository(repo: str, *, private: bool = False, revision: str | None = 
 
 
 def upload(folder: Path, repo: str, files: Sequence[str], message: str, revision: str | None = None) -> str:
-    """Upload files of a folder in one commit. Returns its address.
+    """Upload files of a folder. Returns the address of the commit. `STALE` files that an earlier export left in the
+    repository and this one has not are deleted: a reader might load them in place of this one's.
 
     Raises:
         InputError: as `open_repository`.
@@ -140,6 +152,7 @@ def upload(folder: Path, repo: str, files: Sequence[str], message: str, revision
             commit_message=message,
             revision=revision,
             allow_patterns=[re.sub(r"([\[*?])", r"[\1]", name) for name in files],
+            delete_patterns=list(STALE),  # the client spares those that it uploads
         )
     return str(getattr(commit, "commit_url", commit))
 

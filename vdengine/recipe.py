@@ -23,7 +23,7 @@ from vdengine import objectives
 from vdengine.errors import InputError
 from vdengine.objectives import Objective, OnPolicy
 from vdengine.objectives.base import ADAPTER_OFF
-from vdengine.outside import MIB, parse_toml, printable, read_text
+from vdengine.outside import MIB, first_line, parse_toml, printable, read_text
 from vdengine.runfolder import RunFolder
 from vdengine.settings import Where, coerce, key, nearest, read_section, shown
 
@@ -575,13 +575,33 @@ def _check_together(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -
 
 def _source_after(r: Recipe, where: Where) -> str:
     """What a run starts from that goes on after another: the other's export."""
-    export = str(RunFolder.at(str(r.run.after)).export)
-    if r.model.source and Path(os.path.realpath(Path(r.model.source).expanduser())) != Path(os.path.realpath(export)):
+    export = str(RunFolder(run_path(str(r.run.after), f"{where('run', 'after')}: run.after")).export)
+    if r.model.source and os.path.realpath(os.path.expanduser(r.model.source)) != os.path.realpath(export):
         raise InputError(
             f"{where('model', 'source')}: model.source = {shown(r.model.source)}, but run.after = {shown(r.run.after)} "
             f"starts from {export}; leave one of them out"
         )
     return export
+
+
+def run_path(name: str, key: str) -> Path:
+    """The folder of a run that a recipe names, whether it is there or not.
+
+    Args:
+        key: names it in errors: "run.after".
+
+    Raises:
+        InputError: no path that can be: "~who" of no user here, a NUL, a name that is too long.
+    """
+    try:
+        path = RunFolder.at(name).path
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # a recipe may be of another machine
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: of expanduser
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{key} = {shown(name)} is no folder's name: {why}") from None
+    return path
 
 
 def _check_rollout(r: Recipe, rule: OnPolicy, where: Where) -> None:
@@ -666,7 +686,14 @@ def _check_lora(r: Recipe, given: dict[str, dict[str, Any]], where: Where) -> No
         )
     if not objective.reference:
         return
-    if r.objective.reference is None:  # a new adapter begins as the plain model; one to start with does not
+    if objective.rollout and not objective.rollout.refers(r.objective):
+        if r.objective.reference not in (None, "none"):
+            raise InputError(
+                f"{where('objective', 'reference')}: objective.reference has no effect with objective."
+                f"{objective.rollout.kl} = 0: no distance from a reference is weighed"
+            )
+        r.objective.reference = "none"
+    elif r.objective.reference is None:  # a new adapter begins as the plain model; one to start with does not
         r.objective.reference = ADAPTER_OFF if r.has_lora and not lora.start else objective.reference[0]
     elif r.objective.reference == ADAPTER_OFF and not r.has_lora:
         raise InputError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vdengine.errors import InputError
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -14,8 +16,15 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: str | Path) -> RunFolder:
-        """The run folder at a path; "~" is the user's home, as everywhere."""
-        return cls(Path(path).expanduser())
+        """The run folder at a path; "~" is the user's home, as everywhere.
+
+        Raises:
+            InputError: the home of a user that there is not.
+        """
+        try:
+            return cls(Path(path).expanduser())
+        except RuntimeError:
+            raise InputError(f"{str(path)[:100]!r}: no user of that name, whose home it would be in") from None
 
     @property
     def recipe(self) -> Path:

@@ -155,10 +155,11 @@ def show_batch(recipe: Recipe, count: int) -> int:
     """Rows of the first steps with prompt, scored and unscored tokens told apart."""
     from vdengine.data.show import show_batch
     from vdengine.engine.rows import open_loader, open_store
+    from vdengine.models.peft_config import tokenizer_of
     from vdengine.text.renderer import Renderer
     from vdengine.text.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(recipe.model.tokenizer or recipe.model.source)
+    tokenizer = load_tokenizer(tokenizer_of(recipe.model.tokenizer or recipe.model.source))
     store = open_store(recipe, recipe.data.train, Renderer(tokenizer, template=recipe.data.template), progress=True)
     loader = open_loader(recipe, store)
     rows: list[int] = []

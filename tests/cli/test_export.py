@@ -131,3 +131,30 @@ def test_push(run, tmp_path, capsys, monkeypatch):
         assert main(words) == 2
         error = capsys.readouterr().err.strip()
         assert said in error and len(error.splitlines()) == 1 and secret not in error
+
+
+def test_what_cannot_be_pushed_makes_no_repository(run, tmp_path, capsys, monkeypatch):
+    """Guards the hub against an empty repository of a failed push, and an adapter's config against the path of a base
+    that nobody else has."""
+    calls = []
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: calls.append("asked"))
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.tex").write_text("do not lose")
+    before = sorted(path.name for path in run.iterdir())
+
+    def refused(said, *words):
+        assert main([str(run), *words, "--push", "org/new"]) == 2
+        error = capsys.readouterr().err.strip()
+        assert said in error and len(error.splitlines()) == 1, error
+
+    refused("no whole checkpoint of step 999; there are 2, 4", "999")
+    refused("thesis.tex", "--to", str(full))
+    (run / "adapter_config.json").write_text("{}")
+    refused("is on this machine alone, so nobody else could load it: push the merged model: --merge")
+    (run / "adapter_config.json").unlink()
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "manifest.json").write_text("{}")
+    refused("no whole checkpoint; there are none")
+    assert not calls and sorted(path.name for path in run.iterdir()) == before

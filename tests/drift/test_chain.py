@@ -71,3 +71,16 @@ def test_the_first_sample_against_the_last_one_before(tmp_path):
         for name in ("openings", "leads")
     )
     assert np.isnan(difference(leads, texts)) and "no score in common" in edge("sft", difference(leads, texts))
+
+
+@pytest.mark.parametrize("after", ["~nosuchuser/x", "x" * 300, "a\\u0000b"])
+def test_names_that_are_no_folder(tmp_path, after):
+    """Guards one line, naming the key, for what a recipe of someone else may say."""
+    run = recipe_in(tmp_path / "run", after)
+    with pytest.raises(InputError, match=r"run: run\.after = .* is no folder's name") as error:
+        earlier_runs(run)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"run\.after = "):
+        earlier_runs(tmp_path / "new", after.replace("\\u0000", "\0"))
+    with pytest.raises(InputError, match=r"run\.folder = "):
+        earlier_runs(recipe_in(tmp_path / "b", str(tmp_path), named=after))

@@ -12,6 +12,7 @@ from helpers.runs import recipe_of, tables
 from helpers.scenarios import assert_close, same_bits, train
 
 import vdengine as vd
+from vdengine.engine.preflight import check_model, preflight
 from vdengine.engine.saved_models import SavedModel, export, load_checkpoint
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
@@ -185,3 +186,34 @@ def test_a_given_model(run, tmp_path, data):
     vd.add_lora(model, vd.Lora(rank=2))
     with pytest.raises(InputError, match="has an adapter; write it with vd.save_adapter"):
         Trainer(t, model=model, tokenizer=vd.load_tokenizer(base))
+
+
+def test_an_adapter_over_an_adapter(tmp_path, tiny_models, data):
+    """Guards SFT and then DPO, both with LoRA: the second adapter is over the merged first, and its export is read back
+    with the bits that were trained."""
+    first = recipe_of("lora", tmp_path / "a", str(tiny_models["qwen3"]), str(data))
+    first.checkpoint.export = True
+    train(first)
+    second = recipe_of("lora", tmp_path / "b", str(tiny_models["qwen3"]), str(data))
+    second.checkpoint.export = True
+    second.model.source = str(Path(first.run.folder) / "export")
+    preflight(second)
+    trainer = train(second)
+    ids = torch.arange(20, 40)
+    packed = vd.pack([vd.Tree(ids[:8].tolist(), [ids[8:].tolist()])])
+    found = vd.load_model(str(Path(second.run.folder) / "export"))
+    with torch.no_grad():
+        assert torch.equal(found(packed).logp, trainer.model(packed).logp)
+
+
+def test_a_reward_models_adapter(tmp_path, tiny_models, data):
+    """Guards reward models trained with LoRA: what a run exports is opened by the next one, whatever seed its head
+    began with, and is no language model."""
+    made = recipe_of("lora_reward", tmp_path, str(tiny_models["qwen3"]), str(data))
+    made.run.steps, made.checkpoint.export, made.run.seed = 1, True, 3
+    train(made)
+    folder = str(Path(made.run.folder) / "export")
+    assert open_weights(folder).config.head == "scalar" and vd.load_model(folder).config.head == "scalar"
+    assert check_model(folder, None).head == "scalar"
+    with pytest.raises(InputError, match="an adapter of a reward model; a language model is needed"):
+        check_model(folder, "causal")

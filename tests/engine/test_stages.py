@@ -123,6 +123,9 @@ def test_planned_steps_of_epochs(tmp_path):
     rows = [{"step": 7, "epoch": 7 / 9}, {"step": 7, "eval/loss": 1.0}]
     files.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert planned_steps(files, recipe) == 14
+    for epoch in (1e-320, 1e-300, float("nan")):  # of a broken log: not known
+        files.metrics.write_text(json.dumps({"step": 7, "epoch": epoch}) + "\n")
+        assert planned_steps(files, recipe) is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 
@@ -108,6 +109,31 @@ def test_the_inspect_file_is_python(tmp_path):
     assert file.name == "panel_7_of_mine.py"
     (found,) = map(json.loads, (tmp_path / "out" / "panel_7_of_mine.jsonl").read_text().splitlines())
     assert found["support"] == ["agree"] and found["prompt"] == panel.probes[0].prompt
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ('a"""+str(__import__("os").system("x"))+"""', "a_str___import___os_system_x"),
+        ("a\nunsafe_code: true\nb", "a_unsafe_code_true_b"),
+        ("class", "panel_class"),
+        ("lead", "panel_lead"),
+        ("str", "panel_str"),
+    ],
+)
+def test_a_name_is_only_a_name(tmp_path, name, word):
+    """Guards a panel's file whose name would be code in the file of Inspect, a key in the task file, a keyword, or one
+    of the names that the file of Inspect uses."""
+    panel = Panel.from_rows([row()], name)
+    (file,) = export_panel(panel, "inspect", tmp_path / "inspect")
+    body = ast.parse(file.read_text()).body
+    assert file.name == f"{word}.py" and isinstance(body[0].value, ast.Constant)
+    names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    assert names == ["lead", word]
+    for file in export_panel(panel, "lm-eval", tmp_path / "lm-eval"):
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+        assert lines[0].startswith(f"task: {word}_") and not any(line.startswith("unsafe") for line in lines)
+        assert Task.load(file).name == file.stem
 
 
 def test_refusals(tmp_path, capsys):

@@ -7,10 +7,17 @@ import re
 
 import pytest
 from helpers.report_runs import make_run, panel_of
+from helpers.task_rows import favour, write_tasks
 
+import vdengine as vd
 from vdengine.drift import load_history
+from vdengine.drift.capability_log import CapabilityLog
+from vdengine.errors import InputError
 from vdengine.report.card import card
 from vdengine.report.figures import STYLE
+from vdengine.tasks.task import load_tasks
+from vdengine.tasks.task_packs import TaskPacks
+from vdengine.text.renderer import Renderer
 
 PANEL = panel_of(2, 12)
 
@@ -70,6 +77,18 @@ def test_front_matter(chain, tmp_path):
     recipe.write_text(old)
 
 
+def test_front_matter_of_an_adapter(chain):
+    """Guards how the hub says to load it: with PEFT, onto the model of its own stage, not that of the first one."""
+    recipes = [chain / stage / "recipe.toml" for stage in ("sft", "dpo")]
+    old = [recipe.read_text() for recipe in recipes]
+    for recipe, text, base in zip(recipes, old, ("org/base", "org/sft"), strict=True):
+        recipe.write_text(text.replace('"tiny-llama"', json.dumps(base)))
+    head = front(card(chain / "dpo", 8, adapter=True)["README.md"].decode())
+    for recipe, text in zip(recipes, old, strict=True):
+        recipe.write_text(text)
+    assert (head["library_name"], head["base_model"], head["base_model_relation"]) == ("peft", "org/sft", "adapter")
+
+
 def test_nothing_of_this_machine_and_no_token(chain, tmp_path):
     """Guards privacy: paths are cut to their ends, and what looks like a token is not published."""
     recipe = chain / "dpo" / "recipe.toml"
@@ -97,6 +116,19 @@ def test_texts_of_others_are_no_markup(tmp_path):
             assert len(columns) == 1, lines[number - 1 : number + 3]
 
 
+def test_no_value_of_an_earlier_recipe_is_markup(chain):
+    """Guards the table of stages: every value that it shows may be a text in a recipe that was not checked."""
+    recipe = chain / "sft" / "recipe.toml"
+    old, bad = recipe.read_text(), json.dumps("<img src=x onerror=alert(1)> | a")
+    text = re.sub(r"^(steps|seed|name) = .*$", lambda m: f"{m[1]} = {bad}", old, flags=re.MULTILINE)
+    recipe.write_text(f"{text}\n[batch]\nexamples = {bad}\n\n[optimizer]\nlr = {bad}\n")
+    page = card(chain / "dpo", 8)["README.md"].decode()
+    recipe.write_text(old)
+    outside = re.sub(r"(`{3,})toml\n.*?\n\1\n", "", page.split("\n---\n", 1)[1], flags=re.DOTALL)
+    row = next(line for line in outside.splitlines() if line.startswith("| sft |"))
+    assert "<img" not in outside and row.count("&lt;img") == 5 and len(re.findall(r"(?<!\\)\|", row)) == 8
+
+
 def test_a_checkpoint_in_the_middle(chain):
     """Guards an earlier step's card against what was sampled later."""
     text = card(chain / "dpo", 4)["README.md"].decode()
@@ -114,3 +146,39 @@ def test_a_run_that_was_not_probed(tmp_path):
     files = card(run, 4)
     assert set(files) == {"README.md"} and "This run was not probed." in files["README.md"].decode()
     assert "pipeline_tag" not in front(files["README.md"].decode())
+
+
+def test_a_run_with_tasks_and_no_panel(tmp_path, tiny_models):
+    """Guards a run that scored tasks alone: no panel without a name, and accuracies up to the exported step."""
+    run = make_run(tmp_path / "run", PANEL, total=8, leads=False, openings=False, answers=False)
+    files = write_tasks(tmp_path)
+    renderer = Renderer(vd.load_tokenizer(str(tiny_models["qwen3"])))
+    packs = TaskPacks.build(load_tasks([files["facts"]], 4), renderer, 2048)
+    log = CapabilityLog.create(run, packs)
+    log.append(0, favour(packs, [True, True, False, False]))
+    assert "| task | metric | rows | step 0 |\n" in card(run, 4)["README.md"].decode()
+    log.append(4, favour(packs, [True, False, False, False]))
+    log.append(8, favour(packs, [True] * 4))
+    files = card(run, 4)
+    text = files["README.md"].decode()
+    assert set(files) == {"README.md"} and "This run was not probed." in text
+    assert "the panel ." not in text and "Panel ," not in text
+    # 2 of 4 and 1 of 4: standard errors are sqrt(1/3 / 4) and sqrt(1/4 / 4), that of the change is sqrt(1/4 / 4)
+    moved = CapabilityLog.open(run).change("facts", 0, 4)
+    bounds = f"[{moved.low:+.3f}, {moved.high:+.3f}]".replace("-", "−")
+    assert "| task | metric | rows | step 0 | step 4 | change |" in text
+    assert f"| facts | acc | 4 | 0.500 ± 0.289 | 0.250 ± 0.250 | −0.250 ± 0.250 {bounds} |" in text
+    (run / "capability" / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="schema"):  # damaged, which is not the same as not there
+        card(run, 4)
+
+
+def test_a_run_with_a_panel_and_tasks(tmp_path, tiny_models):
+    """Guards the panel's part against the tasks beside it, at the ends of the run."""
+    run = make_run(tmp_path / "run", PANEL, total=4, every=2, answers=False)
+    files = write_tasks(tmp_path)
+    renderer = Renderer(vd.load_tokenizer(str(tiny_models["qwen3"])))
+    packs = TaskPacks.build(load_tasks([files["facts"]], 4), renderer, 2048)
+    CapabilityLog.create(run, packs).append(4, favour(packs, [True] * 4))
+    text = card(run, 4)["README.md"].decode()
+    assert "read on the panel made-up." in text and "Panel made-up, 24 probes" in text and "## Tasks" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from helpers.task_rows import gpqa_rows, hellaswag_rows, mmlu_rows, piqa_rows, write_rows
 
@@ -63,3 +65,12 @@ def test_other_rows_are_refused(tmp_path, rows, said):
     with pytest.raises(InputError, match=said) as error:
         Task.load(write_rows(tmp_path / "rows.jsonl", rows))
     assert "\n" not in str(error.value)
+
+
+def test_halves_of_characters(tmp_path):
+    """Guards one line for text that cannot be encoded, before a shape works on it."""
+    rows = gpqa_rows()
+    path = tmp_path / "g.jsonl"
+    path.write_text("".join(json.dumps(row | {"Question": "\ud800"}) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"g\.jsonl line 1: 'Question' has half of a surrogate pair"):
+        Task.load(path)

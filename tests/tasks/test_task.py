@@ -108,3 +108,35 @@ def test_samples_as_examples(tmp_path):
         "  doc_to_target: t\n  samples: [{q: 'One?', c: [a, b], t: b}, {q: 'No?', c: [a, b], t: a}]\n"
     )
     assert Task.load(write(tmp_path, FIELDS + more)).rows[0].text == "One?=b##Two?"
+
+
+@pytest.mark.parametrize("sampler", ["default", "first_n"])
+def test_examples_that_are_the_question(tmp_path, sampler):
+    """Guards rows that are there several times: none of them is an example of itself, and too few others are an error
+    and not fewer examples."""
+    rows = [{"q": "Two?", "c": ["a", "b"], "a": 1}] * 6
+    fields = f"{FIELDS}num_fewshot: 2\nfewshot_split: train\nfewshot_config: {{sampler: {sampler}}}\n"
+    with pytest.raises(InputError, match=r"task\.yaml: num_fewshot is 2; only 0 of the 6 rows .*line 1"):
+        Task.load(write(tmp_path, fields, rows))
+    others = [{"q": f"{i}?", "c": ["a", "b"], "a": 1} for i in range(2)]
+    task = Task.load(write(tmp_path, fields, rows + others), limit=6)
+    assert all({t.text for t in row.turns[:-1:2]} == {"0?", "1?"} for row in task.rows)
+
+
+@pytest.mark.parametrize(
+    "name", ["~nosuchuser/b.yaml", "a\0b.yaml", "x" * 5000 + ".yaml", "~nosuchuser/b.jsonl", "\ud800.yaml"]
+)
+def test_names_that_are_no_path(name):
+    """Guards one line for a name that this machine cannot look up."""
+    with pytest.raises(InputError, match="cannot be read|no such file") as error:
+        Task.load(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ['""', '" "', '"a\\nb"', '"\\e[31m"', '"\\ud800"'])
+def test_names_of_tasks(tmp_path, name):
+    """Guards a log and a console against a name that is no line of text."""
+    path = write(tmp_path, FIELDS)
+    path.write_text(path.read_text().replace("task: t", f"task: {name}"))
+    with pytest.raises(InputError, match=r"task\.yaml: .*(one line of text|half of a surrogate)"):
+        Task.load(path)

@@ -7,7 +7,7 @@ from helpers.task_rows import write_rows, write_tasks
 
 from vdengine.errors import InputError
 from vdengine.tasks.task import Task
-from vdengine.tasks.task_files import read_task_file
+from vdengine.tasks.task_files import MAX_FILES, read_task_file
 
 GOOD = """\
 task: t
@@ -129,3 +129,34 @@ def test_torch_is_not_needed(tmp_path):
         f"import sys; from vdengine.tasks.task import Task; Task.load({str(path)!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_an_include_bomb(folder):
+    """Guards files that each include the next one ten times: without a bound on all of them 10^5 are read."""
+    for i in range(5):
+        (folder / f"b{i}.yaml").write_text(f"include: [{', '.join([f'b{i + 1}.yaml'] * 10)}]\n")
+    (folder / "b5.yaml").write_text("tag: x\n")
+    with pytest.raises(InputError, match=f"include: more than {MAX_FILES} files"):
+        read(folder, "include: b0.yaml\n" + GOOD)
+
+
+@pytest.mark.parametrize("name", ['"a\\0b"', "~nosuchuser/x", "x" * 5000, "loop"])
+@pytest.mark.parametrize("key", ["include", "data_files"])
+def test_names_that_are_no_path(folder, key, name):
+    """Guards one line that names the key for a file that this machine cannot look up."""
+    (folder / "loop").symlink_to("loop")
+    text = GOOD.replace("rows.jsonl", name) if key == "data_files" else f"{GOOD}include: {name}\n"
+    with pytest.raises(InputError, match=rf"task\.yaml: {key}: .* cannot be read") as error:
+        read(folder, text)
+    assert "\n" not in str(error.value)
+
+
+def test_halves_of_characters(folder):
+    """Guards tokenizers and files against text that they cannot take: in the task's file, its samples, its rows."""
+    with pytest.raises(InputError, match="'target_delimiter' has half of a surrogate pair"):
+        read(folder, GOOD + 'target_delimiter: "\\udc00"\n')
+    with pytest.raises(InputError, match="'fewshot_config' has half"):
+        read(folder, GOOD + 'num_fewshot: 1\nfewshot_config: {samples: [{q: "\\udc00"}]}\n')
+    (folder / "rows.jsonl").write_text('{"q": "x", "c": ["a", ["\\ud800"]], "a": 1}\n')
+    with pytest.raises(InputError, match="rows.jsonl line 1: 'c' has half"):
+        read(folder, GOOD)

@@ -8,6 +8,7 @@ import pytest
 
 from vdengine.errors import InputError
 from vdengine.text.renderer import Renderer
+from vdengine.text.template_worker import RowTemplates
 
 transformers = pytest.importorskip("transformers")
 
@@ -67,3 +68,28 @@ def test_worker_survives_a_fork(qwen3):
         os._exit(0 if qwen3.renderer.text(turns("x")) == before else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert qwen3.renderer.text(turns("x")) == before
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ [1, 2, 3] | random }}", "t: field: .*'random'"),
+        ("{{ [[1, 2, 3]] | map('random') | first }}", "field, row 1: .*'random'"),
+        ("{{ lipsum() }}", "'lipsum' is undefined"),
+        ("{{ q.upper }}", "another one each time"),
+        ("{{ [cycler('a')] }}", "another one each time"),
+        ("{{ [q] | map('upper') }}", "another one each time"),
+    ],
+)
+def test_a_row_has_one_text(template, reason):
+    """Guards the hash of a task: its prompts must not be drawn at random, nor hold an address of memory."""
+    with pytest.raises(InputError, match=reason) as error:
+        RowTemplates("t", {"field": template}).render([("field", "row 1", {"q": "x"})])
+    assert "\n" not in str(error.value)
+
+
+def test_a_set_has_one_order():
+    """Guards the hash of a task whose template takes columns apart: Python orders sets of text anew in each process."""
+    job = ("f", "row 1", {"q": {name: 0 for name in "abcdefghij"}})
+    texts = {RowTemplates("t", {"f": "{{ (q.keys() - ['a']) | list }}"}).render([job])[0] for _ in range(3)}
+    assert len(texts) == 1

@@ -10,7 +10,9 @@ from pathlib import Path
 from vdengine.cli.arguments import Parser
 from vdengine.cli.common import verb
 from vdengine.errors import InputError
-from vdengine.hub import TOKEN, open_repository, upload
+from vdengine.hub import TOKEN, locate_here, open_repository, upload
+from vdengine.outside import printable
+from vdengine.recipe import load_scoring_recipe
 from vdengine.runfolder import RunFolder
 
 
@@ -45,19 +47,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"STEP is the number of a step; got {args.step!r}")
     if not RunFolder.at(args.run).recipe.exists():
         raise InputError(f"{args.run}: not the folder of a run: it has no {RunFolder.at(args.run).recipe.name}")
+    asked = None if args.step is None else int(args.step)
     if args.push is not None:  # what is wrong with it is said before the weights are written
+        _check_pushable(RunFolder.at(args.run), asked, args.to, args.merge)
         open_repository(args.push, private=args.private, revision=args.revision)
     from vdengine.engine.saved_models import export
     from vdengine.models.export import add_to_export, export_files
+    from vdengine.models.peft_config import is_adapter
     from vdengine.report.card import card
 
-    step, folder = export(args.run, None if args.step is None else int(args.step), args.to, args.dtype, args.merge)
-    add_to_export(folder, card(args.run, step, args.license))
+    step, folder = export(args.run, asked, args.to, args.dtype, args.merge)
+    add_to_export(folder, card(args.run, step, args.license, is_adapter(folder)))
     print(f"step {step}: {folder}/")
     if args.push is not None:
         message = args.message or f"{Path(args.run).resolve().name}, step {step}"
         print(f"pushed: {upload(folder, args.push, export_files(folder), message, args.revision)}")
     return 0
+
+
+def _check_pushable(files: RunFolder, step: int | None, to: str | None, merge: bool) -> None:
+    """Check that there will be something to push, and that others can load it, before a repository is made for it.
+
+    Raises:
+        InputError: an adapter of a model that is on this machine alone, whose path would be published with it; no such
+            checkpoint or none that is whole; a folder that the export may not be written to.
+    """
+    from vdengine.engine.checkpoint import checkpoints, inspect, step_of
+    from vdengine.models.export import check_replaceable
+
+    recipe = load_scoring_recipe(files.recipe)
+    if files.adapter.exists() and not merge and locate_here(recipe.model.source) is not None:
+        raise InputError(
+            f"--push: the adapter's base, {printable(recipe.model.source)}, is on this machine alone, so nobody else "
+            "could load it: push the merged model: --merge"
+        )
+    whole = [step_of(folder) for folder in checkpoints(files.path) if not inspect(folder, hashes=False)[1]]
+    if not whole or step is not None and step not in whole:
+        which = "" if step is None else f" of step {step}"
+        raise InputError(
+            f"{files.checkpoints}: no whole checkpoint{which}; there are {', '.join(map(str, whole)) or 'none'}"
+        )
+    if to is not None:
+        check_replaceable(Path(to), recipe.models)
 
 
 def _refuse_tokens(words: Sequence[str]) -> None:

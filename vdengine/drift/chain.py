@@ -13,6 +13,7 @@ from vdengine.drift.panel_log import DriftLog
 from vdengine.errors import InputError
 from vdengine.outside import MIB, is_text, parse_toml, printable, read_text
 from vdengine.panels.panel import LEADS, OPENINGS
+from vdengine.recipe import run_path
 from vdengine.runfolder import RunFolder
 
 Planned = Mapping[Path, Mapping[str, Any]]  # by real path of a run folder: the table [run] of the recipe to come there
@@ -27,17 +28,17 @@ def earlier_runs(folder: str | Path, after: str | None = None, planned: Planned 
         planned: runs that are to be trained before this one.
 
     Raises:
-        InputError: one of them is not there or no run, or they go in a circle.
+        InputError: one of them is not there, no run or no name of a folder, or they go in a circle.
     """
     found: list[Path] = []
-    here = RunFolder.at(folder).path
-    before = _before(here, planned) if after is None else RunFolder.at(after).path
+    here = run_path(str(folder), "the folder of the run")
+    before = _before(here, planned) if after is None else run_path(after, "run.after")
     seen = [_real(here)]
     while before is not None:
         if _real(before) in seen:
             names = " after ".join(printable(path) for path in (before, *found, here))
             raise InputError(f"run.after: goes in a circle: {names}")
-        if not before.is_dir() and _real(before) not in (planned or {}):
+        if not os.path.isdir(before) and _real(before) not in (planned or {}):
             raise InputError(
                 f"{printable(found[0] if found else here)}: run.after: {printable(before)}: no such folder"
             )
@@ -66,8 +67,8 @@ def edge(before: str, gap: float) -> str:
     if np.isnan(gap):
         return f"the first sample cannot be compared with the last one of {before}: they have no score in common"
     return (
-        f"the first sample differs from the last one of {before} by up to {gap:.2g} nats: other weights, another kind "
-        "of machine, or other packs (probes.tokens)"
+        f"the first sample differs from the last one of {before} by up to {gap:.2g} nats: other weights, an adapter "
+        "that was merged in between, another kind of machine, or other packs (probes.tokens)"
     )
 
 
@@ -88,15 +89,16 @@ def _before(folder: Path, planned: Planned | None) -> Path | None:
     run = (planned or {}).get(_real(folder))
     if run is None:
         path = RunFolder(folder).recipe
-        tables = parse_toml(read_text(path, MIB), printable(path)) if path.exists() else {}
+        tables = parse_toml(read_text(path, MIB), printable(path)) if os.path.exists(path) else {}
         run = tables.get("run", {})
     after, named = (run.get(name) for name in ("after", "folder")) if isinstance(run, Mapping) else (None, None)
     if not is_text(after) or not after:
         return None
-    there = RunFolder.at(after).path
+    there = run_path(after, f"{printable(folder)}: run.after")
     if is_text(named):  # both may have moved together, and a recipe names them from where it was trained
-        moved = Path(os.path.normpath(Path(os.path.abspath(folder)) / os.path.relpath(there, RunFolder.at(named).path)))
-        if _real(moved) != _real(there) and moved.is_dir():
+        was = run_path(named, f"{printable(folder)}: run.folder")
+        moved = Path(os.path.normpath(Path(os.path.abspath(folder)) / os.path.relpath(there, was)))
+        if _real(moved) != _real(there) and os.path.isdir(moved):
             return moved
     return there
 

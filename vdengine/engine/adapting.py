@@ -36,7 +36,7 @@ def open_adapter(recipe: Recipe, weights: Weights, notes: list[str]) -> tuple[Lo
         return named_adapter(recipe, weights.config), None
     with _of_key(recipe):
         start = Adapter(keys.start)
-        lora = start.lora(weights.config, weights.hash if start.base_hash else None)
+        lora = start.lora(weights.config, weights.base_hash if start.base_hash else None)
     notes += start.other_base(recipe.model.source)
     return dataclasses.replace(lora, dropout=keys.dropout), start
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vdengine.engine.clocks import peak_flops
+from vdengine.engine.reference import LiveReference
 
 if TYPE_CHECKING:
     from vdengine.engine.trainer import Trainer
@@ -19,7 +20,8 @@ SHARE = {"cpu": 0.55, "cuda": 0.35}
 
 def expect(t: Trainer) -> str:
     """A sentence on the time that is left; "" where nothing says what a step costs. Takes a fifth of a second."""
-    step_flops = 3 * float(t.loader.cost.mean()) * t.recipe.batch.examples if t.has_data else math.nan
+    forwards = t.recipe.forwards + isinstance(t.reference, LiveReference)
+    step_flops = forwards * float(t.loader.cost.mean()) * t.recipe.batch.examples if t.has_data else math.nan
     if t.rollouts is not None:
         step_flops = t.rollouts.step_flops * 4 / 3  # and what is sampled and scored, about a forward
     left = t.total_steps - t.step_count

@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vdengine.data.formats import choose_format
@@ -22,7 +22,7 @@ from vdengine.gguf import read_gguf
 from vdengine.hub import locate_here
 from vdengine.models.families import ModelConfig
 from vdengine.models.hf_config import read_config
-from vdengine.models.peft_config import is_adapter, read_peft_config, tokenizer_of
+from vdengine.models.peft_config import MAX_ADAPTERS, is_adapter, read_peft_config, tokenizer_of
 from vdengine.objectives import Objective
 from vdengine.panels.panel import Panel
 from vdengine.recipe import IN_MEMORY, OWN_BATCHES, Recipe
@@ -133,7 +133,7 @@ def check_names(models: Sequence[str], panel: str | None = None, tasks: Sequence
     load_tasks(tasks, limit=1)
 
 
-def check_model(source: str, head: str | None) -> ModelConfig | None:
+def check_model(source: str, head: str | None, _above: int = 0) -> ModelConfig | None:
     """The config of a Hugging Face folder on this machine, whose weights are there; None for a GGUF file, whose header
     is read, and for a hub id.
 
@@ -150,7 +150,13 @@ def check_model(source: str, head: str | None) -> ModelConfig | None:
         read_gguf(path)
         return None
     if is_adapter(path):
-        return check_model(read_peft_config(path).base, head)
+        written = read_peft_config(path)
+        if head == "causal" and written.scalar:
+            raise InputError(f"{source}: an adapter of a reward model; a language model is needed here")
+        if _above == MAX_ADAPTERS:
+            raise InputError(f"{source}: adapters over adapters, more than {MAX_ADAPTERS} or in a circle")
+        base = check_model(written.base, head, _above + 1) if written.base else None
+        return replace(base, head="scalar", tie_word_embeddings=False) if base and written.scalar else base
     config = read_config(path)
     if not any((path / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
         raise InputError(f"{path}: no model.safetensors and no model.safetensors.index.json")

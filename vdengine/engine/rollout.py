@@ -307,12 +307,25 @@ class Rollouts:
             for i in share
             for c in completions[i]
         ]
-        rewards = list(reward([p for p, _ in texts], [c for _, c in texts])) if texts else []
-        if len(rewards) != len(texts):
-            raise InputError(f"the reward function gave {len(rewards)} scores for {len(texts)} completions")
+        rewards: list[float] = []
+        problem: Exception | None = None
+        try:
+            rewards = [float(r) for r in reward([p for p, _ in texts], [c for _, c in texts])] if texts else []
+            if len(rewards) != len(texts):
+                raise InputError(f"the reward function gave {len(rewards)} scores for {len(texts)} completions")
+        except Exception as error:  # whatever it is, the other ranks must not wait for this one
+            problem = error
+        said = [None if problem is None else f"{type(problem).__name__}: {problem}"] * self.world.size
+        if self.world.size > 1:
+            dist.all_gather_object(said, said[self.world.rank])
+        if problem is not None:
+            raise problem
+        for rank, message in enumerate(said):
+            if message is not None:
+                raise InputError(f"the reward function failed on rank {rank}: {message}")
         branches = [k for i in share for k in range(int(tree_start[i]), int(tree_start[i + 1]))]
         scores[torch.tensor(branches, device=scores.device, dtype=torch.int64)] = torch.tensor(
-            [float(r) for r in rewards], device=scores.device
+            rewards, device=scores.device
         )
 
     def _check_scores(self, scores: Tensor, trees: list[Tree], tree_start: Tensor, step: int) -> None:

@@ -423,7 +423,7 @@ def export(
         raise InputError(f"{files.inputs}: {key} has other contents now than in the run")
     model = load_checkpoint(found, weights)
     if model.lora is not None and not merge:
-        save_adapter(model, tokenizer, target, Base(recipe.model.source, weights.hash), renderer=renderer)
+        save_adapter(model, tokenizer, target, Base(recipe.model.source, weights.base_hash), renderer=renderer)
     else:
         save_model(model, tokenizer, target, getattr(torch, dtype) if dtype else None, renderer=renderer)
     return step, target

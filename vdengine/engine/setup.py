@@ -203,7 +203,7 @@ class Setup:
     def _open_scalar(self, key: str, source: str) -> Weights:
         """A reward model that reads the policy's own token ids; for a value model a language model serves too."""
         try:
-            weights, tokenizer = open_weights(source), load_tokenizer(source)
+            weights, tokenizer = open_weights(source), load_tokenizer(tokenizer_of(source))
         except InputError as error:
             raise InputError(f"{key}: {error}") from None
         if weights.config.head == "causal" and key == "reward.source":

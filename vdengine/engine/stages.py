@@ -13,6 +13,7 @@ from vdengine.drift.chain import earlier_runs
 from vdengine.engine.resuming import last_metrics
 from vdengine.errors import InputError
 from vdengine.files import Lock
+from vdengine.models.peft_config import tokenizer_of
 from vdengine.objectives import Objective
 from vdengine.outside import json_object
 from vdengine.panels.panel import Panel
@@ -91,8 +92,8 @@ def planned_steps(files: RunFolder, recipe: Recipe) -> int | None:
     epoch = row.get("epoch")
     if not isinstance(epoch, float) or not epoch > 0:
         return None
-    per_epoch = round(row["step"] / epoch)
-    return math.ceil(run.epochs * per_epoch)
+    per_epoch = row["step"] / epoch
+    return math.ceil(run.epochs * round(per_epoch)) if per_epoch < 2**53 else None  # more is no count of anything
 
 
 def _recipe_of(files: RunFolder) -> Recipe:
@@ -105,7 +106,7 @@ def _recipe_of(files: RunFolder) -> Recipe:
 
 def stand_in(source: str, planned: Sequence[Recipe]) -> Recipe | None:
     """The recipe whose run will export the model `source`, where it is not there yet."""
-    if source == IN_MEMORY or os.path.isdir(Path(source).expanduser()):
+    if source == IN_MEMORY or os.path.isdir(os.path.expanduser(source)):
         return None
     return next((r for r in planned if _real(RunFolder.at(r.run.folder).export) == _real(source)), None)
 
@@ -154,10 +155,10 @@ def _check_same(recipe: Recipe, old: Recipe, before: Path, given: Panel | None, 
     if IN_MEMORY in (recipe.model.tokenizer, old.model.tokenizer, old.model.source):
         return  # what is in memory only its own program knows; the first sample shows it
     tokenizer, template = tokenizer_and_template(old, planned)
-    theirs = Renderer(load_tokenizer(tokenizer), template=template)
+    theirs = Renderer(load_tokenizer(tokenizer_of(tokenizer)), template=template)
     if recipe.model.tokenizer or recipe.data.template != "auto":
         template = recipe.data.template
-    mine = Renderer(load_tokenizer(recipe.model.tokenizer or tokenizer), template=template)
+    mine = Renderer(load_tokenizer(tokenizer_of(recipe.model.tokenizer or tokenizer)), template=template)
     if mine.hash != theirs.hash and _ids(mine, panel) != _ids(theirs, panel):
         key = "model.tokenizer" if recipe.model.tokenizer else "data.template"
         raise InputError(
@@ -172,4 +173,4 @@ def _ids(renderer: Renderer, panel: Panel) -> list[list[int]]:
 
 
 def _real(path: str | Path) -> Path:
-    return Path(os.path.realpath(Path(path).expanduser()))
+    return Path(os.path.realpath(os.path.expanduser(path)))

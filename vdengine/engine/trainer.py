@@ -476,7 +476,7 @@ class Trainer(Setup):
         self.save()
         self.saver.wait()
         if self.recipe.checkpoint.export and self.lora is not None:
-            base = Base(self.recipe.model.source, self.weights.hash)
+            base = Base(self.recipe.model.source, self.weights.base_hash)
             save_adapter(self.model, self.tokenizer, self.files.export, base, renderer=self.renderer)
         elif self.recipe.checkpoint.export:
             save_model(self.model, self.tokenizer, self.files.export, renderer=self.renderer)

@@ -85,7 +85,9 @@ def check_start(recipe: Recipe, row: Mapping[str, float], dtype: torch.dtype, re
         return
     if objective.rollout and abs(value - expected) > 1e-3:
         raise RuntimeError(f"{name} at step 0: the first update's mean {metric} is {value:.6f}, not {expected:g}")
-    moved = recipe.lora.start and getattr(recipe.objective, "reference", None) == ADAPTER_OFF  # it has learned before
+    # It has learned before; or what it has learned is seen through dropout, and the reference's is not.
+    without = getattr(recipe.objective, "reference", None) == ADAPTER_OFF
+    moved = recipe.lora.start and (without or recipe.lora.dropout > 0)
     if not referred or moved:
         return
     nats = abs(value - expected) / float(getattr(recipe.objective, "beta", 1.0))

@@ -14,6 +14,7 @@ from vdengine.drift.judgements import Verdict
 from vdengine.errors import InputError
 from vdengine.judges.base import EXAMPLES, ORDERS, TASK, WORDS, Item, JudgeOptions, task, verdict_of
 from vdengine.models.device import compute_dtype, default_device
+from vdengine.models.peft_config import tokenizer_of
 from vdengine.models.weights import build_model, check_vocabulary, open_causal
 from vdengine.panels.panel import STANCES
 from vdengine.text.renderer import Renderer
@@ -33,7 +34,7 @@ class ModelJudge:
     def __init__(self, source: str, options: JudgeOptions) -> None:
         device = default_device()
         dtype = compute_dtype(options.dtype, device)
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(tokenizer_of(source))
         self.renderer = Renderer(tokenizer, options.template)
         self.model = build_model(open_causal(source), dtype, device)
         check_vocabulary(self.model.config.vocab_size, tokenizer, self.renderer)

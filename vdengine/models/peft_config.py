@@ -16,6 +16,7 @@ from vdengine.models.families import ModelConfig, expected_shapes
 from vdengine.outside import is_text, json_object, printable
 from vdengine.settings import shown
 
+MAX_ADAPTERS = 8  # over one another
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the head
 WHOLE = ("lm_head", "embed_tokens", "score")  # what no adapter is made for

@@ -33,7 +33,7 @@ from vdengine.models.families import ModelConfig, expected_shapes
 from vdengine.models.gguf_config import config_from_gguf
 from vdengine.models.hf_config import read_config, some_names
 from vdengine.models.lora import add_lora, first_value, is_factor, merged
-from vdengine.models.peft_config import is_adapter, trained_whole
+from vdengine.models.peft_config import MAX_ADAPTERS, is_adapter, trained_whole
 from vdengine.models.safetensors_files import INDEX, files_of, open_file
 from vdengine.models.transformer import Kernels, Transformer
 
@@ -108,6 +108,11 @@ class Weights:
         dequantised to fp32 (GGUF)."""
         raise NotImplementedError
 
+    @property
+    def base_hash(self) -> str:
+        """What an adapter knows its base model by: the hash of what the adapter's own file does not have."""
+        return self.hash
+
     @cached_property
     def hash(self) -> str:
         """BLAKE2b over the config and every byte of the weight files: 32 hex digits. Chunks are hashed in parallel
@@ -131,9 +136,10 @@ def _hash_chunk(chunk: tuple[Path, int]) -> bytes:
     return digest.digest()
 
 
-def open_weights(source: str) -> Weights:
+def open_weights(source: str, _above: tuple[str, ...] = ()) -> Weights:
     """Open a Hugging Face folder, a hub id, a .gguf path, package://pkg/file.gguf, or the folder of a LoRA adapter,
-    which names its base model. Headers are read and checked, tensors are not read.
+    which names its base model; that may be the folder of an adapter in its turn. Headers are read and checked, tensors
+    are not read.
 
     Raises:
         InputError: there is no such model, a file is cut short, the model is not supported, or its tensors do not fit
@@ -150,10 +156,9 @@ def open_weights(source: str) -> Weights:
             f"{adapter.config.where}: base_model_name_or_path is missing: whose adapter it is is not known"
         )
     try:
-        here = locate(base)
-        if here.is_dir() and is_adapter(here):
-            raise InputError(f"{base} is an adapter itself; merge it first (vdengine export --merge)")
-        return AdapterWeights(source, adapter, open_weights(base))
+        if len(_above) == MAX_ADAPTERS:
+            raise InputError(f"{base}: adapters over adapters, more than {MAX_ADAPTERS} or in a circle")
+        return AdapterWeights(source, adapter, open_weights(base, (*_above, source)))
     except InputError as error:
         raise InputError(f"{source}: its base model: {error}") from None
 
@@ -178,6 +183,11 @@ class ScalarWeights(Weights):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """As `Weights.read`; of "score.weight" the new head."""
         return self._score[start:stop] if name == "score.weight" else self._trunk.read(name, start, stop)
+
+    @property
+    def base_hash(self) -> str:
+        """That of the language model: the head is in the adapter's file, however it began."""
+        return self._trunk.base_hash
 
     @cached_property
     def hash(self) -> str:
@@ -209,7 +219,7 @@ class AdapterWeights(Weights):
         if adapter.config.scalar and base.config.head == "causal":
             base = ScalarWeights(base, None)  # whose head is in the adapter's file
         self.adapter, self.base = adapter, base
-        self.lora = adapter.lora(base.config, base.hash if adapter.base_hash else None)
+        self.lora = adapter.lora(base.config, base.base_hash if adapter.base_hash else None)
         self._scales = {f"{name}.weight": a.scale for name, a in self.lora.modules(base.config).items()}
         shapes = {name: base.shape(name) for name in base.names}
         super().__init__(source, base.config, shapes, [*base.files, adapter.file])
@@ -485,7 +495,7 @@ def build_model(
         InputError: a tensor that cannot be dequantised.
     """
     if isinstance(weights, AdapterWeights) and not merge:
-        model = build_model(weights.base, dtype, device, kernels=kernels)
+        model = build_model(weights.base, dtype, device, kernels=kernels, merge=True)  # adapters below it
         add_lora(model, weights.lora)
         load_adapter(model, weights.adapter)
         return model

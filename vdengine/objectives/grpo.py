@@ -161,6 +161,8 @@ def _losses(scored: Scored, s: Any) -> Losses:
 
 def _check(recipe: Any) -> tuple[str, str, str] | None:
     o = recipe.objective
+    if not o.beta and not o.use_bias_correction_kl:
+        return "objective", "use_bias_correction_kl", "objective.use_bias_correction_kl has no effect with beta = 0"
     if recipe.reward.normalize and o.scale_rewards != "none":
         reason = f'objective.scale_rewards = "{o.scale_rewards}" divides by a deviation already'
         return "reward", "normalize", f"reward.normalize has no effect: {reason}"

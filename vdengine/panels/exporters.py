@@ -9,6 +9,7 @@ Inspect samples answers, so there the lead is read off their first word.
 from __future__ import annotations
 
 import json
+import keyword
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ metric_list:
 """
 
 _INSPECT = '''\
-"""The panel {panel} as a task of Inspect, made by `vdengine panel export` (hash {hash}).
+"""The panel {name} as a task of Inspect, made by `vdengine panel export` (hash {hash}).
 
     inspect eval {file} --model ...
 
@@ -132,7 +133,7 @@ def _lm_eval(panel: Panel, out: Path, readouts: tuple[str, ...]) -> list[Path]:
         _write_rows(rows, [of_probe(probe) for probe in panel.probes])
         metrics = ("acc",) if readout == LEAD else ("acc", "acc_bytes")
         text = _LM_EVAL.format(
-            panel=panel.name,
+            panel=_name(panel),
             hash=panel.hash,
             folder=json.dumps(str(out)),
             name=name,
@@ -186,9 +187,7 @@ def _inspect(panel: Panel, out: Path) -> list[Path]:
     ]
     _write_rows(out / f"{name}.jsonl", rows)
     file = out / f"{name}.py"
-    write_text(
-        file, _INSPECT.format(panel=panel.name, hash=panel.hash, file=file.name, rows=f"{name}.jsonl", name=name)
-    )
+    write_text(file, _INSPECT.format(hash=panel.hash, file=file.name, rows=f"{name}.jsonl", name=name))
     return [file]
 
 
@@ -197,6 +196,8 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _name(panel: Panel) -> str:
-    """The panel's name as that of a task: a word of Python."""
+    """The panel's name as that of a task: a word of Python, and none that means something in the files above. A name is
+    whatever its file is called, so it stands in them in this form only."""
     name = re.sub(r"[^0-9A-Za-z_]+", "_", panel.name).strip("_") or "panel"
-    return name if name[0].isalpha() else f"panel_{name}"
+    taken = keyword.iskeyword(name) or name in re.findall(r"\w+", _INSPECT.split('"""', 2)[2])
+    return f"panel_{name}" if taken or not name[0].isalpha() else name

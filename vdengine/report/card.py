@@ -1,5 +1,6 @@
 """The model card of an export: what the model was trained on and how, what it did to the values that a panel asks for,
-with the figure, and what none of this shows. README.md, as the Hugging Face hub shows it.
+with the figure, and to the accuracies of tasks, and what none of this shows. README.md, as the Hugging Face hub shows
+it.
 
 What stands in a run folder is of unknown origin: here it is text in a table's cell or in a fence, and never markup.
 Paths of this machine are cut to their last part.
@@ -28,6 +29,7 @@ from vdengine.outside import is_text, parse_toml, printable, read_text
 from vdengine.recipe import LEAD, TEXT
 from vdengine.report.sentences import caveats, reading_of, verdict, worded
 from vdengine.runfolder import RunFolder
+from vdengine.tasks.accuracy import Accuracy
 
 FIGURE = "drift"
 CLEAR = " \\*"  # a significant shift
@@ -44,7 +46,7 @@ LIMITS = (
 )
 
 
-def card(folder: str | Path, step: int, license: str | None = None) -> dict[str, bytes]:
+def card(folder: str | Path, step: int, license: str | None = None, adapter: bool = False) -> dict[str, bytes]:
     """The files of a card, by name: README.md and, where matplotlib is there and the run was probed, its figure.
 
     Args:
@@ -52,6 +54,7 @@ def card(folder: str | Path, step: int, license: str | None = None) -> dict[str,
         step: of the exported checkpoint: what was sampled later is left out.
         license: an identifier of the hub's, as "apache-2.0". Default: that of the base model's own card, if it is on
             this machine.
+        adapter: the export is an adapter in PEFT's format, and no whole model.
 
     Raises:
         InputError: the run cannot be read.
@@ -59,9 +62,11 @@ def card(folder: str | Path, step: int, license: str | None = None) -> dict[str,
     try:
         run: Run | None = _until(load_history(folder), step)
     except InputError:
-        if RunFolder.at(folder).has_panel_scores:
+        files = RunFolder.at(folder)
+        if files.has_panel_scores or files.has_answers or files.has_capability:
             raise
-        run = None  # it was not probed
+        run = None  # it has no log
+    probed = None if run is None else _probed(run)
     folders = (
         [stage.run.folder for stage in run.parts] if run is not None and run.parts else [RunFolder.at(folder).path]
     )
@@ -69,11 +74,12 @@ def card(folder: str | Path, step: int, license: str | None = None) -> dict[str,
     figures = {} if run is None else _figures(run)
     text = "\n\n".join(
         [
-            _front(recipes, license),
+            _front(recipes, license, adapter),
             f"# {_cell(_title(recipes, folders[-1]))}",
-            _what(recipes, run, step),
+            _what(recipes, probed, step),
             _training(recipes, folders, step),
-            *(_drift(run, figures) if run is not None else ["## Value drift\n\nThis run was not probed."]),
+            *(_drift(run, probed, figures) if run and probed else ["## Value drift\n\nThis run was not probed."]),
+            *(_tasks(run, step) if run is not None else []),
             "## Limits\n\n" + "\n".join(f"- {limit}" for limit in [*LIMITS, *_caveats(run)]),
         ]
     )
@@ -83,15 +89,15 @@ def card(folder: str | Path, step: int, license: str | None = None) -> dict[str,
 # -------------------------------------------------------------------------------------------------- front matter
 
 
-def _front(recipes: Sequence[dict[str, Any]], license: str | None) -> str:
+def _front(recipes: Sequence[dict[str, Any]], license: str | None, adapter: bool) -> str:
     """What the hub reads: YAML, whose values are written as JSON, which is YAML too."""
     base, objectives = _source(recipes[0]), [_objective(recipe) for recipe in recipes]
-    fields: dict[str, Any] = {"library_name": "transformers"}
+    fields: dict[str, Any] = {"library_name": "peft" if adapter else "transformers"}
     if _is_causal(objectives[-1]):
         fields["pipeline_tag"] = "text-generation"
-    if base_id := _hub_id(base):
+    if base_id := _hub_id(_source(recipes[-1]) if adapter else base):  # an adapter is one of its own stage's model
         fields["base_model"] = base_id
-        fields["base_model_relation"] = "finetune"
+        fields["base_model_relation"] = "adapter" if adapter else "finetune"
     data = [found for recipe in recipes for name in _data(recipe) if (found := _hub_id(name))]
     if data:
         fields["datasets"] = list(dict.fromkeys(data))
@@ -132,12 +138,12 @@ def _title(recipes: Sequence[dict[str, Any]], folder: Path) -> str:
     return f"{_named(_source(recipes[0])).rsplit('/', 1)[-1].removesuffix('.gguf')}, {folder.resolve().name}"
 
 
-def _what(recipes: Sequence[dict[str, Any]], run: Run | None, step: int) -> str:
+def _what(recipes: Sequence[dict[str, Any]], probed: Run | None, step: int) -> str:
     how = ", then ".join(_cell(_objective(recipe) or "an unknown objective").upper() for recipe in recipes)
-    probed = "" if run is None else f" While it trained, its values were read on the panel {_name(run.manifest)}."
+    read = "" if probed is None else f" While it trained, its values were read on the panel {_name(probed.manifest)}."
     return (
         f"{_cell(_named(_source(recipes[0])))} after {how}, at step {step:,} of the last of these, trained with "
-        f"vdengine {vdengine.__version__}.{probed}"
+        f"vdengine {vdengine.__version__}.{read}"
     )
 
 
@@ -150,7 +156,7 @@ def _training(recipes: Sequence[dict[str, Any]], folders: Sequence[Path], step: 
             length = f"{step} of {length}"
         data = ", ".join(_cell(_named(name)) for name in _data(recipe))
         rows.append(
-            f"| {_cell(folder.resolve().name)} | {_cell(_objective(recipe) or '')} | {data} | {length} | "
+            f"| {_cell(folder.resolve().name)} | {_cell(_objective(recipe) or '')} | {data} | {_cell(length)} | "
             f"{_cell(batch.get('examples', ''))} | {_cell(optimizer.get('lr', ''))} | {_cell(run.get('seed', ''))} |"
         )
     head = ["| stage | objective | data | steps | examples a step | learning rate | seed |", f"|{'---|' * 7}"]
@@ -184,9 +190,19 @@ def _named(name: str) -> str:
 # --------------------------------------------------------------------------------------------------------- drift
 
 
+def _probed(run: Run) -> Run | None:
+    """The run that has the panel: this one, else the last of its stages that was probed; None: none was."""
+    return next((each for each in (run, *(stage.run for stage in reversed(run.parts))) if each.manifest), None)
+
+
+def _end(run: Run, step: int) -> int:
+    """The step of the history at a step of its last stage."""
+    return (run.parts[-1].first if run.parts else 0) + step
+
+
 def _until(run: Run, step: int) -> Run:
     """The run up to a step of its last stage."""
-    end = (run.parts[-1].first if run.parts else 0) + step
+    end = _end(run, step)
     if end >= run.total_steps:
         return run
     views = {key: _cut(view, end) for key, view in run.views.items()}
@@ -214,13 +230,13 @@ def _shown(run: Run) -> list[Readout]:
     return [view for name, view in found.items() if name != "drawn_lead"]
 
 
-def _drift(run: Run, figures: dict[str, bytes]) -> list[str]:
-    parts = [f"## Value drift\n\n{_panel(run)}"]
+def _drift(run: Run, probed: Run, figures: dict[str, bytes]) -> list[str]:
+    parts = [f"## Value drift\n\n{_panel(probed)}"]
     if f"{FIGURE}.png" in figures:
         parts.append(f"![Shifts by topic over the run, with 95% intervals]({FIGURE}.png)")
     for view in _shown(run):
         reading = reading_of(view)
-        sentence = worded(reading.sentence, view.values.leads)
+        sentence = _worded(reading.sentence, view)
         head, _ = verdict(view)
         judged = f" Judge: {_cell(view.judge)}." if view.judge else ""
         parts.append(f"### {reading.label}\n\n{sentence}{judged} {_cell(head)}\n\n{_table(view)}")
@@ -231,12 +247,11 @@ def _drift(run: Run, figures: dict[str, bytes]) -> list[str]:
     return parts
 
 
-def _panel(run: Run) -> str:
-    about = run.describe()
+def _panel(probed: Run) -> str:
     return (
-        f"Panel {_name(run.manifest)}, {about['probes']} probes, hash {_cell(run.panel_hash[:12])}. Before is the "
-        "model that training started from, after the model of this repository; shifts are paired over probes, with 95% "
-        "intervals."
+        f"Panel {_name(probed.manifest)}, {len(probed.questions)} probes, hash {_cell(probed.panel_hash[:12])}. Before "
+        "is the model that training started from, after the model of this repository; shifts are paired over probes, "
+        "with 95% intervals."
     )
 
 
@@ -245,7 +260,7 @@ def _table(view: Readout) -> str:
     analysis, reading = view.analysis, reading_of(view)
     primary, has_levels = analysis.values.primary, view.kind in (LEAD, ANSWERS)
     head = ["topic", "towards", *(["before", "after"] if has_levels else []),
-            f"shift, {worded(reading.unit, analysis.values.leads)}"]  # fmt: skip
+            f"shift, {_worded(reading.unit, view)}"]  # fmt: skip
     if view.kind == LEAD:
         head.append("coverage")
     if view.kind == TEXT:
@@ -313,6 +328,41 @@ def _caveats(run: Run | None) -> list[str]:
     return [_cell(_PATH.sub(r"\1", sentence)) for sentence in [*found, *run.notes]]
 
 
+# --------------------------------------------------------------------------------------------------------- tasks
+
+
+def _tasks(run: Run, step: int) -> list[str]:
+    """The accuracies of tasks at the first check and at the last one up to a step of the last stage."""
+    end = _end(run, step)
+    checks = [check for check in run.checks if check.step <= end]
+    if not checks:
+        return []
+    first, last = checks[0], checks[-1]
+    head = ["task", "metric", "rows", f"step {first.step:,}"]
+    about = "Share of rows answered rightly, with its standard error."
+    if last is not first:
+        head += [f"step {last.step:,}", "change"]
+        about += (
+            f" The model of this repository is that of step {end:,}; changes are paired over rows, with standard "
+            "error and 95% interval."
+        )
+    rows = []
+    for key, now in last.accuracies.items():
+        cells = [_cell(key[0]), _cell(key[1]), f"{now.rows:,}", _share(first.accuracies[key])]
+        if last is not first:
+            moved = last.changes[key]
+            mean, low, high = (_number(x, form="+z.3f") for x in (moved.mean, moved.low, moved.high))
+            cells += [_share(now), f"{mean} ± {_number(moved.stderr, form='.3f')} [{low}, {high}]"]
+        rows.append(cells)
+    lines = [head, ["---"] * len(head), *rows]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return [f"## Tasks\n\n{about}\n\n{table}"]
+
+
+def _share(accuracy: Accuracy) -> str:
+    return " ± ".join(_number(x, form=".3f") for x in (accuracy.value, accuracy.stderr))
+
+
 # --------------------------------------------------------------------------------------------------------- cells
 
 
@@ -325,8 +375,14 @@ def _level(curve: Curve, at: int) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _number(x: float, scale: float = 1.0) -> str:
-    return f"{x * scale:+z.2f}".replace("-", "−") if math.isfinite(x) else "–"
+def _number(x: float, scale: float = 1.0, form: str = "+z.2f") -> str:
+    return f"{x * scale:{form}}".replace("-", "−") if math.isfinite(x) else "–"
+
+
+def _worded(text: str, view: Readout) -> str:
+    """A reading's sentence or unit with the panel's words, which are of unknown origin too."""
+    yes, no = view.values.leads
+    return worded(text, (_cell(yes), _cell(no)))
 
 
 def _cell(value: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vdengine.errors import InputError
@@ -97,6 +97,34 @@ class FieldReader:
             if field not in row:
                 raise InputError(f"{place}: {name} names the column {shown(field)}, which the row does not have")
         return [row[field] for _, row in self._rows]
+
+
+def checked(rows: Iterable[Place]) -> list[Place]:
+    """Rows whose texts are text.
+
+    Raises:
+        InputError: as `check_texts`.
+    """
+    found = []
+    for place, row in rows:
+        check_texts(row, place)
+        found.append((place, row))
+    return found
+
+
+def check_texts(table: Mapping[str, Any], where: str) -> None:
+    """Raises InputError where half of a surrogate pair stands in a text of a table, at any depth: no file and no
+    tokenizer can take it."""
+    for name, value in table.items():
+        left = [name, value]
+        while left:
+            one = left.pop()
+            if isinstance(one, str) and not is_text(one):
+                raise InputError(f"{where}: {shown(name)} has half of a surrogate pair in it, which is no text")
+            if isinstance(one, dict):
+                left += [*one, *one.values()]
+            elif isinstance(one, list | tuple):
+                left += one
 
 
 def _literal(text: str, where: str, what: str) -> Any:

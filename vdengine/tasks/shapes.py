@@ -16,7 +16,7 @@ from vdengine.data.locate import resolve
 from vdengine.data.rowfiles import EVERY
 from vdengine.errors import InputError
 from vdengine.outside import first_line, printable
-from vdengine.tasks.fields import Place
+from vdengine.tasks.fields import Place, checked
 from vdengine.tasks.task_files import TaskConfig
 
 Doc = dict[str, Any]
@@ -105,7 +105,7 @@ def read_rows(source: str) -> TaskConfig:
     Raises:
         InputError: they cannot be read, fit no shape, or do not have its columns throughout.
     """
-    rows: list[Place] = list(resolve(source).rows_with(EVERY))
+    rows = checked(resolve(source).rows_with(EVERY))
     if not rows:
         raise InputError(f"{printable(source)}: has no rows")
     fitting = [shape for shape in SHAPES if all(column in rows[0][1] for column in shape.columns)]
@@ -126,7 +126,7 @@ def _prepared(rows: list[Place], shape: Shape) -> Iterator[Place]:
     for place, row in rows:
         try:
             yield place, shape.prepare(row)
-        except (KeyError, AttributeError, TypeError) as error:
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise InputError(
                 f"{place}: not a row of the shape {shape.name}, which has the columns {', '.join(shape.columns)} "
                 f"({type(error).__name__}: {first_line(error)})"

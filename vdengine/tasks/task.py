@@ -7,6 +7,7 @@ that accuracies are equal. Tokens play no part: `tasks/task_packs.py` has them.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 from vdengine.data.locate import resolve_here
 from vdengine.errors import InputError
 from vdengine.files import json_hash
+from vdengine.settings import shown
 from vdengine.tasks.fields import FieldReader
 from vdengine.tasks.shapes import read_rows
 from vdengine.tasks.task_files import TaskConfig, read_task_file
@@ -77,6 +79,8 @@ class Task:
         """
         name = str(source)
         config = read_task_file(Path(name)) if name.endswith(ENDINGS) else read_rows(name)
+        if not config.name.strip() or not config.name.isprintable():
+            raise InputError(f"{config.where}: the task's name is {shown(config.name)}; it must be one line of text")
         return cls(config.name, config.metrics, config.delimiter, tuple(_rows(config, limit)))
 
     @cached_property
@@ -124,7 +128,7 @@ def _rows(config: TaskConfig, limit: int) -> list[Row]:
     rows = []
     for number, (place, doc) in enumerate(docs):
         turns = [Turn("system", descriptions[number])] if descriptions[number] else []
-        for example in draw(doc):
+        for example in draw(place, doc):
             turns += example
         turns.append(Turn("user", texts[number]))
         gold = _gold(targets[number], choices[number], place)
@@ -180,16 +184,22 @@ class _Examples:
                 f"{config.where}: num_fewshot is {count}; there are {max(has, 0)} rows to draw examples from"
             )
 
-    def __call__(self, doc: dict[str, Any]) -> list[tuple[Turn, Turn]]:
+    def __call__(self, place: str, doc: dict[str, Any]) -> list[tuple[Turn, Turn]]:
         count, own = self.config.num_fewshot, self.config.leaves_out_row
         if not count:
             return []
         others = range(len(self.pool))
         if self.config.sampler == "first_n":
-            chosen = [i for i in others if not (own and self.pool[i] == doc)][:count]
+            chosen = list(itertools.islice((i for i in others if not (own and self.pool[i] == doc)), count))
         else:
             drawn = self.random.sample(others, count + own)
             chosen = [i for i in drawn if not (own and self.pool[i] == doc)][:count]
             if len(chosen) < count:  # a row that is there twice was drawn twice
-                chosen = self.random.sample([i for i in others if self.pool[i] != doc], count)
+                left = [i for i in others if self.pool[i] != doc]
+                chosen = self.random.sample(left, min(count, len(left)))
+        if len(chosen) < count:
+            raise InputError(
+                f"{self.config.where}: num_fewshot is {count}; only {len(chosen)} of the {len(self.pool)} rows to draw "
+                f"examples from are not the question itself ({place}), and no more are allowed"
+            )
         return [self.turns[i] for i in chosen]

@@ -14,6 +14,7 @@ Keys mean what they mean there. What would change a result and is not computed h
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +23,12 @@ from typing import Any
 from vdengine.data.locate import resolve
 from vdengine.data.rowfiles import EVERY
 from vdengine.errors import InputError
-from vdengine.outside import MIB, parsing, printable, read_text
+from vdengine.outside import MIB, first_line, parsing, printable, read_text
 from vdengine.settings import shown
 from vdengine.tasks.accuracy import METRICS
-from vdengine.tasks.fields import Place
+from vdengine.tasks.fields import Place, check_texts, checked
 
-MAX_INCLUDES = 16
+MAX_FILES = 64  # that are read for one task, as often as they are included
 _READ = (
     "task", "dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split", "test_split",
     "fewshot_split", "fewshot_config", "num_fewshot", "doc_to_text", "doc_to_target", "doc_to_choice", "description",
@@ -90,7 +91,7 @@ def read_task_file(path: Path) -> TaskConfig:
         InputError: it cannot be read, has code in it, is of another output type, or says what is not supported.
     """
     where = printable(path)
-    keys = {key: value for key, value in _merged(path.expanduser(), ()).items() if value is not None}
+    keys = {key: value for key, value in _merged(_found(path, where)[0], (), []).items() if value is not None}
     for key, value in keys.items():
         if (code := _code(value)) is not None:
             advice = _ADVICE.get(key, "only tasks without code can be read")
@@ -165,7 +166,7 @@ def _fewshot(
     elif (samples := config.get("samples")) is not None:
         if not isinstance(samples, list) or not all(isinstance(row, dict) for row in samples):
             raise InputError(f"{where}: fewshot_config.samples must be a list of rows")
-        found["examples"] = [(f"{where}, sample {i}", row) for i, row in enumerate(samples, 1)]
+        found["examples"] = checked((f"{where}, sample {i}", row) for i, row in enumerate(samples, 1))
     else:
         chosen = splits["training"] or splits["validation"] or splits["test"]
         found["examples"] = _split(keys, chosen, path, where)
@@ -214,10 +215,11 @@ def _split(keys: Mapping[str, Any], split: str, path: Path, where: str) -> list[
         names = [place + f"/{name}" * bool(name) + f"@{revision}" * bool(revision) + f":{split}"]
     rows: list[Place] = []
     for name in names:
-        if place in _LOADERS and not Path(name).expanduser().exists() and (beside := path.parent / name).exists():
-            name = str(beside)  # beside the task's file, where the working folder has it not
+        if place in _LOADERS and not _found(name, f"{where}: data_files")[1]:
+            beside, there = _found(name, f"{where}: data_files", beside=_found(path, where)[0])
+            name = str(beside) if there else name  # beside the task's file, where the working folder has it not
         try:
-            rows += resolve(name).rows_with(EVERY)
+            rows += checked(resolve(name).rows_with(EVERY))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
     if not rows:
@@ -246,24 +248,57 @@ def _text(table: Mapping[str, Any], key: str, where: str, default: str | None = 
     return value
 
 
+def _found(name: str | Path, where: str, beside: Path | None = None) -> tuple[Path, bool]:
+    """The path that a name means, and whether something is there. Every path that someone wrote comes through here.
+
+    Args:
+        beside: a file; a relative path starts from its folder.
+
+    Raises:
+        InputError: no path that can be looked up: "~who" of no user here, a NUL, a name that is too long, a circle of
+            links, a folder without permission.
+    """
+    try:
+        path = Path(name).expanduser()
+        path = path if beside is None else beside.parent / path
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return path, False
+        return path, True
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: of expanduser
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{where}: {shown(str(name))} cannot be read: {why}") from None
+
+
 # ------------------------------------------------------------------------------------------------------- YAML
 
 
-def _merged(path: Path, outer: tuple[Path, ...]) -> dict[str, Any]:
-    """The keys of a file, with those of the files that it includes below its own."""
-    where = printable(path)
-    if path.resolve() in outer or len(outer) >= MAX_INCLUDES:
-        raise InputError(f"{where}: include: files include each other in a circle, or too deeply")
+def _merged(path: Path, outer: tuple[str, ...], read: list[Path]) -> dict[str, Any]:
+    """The keys of a file, with those of the files that it includes below its own.
+
+    Args:
+        outer: the files that include it, each in the one before.
+        read: every file that has been read; this one is added.
+    """
+    where, real = printable(path), os.path.realpath(path)
+    if real in outer:
+        raise InputError(f"{where}: include: files include each other in a circle")
+    read.append(path)
+    if len(read) > MAX_FILES:  # ten files that each name the next one ten times would be read 10^10 times
+        raise InputError(f"{where}: include: more than {MAX_FILES} files would be read, the most for one task")
     with parsing(where, "YAML file"):
         keys = _parse(read_text(path, MIB), where)
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys):
         raise InputError(f"{where}: a task file has keys and values; this one does not")
+    check_texts(keys, where)
     includes = keys.pop("include", [])
     merged: dict[str, Any] = {}
     for name in includes if isinstance(includes, list) else [includes]:
         if not isinstance(name, str):
             raise InputError(f"{where}: include is {shown(name)}; it must name a file")
-        merged |= _merged(path.parent / Path(name).expanduser(), (*outer, path.resolve()))
+        inner, _ = _found(name, f"{where}: include", beside=path)
+        merged |= _merged(inner, (*outer, real), read)
         merged.pop("task_list", None)
     return merged | keys
 

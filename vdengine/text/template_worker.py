@@ -75,6 +75,7 @@ class _Worker:
         needed = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
         environment = {name: os.environ[name] for name in needed if name in os.environ}
         environment |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONUTF8": "1"}
+        environment["PYTHONHASHSEED"] = "0"  # a set that a template prints has one order
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "vdengine.text.template_worker"],
             stdin=subprocess.PIPE,
@@ -138,7 +139,8 @@ class TemplateWorker(_Worker):
 
 class RowTemplates(_Worker):
     """Renders templates whose variables are the columns of a row, as lm-evaluation-harness does: an undefined variable
-    is an error, a newline at the end stays, and there is a filter `regex_replace(pattern, replacement)`.
+    is an error, a newline at the end stays, and there is a filter `regex_replace(pattern, replacement)`. Unlike there,
+    what Jinja draws at random (the filter `random`, the function `lipsum`) is missing: a prompt is the same each time.
 
     Args:
         templates: by name.
@@ -288,10 +290,17 @@ def _sandbox(**options: Any) -> Any:
 
 
 def _compile_row(source: str) -> Any:
-    """A template of a row, compiled as lm-evaluation-harness does."""
+    """A template of a row, compiled as lm-evaluation-harness does. Its text is a function of the row: what draws at
+    random is not there, and what prints as an address of memory is an error."""
     import jinja2
 
-    environment = _sandbox(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    def printed(value: Any) -> Any:
+        if not isinstance(value, str) and re.search(r" at 0x[0-9a-f]+>", text := str(value)):
+            raise ValueError(f"{text[:60]} is no text: it is another one each time; call it, or add a filter (| list)")
+        return value
+
+    environment = _sandbox(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=printed)
+    del environment.filters["random"], environment.globals["lipsum"]
     environment.filters["regex_replace"] = lambda text, pattern, repl, count=0: re.sub(pattern, repl, text, count=count)
     return environment.from_string(source)
 
