@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,12 +33,27 @@ def pytest_addoption(parser):
     )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items):
-    """With pytest-xdist (`-n auto --dist loadgroup`) the tests of a file stay in one process, which makes its fixtures
-    once; so do those of the scenarios, in whatever file."""
-    for item in items:
-        scenarios = {"one", "two"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("scenarios" if scenarios else str(item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With pytest-xdist (`-n auto`) the tests of a file stay in one process, which makes its fixtures once; so do those
+    of the scenarios, in whatever file. (Its own groups by mark, `--dist loadgroup`, are not seen under pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "scenarios" if uses_scenarios(path) else path
+
+    return ByFixtures(config, log)
+
+
+@cache
+def uses_scenarios(path: str) -> bool:
+    """Whether tests of a file ask for the fixtures of `engine/conftest.py`; path: from the repository."""
+    if not path.startswith("tests/engine/"):
+        return False
+    text = (REPO / path).read_text(encoding="utf-8")
+    return re.search(r"^def test_\w+\([^)]*\b(one|two|runs)\b", text, re.M) is not None
 
 
 @pytest.fixture

@@ -149,7 +149,9 @@ GROUPS = {
 
 ON_TWO = (
     "base", "small_packs", "probes_off", "resumed", "sft", "reward", "idle", "fraction", "answers", "weighted",
-    *GROUPS["ppo"], *GROUPS["lora"], "grpo", "grpo_resumed", "rloo", "kto", "kto_resumed",
+    *GROUPS["ppo"],
+    "lora", "lora_probes_off", "lora_resumed", "lora_bf16", "lora_reward", "lora_ppo",
+    "grpo", "grpo_resumed", "rloo", "kto", "kto_resumed",
 )  # fmt: skip
 
 
