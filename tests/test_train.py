@@ -220,7 +220,8 @@ def test_what_several_recipes_may_not_be(stages, recipe, capfd):
 
 @pytest.mark.slow
 def test_stages_on_two_ranks(stages, tmp_path):
-    """Guards several recipes under torchrun: the process group of one run ends with it, and the next has its own."""
+    """Guards several recipes under torchrun: they share one process group, as a rank that is early would else wait for
+    the addresses of the last one's."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     done = subprocess.run(
         [*command, "vdengine.train", *stages[:2]], capture_output=True, text=True, timeout=300,

@@ -50,12 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             preflight(recipe, recipes[:number])
     if args.show_batch is not None:
         return show_batch(recipes[0], args.show_batch)
-    for recipe in _left(recipes):
-        if main_rank:
-            print(f"{recipe.run.folder}: loading torch, the model and the data", flush=True)
-        if status := train(recipe):
-            return status
+    left = _left(recipes)
+    with _one_group() if len(left) > 1 else contextlib.nullcontext():
+        for recipe in left:
+            if main_rank:
+                print(f"{recipe.run.folder}: loading torch, the model and the data", flush=True)
+            if status := train(recipe):
+                return status
     return 0
+
+
+def _one_group() -> contextlib.AbstractContextManager[None]:
+    """One process group for several runs."""
+    from vdengine.engine.parallel import one_group  # with torch
+
+    return one_group()
 
 
 def _check_order(recipe: Recipe, later: Sequence[Recipe]) -> None:

@@ -101,7 +101,8 @@ def test_lr_zero_changes_nothing(made):
     folder, _, _ = made("lr0", optimizer={"lr": 0.0})
     log = CapabilityLog.open(folder)
     assert (log.channel.values == log.channel.values[0]).all() and np.isfinite(log.channel.values).all()
-    assert all(c.mean == c.low == c.high == 0 and c.p == 1 for c in log.checks()[-1].changes.values())
+    changes = log.checks()[-1].changes.values()
+    assert changes and all(c.mean == c.lost == c.gained == 0 and c.low <= 0 <= c.high and c.p == 1 for c in changes)
 
 
 def test_score_is_training(whole, files, tiny_models, tmp_path):

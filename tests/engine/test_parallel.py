@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from helpers.launch import torchrun
 from torch.distributed.tensor import DTensor
 
 import vdengine as vd
@@ -183,3 +184,10 @@ def test_the_last_one_sets_the_switches_back():
     finally:
         torch.use_deterministic_algorithms(False)
         dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_groups_one_after_another():
+    """Guards Trainers in turn under torchrun: a rank that is early at the second group finds the addresses of the first
+    in the launcher's store, and would wait for ranks that have left them."""
+    torchrun(2, "two_groups", seconds=120)

@@ -128,6 +128,17 @@ def start_world(parallel: recipes.ParallelKeys, deterministic: bool) -> World:
     return World(rank, size, device, mesh, users, counted)
 
 
+@contextmanager
+def one_group() -> Iterator[None]:
+    """Inside, Worlds come and go in one process group: no rank looks for a group that another has left."""
+    started = join_group()
+    try:
+        yield
+    finally:
+        if started and dist.is_initialized():
+            dist.destroy_process_group()
+
+
 def join_group() -> bool:
     """Join torchrun's ranks as a process group, or without torchrun make one of this process alone. Returns False
     where there is a group already. On CUDA the process takes the GPU of its local rank."""
@@ -139,7 +150,12 @@ def join_group() -> bool:
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"  # checkpoints are written from CPU memory
     timeout = datetime.timedelta(minutes=30)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+        # A launcher's store outlives the group. The next one needs names of its own, or a rank that is early finds the
+        # addresses of the last one there, and waits for ranks that have left them.
+        turn = store.add(f"groups that rank {rank} has joined", 1)
+        store = dist.PrefixStore(f"group {turn}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     return True
