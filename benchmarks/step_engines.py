@@ -18,12 +18,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import common  # noqa: E402
 import rows_for_trl  # noqa: E402
-from common import REPO, device_peak_bytes, reset_peak  # noqa: E402
+from common import OPTIMIZER, REPO, device_peak_bytes, reset_peak, trl_optimizer  # noqa: E402
 
 LAYERS = {"Qwen3-0.6B": 28, "Qwen3-1.7B": 28, "Qwen3-4B": 36}
 STEPS = 4  # the first is warm-up
 PROFILED = 2  # steps under the profiler
-OPTIMIZER = {"lr": 1e-6, "betas": [0.9, 0.95], "eps": 1e-8, "clip": 1.0}
 BETA = 0.1
 LARGE_PANEL = 550  # probes
 
@@ -329,14 +328,7 @@ def run_trl(task: dict[str, Any]) -> None:
             max_steps=STEPS,
             max_length=None,
             gradient_accumulation_steps=task["examples"] // task["micro"],
-            learning_rate=OPTIMIZER["lr"],
-            adam_beta1=OPTIMIZER["betas"][0],
-            adam_beta2=OPTIMIZER["betas"][1],
-            adam_epsilon=OPTIMIZER["eps"],
-            max_grad_norm=OPTIMIZER["clip"],
-            weight_decay=0.0,
-            warmup_steps=0,
-            lr_scheduler_type="constant",
+            **trl_optimizer(),
             train_sampling_strategy="sequential",
             use_cpu=not cuda,
             bf16=cuda,

@@ -29,7 +29,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import common  # noqa: E402
 import rows_for_trl  # noqa: E402
-from common import HH_RLHF, SMOLLM2, in_fresh_process, peak_bytes, reset_peak  # noqa: E402
+from common import HH_RLHF, OPTIMIZER, SMOLLM2, in_fresh_process, peak_bytes, reset_peak, trl_optimizer  # noqa: E402
 
 # name -> (engine, reference, activation checkpointing)
 ENGINES = {
@@ -47,7 +47,6 @@ LORA_ENGINES = {
     "TRL + PEFT no checkpointing": ("trl", "adapter_off", False),
 }
 LORA = {"rank": 16, "alpha": 32}
-OPTIMIZER = {"lr": 1e-6, "betas": [0.9, 0.95], "eps": 1e-8, "clip": 1.0}
 BETA = 0.1
 
 
@@ -254,14 +253,7 @@ def run_trl(task: dict[str, Any]) -> None:
             max_steps=task["steps"],
             beta=BETA,
             max_length=None,
-            learning_rate=OPTIMIZER["lr"],
-            adam_beta1=OPTIMIZER["betas"][0],
-            adam_beta2=OPTIMIZER["betas"][1],
-            adam_epsilon=OPTIMIZER["eps"],
-            max_grad_norm=OPTIMIZER["clip"],
-            weight_decay=0.0,
-            warmup_steps=0,
-            lr_scheduler_type="constant",
+            **trl_optimizer(),
             train_sampling_strategy="sequential",
             use_cpu=True,
             bf16=False,

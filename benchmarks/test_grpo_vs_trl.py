@@ -24,7 +24,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import common  # noqa: E402
 import rows_for_trl  # noqa: E402
-from common import HH_RLHF, SMOLLM2, in_fresh_process, peak_bytes, reset_peak  # noqa: E402
+from common import HH_RLHF, OPTIMIZER, SMOLLM2, in_fresh_process, peak_bytes, reset_peak, trl_optimizer  # noqa: E402
 
 # name -> (engine, activation checkpointing)
 ENGINES = {
@@ -32,7 +32,6 @@ ENGINES = {
     "TRL (default)": ("trl", True),
     "TRL no checkpointing": ("trl", False),
 }
-OPTIMIZER = {"lr": 1e-6, "betas": [0.9, 0.95], "eps": 1e-8, "clip": 1.0}
 
 
 @pytest.mark.parametrize("samples", [4, 16])
@@ -207,14 +206,7 @@ def run_trl(task: dict[str, Any]) -> None:
             loss_type="dapo",
             beta=0.0,
             temperature=1.0,
-            learning_rate=OPTIMIZER["lr"],
-            adam_beta1=OPTIMIZER["betas"][0],
-            adam_beta2=OPTIMIZER["betas"][1],
-            adam_epsilon=OPTIMIZER["eps"],
-            max_grad_norm=OPTIMIZER["clip"],
-            weight_decay=0.0,
-            warmup_steps=0,
-            lr_scheduler_type="constant",
+            **trl_optimizer(),
             shuffle_dataset=False,
             use_cpu=True,
             bf16=False,

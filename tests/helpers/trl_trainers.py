@@ -15,6 +15,7 @@ import random
 import warnings
 from typing import Any
 
+import pytest
 import torch
 
 import vdengine as vd
@@ -198,6 +199,20 @@ def assert_same_metrics(ours: dict[str, float], theirs: dict[str, Any], names: l
 
 REWARDS = ["rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"]
 LOGPS = ["logps/chosen", "logps/rejected"]
+
+
+def assert_logged(means: dict[str, float], logged: dict[str, Any], settings: Any, case: Any) -> None:
+    """The metrics that ours and TRL's trainers of rollouts both have, which must be those of a rollout. They are means
+    of some hundred fp32 numbers of order 1, summed in other orders: 1e-5 is a hundred roundings."""
+    shared = set(means) & set(logged)
+    assert shared >= {"reward", "reward_std", "frac_reward_zero_std", "entropy", "clip_ratio/high_mean"}, shared
+    if settings.mask_truncated_completions:
+        shared.remove("entropy")  # TRL's is of what is learned from, ours of all that was sampled
+    if getattr(settings, "scale_rewards", "") == "batch":
+        shared.remove("frac_reward_zero_std")  # TRL's is then 1 or 0, of all rewards together
+    assert ("kl" in shared) == bool(settings.beta)
+    for name in shared:
+        assert means[name] == pytest.approx(logged[name], rel=1e-5, abs=1e-6), (case, name)
 
 
 def preference_trees() -> list[vd.Tree]:

@@ -14,6 +14,7 @@ import torch
 from helpers.branches import EPS, as_tensor
 from helpers.peers import ours
 from helpers.trl_trainers import (
+    assert_logged,
     assert_same,
     nudged,
     on_policy_loss,
@@ -139,12 +140,4 @@ def test_trl(models, tokenizer, tmp_path):
         loss, advantages, means = our_rollout(GRPO, settings, model, old, reference)
         assert advantages.std() > 0.3 and logged["clip_ratio/region_mean"] > 0, case
         assert_same(loss.detach(), our_gradients(model, loss), their_loss, their_gradients, scale=4)
-        shared = set(means) & set(logged)
-        assert shared >= {"reward", "reward_std", "frac_reward_zero_std", "entropy", "clip_ratio/high_mean"}, shared
-        if settings.mask_truncated_completions:
-            shared.remove("entropy")  # TRL's is of what is learned from, ours of all that was sampled
-        if settings.scale_rewards == "batch":
-            shared.remove("frac_reward_zero_std")  # TRL's is then 1 or 0, of all rewards together
-        assert ("kl" in shared) == bool(settings.beta)
-        for name in shared:
-            assert means[name] == pytest.approx(logged[name], rel=1e-5, abs=1e-6), (case, name)
+        assert_logged(means, logged, settings, case)

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vdengine.drift.channels import Channel
+from vdengine.drift.channels import Channel, read_manifest
 from vdengine.errors import InputError
 from vdengine.files import write_text
-from vdengine.outside import is_count, is_text, json_object, printable
+from vdengine.outside import is_count, is_text, printable
 from vdengine.runfolder import MANIFEST, RunFolder
-from vdengine.settings import shown
 from vdengine.tasks.accuracy import METRICS, Accuracy, Change, accuracy, change, predicted
 
 if TYPE_CHECKING:
@@ -134,13 +133,7 @@ class CapabilityLog:
         """
         folder = RunFolder.at(run_folder).capability
         path = folder / MANIFEST
-        if not path.exists():
-            raise InputError(f"{printable(run_folder)}: no tasks were scored here (expected {printable(path)})")
-        manifest = json_object(path)
-        if manifest.get("schema") != SCHEMA:
-            raise InputError(
-                f"{printable(path)}: schema is {shown(manifest.get('schema'))}; this version reads {SCHEMA}"
-            )
+        manifest = read_manifest(path, SCHEMA, f"{printable(run_folder)}: no tasks were scored here")
         channel = Channel.open(folder, CHOICES, manifest.get("channel"))
         return cls(folder, manifest, channel, _tasks(manifest.get("tasks"), channel.items, printable(path)))
 

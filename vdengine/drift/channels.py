@@ -19,12 +19,31 @@ import numpy as np
 
 from vdengine.errors import InputError
 from vdengine.files import write_bytes
-from vdengine.outside import LARGE, is_count, is_text, json_lines, printable, read_bytes
+from vdengine.outside import LARGE, is_count, is_text, json_lines, json_object, printable, read_bytes
+from vdengine.settings import shown
 
 RECORDS = 4 * LARGE  # bytes of samples that are read
 
 # How far above its bound a value may come out: 100 tokens whose log-softmax is rounded in fp32, at logits around 50
 ROUNDING = 1e-3
+
+
+def read_manifest(path: Path, schema: int, missing: str) -> dict[str, Any]:
+    """The manifest of a log.
+
+    Args:
+        schema: that this version reads.
+        missing: the message where there is none.
+
+    Raises:
+        InputError: there is none, it is damaged, or of another version.
+    """
+    if not path.exists():
+        raise InputError(f"{missing} (expected {printable(path)})")
+    manifest = json_object(path)
+    if manifest.get("schema") != schema:
+        raise InputError(f"{printable(path)}: schema is {shown(manifest.get('schema'))}; this version reads {schema}")
+    return manifest
 
 
 def is_name(name: str) -> bool:

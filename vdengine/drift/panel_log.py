@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from vdengine.drift.channels import Channel, is_name
+from vdengine.drift.channels import Channel, is_name, read_manifest
 from vdengine.errors import InputError
 from vdengine.files import write_text
 from vdengine.outside import is_count, is_text, json_object, printable
 from vdengine.panels.panel import LEADS, OPENINGS, STANCES, Panel, Request
 from vdengine.runfolder import MANIFEST, RunFolder
-from vdengine.settings import shown
 
 SCHEMA = 4
 UNITS = {
@@ -118,13 +117,7 @@ class DriftLog:
         """
         folder = RunFolder.at(run_folder).drift
         path = folder / MANIFEST
-        if not path.exists():
-            raise InputError(f"{printable(run_folder)}: no drift data here (expected {printable(path)})")
-        manifest = json_object(path)
-        if manifest.get("schema") != SCHEMA:
-            raise InputError(
-                f"{printable(path)}: schema is {shown(manifest.get('schema'))}; this version reads {SCHEMA}"
-            )
+        manifest = read_manifest(path, SCHEMA, f"{printable(run_folder)}: no drift data here")
         if not is_text(manifest.get("panel")) or not is_text(manifest.get("panel_hash")):
             raise InputError(f"{printable(path)}: names no panel")
         if not isinstance(named := manifest.get("channels"), dict):

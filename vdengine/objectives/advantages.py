@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SMALL = 1e-4  # beside a deviation that divides; TRL's
+# Of objectives that compare the completions of a prompt: on the console; AdamW's usual rates.
+GROUPS_SHOWN = (("reward", "reward", "+.3f"), ("KL", "kl", ".4f"), ("length", "completions/mean_length", ".0f"))
+GROUPS_LR = (1e-7, 1e-5)
 
 
 def kl_penalty(logp: Tensor, reference: Tensor, estimator: str = "k1") -> Tensor:

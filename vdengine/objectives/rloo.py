@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vdengine.objectives.advantages import SMALL, kl_penalty, leave_one_out, reward_metrics
+from vdengine.objectives.advantages import GROUPS_LR, GROUPS_SHOWN, SMALL, kl_penalty, leave_one_out, reward_metrics
 from vdengine.objectives.base import Advantages, Losses, Objective, OnPolicy, Rolled, Scored
 from vdengine.objectives.clipping import clip_metrics, clipped_surrogate
 from vdengine.settings import key
@@ -105,6 +105,6 @@ RLOO = Objective(
     settings=Settings,
     check=_check,
     at_start=("ratio", 1.0),  # the policy made the rollout
-    shown=(("reward", "reward", "+.3f"), ("KL", "kl", ".4f"), ("length", "completions/mean_length", ".0f")),
-    usual_lr=(1e-07, 1e-05),
+    shown=GROUPS_SHOWN,
+    usual_lr=GROUPS_LR,
 )
