@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.hf_api
 import pytest
 from helpers.weights import one_line
 

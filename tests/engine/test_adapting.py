@@ -12,8 +12,9 @@ from helpers.runs import recipe_of, tables
 from helpers.scenarios import assert_close, same_bits, train
 
 import vdengine as vd
+from vdengine.engine.exporting import export
 from vdengine.engine.preflight import check_model, preflight
-from vdengine.engine.saved_models import SavedModel, export, load_checkpoint
+from vdengine.engine.saved_models import SavedModel, load_checkpoint
 from vdengine.engine.trainer import Trainer
 from vdengine.errors import InputError
 from vdengine.models.weights import open_weights

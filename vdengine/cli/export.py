@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.push is not None:  # what is wrong with it is said before the weights are written
         _check_pushable(RunFolder.at(args.run), asked, args.to, args.merge)
         open_repository(args.push, private=args.private, revision=args.revision)
-    from vdengine.engine.saved_models import export
+    from vdengine.engine.exporting import export
     from vdengine.models.export import add_to_export, export_files
     from vdengine.models.peft_config import is_adapter
     from vdengine.report.card import card

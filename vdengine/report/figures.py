@@ -1,4 +1,7 @@
-"""Figures for print: PNG, SVG and PDF, one or two columns wide, with fonts in the file."""
+"""Figures for print: PNG, SVG and PDF, one or two columns wide, with fonts in the file.
+
+The file is above 500 lines because all figures share the style, the scales and what is left out.
+"""
 
 from __future__ import annotations
 
